@@ -133,7 +133,9 @@ struct RolledBack<'a> {
 pub(crate) async fn rollback(global: &Global, hosts: &Hosts, args: RollbackArgs) -> Result<(), Failure> {
     let client = hosts.source();
     let all = volumes_of(&client, &args.group).await?;
-    let is_back = |volume: &&VolumeStatus| matches!(volume.state, VolumeState::Behind { .. } | VolumeState::Streaming);
+    let is_back = |volume: &&VolumeStatus| {
+        matches!(volume.state, VolumeState::Behind { .. } | VolumeState::Streaming | VolumeState::Paused | VolumeState::Idle)
+    };
     let fenced: Vec<&VolumeStatus> = all.iter().filter(|volume| volume.state == VolumeState::Fenced).collect();
     if let Some(other) = all.iter().find(|volume| volume.state != VolumeState::Fenced && !is_back(volume)) {
         let message = format!("volume {} is {}, neither Fenced nor replicated", other.name, other.state.word());
@@ -158,8 +160,17 @@ pub(crate) async fn rollback(global: &Global, hosts: &Hosts, args: RollbackArgs)
         eprint!("{text}");
     }
     confirm::confirm("Take the history back?", "nothing was changed", args.yes)?;
-    for name in &names {
-        client.volume_resync(name, &ResyncRequest { accept: Some(Accept::Fenced) }).await?;
+    for (done, name) in names.iter().enumerate() {
+        if let Err(error) = client.volume_resync(name, &ResyncRequest { accept: Some(Accept::Fenced) }).await {
+            let failure = Failure::from(error);
+            let message =
+                format!("volume {name}: {}; {done} of {} volumes take the history back by now", failure.message, names.len());
+            let what = format!(
+                "whoever stands in publishes no more once one does: mend that, and say farside rollback {} again",
+                args.group
+            );
+            return Err(Failure::new(failure.exit, message, what));
+        }
     }
     if global.json {
         return print::json(&said);

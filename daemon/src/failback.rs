@@ -41,7 +41,7 @@ use crate::config::VolumeConfig;
 use crate::group::{Ask, TakenBack};
 use crate::locked;
 use crate::supervisor::{Claimed, Daemon};
-use branch::{Branch, Keeping, Suspects};
+use branch::{Branch, Keeping, Kept, Suspects};
 use disks::{Disks, Known};
 use note::{At, Finish, Held, Note, Stage, notes};
 use pull::{PullError, PulledVolume, Puller, Traffic};
@@ -180,8 +180,8 @@ impl Failback {
                 Branch::None => BranchKeeps::Nothing,
                 Branch::Discarded => BranchKeeps::Discarded,
                 Branch::Wanted { .. } => BranchKeeps::Wanted,
-                Branch::Kept { whole: false, .. } => BranchKeeps::Keeping,
-                Branch::Kept { whole: true, .. } => BranchKeeps::Kept,
+                Branch::Kept { is: Kept::Whole { .. }, .. } => BranchKeeps::Kept,
+                Branch::Kept { .. } => BranchKeeps::Keeping,
             },
             why: view.why,
         }
@@ -357,7 +357,10 @@ impl Daemon {
                 // What is a part of a point is served by nobody: it is done when they are at one.
                 FailbackStep::Abort => {
                     // What is being kept is put back at once; whatever else is under way ends first.
-                    let is_due = locked(&known.note).branch.is_due();
+                    let is_due = {
+                        let note = locked(&known.note);
+                        note.branch.is_due() && !note.abort
+                    };
                     let _disks = if is_due { Some(known.stop_for_a_moment().await) } else { None };
                     self.change(&known, |note| (note.finish, note.abort) = (None, true))
                 }
@@ -375,7 +378,7 @@ impl Daemon {
         // They are opened anew.
         disks.let_go();
         let held = locked(&failback.note).held();
-        let is_another = tokio::task::spawn_blocking(move || held.iter().any(disks::is_another)).await?;
+        let are_same = tokio::task::spawn_blocking(move || held.iter().all(disks::is_same)).await?;
         self.change(failback, |note| {
             for held in &mut note.volumes {
                 (held.identity, held.seen) = (None, None);
@@ -384,8 +387,8 @@ impl Daemon {
             if let Stage::Held { at, .. } | Stage::HandedOver { at } = &mut note.stage {
                 was = at.take();
             }
-            // † What is on another disk is nothing of the branch that was begun. If it is the same, that one goes on.
-            let goes_on = matches!(note.branch, Branch::Kept { whole: false, .. }) && !is_another;
+            // † What is on another disk is nothing of the branch that was begun, and where nobody can tell, two branches hold all of it.
+            let goes_on = matches!(note.branch, Branch::Kept { .. }) && note.branch.is_due() && are_same;
             if note.branch != Branch::Discarded && !goes_on {
                 note.branch = Branch::Wanted { base: was };
             }
@@ -417,23 +420,30 @@ impl Daemon {
             fits(&volume.name, &point)
                 .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
         }
-        let base = note::base(&self.state_path(), &group);
+        let base = note::base(&self.state_path(), &group, locked(&failback.note).generation);
         locked(&failback.note).branch =
             if request.discard_branch { Branch::Discarded } else { Branch::Wanted { base: base.clone() } };
         if !request.discard_branch {
-            let fork = self.fork(&group, &failback, &mut None, [base]).await.map_err(|error| match error {
-                PullError::NoFork | PullError::Refused(_) => conflict(
-                    format!("what only the disks of this host hold cannot be kept: {error}"),
+            let cannot = |why: String| {
+                conflict(
+                    format!("what only the disks of this host hold cannot be kept: {why}"),
                     "copy off what you need of it, and say --discard-branch: what differs is overwritten then",
-                ),
+                )
+            };
+            let failed = |error: PullError| match error {
+                PullError::NoFork | PullError::Refused(_) => cannot(error.to_string()),
                 other => unreachable(other),
-            })?;
+            };
+            let why_unfit = |fork: &PullPoint| volumes.iter().find_map(|volume| fits(&volume.name, fork).err());
+            let mut fork = self.fork(&group, &failback, &mut None, [base]).await.map_err(failed)?;
+            if why_unfit(&fork).is_some() {
+                // A volume may be newer than what the disks were last.
+                locked(&failback.note).branch = Branch::Wanted { base: None };
+                fork = self.fork(&group, &failback, &mut None, []).await.map_err(failed)?;
+            }
             locked(&failback.view).over = Some(At::from(&fork).shown());
-            for volume in &volumes {
-                fits(&volume.name, &fork).map_err(|why| {
-                    let message = format!("{why}, from before the failover: what only its disk holds cannot be kept");
-                    conflict(message, "copy off what you need of it, and say --discard-branch: what differs is overwritten then")
-                })?;
+            if let Some(why) = why_unfit(&fork) {
+                return Err(cannot(format!("{why}, from before the failover")));
             }
         }
         if request.plan {
@@ -621,7 +631,9 @@ impl Daemon {
         while self.is_known(failback) {
             let note = locked(&failback.note).clone();
             let Stage::Held { at, applying } = note.stage.clone() else { return Ok(()) };
-            if note.abort && (applying.is_none() || note.branch.is_due()) {
+            // † A part of a point is served by nobody: it is brought to one first, unless all of it can be put back.
+            let is_revertible = matches!(note.branch, Branch::Kept { is: Kept::Revertible, .. });
+            if note.abort && (applying.is_none() || is_revertible) {
                 return self.end_held(failback, at).await;
             }
             let (held, have) = self.take_disks(failback).await?;
@@ -716,8 +728,9 @@ impl Daemon {
         if (note.abort && applying.is_none()) || *held != locked(&failback.note).held() || !held.iter().all(is_open) {
             return Ok(()); // something changed while nothing was locked
         }
-        let is_this = |id: &Name| matches!(&note.branch, Branch::Kept { id: known, whole: false, .. } if known == id);
-        if note.branch.is_due() != keeping.is_some() || keeping.as_ref().is_some_and(|(id, _)| note.abort || !is_this(id)) {
+        let is_this = |id: &Name| matches!(&note.branch, Branch::Kept { id: known, .. } if known == id);
+        let is_given_up = note.abort && matches!(note.branch, Branch::Kept { is: Kept::Revertible, .. });
+        if note.branch.is_due() != keeping.is_some() || keeping.as_ref().is_some_and(|(id, _)| is_given_up || !is_this(id)) {
             return Ok(()); // it was discarded, or begun, or given up
         }
         // What was looked at for this very point before it was interrupted is not looked at again.
@@ -738,12 +751,18 @@ impl Daemon {
                 anyhow::bail!("{path} has {has} bytes, and volume {} has {needs}: make it larger", volume.name);
             }
             let kept = keeping.as_ref().and_then(|(_, keeping)| keeping.of(&volume.name));
-            if kept.is_some() && has > member.volume_bytes && newest_bytes.get(&volume.name) > Some(&member.volume_bytes) {
-                let (path, had) = (volume.backing.display(), member.volume_bytes);
+            // † What lies beyond would be overwritten, and was never kept: by this point, or by the newest after it.
+            let covered = if kept.is_some() { Some(member.volume_bytes) } else { note.branch.covers(&volume.name) };
+            let reaches = newest_bytes.get(&volume.name).copied().unwrap_or(0).max(member.volume_bytes);
+            if let Some(covered) = covered.filter(|covered| has > *covered && reaches > *covered)
+                && (is_fixed || has != reaches)
+            {
+                let path = volume.backing.display();
                 anyhow::bail!(
-                    "{path} has {has} bytes, and volume {} had {had} at point {}: what lies beyond would be overwritten, and is not kept",
+                    "{path} has {has} bytes, of which {covered} are in a point or kept, and the newest point of volume {} has {reaches}: what lies \
+                     beyond would be overwritten. Copy off what you need of it, and: farside failback {} --discard-branch",
                     volume.name,
-                    point.position.slot
+                    note.group
                 );
             }
             let mut all = RegionSet::new();
@@ -788,15 +807,20 @@ impl Daemon {
         }
         brought?;
         let seen = known.seen.clone();
+        let covers: BTreeMap<Name, u64> =
+            point.members.iter().map(|member| (member.meta.name.clone(), member.volume_bytes)).collect();
         let branch = match keeping {
-            Some((id, keeping)) => Some(match keeping.end()? {
-                true => Branch::Kept { id, over: At::from(point), whole: true },
+            Some((id, keeping)) => match tokio::task::spawn_blocking(move || keeping.end()).await?? {
+                true => Branch::Kept { id, over: At::from(point), is: Kept::Whole { covers } },
                 false => Branch::None,
-            }),
-            None => None,
+            },
+            None => match note.branch {
+                Branch::Kept { id, over, is: Kept::Whole { .. } } => Branch::Kept { id, over, is: Kept::Whole { covers } },
+                other => other,
+            },
         };
         self.change(failback, |note| {
-            note.branch = branch.unwrap_or_else(|| note.branch.clone());
+            note.branch = branch;
             for held in &mut note.volumes {
                 held.seen = seen.get(&held.name).cloned().flatten();
             }
@@ -809,6 +833,7 @@ impl Daemon {
         let note = locked(&failback.note).clone();
         if let Stage::Returning { at, served } = &note.stage {
             if note.abort {
+                self.remember_base(&note, at);
                 failback.disks.lock().await.let_go();
                 return self.turn(failback, Stage::Aborting);
             }
@@ -952,7 +977,13 @@ impl Daemon {
         let Some(failback) = locked(&self.failbacks.all).get(group).cloned() else { return Ok(()) };
         self.change(&failback, |note| match is_removed {
             true => note.volumes.retain(|held| held.name != *name),
-            false => note.volumes.iter_mut().filter(|held| held.name == *name).for_each(|held| held.leaving = false),
+            false => {
+                note.volumes.iter_mut().filter(|held| held.name == *name).for_each(|held| held.leaving = false);
+                // † What only its disk holds may not be kept yet.
+                if note.branch.may_begin_anew() {
+                    note.branch = Branch::Wanted { base: None };
+                }
+            }
         })?;
         let note = locked(&failback.note).clone();
         if note.volumes.is_empty() {

@@ -73,9 +73,12 @@ pub(crate) struct Failover {
     /// The same of the source itself, if it was fenced by an earlier one.
     #[serde(default)]
     source_parted: Option<Slot>,
-    /// It is for good.
+    /// The source may not come back; also after another one that followed it.
     #[serde(default)]
     committed: bool,
+    /// This very one is for good.
+    #[serde(default)]
+    settled: bool,
 }
 
 /// A failover that another one took the place of.
@@ -241,6 +244,7 @@ impl Failovers {
             parted: None,
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
             committed: known.as_ref().is_some_and(|known| known.committed),
+            settled: false,
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
         if request.plan {
@@ -288,6 +292,12 @@ impl Failovers {
             let message = format!("the failover of {names} is not through, or its history was taken back");
             return Err(ApiError::new(ErrorCode::Conflict, message, "`farside failover --list` shows how far it is"));
         }
+        let taken_back = known.as_ref().map_or(0, |known| known.generation);
+        if commit && look(receiver, group, None)?.generation.0 > taken_back {
+            let message = format!("some volumes of {names} were taken back by their source, and its stand-in publishes no more");
+            let what = "on the source: farside rollback, which takes back the others, too; or farside failback --finish";
+            return Err(ApiError::new(ErrorCode::Conflict, message, what));
+        }
         if commit && !request.force {
             let Some(stand_in) = &status.stand_in else {
                 let message = format!("nobody publishes {names} in place of its source");
@@ -301,15 +311,11 @@ impl Failovers {
         if request.plan {
             return Ok(status);
         }
-        self.change(receiver, names, |known| known.committed = commit)?;
+        self.change(receiver, names, |known| (known.committed, known.settled) = (commit, commit))?;
         // Whoever is connected and may not be is told; what is kept for the way back is kept no more.
         let _ = receiver.runtime.block_on(group.tell(Mail::StandIn));
-        if let Some(known) = known.filter(|_| commit)
-            && let (Some(point), reason) = (known.point(), known.pin_reason())
-            && let Ok(PromotionLook { point: Some(point), .. }) = look(receiver, group, Some(point))
-        {
-            let change = PointChange::Unpin { only: Some(reason) };
-            receiver.runtime.block_on(group.change(point.shown.id, change))?;
+        if commit {
+            self.go_on(receiver, names)?;
         }
         tracing::warn!(group = %names, commit, "whether a failover is for good was changed");
         self.show_one(receiver, names)
@@ -344,7 +350,7 @@ impl Failovers {
 
     /// The point that a group is about to be failed over to, which is not pinned yet.
     pub(crate) fn wanted(&self, names: &GroupNames) -> Option<Slot> {
-        lock(&self.all).get(names).filter(|one| !one.committed).and_then(Failover::point)
+        lock(&self.all).get(names).filter(|one| !one.settled).and_then(Failover::point)
     }
 
     /// Whether a group was failed over for good, and who has it now.
@@ -445,6 +451,11 @@ impl Failovers {
                     let of_point = point.and_then(|point| look(receiver, &group, Some(point)).ok());
                     let look = of_point.map_or_else(|| look(receiver, &group, None), Ok)?;
                     if !failover.is_taken_back(&look) {
+                        // Withdrawn once, and then there is nothing to withdraw.
+                        if let Some(point) = look.point.filter(|_| failover.settled && point.is_some()) {
+                            let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
+                            receiver.runtime.block_on(group.change(point.shown.id, change))?;
+                        }
                         return Ok(());
                     }
                     if let Some(point) = look.point.filter(|_| point.is_some()) {
@@ -484,7 +495,7 @@ impl Failovers {
     pub(crate) fn reasons(&self) -> Vec<Reason> {
         let said = lock(&self.all);
         let troubles = lock(&self.troubles).clone();
-        let of_all = said.values().filter(|failover| !failover.committed || troubles.contains_key(&failover.names())).map(|failover| {
+        let of_all = said.values().filter(|failover| !failover.settled || troubles.contains_key(&failover.names())).map(|failover| {
             let names = failover.names();
             let message = match (failover.stage, troubles.get(&names)) {
                 (Stage::Fencing | Stage::Fenced { .. }, Some(why)) => format!("the failover of {names} does not go on: {why}"),
@@ -599,7 +610,7 @@ fn shown_alone(failover: &Failover) -> FailoverStatus {
         },
         generation: failover.generation,
         forced: failover.forced,
-        committed: failover.committed,
+        committed: failover.settled,
         stand_in: failover.stand_in.as_ref().map(Name::to_string),
         ..FailoverStatus::default()
     }

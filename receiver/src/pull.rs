@@ -41,8 +41,10 @@ static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 /// Hosts that pull now.
 static HOSTS: Mutex<BTreeMap<Name, Weak<Host>>> = Mutex::new(BTreeMap::new());
 
-/// How the reason of a pin begins that keeps a point for a branch.
-pub(crate) const PIN_REASON: &str = "branch of ";
+/// Why a point is pinned for a branch of a host; with no name what all such reasons begin with.
+pub(crate) fn pin_reason(host: &Name, branch: &str) -> String {
+    format!("branch of {host}: {branch}")
+}
 
 /// What differs is compressed so much: who waits for it waits for an application that is stopped.
 const LEVEL: i32 = 1;
@@ -109,7 +111,10 @@ async fn answer_all(
         let asked = match &message {
             SourceMessage::PullBegin(asked) => Some((asked.id, PullWanted::Newest { have: asked.have })),
             SourceMessage::PullFork(asked) => {
-                let pins = matches!(asked.pin, ForkPin::Pin(_));
+                let pins = match &asked.pin {
+                    ForkPin::Pin(branch) => Some(branch.clone()),
+                    ForkPin::Leave | ForkPin::Unpin(_) => None,
+                };
                 Some((asked.id, PullWanted::Fork { over: asked.over, pins }))
             }
             _ => None,
@@ -152,7 +157,7 @@ async fn answer_all(
 
 /// Keeps a point for a branch of that host, or does so no more.
 async fn pin(group: &GroupHandle, asker: &Name, look: &PullLook, pin: &ForkPin) -> Result<(), String> {
-    let reason = |branch: &Name| format!("{PIN_REASON}{asker}: {branch}");
+    let reason = |branch: &Name| pin_reason(asker, branch.as_str());
     let change = match pin {
         ForkPin::Leave => return Ok(()),
         ForkPin::Pin(branch) => PointChange::OwnPin { reason: reason(branch) },

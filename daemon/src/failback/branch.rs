@@ -37,12 +37,14 @@ const DESCRIPTION: &str = ".branch.json";
 const GONE: &str = "removed";
 /// So much of the state directory's file system is left alone: intent maps grow there.
 const ROOM_LEFT: u64 = 64 << 20;
+/// Of all volumes that are kept.
+const GRANULE_BYTES: u64 = 4096;
 /// What cannot be read is taken for lost only when it could not be so many times, with pauses between: a path may come back.
 const READ_TRIES: u32 = 3;
 
 /// What becomes of what the disks hold and no point does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "is")]
+#[serde(rename_all = "snake_case", tag = "branch")]
 pub(super) enum Branch {
     /// There is nothing.
     #[default]
@@ -51,19 +53,39 @@ pub(super) enum Branch {
     Discarded,
     /// It is to be kept; nothing is overwritten yet. `base`: the point that the disks were last.
     Wanted { base: Option<At> },
-    /// It is kept in the folder of that name, over that point. `whole`: all of it is, and the disks were that point.
-    Kept { id: Name, over: At, whole: bool },
+    /// It is kept in the folder of that name, over that point.
+    Kept { id: Name, over: At, is: Kept },
+}
+
+/// How far a branch is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kept {
+    /// What is in it can be put back, and the disks are then what they were when they were taken.
+    Revertible,
+    /// It was begun with disks that were in part one point and in part another: what is in it is worth keeping, and nothing to serve.
+    Mixed,
+    /// All of it is there. So many bytes of each disk are in a point or in this branch: what lies beyond is in neither.
+    Whole { covers: BTreeMap<Name, u64> },
 }
 
 impl Branch {
     /// Whether something is left to be kept.
     pub(super) fn is_due(&self) -> bool {
-        matches!(self, Self::Wanted { .. } | Self::Kept { whole: false, .. })
+        matches!(self, Self::Wanted { .. } | Self::Kept { is: Kept::Revertible | Kept::Mixed, .. })
     }
 
     /// Whether disks that are no point any more have a branch to begin.
     pub(super) fn may_begin_anew(&self) -> bool {
-        matches!(self, Self::None | Self::Kept { whole: true, .. })
+        matches!(self, Self::None | Self::Kept { is: Kept::Whole { .. }, .. })
+    }
+
+    /// How much of a disk is in a point, or was kept; `None`: nothing beyond what the disks are matters.
+    pub(super) fn covers(&self, volume: &Name) -> Option<u64> {
+        match self {
+            Self::Kept { is: Kept::Whole { covers }, .. } => covers.get(volume).copied(),
+            _ => None,
+        }
     }
 }
 
@@ -102,13 +124,13 @@ pub(super) type Suspects = Mutex<BTreeMap<(Name, GranuleIndex), u32>>;
 #[derive(Debug)]
 pub(super) struct Keeping {
     dir: PathBuf,
-    volumes: BTreeMap<Name, Arc<Kept>>,
+    volumes: BTreeMap<Name, Arc<KeptVolume>>,
     description: Arc<Mutex<Description>>,
 }
 
 /// What is kept of one volume.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct KeptVolume {
     name: Name,
     /// Of the branch.
     dir: PathBuf,
@@ -271,7 +293,7 @@ impl Keeping {
         let description = Arc::new(Mutex::new(description));
         let mut volumes = BTreeMap::new();
         for held in held {
-            let kept = Kept {
+            let kept = KeptVolume {
                 name: held.name.clone(),
                 dir: dir.clone(),
                 overlay: reopen(&dir, &held.name)?.0,
@@ -284,7 +306,7 @@ impl Keeping {
     }
 
     /// Of one volume.
-    pub(super) fn of(&self, volume: &Name) -> Option<Arc<Kept>> {
+    pub(super) fn of(&self, volume: &Name) -> Option<Arc<KeptVolume>> {
         self.volumes.get(volume).cloned()
     }
 
@@ -293,7 +315,7 @@ impl Keeping {
         self.volumes.values().map(|kept| kept.overlay.written_bytes()).sum()
     }
 
-    /// All of it is there. `false`: nothing differed, and the branch is gone.
+    /// All of it is there. `false`: nothing differed.
     ///
     /// # Errors
     /// What the file system says.
@@ -305,18 +327,18 @@ impl Keeping {
         let gone = |name: &&Name| !self.volumes.contains_key(*name);
         description.partial = description.volumes.iter().filter(gone).cloned().collect();
         description.bytes = self.bytes();
-        if description.bytes == 0 && description.unreadable.is_empty() && description.partial.is_empty() {
-            drop(self.volumes);
-            remove(&self.dir)?;
-            return Ok(false);
-        }
+        // What could be read later, after all, is there.
+        description.unreadable.retain(|one| {
+            let granule = GranuleIndex(one.offset / GRANULE_BYTES);
+            self.volumes.get(&one.volume).is_none_or(|kept| !kept.overlay.has(granule))
+        });
         description.whole = true;
         description.keep(&self.dir)?;
-        Ok(true)
+        Ok(description.bytes > 0 || !description.unreadable.is_empty() || !description.partial.is_empty())
     }
 }
 
-impl Kept {
+impl KeptVolume {
     /// Keeps what a disk holds of these runs, but for what is kept already; durable when this returns. Says how many bytes are new.
     ///
     /// # Errors
@@ -477,11 +499,17 @@ pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
     Ok(sync_dir(dir.parent().unwrap_or(dir))?)
 }
 
-/// The same of one whose content is on the disks again.
+/// Whether these are all volumes of a branch.
+pub(super) fn is_of(state_dir: &Path, group: &Name, id: &Name, held: &[Held]) -> bool {
+    let description = Description::read(&folder_of(state_dir, group, id));
+    description.is_ok_and(|of| of.volumes.iter().all(|name| held.iter().any(|held| held.name == *name)))
+}
+
+/// The same of one that holds nothing, or whose content is on the disks again.
 pub(super) fn forget(state_dir: &Path, group: &Name, id: &Name) {
     let dir = folder_of(state_dir, group, id);
     if let Err(error) = remove(&dir) {
-        warn!(path = %dir.display(), "a branch whose content is on its disks again stays: {error:#}");
+        warn!(path = %dir.display(), "a branch that is not needed any more stays: {error:#}");
     }
 }
 
@@ -638,6 +666,8 @@ mod tests {
         std::fs::write(&disk, vec![5; BYTES as usize]).expect("written");
         let id = begun(&state, &disk);
         assert!(!open(&state, &id, &disk, &Arc::default()).expect("there").end().expect("ended"));
+        assert!(is_of(&state, &name("db"), &id, &[held(&disk)]) && !is_of(&state, &name("db"), &id, &[]));
+        forget(&state, &name("db"), &id);
         assert!(all(&state).is_empty());
         // What a kill in the middle of a removal left is none, and goes.
         let id = begun(&state, &disk);

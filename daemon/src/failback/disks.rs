@@ -141,12 +141,11 @@ impl Disks {
     }
 }
 
-/// Whether what is at a disk's place now is another one than the one that was taken; also if it cannot be told because nothing can be opened there.
-pub(super) fn is_another(held: &Held) -> bool {
-    let Some(kept) = &held.identity else { return true };
+/// Whether what is at a disk's place now is the one that was taken, beyond doubt.
+pub(super) fn is_same(held: &Held) -> bool {
     let opened = FileTarget::open_to_follow(&held.backing, held.name.as_str(), 0, false, true);
     let found = opened.ok().and_then(|target| target.identity().ok());
-    found.is_none_or(|found| kept.compare(&found) == Recognised::Another)
+    found.zip(held.identity.as_ref()).is_some_and(|(found, kept)| kept.compare(&found) == Recognised::Same)
 }
 
 #[cfg(test)]

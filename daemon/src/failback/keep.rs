@@ -14,7 +14,7 @@ use farside_region::{LedgerPosition, Name};
 use farside_wire::{ForkPin, PullPoint};
 use tracing::{info, warn};
 
-use super::branch::{self, Branch, Keeping};
+use super::branch::{self, Branch, Keeping, Kept};
 use super::note::{At, Held, Note, Stage};
 use super::pull::{PullError, Puller};
 use super::{Failback, conflict};
@@ -67,12 +67,15 @@ impl Daemon {
             Branch::Wanted { .. } => {
                 format!("{why}; to keep nothing of what only these disks hold: farside failback {} --discard-branch", note.group)
             }
-            Branch::Kept { whole: false, .. } => format!(
+            Branch::Kept { is: Kept::Mixed, .. } => {
+                format!("{why}; to keep no more of what only these disks hold: farside failback {} --discard-branch", note.group)
+            }
+            Branch::Kept { is: Kept::Revertible, .. } => format!(
                 "{why}; to have the disks as they were: farside failback {0} --abort; to keep no more of what only they hold: farside failback {0} \
                  --discard-branch",
                 note.group
             ),
-            Branch::None | Branch::Discarded | Branch::Kept { whole: true, .. } => why,
+            Branch::None | Branch::Discarded | Branch::Kept { is: Kept::Whole { .. }, .. } => why,
         }
     }
 
@@ -80,7 +83,7 @@ impl Daemon {
     pub(super) async fn end_held(self: &Arc<Self>, failback: &Arc<Failback>, at: Option<At>) -> anyhow::Result<()> {
         let looked = locked(&failback.note).branch.clone();
         let state_dir = self.state_path();
-        if let Branch::Kept { id, over, whole: false } = &looked {
+        if let Branch::Kept { id, over, is: Kept::Revertible } = &looked {
             let (held, _) = self.take_disks(failback).await?;
             let mut disks = failback.disks.lock().await;
             let group = locked(&failback.note).group.clone();
@@ -102,18 +105,34 @@ impl Daemon {
                 return Ok(()); // it was told otherwise meanwhile
             }
             disks.let_go();
-            branch::forget(&state_dir, &group, id);
-            self.unpin((&self.source_of(&group), &group), over.position, id).await;
+            drop(disks);
+            let (looked_in, of, which) = (state_dir.clone(), group.clone(), id.clone());
+            let is_forgotten = tokio::task::spawn_blocking(move || {
+                // † Of a volume that left meanwhile it holds what is on no disk.
+                let is_all = branch::is_of(&looked_in, &of, &which, &held);
+                if is_all {
+                    branch::forget(&looked_in, &of, &which);
+                }
+                is_all
+            });
+            if is_forgotten.await? {
+                self.unpin((&self.source_of(&group), &group), over.position, id).await;
+            }
             return Ok(());
         }
         let note = locked(&failback.note).clone();
-        if let Some(at) = at
-            && let Err(error) = note.remember_base(&state_dir, &at)
-        {
-            warn!("what the disks of {} are cannot be remembered: a branch may get larger: {error:#}", note.group);
+        if let Some(at) = at {
+            self.remember_base(&note, &at);
         }
         failback.disks.lock().await.let_go();
         self.turn(failback, Stage::Aborting)
+    }
+
+    /// What the disks are is in a point: the next branch need not have it.
+    pub(super) fn remember_base(&self, note: &Note, at: &At) {
+        if let Err(error) = note.remember_base(&self.state_path(), at) {
+            warn!(group = %note.group, "what its disks are cannot be remembered, and a branch may get larger: {error:#}");
+        }
     }
 
     /// The gateway need keep a point for a branch no more. Whether it heard that.
@@ -164,17 +183,21 @@ impl Daemon {
                 if !is_as_it_was(&locked(&failback.note)) {
                     return Ok(());
                 }
-                let id = branch::begin(&state_dir, (&source, group), looked.generation, store, (held, &point))?;
-                let over = At::from(&point);
-                let kept = Branch::Kept { id: id.clone(), over: over.clone(), whole: false };
-                if let Err(error) = self.change(failback, |note| note.branch = kept) {
-                    branch::forget(&state_dir, group, &id);
-                    return Err(error);
-                }
+                let (dir, of, generation) = (state_dir.clone(), (source.clone(), group.clone()), looked.generation);
+                let (volumes, over) = (held.to_vec(), At::from(&point));
+                let begun = move || branch::begin(&dir, (&of.0, &of.1), generation, store, (&volumes, &point));
+                let id = tokio::task::spawn_blocking(begun).await??;
+                let is = match looked.stage {
+                    Stage::Held { applying: None, .. } => Kept::Revertible,
+                    _ => Kept::Mixed,
+                };
+                // † If this fails it may be durable all the same: the folder stays.
+                let kept = Branch::Kept { id: id.clone(), over: over.clone(), is };
+                self.change(failback, |note| note.branch = kept)?;
                 (id, over)
             }
-            Branch::Kept { id, over, whole: false } => (id.clone(), over.clone()),
-            Branch::None | Branch::Discarded | Branch::Kept { whole: true, .. } => return Ok(()),
+            Branch::Kept { id, over, is: Kept::Revertible | Kept::Mixed } => (id.clone(), over.clone()),
+            Branch::None | Branch::Discarded | Branch::Kept { is: Kept::Whole { .. }, .. } => return Ok(()),
         };
         let puller = match connected {
             Some(connected) => Arc::clone(connected),
@@ -182,11 +205,19 @@ impl Daemon {
         };
         // † Before anything is overwritten: without it what is kept is worth nothing.
         let point = puller.fork(Some(over.position), ForkPin::Pin(id.clone())).await?;
-        let keeping = Keeping::open(&state_dir, (group, &id), &over, held, &failback.suspects)?;
+        let (dir, of, at, volumes) = (state_dir.clone(), (group.clone(), id.clone()), over.clone(), held.to_vec());
+        let suspects = failback.suspects.clone();
+        let opened = move || Keeping::open(&dir, (&of.0, &of.1), &at, &volumes, &suspects);
+        let keeping = tokio::task::spawn_blocking(opened).await??;
         failback.traffic.kept.store(keeping.bytes(), Ordering::Relaxed);
         self.apply(failback, &puller, held, &point, Some((id.clone(), keeping))).await?;
-        if locked(&failback.note).branch == Branch::None && puller.fork(Some(over.position), ForkPin::Unpin(id)).await.is_err() {
-            warn!(%group, point = %over.position.slot, "a point stays pinned for a branch that came to nothing");
+        if locked(&failback.note).branch == Branch::None {
+            // Nothing differed.
+            let (dir, of, which) = (state_dir, group.clone(), id.clone());
+            tokio::task::spawn_blocking(move || branch::forget(&dir, &of, &which)).await?;
+            if puller.fork(Some(over.position), ForkPin::Unpin(id)).await.is_err() {
+                warn!(%group, point = %over.position.slot, "a point stays pinned for a branch that came to nothing");
+            }
         }
         Ok(())
     }
@@ -222,7 +253,7 @@ impl Daemon {
             (Some(((source, group), over)), Some(name)) => self.unpin((source, group), *over, name).await,
             _ => false,
         };
-        let trouble = (!is_unpinned).then(|| "the gateway was not reached, and keeps its point pinned".to_owned());
+        let trouble = (!is_unpinned).then(|| "its pin was not withdrawn on the gateway".to_owned());
         Ok(BranchStatus { trouble, ..branch })
     }
 }

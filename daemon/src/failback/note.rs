@@ -144,7 +144,7 @@ impl Note {
 
     /// The point that the disks of a group are when a failback of it is given up: the next one has that in common with them.
     pub(super) fn remember_base(&self, state_dir: &Path, at: &At) -> anyhow::Result<()> {
-        Ok(write_atomically(&base_path(state_dir, &self.group), &serde_json::to_string(at)?)?)
+        Ok(write_atomically(&base_path(state_dir, &self.group), &serde_json::to_string(&(self.generation, at))?)?)
     }
 
     /// The history is taken back: what the disks were is no base any more.
@@ -174,9 +174,11 @@ fn base_path(state_dir: &Path, group: &Name) -> PathBuf {
     folder(state_dir).join(format!("{group}.was"))
 }
 
-/// The point that a group's disks were when the last failback of it was given up.
-pub(super) fn base(state_dir: &Path, group: &Name) -> Option<At> {
-    serde_json::from_str(&std::fs::read_to_string(base_path(state_dir, group)).ok()?).ok()
+/// The point that a group's disks were when the last failback from that promotion was given up.
+pub(super) fn base(state_dir: &Path, group: &Name, generation: u64) -> Option<At> {
+    let kept = std::fs::read_to_string(base_path(state_dir, group)).ok()?;
+    let (of, at): (u64, At) = serde_json::from_str(&kept).ok()?;
+    (of == generation).then_some(at)
 }
 
 fn folder(state_dir: &Path) -> PathBuf {
@@ -274,6 +276,7 @@ mod tests {
     use farside_region::{RecordDigest, Slot};
 
     use super::*;
+    use crate::failback::branch::Kept;
 
     fn name(text: &str) -> Name {
         text.parse().expect("a name")
@@ -330,6 +333,53 @@ mod tests {
             keep(stage);
             assert!(!half("data", &disk) && !stays_hidden(dir.path(), &name("data"), &disk));
         }
+    }
+
+    /// A build that knows of no branches would overwrite what is to be kept.
+    #[test]
+    fn what_is_to_be_kept_is_said_in_a_version_of_its_own_and_notes_of_before_that_are_read() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let disk = dir.path().join("disk");
+        let path = dir.path().join("failback/db.json");
+        let version = || {
+            serde_json::from_slice::<serde_json::Value>(&std::fs::read(&path).expect("kept")).expect("JSON")["version"].clone()
+        };
+        let held = |at, applying| Stage::Held { at, applying };
+        let kept = |is| Branch::Kept { id: name("x"), over: at(), is };
+        let covers = [(name("data"), 7)].into();
+        let all = [
+            (Branch::Wanted { base: Some(at()) }, 2),
+            (kept(Kept::Revertible), 2),
+            (kept(Kept::Mixed), 2),
+            (kept(Kept::Whole { covers }), 1),
+            (Branch::Discarded, 1),
+            (Branch::None, 1),
+        ];
+        for (branch, said) in all {
+            let one = Note { branch, ..note(held(Some(at()), None), &disk) };
+            one.keep(dir.path()).expect("kept");
+            assert_eq!((version(), branch_of(dir.path())), (said.into(), one.branch.clone()), "{one:?}");
+        }
+        // Of a build before: what had overwritten nothing keeps it, and what had goes on.
+        for (stage, branch) in [(held(None, None), Branch::Wanted { base: None }), (held(None, Some(at())), Branch::None)] {
+            note(stage, &disk).keep(dir.path()).expect("kept");
+            let mut old: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("kept")).expect("JSON");
+            old["version"] = 1.into();
+            old.as_object_mut().expect("an object").remove("branch");
+            std::fs::write(&path, old.to_string()).expect("written");
+            assert_eq!(branch_of(dir.path()), branch);
+        }
+        let one = note(held(Some(at()), None), &disk);
+        one.remember_base(dir.path(), &at()).expect("kept");
+        assert_eq!(base(dir.path(), &name("db"), one.generation), Some(at()));
+        assert_eq!(base(dir.path(), &name("db"), one.generation + 1), None, "of another failover");
+        assert_eq!(notes(dir.path()).expect("read").len(), 1);
+        one.forget_base(dir.path());
+        assert_eq!(base(dir.path(), &name("db"), one.generation), None);
+    }
+
+    fn branch_of(state_dir: &Path) -> Branch {
+        notes(state_dir).expect("read").remove(0).branch
     }
 
     #[test]

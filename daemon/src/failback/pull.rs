@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::branch::{KeepError, Kept};
+use super::branch::{KeepError, KeptVolume};
 use crate::locked;
 
 /// Why it cannot go on.
@@ -112,7 +112,7 @@ pub(super) struct PulledVolume {
     /// Regions in which the disk may not be the point yet.
     pub(super) lacks: Arc<Mutex<RegionSet>>,
     /// Where what is overwritten is kept first.
-    pub(super) kept: Option<Arc<Kept>>,
+    pub(super) kept: Option<Arc<KeptVolume>>,
 }
 
 impl Puller {

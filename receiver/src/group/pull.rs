@@ -6,8 +6,9 @@ use farside_store::LazyPointReader;
 use farside_wire::{PULL_MEMBERS_MAX, PULL_RANGES_MAX, PullMember, PullOther};
 
 use super::fence::highest;
+use super::gone_for_good;
 use super::{Group, Place};
-use crate::pull::PIN_REASON;
+use crate::pull::pin_reason;
 
 /// Points that are kept for branches of one host.
 const BRANCHES_MAX: usize = 64;
@@ -24,12 +25,12 @@ pub(crate) struct PullAsk {
 }
 
 /// Which point a host wants.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum PullWanted {
     /// The newest; `have`: what its disks are.
     Newest { have: Option<LedgerPosition> },
-    /// The newest from before the failover; `over`: no other than this one. `pins`: it is to be kept for a branch.
-    Fork { over: Option<LedgerPosition>, pins: bool },
+    /// The newest from before the failover; `over`: no other than this one. `pins`: it is to be kept for that branch.
+    Fork { over: Option<LedgerPosition>, pins: Option<Name> },
 }
 
 /// What it is told.
@@ -59,8 +60,11 @@ impl Group {
             Place::Here(here) => here,
             Place::Away { words, .. } => return Err(words.clone()),
         };
+        if let Some(winner) = self.receiver.failovers.committed(&self.names).filter(|_| ask.asker == self.names.source) {
+            return Err(gone_for_good(&self.names, &winner));
+        }
         let state = here.store.state();
-        let point = match ask.wanted {
+        let point = match &ask.wanted {
             PullWanted::Newest { .. } => {
                 let newest = state.points_below(None).find(|point| !point.degraded);
                 newest.ok_or_else(|| format!("{} has no point that is whole", self.names))?
@@ -76,10 +80,10 @@ impl Group {
                 newest.ok_or_else(|| format!("{} has no point from before its failover any more that is whole", self.names))?
             }
             PullWanted::Fork { over: Some(over), pins } => {
-                if pins {
-                    self.may_pin(state, &ask.asker, over.slot)?;
+                if let Some(branch) = pins {
+                    self.may_pin(state, &ask.asker, branch)?;
                 }
-                let known = state.points().get(&over.slot).filter(|point| !point.degraded && state.holds(&over));
+                let known = state.points().get(&over.slot).filter(|point| !point.degraded && state.holds(over));
                 known.ok_or_else(|| format!("{} does not keep point {} any more", self.names, over.slot))?
             }
         };
@@ -133,19 +137,19 @@ impl Group {
     }
 
     /// Whether a host may have one more point kept for its branches: retention frees nothing of what is pinned.
-    fn may_pin(&self, state: &State, asker: &Name, over: Slot) -> Result<(), String> {
+    fn may_pin(&self, state: &State, asker: &Name, branch: &Name) -> Result<(), String> {
         if !self.receiver.failovers.stands(&self.names) {
             return Err(format!(
                 "{} was not failed over, as far as is known here: nothing is pinned for a branch of it",
                 self.names
             ));
         }
-        let of_asker = format!("{PIN_REASON}{asker}: ");
-        let others = state.points().values().filter(|point| point.slot != over);
-        let pins = others.flat_map(|point| point.pins.values());
-        if pins.filter(|reason| reason.starts_with(&of_asker)).count() >= BRANCHES_MAX {
+        let (of_asker, this) = (pin_reason(asker, ""), pin_reason(asker, branch.as_str()));
+        let mut pins =
+            state.points().values().flat_map(|point| point.pins.values()).filter(|reason| reason.starts_with(&of_asker));
+        if pins.clone().all(|reason| *reason != this) && pins.nth(BRANCHES_MAX - 1).is_some() {
             return Err(format!(
-                "{BRANCHES_MAX} points are pinned for branches of {asker}: `farside branch remove` there lets go of one"
+                "{BRANCHES_MAX} branches of {asker} have points pinned: `farside branch remove` there lets go of one"
             ));
         }
         Ok(())
