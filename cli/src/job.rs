@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::args::Global;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, NOTHING, Table};
 use crate::{drill, failback, failover, opened};
@@ -59,9 +59,14 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: JobCommand) -> 
     let daemons = hosts.all().await?;
     let mut jobs = Vec::new();
     for client in &daemons {
-        match client.daemon() {
-            Daemon::Source => of_source(client, &mut jobs).await?,
-            Daemon::Receiver => of_receiver(client, &mut jobs).await?,
+        let asked = match client.daemon() {
+            Daemon::Source => of_source(client, &mut jobs).await,
+            Daemon::Receiver => of_receiver(client, &mut jobs).await,
+        };
+        match asked {
+            // The other one may have something to say.
+            Err(error) if daemons.len() > 1 && error.exit == Exit::Unreachable => eprintln!("farside: {}", error.message),
+            asked => asked?,
         }
     }
     jobs.extend(drill::found()?.into_iter().map(|found| {
@@ -110,7 +115,7 @@ async fn of_source(client: &Client, jobs: &mut Vec<Job>) -> Result<(), Failure> 
             done: matches!(one.stage, FailbackStage::Keeping | FailbackStage::Pulling)
                 .then(|| share(one.done_regions, one.total_regions))
                 .flatten(),
-            ended_by: Some(format!("farside {verb} {} --abort", one.group)),
+            ended_by: (one.stage != FailbackStage::Aborting).then(|| format!("farside {verb} {} --abort", one.group)),
             why: one.why,
             deadline: None,
         });
@@ -146,9 +151,12 @@ async fn of_receiver(client: &Client, jobs: &mut Vec<Job>) -> Result<(), Failure
     // One that is for good is no job any more.
     for one in client.failovers().await?.into_iter().filter(|one| !one.committed) {
         let group = format!("{}/{}", one.source, one.group);
-        let verb = match one.stage {
-            FailoverStage::Planned | FailoverStage::Fencing => format!("farside failover {group} --abort"),
-            _ => format!("farside commit {group}"),
+        let ended_by = match one.stage {
+            FailoverStage::Planned | FailoverStage::Fencing => Some(format!("farside failover {group} --abort")),
+            FailoverStage::Promoted => {
+                Some(format!("on {}: farside failback {} (or rollback); or farside commit {group}", one.source, one.group))
+            }
+            FailoverStage::Fenced | FailoverStage::Over => None,
         };
         jobs.push(Job {
             job: "failover".to_owned(),
@@ -156,7 +164,7 @@ async fn of_receiver(client: &Client, jobs: &mut Vec<Job>) -> Result<(), Failure
             owner: owner.clone(),
             stage: failover::stage(one.stage).to_owned(),
             why: one.why,
-            ended_by: Some(verb),
+            ended_by,
             ..Job::default()
         });
     }

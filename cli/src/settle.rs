@@ -149,6 +149,11 @@ pub(crate) async fn rollback(global: &Global, hosts: &Hosts, args: RollbackArgs)
         let message = format!("no volume of group {} is Fenced: it was not failed over, as far as this host knows", args.group);
         return Err(Failure::new(Exit::Refused, message, "nothing is to be rolled back; `farside volume list` shows the states"));
     }
+    // The gateway's words are all that this host has of it.
+    if serde_json::to_string(&client.source_status().await?).is_ok_and(|status| status.contains("for good (farside commit)")) {
+        let message = format!("group {} was failed over for good: the gateway refuses this host", args.group);
+        return Err(Failure::new(Exit::Refused, message, "on the gateway: farside commit SOURCE/GROUP --undo"));
+    }
     let names: Vec<&str> = fenced.iter().map(|volume| volume.name.as_str()).collect();
     let said = RolledBack { group: &args.group, volumes: names.clone(), planned: args.plan };
     let text: String = names.iter().map(|name| format!("{name}: goes on with its disk as it is\n")).collect();

@@ -180,7 +180,7 @@ impl Failback {
                 Branch::None => BranchKeeps::Nothing,
                 Branch::Discarded => BranchKeeps::Discarded,
                 Branch::Wanted { .. } => BranchKeeps::Wanted,
-                Branch::Kept { is: Kept::Whole { .. }, .. } => BranchKeeps::Kept,
+                Branch::Kept { is: Kept::Whole, .. } => BranchKeeps::Kept,
                 Branch::Kept { .. } => BranchKeeps::Keeping,
             },
             why: view.why,
@@ -387,6 +387,7 @@ impl Daemon {
             if let Stage::Held { at, .. } | Stage::HandedOver { at } = &mut note.stage {
                 was = at.take();
             }
+            let was = was.or_else(|| note.branch.base().cloned());
             // † What is on another disk is nothing of the branch that was begun, and where nobody can tell, two branches hold all of it.
             let goes_on = matches!(note.branch, Branch::Kept { .. }) && note.branch.is_due() && are_same;
             if note.branch != Branch::Discarded && !goes_on {
@@ -493,6 +494,7 @@ impl Daemon {
             // As it was known when it was served last.
             identity: backing::kept(&self.volume_path(volume)),
             seen: None,
+            beyond: None,
             leaving: false,
         }
     }
@@ -558,7 +560,7 @@ impl Daemon {
                     wait = AGAIN.0;
                 }
                 Err(error) => {
-                    let why = self.with_way_out(&failback, format!("{error:#}"));
+                    let why = self.with_way_out(&failback, &error);
                     if locked(&failback.view).why.replace(why.clone()).as_ref() != Some(&why) {
                         warn!(group = %locked(&failback.note).group, "the failback cannot go on yet: {why}");
                     }
@@ -706,6 +708,9 @@ impl Daemon {
         }
         self.change(failback, |note| {
             note.stage = Stage::Returning { at, served: false };
+            if note.branch.is_due() {
+                note.branch = Branch::None; // they are a point, and nothing was overwritten
+            }
             // What was forced is to end the newest of all.
             note.generation = promotion.flatten().map_or(note.generation, |promotion| promotion.0);
         })?;
@@ -737,6 +742,7 @@ impl Daemon {
         let goes_on = disks.known.as_ref().is_some_and(|known| known.at == point.position);
         let newest_bytes = locked(&failback.view).bytes.clone();
         let mut work = Vec::new();
+        let mut beyond = BTreeMap::new();
         let mut lacks = BTreeMap::new();
         let mut is_known = disks.known.is_some();
         for volume in held {
@@ -752,19 +758,18 @@ impl Daemon {
             }
             let kept = keeping.as_ref().and_then(|(_, keeping)| keeping.of(&volume.name));
             // † What lies beyond would be overwritten, and was never kept: by this point, or by the newest after it.
-            let covered = if kept.is_some() { Some(member.volume_bytes) } else { note.branch.covers(&volume.name) };
+            let ends = if kept.is_some() { Some(member.volume_bytes).filter(|ends| has > *ends) } else { volume.beyond };
             let reaches = newest_bytes.get(&volume.name).copied().unwrap_or(0).max(member.volume_bytes);
-            if let Some(covered) = covered.filter(|covered| has > *covered && reaches > *covered)
-                && (is_fixed || has != reaches)
-            {
+            if let Some(ends) = ends.filter(|ends| reaches > *ends && note.branch != Branch::Discarded) {
                 let path = volume.backing.display();
                 anyhow::bail!(
-                    "{path} has {has} bytes, of which {covered} are in a point or kept, and the newest point of volume {} has {reaches}: what lies \
+                    "{path} has {has} bytes, of which {ends} are in a point or kept, and the newest point of volume {} has {reaches}: what lies \
                      beyond would be overwritten. Copy off what you need of it, and: farside failback {} --discard-branch",
                     volume.name,
                     note.group
                 );
             }
+            beyond.insert(volume.name.clone(), ends.filter(|ends| *ends >= member.volume_bytes));
             let mut all = RegionSet::new();
             all.insert_range(geometry.all_regions());
             let before = disks.known.as_ref().and_then(|known| known.lacks.get(&volume.name)).map(|lacks| locked(lacks).clone());
@@ -807,22 +812,18 @@ impl Daemon {
         }
         brought?;
         let seen = known.seen.clone();
-        let covers: BTreeMap<Name, u64> =
-            point.members.iter().map(|member| (member.meta.name.clone(), member.volume_bytes)).collect();
         let branch = match keeping {
             Some((id, keeping)) => match tokio::task::spawn_blocking(move || keeping.end()).await?? {
-                true => Branch::Kept { id, over: At::from(point), is: Kept::Whole { covers } },
+                true => Branch::Kept { id, over: At::from(point), is: Kept::Whole },
                 false => Branch::None,
             },
-            None => match note.branch {
-                Branch::Kept { id, over, is: Kept::Whole { .. } } => Branch::Kept { id, over, is: Kept::Whole { covers } },
-                other => other,
-            },
+            None => note.branch,
         };
         self.change(failback, |note| {
             note.branch = branch;
             for held in &mut note.volumes {
                 held.seen = seen.get(&held.name).cloned().flatten();
+                held.beyond = beyond.get(&held.name).copied().flatten();
             }
             note.stage = Stage::Held { at: Some(At::from(point)), applying: None };
         })
@@ -860,7 +861,10 @@ impl Daemon {
         for name in note.held().iter().map(|held| &held.name) {
             // One that is removed meanwhile is waited for no more.
             while self.volumes_of(&note.group).iter().any(|volume| volume.name == *name) {
-                if takes_back.is_some() && locked(&failback.note).abort {
+                if let Stage::Returning { at, .. } = &note.stage
+                    && locked(&failback.note).abort
+                {
+                    self.remember_base(&note, at);
                     return self.turn(failback, Stage::Aborting);
                 }
                 match (self.volume_state(&note.group, name).await, takes_back) {
@@ -979,7 +983,10 @@ impl Daemon {
             true => note.volumes.retain(|held| held.name != *name),
             false => {
                 note.volumes.iter_mut().filter(|held| held.name == *name).for_each(|held| held.leaving = false);
-                // † What only its disk holds may not be kept yet.
+                // † It may be in part another point than the others are, and what only its disk holds may not be kept yet.
+                if let Stage::Held { at, applying } = &mut note.stage {
+                    *applying = applying.take().or(at.take());
+                }
                 if note.branch.may_begin_anew() {
                     note.branch = Branch::Wanted { base: None };
                 }

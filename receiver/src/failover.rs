@@ -292,6 +292,9 @@ impl Failovers {
             let message = format!("the failover of {names} is not through, or its history was taken back");
             return Err(ApiError::new(ErrorCode::Conflict, message, "`farside failover --list` shows how far it is"));
         }
+        if commit && known.as_ref().is_some_and(|known| known.settled) {
+            return Ok(status);
+        }
         let taken_back = known.as_ref().map_or(0, |known| known.generation);
         if commit && look(receiver, group, None)?.generation.0 > taken_back {
             let message = format!("some volumes of {names} were taken back by their source, and its stand-in publishes no more");
@@ -482,7 +485,12 @@ impl Failovers {
     fn show_one(&self, receiver: &Receiver, names: &GroupNames) -> Result<FailoverStatus, ApiError> {
         let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
         let failover = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
-        let looked = handle(receiver, names).and_then(|group| Ok((look(receiver, &group, failover.point())?, group)));
+        let looked = handle(receiver, names).and_then(|group| {
+            let looked = look(receiver, &group, failover.point());
+            // Of one that is for good the point goes as policy says.
+            let is_gone = looked.as_ref().is_err_and(|error| failover.settled && error.code == ErrorCode::NotFound);
+            Ok((if is_gone { look(receiver, &group, None)? } else { looked? }, group))
+        });
         let trouble = lock(&self.troubles).get(names).cloned();
         match looked {
             Ok((look, group)) => Ok(FailoverStatus { why: trouble, ..show(receiver, &group, &failover, &look) }),

@@ -421,6 +421,16 @@ fn what_a_fenced_host_wrote_is_kept_wherever_it_is_killed_or_runs_out_of_room() 
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert!(content_of(&old, &kept[0]) == before, "the branch is not what the disk held: {kept:?}");
 
+    // What the stand-in grows by is followed, too, and is nothing that was here.
+    new.daemon.take().expect("it runs").stop();
+    let grown = std::fs::File::options().write(true).open(new.backing("data")).expect("opened");
+    grown.set_len(BYTES + (9 << 20)).expect("grown");
+    new.start_daemon();
+    write_noise(&new.tap("data"), BYTES + (9 << 20), 5, 50);
+    follows(&old, &new);
+    assert!(disk(&old) == disk(&new) && disk(&old).len() as u64 == BYTES + (9 << 20), "it did not grow");
+    assert_eq!(branches(&old), kept);
+
     // A person may give it up.
     run(&mut failback(&old, &["--abort"]));
     fenced(&old);

@@ -65,8 +65,8 @@ pub(super) enum Kept {
     Revertible,
     /// It was begun with disks that were in part one point and in part another: what is in it is worth keeping, and nothing to serve.
     Mixed,
-    /// All of it is there. So many bytes of each disk are in a point or in this branch: what lies beyond is in neither.
-    Whole { covers: BTreeMap<Name, u64> },
+    /// All of it is there.
+    Whole,
 }
 
 impl Branch {
@@ -75,17 +75,17 @@ impl Branch {
         matches!(self, Self::Wanted { .. } | Self::Kept { is: Kept::Revertible | Kept::Mixed, .. })
     }
 
-    /// Whether disks that are no point any more have a branch to begin.
-    pub(super) fn may_begin_anew(&self) -> bool {
-        matches!(self, Self::None | Self::Kept { is: Kept::Whole { .. }, .. })
-    }
-
-    /// How much of a disk is in a point, or was kept; `None`: nothing beyond what the disks are matters.
-    pub(super) fn covers(&self, volume: &Name) -> Option<u64> {
+    /// The point that the disks were last, where that is known.
+    pub(super) fn base(&self) -> Option<&At> {
         match self {
-            Self::Kept { is: Kept::Whole { covers }, .. } => covers.get(volume).copied(),
+            Self::Wanted { base } => base.as_ref(),
             _ => None,
         }
+    }
+
+    /// Whether disks that are no point any more have a branch to begin.
+    pub(super) fn may_begin_anew(&self) -> bool {
+        matches!(self, Self::None | Self::Kept { is: Kept::Whole, .. })
     }
 }
 
@@ -552,7 +552,7 @@ mod tests {
     }
 
     fn held(path: &Path) -> Held {
-        Held { name: name("data"), backing: path.to_owned(), identity: None, seen: None, leaving: false }
+        Held { name: name("data"), backing: path.to_owned(), identity: None, seen: None, beyond: None, leaving: false }
     }
 
     fn point() -> PullPoint {

@@ -26,7 +26,7 @@ use farside_region::{Generation, Name};
 use tracing::{error, info, warn};
 
 use super::branch::Branch;
-use super::note::{At, Note, Stage};
+use super::note::{Note, Stage};
 use super::pull::PullError;
 use super::{Failback, SERVED, conflict, fits, unkept};
 use crate::config::VolumeConfig;
@@ -347,20 +347,12 @@ impl Daemon {
         let branch = if request.discard_branch {
             Branch::Discarded
         } else {
-            Branch::Wanted { base: at.clone().or(base_of(&note.branch)) }
+            Branch::Wanted { base: at.clone().or_else(|| note.branch.base().cloned()) }
         };
         let held = Stage::Held { at, applying: None };
         self.change(failback, |note| (note.generation, note.stage, note.branch) = (promoted.0, held, branch)).map_err(unkept)?;
         drop(disks);
         failback.told.notify_one();
         Ok(failback.show())
-    }
-}
-
-/// What was known of the disks before they were accepted anew.
-fn base_of(branch: &Branch) -> Option<At> {
-    match branch {
-        Branch::Wanted { base } => base.clone(),
-        _ => None,
     }
 }

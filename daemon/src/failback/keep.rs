@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::branch::{self, Branch, Keeping, Kept};
 use super::note::{At, Held, Note, Stage};
 use super::pull::{PullError, Puller};
-use super::{Failback, conflict};
+use super::{Failback, conflict, fits};
 use crate::locked;
 use crate::supervisor::Daemon;
 
@@ -28,11 +28,7 @@ impl Daemon {
     /// A person gives up what the disks hold and no point does. What is kept of it by now stays.
     pub(super) async fn discard_branch(&self, failback: &Failback) -> anyhow::Result<()> {
         let _disks = failback.stop_for_a_moment().await;
-        self.change(failback, |note| {
-            if note.branch.is_due() {
-                note.branch = Branch::Discarded;
-            }
-        })
+        self.change(failback, |note| note.branch = Branch::Discarded)
     }
 
     /// The first of these points that is there, or else the newest from before the failover. Over this connection, or the next, which it leaves.
@@ -60,22 +56,22 @@ impl Daemon {
         Err(PullError::Stopped)
     }
 
-    /// What ends the keeping, whatever it waits for.
-    pub(super) fn with_way_out(&self, failback: &Failback, why: String) -> String {
+    /// Why it does not go on, and what ends the keeping if that is what waits.
+    pub(super) fn with_way_out(&self, failback: &Failback, error: &anyhow::Error) -> String {
         let note = locked(&failback.note);
+        // A line that broke is there again, or not, whatever is kept.
+        let is_of_keeping = note.branch.is_due()
+            && matches!(note.stage, Stage::Held { .. })
+            && !matches!(error.downcast_ref(), Some(PullError::Ended(_) | PullError::Stopped));
+        if !is_of_keeping {
+            return format!("{error:#}");
+        }
+        let discard = format!("to keep no more of what only these disks hold: farside failback {} --discard-branch", note.group);
         match note.branch {
-            Branch::Wanted { .. } => {
-                format!("{why}; to keep nothing of what only these disks hold: farside failback {} --discard-branch", note.group)
+            Branch::Kept { is: Kept::Revertible, .. } if !note.abort => {
+                format!("{error:#}; to have the disks as they were: farside failback {} --abort; {discard}", note.group)
             }
-            Branch::Kept { is: Kept::Mixed, .. } => {
-                format!("{why}; to keep no more of what only these disks hold: farside failback {} --discard-branch", note.group)
-            }
-            Branch::Kept { is: Kept::Revertible, .. } => format!(
-                "{why}; to have the disks as they were: farside failback {0} --abort; to keep no more of what only they hold: farside failback {0} \
-                 --discard-branch",
-                note.group
-            ),
-            Branch::None | Branch::Discarded | Branch::Kept { is: Kept::Whole { .. }, .. } => why,
+            _ => format!("{error:#}; {discard}"),
         }
     }
 
@@ -167,7 +163,11 @@ impl Daemon {
                 let have_at =
                     have.and_then(|have| base.clone().or_else(|| held_at(&looked.stage)).filter(|at| at.position == have));
                 let is_whole = have_at.is_some() && !failback.disks.lock().await.lacks_something();
-                let point = self.fork(group, failback, connected, [have_at, base.clone()]).await?;
+                let mut point = self.fork(group, failback, connected, [have_at, base.clone()]).await?;
+                if held.iter().any(|held| fits(&held.name, &point).is_err()) {
+                    // A volume may be newer than what the disks were last.
+                    point = self.fork(group, failback, connected, []).await?;
+                }
                 locked(&failback.view).over = Some(At::from(&point).shown());
                 if is_whole && Some(point.position) == have {
                     // † They are a point that the store has: not only as far as this host knows.
@@ -197,7 +197,7 @@ impl Daemon {
                 (id, over)
             }
             Branch::Kept { id, over, is: Kept::Revertible | Kept::Mixed } => (id.clone(), over.clone()),
-            Branch::None | Branch::Discarded | Branch::Kept { is: Kept::Whole { .. }, .. } => return Ok(()),
+            Branch::None | Branch::Discarded | Branch::Kept { is: Kept::Whole, .. } => return Ok(()),
         };
         let puller = match connected {
             Some(connected) => Arc::clone(connected),

@@ -63,6 +63,9 @@ pub(super) struct Held {
     pub(super) identity: Option<Identity>,
     /// What tells whether somebody wrote to it since `at` was said of it.
     pub(super) seen: Option<Seen>,
+    /// The disk was larger when it was taken than at the point over which its branch lies: what is beyond so many bytes is in no point and no branch.
+    #[serde(default)]
+    pub(super) beyond: Option<u64>,
     /// A person removes it: it is no part of this any more, and served by nobody until that is done.
     pub(super) leaving: bool,
 }
@@ -264,7 +267,7 @@ fn is_same_disk(one: &Path, other: &Path) -> bool {
 #[cfg(test)]
 pub(crate) fn hold(state_dir: &Path, volume: &str, backing: &Path) -> impl FnOnce() {
     let name = volume.parse().expect("a name");
-    let held = Held { name, backing: backing.to_owned(), identity: None, seen: None, leaving: false };
+    let held = Held { name, backing: backing.to_owned(), identity: None, seen: None, beyond: None, leaving: false };
     let note = Note::new("g".parse().expect("a name"), vec![held]);
     note.keep(state_dir).expect("kept");
     let state_dir = state_dir.to_owned();
@@ -284,7 +287,7 @@ mod tests {
 
     fn note(stage: Stage, backing: &Path) -> Note {
         let (identity, seen) = (None, None);
-        let held = Held { name: name("data"), backing: backing.to_owned(), identity, seen, leaving: false };
+        let held = Held { name: name("data"), backing: backing.to_owned(), identity, seen, beyond: None, leaving: false };
         Note { stage, ..Note::new(name("db"), vec![held]) }
     }
 
@@ -346,12 +349,11 @@ mod tests {
         };
         let held = |at, applying| Stage::Held { at, applying };
         let kept = |is| Branch::Kept { id: name("x"), over: at(), is };
-        let covers = [(name("data"), 7)].into();
         let all = [
             (Branch::Wanted { base: Some(at()) }, 2),
             (kept(Kept::Revertible), 2),
             (kept(Kept::Mixed), 2),
-            (kept(Kept::Whole { covers }), 1),
+            (kept(Kept::Whole), 1),
             (Branch::Discarded, 1),
             (Branch::None, 1),
         ];
