@@ -13,10 +13,10 @@ use crate::print::{self, NOTHING, Table};
 /// `farside branch …`
 #[derive(Debug, Subcommand)]
 #[command(after_long_help = "\
-When a group is failed back, its disks are overwritten with what was published since. What only they
-hold, the last writes before the failover and all that came after it here, is kept first, as a branch:
-one folder for each volume, which lies over a point. The gateway has that point pinned until the
-branch is removed.
+When a group is failed back, its disks are overwritten with what was published since. What only
+they hold, the last writes before the failover and all that came after it here, is kept first, as
+a branch: one folder for each volume, which lies over a point. The gateway has that point pinned
+until the branch is removed.
 
 To look into it, copy it to the gateway (it is sparse), and open it over its point; `branch show`
 prints the commands.

@@ -25,12 +25,12 @@ pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(100);
 Run it on the old host, whose volumes are all `Fenced`, or whose group was handed over by `farside
 cutover`. The way back has three steps:
 
-  1. farside failback GROUP            takes its volumes out of service here, and brings their disks
-                                       to the newest point that the stand-in published: only what
-                                       differs crosses the network. Then newer points are followed.
-                                       The stand-in serves, and publishes, meanwhile.
+  1. farside failback GROUP            takes its volumes out of service here, and brings their
+                                       disks to the newest point that the stand-in published: only
+                                       what differs crosses the network. Then newer points are
+                                       followed. The stand-in serves, and publishes, meanwhile.
   2. on the stand-in: stop the applications, wait for lag 0 (farside status), stop farsided
-  3. farside failback GROUP --finish   brings the disks to the last point, serves the volumes here,
+  3. farside failback GROUP --finish   brings the disks to the last point, serves the volumes,
                                        and takes the history back. The stand-in is `Fenced` then.
 
 What these disks hold and no point does (the last writes before the failover, and all that came
@@ -46,16 +46,16 @@ Examples:
   farside failback db --plan
   farside failback db
   farside failback db --finish
-  farside failback db --abort          serve them as the disks are, fenced as before; as they were, if
-                                       what only they hold is still being kept
+  farside failback db --abort          serve them as the disks are, fenced as before; as they
+                                       were, if what only they hold is still being kept
   farside failback db --accept-disks   a disk was replaced, or has no serial number after a reboot
   farside failback --list
 
---finish waits until the stand-in has stopped in order, and said that all of it is published; --force
-does not, where it burnt down, and loses what it had not published.
+--finish waits until the stand-in has stopped in order, and said that all of it is published;
+--force does not, where it burnt down, and loses what it had not published.
 
-Exit code 4: refused. A volume is not `Fenced`, nor handed over, is in use, or nothing was published since the
-failover (--force takes the point of the failover itself)."
+Exit code 4: refused. A volume is not `Fenced`, nor handed over, is in use, or nothing was
+published since the failover (--force takes the point of the failover itself)."
 )]
 pub(crate) struct FailbackArgs {
     /// The group, of this host.

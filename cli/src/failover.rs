@@ -35,8 +35,8 @@ what was brought up is replicated nowhere until a host that has it publishes in 
 `farside volume resync NAME --accept forked` there; all of it is compared, what differs is sent.
 
 The way back: `farside failback GROUP` on the old host brings its disks to what was published
-since; `farside rollback GROUP` there goes on with its disks as they are; `farside commit` here says
-that it does not come back.
+since; `farside rollback GROUP` there goes on with its disks as they are; `farside commit` here
+says that it does not come back.
 
 Exit code 4: refused. The source is connected, or the point is not the newest; --force.
 

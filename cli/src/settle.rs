@@ -26,7 +26,7 @@ Exit code 4: refused. Nobody stands in, or has published anything yet; --force.
 Examples:
   farside commit web1/db --plan
   farside commit web1/db
-  farside commit web1/db --undo     the old source may come back: farside failback, or rollback, there")]
+  farside commit web1/db --undo     the old source may come back: failback, or rollback, there")]
 pub(crate) struct CommitArgs {
     /// The group.
     group: Address,
@@ -96,15 +96,20 @@ pub(crate) async fn commit(global: &Global, hosts: &Hosts, args: CommitArgs) -> 
 /// `farside rollback`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-On the old host, whose volumes are `Fenced`: it takes the history back and goes on with its disks as
-they are. Whoever stood in is fenced. All of each volume is compared by digest, and only what differs
-is sent. Volumes that were taken back before stay as they are, so the same command goes on after a kill.
+On the old host, whose volumes are `Fenced`: it takes the history back and goes on with its disks
+as they are. Whoever stood in is fenced. All of each volume is compared by digest, and only what
+differs is sent. Volumes that were taken back before stay as they are, so the same command goes on
+after a kill.
 
-What was written to the copy is not taken over. Of it, what was published stays in the store as long as
-policy says; to keep its last point, on the gateway, first: farside point pin latest --of SOURCE/GROUP.
+What was written to the copy is not taken over. What of it was published stays in the store as
+long as policy says; to keep its last point, first, on the gateway:
+
+  farside point pin latest --of SOURCE/GROUP
+
 To have it on these disks instead: farside failback.
 
-Exit code 4: refused. A volume is neither `Fenced` nor replicated, or a failback of the group is not over.
+Exit code 4: refused. A volume is neither `Fenced` nor replicated, a failback of the group is not
+over, or the gateway was told that the failover is for good.
 
 Examples:
   farside rollback db --plan

@@ -236,7 +236,10 @@ impl Daemon {
         let found = self.branches().into_iter().find(|branch| branch.id == id);
         let branch = found.ok_or_else(|| ApiError::not_found("branch", id, "`farside branch list` lists them"))?;
         let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
-        let is_written = |one: &Arc<Failback>| locked(&one.note).branch.is_due() && one.show().branch.as_deref() == Some(id);
+        let is_written = |one: &Arc<Failback>| {
+            let note = locked(&one.note);
+            matches!(&note.branch, Branch::Kept { id: kept, .. } if note.branch.is_due() && format!("{}/{kept}", note.group) == id)
+        };
         if all.iter().any(is_written) {
             let message = format!("a failback of {} is keeping branch {id}", branch.group);
             let what = "`farside failback --list` shows how far it is; --discard-branch there has it keep no more";
