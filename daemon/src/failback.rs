@@ -733,6 +733,7 @@ impl Daemon {
         if (note.abort && applying.is_none()) || *held != locked(&failback.note).held() || !held.iter().all(is_open) {
             return Ok(()); // something changed while nothing was locked
         }
+        let looked = note.branch.clone();
         let is_this = |id: &Name| matches!(&note.branch, Branch::Kept { id: known, .. } if known == id);
         let is_given_up = note.abort && matches!(note.branch, Branch::Kept { is: Kept::Revertible, .. });
         if note.branch.is_due() != keeping.is_some() || keeping.as_ref().is_some_and(|(id, _)| is_given_up || !is_this(id)) {
@@ -817,15 +818,23 @@ impl Daemon {
                 true => Branch::Kept { id, over: At::from(point), is: Kept::Whole },
                 false => Branch::None,
             },
-            None => note.branch,
+            None => looked.clone(),
         };
         self.change(failback, |note| {
-            note.branch = branch;
+            // † One that stays after all, while the others were brought here, is no part of this point.
+            let is_all = note.held().iter().all(|now| held.iter().any(|held| held.name == now.name));
+            if note.branch == looked {
+                note.branch = branch;
+            }
             for held in &mut note.volumes {
                 held.seen = seen.get(&held.name).cloned().flatten();
                 held.beyond = beyond.get(&held.name).copied().flatten();
             }
-            note.stage = Stage::Held { at: Some(At::from(point)), applying: None };
+            let point = Some(At::from(point));
+            note.stage = match is_all {
+                true => Stage::Held { at: point, applying: None },
+                false => Stage::Held { at: None, applying: point },
+            };
         })
     }
 
