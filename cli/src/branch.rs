@@ -87,11 +87,11 @@ async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
     }
     let mut table = Table::new(&["BRANCH", "OVER", "CUT", "DIFFERS", "WHOLE", "UNREADABLE", "VOLUMES"]);
     for branch in &all {
-        let over = branch.over.as_ref();
+        let [over, cut] = print::point_cells(branch.over.as_ref());
         table.row([
             branch.id.clone(),
-            over.map_or_else(|| NOTHING.to_owned(), |over| over.id.to_string()),
-            over.map_or_else(|| NOTHING.to_owned(), |over| print::time(over.cut_wall)),
+            over,
+            cut,
             print::bytes(branch.bytes),
             if branch.whole && branch.partial.is_empty() { "yes" } else { "no" }.to_owned(),
             if branch.unreadable_bytes > 0 { print::bytes(branch.unreadable_bytes) } else { NOTHING.to_owned() },

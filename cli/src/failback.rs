@@ -192,11 +192,12 @@ pub(crate) async fn list(global: &Global, client: &Client) -> Result<(), Failure
     }
     let mut table = Table::new(&["GROUP", "STAGE", "POINT", "CUT", "DONE", "RECEIVED"]);
     for one in &all {
+        let [point, cut] = print::point_cells(one.point.as_ref());
         table.row([
             one.group.clone(),
             stage(one).to_owned(),
-            one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string()),
-            one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| print::time(point.cut_wall)),
+            point,
+            cut,
             match one.stage {
                 FailbackStage::Keeping | FailbackStage::Pulling if one.total_regions > 0 => {
                     print::percent(one.done_regions, one.total_regions)

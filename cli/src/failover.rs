@@ -191,12 +191,13 @@ async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
     }
     let mut table = Table::new(&["GROUP", "STAGE", "GENERATION", "POINT", "CUT"]);
     for one in &all {
+        let [point, cut] = print::point_cells(one.point.as_ref());
         table.row([
             format!("{}/{}", one.source, one.group),
             if one.committed { "committed".to_owned() } else { stage(one.stage).to_owned() },
             one.generation.to_string(),
-            one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string()),
-            one.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| print::time(point.cut_wall)),
+            point,
+            cut,
         ]);
     }
     let members: String = all.iter().map(|one| format!("\n{}", steps(one))).collect();

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
+use farside_control::source::LastPoint;
 use farside_control::{Reason, Severity};
 use serde::Serialize;
 
@@ -108,6 +109,14 @@ pub(crate) fn percent(done: u64, total: u64) -> String {
 /// A time of day in UTC, to the millisecond.
 pub(crate) fn time(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S%.3fZ").to_string()
+}
+
+/// A point in a table: its id, and when it was cut.
+pub(crate) fn point_cells(point: Option<&LastPoint>) -> [String; 2] {
+    match point {
+        Some(point) => [point.id.to_string(), time(point.cut_wall)],
+        None => [NOTHING; 2].map(str::to_owned),
+    }
 }
 
 /// What a text may look like: how wide, and whether in colour.

@@ -435,15 +435,11 @@ impl Daemon {
                 PullError::NoFork | PullError::Refused(_) => cannot(error.to_string()),
                 other => unreachable(other),
             };
-            let why_unfit = |fork: &PullPoint| volumes.iter().find_map(|volume| fits(&volume.name, fork).err());
-            let mut fork = self.fork(&group, &failback, &mut None, [base]).await.map_err(failed)?;
-            if why_unfit(&fork).is_some() {
-                // A volume may be newer than what the disks were last.
-                locked(&failback.note).branch = Branch::Wanted { base: None };
-                fork = self.fork(&group, &failback, &mut None, []).await.map_err(failed)?;
-            }
+            let held = locked(&failback.note).held();
+            let bases = [base.map(|base| base.position)];
+            let fork = self.fork(&group, &failback, &mut None, &held, bases).await.map_err(failed)?;
             locked(&failback.view).over = Some(At::from(&fork).shown());
-            if let Some(why) = why_unfit(&fork) {
+            if let Some(why) = volumes.iter().find_map(|volume| fits(&volume.name, &fork).err()) {
                 return Err(cannot(format!("{why}, from before the failover")));
             }
         }

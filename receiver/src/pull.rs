@@ -199,8 +199,7 @@ async fn answer(connection: &Arc<dyn Connection>, members: Arc<Vec<Pullable>>, q
     });
     let made = made.await;
     drop(one); // who reads its answers slowly holds up nobody
-    let made = made.map_err(|error| error.to_string()).and_then(|made| made.map_err(|error| error.to_string()));
-    let part = match made {
+    let part = match made.map_err(|error| error.to_string()).and_then(|made| made.map_err(|error| error.to_string())) {
         Ok(part) => part,
         Err(text) => {
             tracing::warn!(%text, "what a host wants to pull cannot be read");

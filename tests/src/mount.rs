@@ -4,7 +4,43 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
 use crate::{Site, run, tool, wait_for};
+
+/// A file system in memory with little room, which is seen by the thread that mounted it and its children only.
+#[derive(Debug)]
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Mounts one on a folder that is there. `size`: as `mount -o size=` has it. `None`, and says so: it cannot be, without root.
+    pub fn mount(folder: &Path, size: &str) -> Option<Self> {
+        let disk = Self(folder.to_owned());
+        let private = unshare(CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
+            .and_then(|()| disk.mounted(MsFlags::empty(), size));
+        match private {
+            Ok(()) => Some(disk),
+            Err(error) => {
+                eprintln!("skipped: a private tmpfs cannot be mounted here ({error}); run as root");
+                None
+            }
+        }
+    }
+
+    /// Gives it another size.
+    ///
+    /// # Panics
+    /// When what is in it does not fit.
+    pub fn resize(&self, size: &str) {
+        self.mounted(MsFlags::MS_REMOUNT, size).expect("another size");
+    }
+
+    fn mounted(&self, flags: MsFlags, size: &str) -> nix::Result<()> {
+        mount(Some("tmpfs"), &self.0, Some("tmpfs"), flags, Some(&*format!("size={size}")))
+    }
+}
 
 /// A file system that a test may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,10 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use farside_tests::mount::SmallDisk;
 use farside_tests::verify::{connect, write_noise};
 use farside_tests::{Process, Site, json, run, wait_for, wait_until};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 const BYTES: u64 = 96 << 20;
@@ -337,17 +336,9 @@ fn used(branches: &Path) -> u64 {
 #[test]
 fn what_a_fenced_host_wrote_is_kept_wherever_it_is_killed_or_runs_out_of_room() {
     let mut old = Site::with_volume(BYTES, "200ms", 1000);
-    // What is mounted here is seen by this thread and its children only.
     let branches_dir = old.path("host/state/branches");
     std::fs::create_dir_all(&branches_dir).expect("made");
-    let mounted = |flags, size| mount(Some("tmpfs"), &branches_dir, Some("tmpfs"), flags, Some(size));
-    let private = unshare(CloneFlags::CLONE_NEWNS)
-        .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
-        .and_then(|()| mounted(MsFlags::empty(), "size=84m"));
-    if let Err(error) = private {
-        eprintln!("skipped: a private tmpfs cannot be mounted here ({error}); run as root");
-        return;
-    }
+    let Some(small) = SmallDisk::mount(&branches_dir, "84m") else { return };
     let target = lost(&mut old);
     let mut new = stand_in(&old, &target);
     write(&new, 3, 300);
@@ -409,7 +400,7 @@ fn what_a_fenced_host_wrote_is_kept_wherever_it_is_killed_or_runs_out_of_room() 
     assert!(disk(&old) == before, "what was overwritten was not put back");
     assert!(branches(&old).is_empty() && !is_pinned_for(&old, &waiting[0]));
 
-    mounted(MsFlags::MS_REMOUNT, "size=400m").expect("more room");
+    small.resize("400m");
     begin(&old, &[]).kill();
     for mib in [24, 32, 40] {
         wait_for("more to be kept", || (used(&branches_dir) >= mib << 20).then_some(()));

@@ -6,10 +6,9 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use farside_tests::mount::SmallDisk;
 use farside_tests::verify::{Rng, Verifier, connect};
 use farside_tests::{Process, Site, program, wait_for};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 const BYTES: u64 = 48 << 20;
@@ -266,17 +265,9 @@ fn a_disk_without_room_is_not_filled_up_and_later_it_goes_on() {
         client.write(8 << 20, &noise, 0).expect("written");
         client.flush().expect("durable");
     });
-    // What is mounted here is seen by this thread and its children only.
     let (disk, socket) = (site.path("small"), site.path("small.nbd"));
     fs::create_dir(&disk).expect("made");
-    let mounted = |flags, size| mount(Some("tmpfs"), &disk, Some("tmpfs"), flags, Some(size));
-    let private = unshare(CloneFlags::CLONE_NEWNS)
-        .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
-        .and_then(|()| mounted(MsFlags::empty(), "size=70m"));
-    if let Err(error) = private {
-        eprintln!("skipped: a private tmpfs cannot be mounted here ({error}); run as root");
-        return;
-    }
+    let Some(small) = SmallDisk::mount(&disk, "70m") else { return };
     let file = disk.join("image");
     let flags = ["--hydrate", file.to_str().expect("text")];
     let mut child =
@@ -294,7 +285,7 @@ fn a_disk_without_room_is_not_filled_up_and_later_it_goes_on() {
     assert!(0 < written && written < BYTES, "{opened}");
     process.kill();
 
-    mounted(MsFlags::MS_REMOUNT, "size=300m").expect("more room");
+    small.resize("300m");
     let opened = open(&site, &point, &socket, &flags);
     assert_eq!(opened.said["written_bytes"], written, "it goes on");
     wait_for("the file", || file.exists().then_some(()));

@@ -256,7 +256,7 @@ impl Overlay {
     ///
     /// # Errors
     /// [`OverlayError`].
-    pub fn reopen(dir: &Path) -> Result<(Self, Geometry), OverlayError> {
+    pub fn reopen(dir: &Path) -> Result<Self, OverlayError> {
         let io = |source| OverlayError::Io { path: dir.join(DESCRIPTION), verb: "read", source };
         let unknown = |why: String| OverlayError::Unknown { path: dir.to_owned(), why };
         let text = std::fs::read(dir.join(DESCRIPTION)).map_err(io)?;
@@ -265,7 +265,7 @@ impl Overlay {
         if geometry.granule_bytes() != found.over.granule_bytes {
             return Err(unknown(format!("its granules have {} bytes", found.over.granule_bytes)));
         }
-        Ok((Self::open(dir, &found.over, &geometry)?, geometry))
+        Self::open(dir, &found.over, &geometry)
     }
 
     /// Of two files of the right lengths, as the disk has them.

@@ -265,7 +265,7 @@ impl Description {
 }
 
 /// A folder that was made for one, and the overlay in it. † One that is not there is not made anew: it may be on a disk that is not mounted.
-fn reopen(dir: &Path, volume: &Name) -> anyhow::Result<(Overlay, Geometry)> {
+fn reopen(dir: &Path, volume: &Name) -> anyhow::Result<Overlay> {
     let path = dir.join(volume.as_str());
     anyhow::ensure!(
         Overlay::is_in(&path),
@@ -296,7 +296,7 @@ impl Keeping {
             let kept = KeptVolume {
                 name: held.name.clone(),
                 dir: dir.clone(),
-                overlay: reopen(&dir, &held.name)?.0,
+                overlay: reopen(&dir, &held.name)?,
                 description: description.clone(),
                 suspects: suspects.clone(),
             };
@@ -433,7 +433,7 @@ impl KeptVolume {
 /// # Errors
 /// What the disk or the file system says: it may be in part what it was then, and can be put back again.
 pub(super) fn put_back(state_dir: &Path, (group, id): (&Name, &Name), volume: &Name, target: &FileTarget) -> anyhow::Result<u64> {
-    let (overlay, _) = reopen(&folder_of(state_dir, group, id), volume)?;
+    let overlay = reopen(&folder_of(state_dir, group, id), volume)?;
     let mut failed = None;
     let given = overlay.give(|extent, content| {
         target.write_at(extent.offset, content).map_err(|error| {

@@ -31,15 +31,17 @@ impl Daemon {
         self.change(failback, |note| note.branch = Branch::Discarded)
     }
 
-    /// The first of these points that is there, or else the newest from before the failover. Over this connection, or the next, which it leaves.
+    /// The first of these points that is there and holds these volumes, or else the newest from before the failover. Over this connection, or the next,
+    /// which it leaves.
     pub(super) async fn fork(
         &self,
         group: &Name,
         failback: &Failback,
         connected: &mut Option<Arc<Puller>>,
-        bases: impl IntoIterator<Item = Option<At>>,
+        held: &[Held],
+        bases: impl IntoIterator<Item = Option<LedgerPosition>>,
     ) -> Result<PullPoint, PullError> {
-        for over in bases.into_iter().flatten().map(|base| Some(base.position)).chain([None]) {
+        for over in bases.into_iter().flatten().map(Some).chain([None]) {
             let puller = match connected.take() {
                 Some(connected) => connected,
                 None => self.puller(group, failback).await?,
@@ -49,7 +51,11 @@ impl Daemon {
                 Err(PullError::Refused(_)) if over.is_some() => {}
                 answered => {
                     *connected = Some(puller);
-                    return answered;
+                    let fits_all = |point: &PullPoint| held.iter().all(|held| fits(&held.name, point).is_ok());
+                    // A volume may be newer than what the disks were last.
+                    if over.is_none() || !answered.as_ref().is_ok_and(|point| !fits_all(point)) {
+                        return answered;
+                    }
                 }
             }
         }
@@ -160,16 +166,12 @@ impl Daemon {
         let is_as_it_was = |note: &Note| note.branch == looked.branch && note.abort == looked.abort && note.held() == held;
         let (id, over) = match &looked.branch {
             Branch::Wanted { base } => {
-                let have_at =
-                    have.and_then(|have| base.clone().or_else(|| held_at(&looked.stage)).filter(|at| at.position == have));
-                let is_whole = have_at.is_some() && !failback.disks.lock().await.lacks_something();
-                let mut point = self.fork(group, failback, connected, [have_at, base.clone()]).await?;
-                if held.iter().any(|held| fits(&held.name, &point).is_err()) {
-                    // A volume may be newer than what the disks were last.
-                    point = self.fork(group, failback, connected, []).await?;
-                }
+                let lacks = failback.disks.lock().await.lacks_something();
+                let whole = have.filter(|_| !lacks);
+                let bases = [whole, base.as_ref().map(|base| base.position)];
+                let point = self.fork(group, failback, connected, held, bases).await?;
                 locked(&failback.view).over = Some(At::from(&point).shown());
-                if is_whole && Some(point.position) == have {
+                if whole == Some(point.position) {
                     // † They are a point that the store has: not only as far as this host knows.
                     return self.change(failback, |note| {
                         if is_as_it_was(note) {
@@ -177,7 +179,7 @@ impl Daemon {
                         }
                     });
                 }
-                let store = connected.as_ref().map(|connected| connected.store()).unwrap_or_default();
+                let store = connected.as_ref().expect("it has just answered").store();
                 // Nobody removes it before it is noted.
                 let _one = self.failbacks.beginning.lock().await;
                 if !is_as_it_was(&locked(&failback.note)) {
@@ -258,13 +260,5 @@ impl Daemon {
         };
         let trouble = (!is_unpinned).then(|| "its pin was not withdrawn on the gateway".to_owned());
         Ok(BranchStatus { trouble, ..branch })
-    }
-}
-
-/// The point that disks are, or were before another one was begun.
-fn held_at(stage: &Stage) -> Option<At> {
-    match stage {
-        Stage::Held { at, .. } => at.clone(),
-        _ => None,
     }
 }
