@@ -149,8 +149,26 @@ struct Folder {
     path: PathBuf,
     /// Device and number of `data`: the folder may have been moved, and another one lie in its place.
     data: (u64, u64),
-    /// Nobody else has it.
-    _lock: File,
+    /// Nobody else has its `data`, nor, which is given back last, it.
+    _alone: [Alone; 2],
+}
+
+/// A locked file.
+///
+/// † Given back by name: a program that this process is just starting has copies of all its files for a moment, and the lock with them.
+#[derive(Debug)]
+struct Alone(File);
+
+impl Alone {
+    fn take(file: File) -> Result<Self, TryLockError> {
+        file.try_lock().map(|()| Self(file))
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let _ = self.0.unlock(); // the last copy that is closed does it
+    }
 }
 
 /// An overlay that is open; nobody else has it open meanwhile.
@@ -208,16 +226,16 @@ impl Overlay {
             None => Ok(true),
         };
         is_new()?; // before even the lock is made there
-        let alone = |name, file: &File| match file.try_lock() {
-            Ok(()) => Ok(()),
+        let alone = |name, file| match Alone::take(file) {
+            Ok(alone) => Ok(alone),
             Err(TryLockError::WouldBlock) => Err(OverlayError::InUse { path: dir.to_owned() }),
             Err(TryLockError::Error(error)) => Err(io(name, "locked")(error)),
         };
-        let lock = file(LOCK)?;
-        alone(LOCK, &lock)?;
+        let lock = alone(LOCK, file(LOCK)?)?;
         let is_new = is_new()?; // somebody may have made one meanwhile
         let (data, map) = (file(DATA)?, file(MAP)?);
-        alone(DATA, &data)?; // it may become a file of its own, which has no folder
+        // It may become a file of its own, which has no folder.
+        let data_lock = alone(DATA, data.try_clone().map_err(io(DATA, "locked"))?)?;
         let map_bytes = Map::new(geometry.granule_count()).file_bytes();
         if is_new {
             for (name, file, bytes) in [(DATA, &data, geometry.volume_bytes()), (MAP, &map, map_bytes)] {
@@ -244,7 +262,7 @@ impl Overlay {
         }
         match Self::of(Box::new(data), Box::new(map), geometry) {
             Ok(overlay) => {
-                let folder = Folder { path: dir.to_owned(), data: (is.dev(), is.ino()), _lock: lock };
+                let folder = Folder { path: dir.to_owned(), data: (is.dev(), is.ino()), _alone: [data_lock, lock] };
                 Ok(Self { folder: Some(folder), ..overlay })
             }
             Err(MapError::Io(errno)) => Err(io(MAP, "read")(errno.into())),
@@ -363,11 +381,7 @@ impl Overlay {
         let is_it = data.is_ok_and(|data| identity(file).is_ok_and(|file| data == file))
             && dir.join(WHOLE).symlink_metadata().is_ok()
             && !is_inside(file, dir);
-        let is_alone = || match File::open(dir.join(LOCK)) {
-            Ok(lock) => lock.try_lock().is_ok(),
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
-        };
-        is_it && is_alone() && Self::tidy(dir, file).is_ok()
+        is_it && Self::is_free(dir) && Self::tidy(dir, file).is_ok()
     }
 
     /// Whether a file of that name would lie in the folder itself.
@@ -449,6 +463,21 @@ impl Overlay {
             write(extent, &content)?;
         }
         Ok(())
+    }
+
+    /// As a program that is being started has them.
+    #[cfg(test)]
+    pub(crate) fn copies_of_locks(&self) -> Vec<File> {
+        let alone = self.folder.iter().flat_map(|folder| &folder._alone);
+        alone.map(|alone| alone.0.try_clone().expect("a copy")).collect()
+    }
+
+    /// Whether nobody has the overlay in a folder open; also of one without a lock, which nobody ever had.
+    pub fn is_free(dir: &Path) -> bool {
+        match File::open(dir.join(LOCK)) {
+            Ok(lock) => Alone::take(lock).is_ok(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 
     /// Whether there is an overlay in a folder, whoever has it open.

@@ -484,9 +484,7 @@ pub(super) fn base(dir: &Path) -> Option<((Name, Name), LedgerPosition)> {
 /// When somebody has a part of it open, or what the file system says: it stays then.
 pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
     for volume in folders(dir) {
-        if let Ok(lock) = std::fs::File::open(volume.join("lock"))
-            && lock.try_lock().is_err()
-        {
+        if !Overlay::is_free(&volume) {
             anyhow::bail!("{} is open: farside point close", volume.display());
         }
     }
