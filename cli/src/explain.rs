@@ -28,6 +28,7 @@ pages!(
     "hooks_failed",
     "not_paired",
     "not_connected",
+    "over_tcp",
     "wrong_receiver",
     "receiver_refuses",
     "version_mismatch",

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use farside_control::client::{Client, Daemon};
 use farside_control::receiver::ReceiverStatus;
-use farside_control::source::{Connection, ConsistentStatus, GroupStatus, SourceStatus, VolumeState, VolumeStatus};
+use farside_control::source::{Carrier, Connection, ConsistentStatus, GroupStatus, SourceStatus, VolumeState, VolumeStatus};
 use farside_control::{Code, Reason, Severity};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -227,7 +227,10 @@ pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
     let connection = match &status.connection {
         Connection::NotPaired => "not paired".to_owned(),
         Connection::Disconnected { receiver, error } => format!("no connection to {receiver}: {error}"),
-        Connection::Connected { receiver } => format!("connected to {receiver}"),
+        Connection::Connected { receiver } => {
+            let is_tcp = status.groups.iter().any(|group| group.link.carrier == Some(Carrier::Tcp));
+            format!("connected to {receiver}{}", if is_tcp { " over TCP" } else { "" })
+        }
     };
     let mut text = source_verdict(status).line(look);
     text.push_str(&format!(
@@ -404,10 +407,12 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
                 group.last_verified.map_or_else(|| "never".to_owned(), |p| print::age(p.cut_wall)),
                 print::bytes(group.used_bytes),
                 group.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(" "),
-                source.connected_from.clone().unwrap_or_else(|| match source.silent_ms {
-                    Some(ms) => format!("silent for {}", print::duration_ms(ms)),
-                    None => NOTHING.to_owned(),
-                }),
+                match (&source.connected_from, source.carrier, source.silent_ms) {
+                    (Some(from), Some(Carrier::Tcp), _) => format!("{from} over TCP"),
+                    (Some(from), ..) => from.clone(),
+                    (None, _, Some(ms)) => format!("silent for {}", print::duration_ms(ms)),
+                    (None, _, None) => NOTHING.to_owned(),
+                },
             ]);
         }
     }

@@ -15,6 +15,7 @@ use farside_keys::Keeper;
 use farside_layer::Compression;
 use farside_region::{Name, NameError, SealMode};
 use farside_service::files::{self, File, FileError, Step};
+use farside_transport::Carriers;
 use farside_ublk::QUEUES_MAX;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -55,6 +56,8 @@ pub struct SourceConfig {
     pub api_group: Option<String>,
     /// Names of [`farside_ublk::FAULTS`] of which a person says that this kernel does not have them, or that they may be.
     pub accept_faults: Vec<String>,
+    /// What the receiver is reached over.
+    pub carrier: Carriers,
 }
 
 impl SourceConfig {
@@ -333,6 +336,8 @@ struct SourceText {
     api_group: Option<String>,
     #[serde(default)]
     accept_faults: Vec<String>,
+    #[serde(default)]
+    carrier: Carriers,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -426,6 +431,7 @@ impl Config {
         fixed("[source] api_socket", self.source.api_socket == new.source.api_socket);
         fixed("[source] api_group", self.source.api_group == new.source.api_group);
         fixed("[source] accept_faults", self.source.accept_faults == new.source.accept_faults);
+        fixed("[source] carrier", self.source.carrier == new.source.carrier);
         for key in limits_that_differ(&self.limits, &new.limits) {
             fixed(&format!("[limits] {key}"), false);
         }
@@ -765,6 +771,7 @@ impl Merge {
             state_dir: get(|s| s.state_dir.clone()).unwrap_or_else(|| STATE_DIR.into()),
             api_group: source.as_ref().and_then(|s| s.api_group.clone()),
             accept_faults: source.as_ref().map_or_else(Vec::new, |s| s.accept_faults.clone()),
+            carrier: source.as_ref().map_or_else(Carriers::default, |s| s.carrier),
             api_socket,
         };
         for (group, hook, fault) in std::mem::take(&mut self.hooks) {
@@ -1084,15 +1091,21 @@ mod tests {
         let old = load(&format!("[source]\nname='h'\n[[group]]\nname='g'\nkeep=3\n{volume}"), &[]).expect("valid");
         assert_eq!(old.changes(&old), Changes::default());
         let new = load(
-            "[source]\nname='h2'\napi_group='ops'\n[limits]\nqueue_depth=7\n[[group]]\nname='g'\nkeep=4\nepoch_interval='2s'\n\
+            "[source]\nname='h2'\napi_group='ops'\ncarrier='tcp'\n[limits]\nqueue_depth=7\n[[group]]\nname='g'\nkeep=4\nepoch_interval='2s'\n\
              encryption='end-to-end'\nkey='file:/k'\n[[volume]]\nname='a'\nbacking='/dev/a2'\n[[volume]]\nname='b'\nbacking='/dev/b'\n",
             &[],
         )
         .expect("valid");
         let changes = old.changes(&new);
         assert_eq!(changes.live, ["volume b: added", "group g: epoch_interval 1s → 2s", "group g: keep 3 → 4"]);
-        let restart =
-            ["[source] name", "[source] api_group", "[limits] queue_depth", "volume a: backing", "group g: encryption or key"];
+        let restart = [
+            "[source] name",
+            "[source] api_group",
+            "[source] carrier",
+            "[limits] queue_depth",
+            "volume a: backing",
+            "group g: encryption or key",
+        ];
         assert_eq!(changes.needs_restart, restart);
         assert_eq!(new.changes(&old).live[0], "volume b: removed");
     }

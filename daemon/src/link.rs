@@ -2,6 +2,7 @@
 //!
 //! It understands nothing of the messages but their encoding. Connections are numbered upwards over the whole process.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -52,7 +53,12 @@ async fn run(mut connector: Connector, pacer: Arc<Pacer>, inbox: Inbox) {
         let (outbox, outgoing) = mpsc::unbounded_channel();
         inbox.send(Note::Connected(Link { number, connection: connection.clone(), outbox }));
         let writer = tokio::spawn(write(connection.clone(), pacer.clone(), outgoing));
-        read(&connection, number, &inbox).await;
+        let mut reading = pin!(read(&connection, number, &inbox));
+        tokio::select! {
+            biased;
+            () = &mut reading => {}
+            () = connector.switch() => reading.await,
+        }
         writer.abort();
         inbox.send(Note::Disconnected(number));
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use farside_control::source::{Connection, GroupStatus, SourceStatus, VolumeStatus};
+use farside_control::source::{Carrier, Connection, GroupStatus, SourceStatus, VolumeStatus};
 use farside_control::{Reason, Severity};
 use farside_service::metrics::{In, Kind, Metric, PROCESS, Page, Process, Samples, Value, known, one};
 
@@ -86,6 +86,13 @@ const GROUP: &[Metric<GroupStatus>] = &[
         kind: Kind::Gauge,
         help: "1 while the receiver is connected",
         read: |g| gauge(u64::from(g.link.connected)),
+    },
+    Metric {
+        name: "group_over_tcp",
+        unit: In::Number,
+        kind: Kind::Gauge,
+        help: "1 while the receiver is reached over TCP, as where UDP does not get through",
+        read: |g| gauge(u64::from(g.link.carrier == Some(Carrier::Tcp))),
     },
     Metric {
         name: "group_reasons",

@@ -13,7 +13,7 @@ use farside_control::{Code, Consistency, PointId, Reason, Severity};
 use farside_ledger::Label;
 use farside_region::LedgerPosition;
 use farside_replication::source::{self, Behind, RefusedWhy, State};
-use farside_transport::NotConnected;
+use farside_transport::{Carrier, NotConnected, WhyTcp};
 
 use crate::group::{Control, Member};
 use crate::loss::Loss;
@@ -95,7 +95,11 @@ impl Control {
             reasons: group_reasons(self, &status),
             volumes,
             switches: self.tally.switches(),
-            link: self.tally.link(status.connected, self.link.as_ref().map(|link| link.connection.statistics())),
+            link: self.tally.link(
+                status.connected,
+                self.link.as_ref().map(|link| link.connection.statistics()),
+                self.link.as_ref().map(|link| link.connection.peer().carrier),
+            ),
             side_buffer: SideBuffer { used_bytes: granules(side.0), limit_bytes: granules(side.1) },
             cut_budget_bytes: status.cut_budget_bytes,
         }
@@ -109,6 +113,13 @@ fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
         if let C::Waiting { why, .. } | C::Dialing { last: Some(why) } = &*control.connector.borrow() {
             reasons.extend(why_not_connected(why));
         }
+    }
+    if let Some(Carrier::Tcp(Some(why))) = control.link.as_ref().map(|link| link.connection.peer().carrier)
+        && why != WhyTcp::Asked
+    {
+        let todo = "let UDP through to the receiver's port, which takes less of both machines; it is tried again by itself";
+        let message = format!("the receiver is reached over TCP: {why}");
+        reasons.push(Reason::new(Severity::Info, Code::OverTcp, message, todo));
     }
     if let Some(why) = control.why_not_sent() {
         let todo = "everything is served and tracked, and nothing is sent: mend that; what waits for a key or a program is tried again by \

@@ -20,7 +20,7 @@ use farside_control::{
 };
 use farside_region::{Name, VolumeId};
 use farside_service::systemd;
-use farside_transport::{DialError, Identity, Pin};
+use farside_transport::{DialError, Identity, Pin, Route};
 use farside_wire::InstanceId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -171,6 +171,7 @@ impl Daemon {
             runtime_dir: config.source.runtime_dir().to_owned(),
             links,
             pacer: Arc::default(),
+            route: Route::new(config.source.carrier),
             encoders: Encoders::start(config.limits.encoder_threads())?,
             keys: GroupKeys::none(), // each group has its own
             noticed,
@@ -567,7 +568,7 @@ impl Daemon {
             ApiError::new(ErrorCode::BadRequest, e.to_string(), todo)
         })?;
         let limits = farside_transport::Limits::default();
-        let paired = farside_transport::pair(&token, &self.identity, &self.around.source, &limits).await;
+        let paired = farside_transport::pair(&token, &self.identity, &self.around.source, &self.around.route, &limits).await;
         let pin = paired.map_err(|e| why_not_paired(&e))?;
         pin.save(&self.pin_path())
             .map_err(|e| ApiError::new(ErrorCode::Unavailable, e.to_string(), "mend that, then use the same token"))?;

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use farside_control::source::{Histogram, Link, Switches};
+use farside_control::source::{Carrier as Over, Histogram, Link, Switches};
 use farside_replication::source::DemoteCause;
-use farside_transport::Statistics;
+use farside_transport::{Carrier, Statistics};
 
 /// Upper bounds of the grace of switches.
 const GRACE_BOUNDS_US: [u64; 10] = [10, 50, 100, 250, 500, 1_000, 2_500, 10_000, 100_000, 1_000_000];
@@ -174,10 +174,17 @@ impl Tally {
     }
 
     /// `now`: of the connection that stands.
-    pub(crate) fn link(&self, connected: bool, now: Option<Statistics>) -> Link {
+    pub(crate) fn link(&self, connected: bool, now: Option<Statistics>, over: Option<Carrier>) -> Link {
         let of = now.unwrap_or_default();
+        let (carrier, carrier_reason) = match over {
+            None => (None, None),
+            Some(Carrier::Udp) => (Some(Over::Udp), None),
+            Some(Carrier::Tcp(why)) => (Some(Over::Tcp), why.map(|why| why.to_string())),
+        };
         Link {
             connected,
+            carrier,
+            carrier_reason,
             connections: self.connections,
             sent_bytes: self.ended.sent_bytes + of.sent_bytes,
             received_bytes: self.ended.received_bytes + of.received_bytes,
@@ -191,6 +198,8 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
+    use farside_transport::WhyTcp;
+
     use super::*;
 
     #[test]
@@ -263,8 +272,10 @@ mod tests {
         tally.connected();
         tally.disconnected(of(10));
         tally.connected();
-        let link = tally.link(true, Some(of(5)));
+        let link = tally.link(true, Some(of(5)), Some(Carrier::Tcp(Some(WhyTcp::Silent))));
+        assert_eq!((link.carrier, link.carrier_reason.as_deref()), (Some(Over::Tcp), Some("UDP is not answered")));
         assert_eq!((link.connections, link.sent_bytes, link.lost_packets), (2, 15, 2));
-        assert_eq!(tally.link(false, None).rtt_us, None);
+        let without = tally.link(false, None, None);
+        assert_eq!((without.carrier, without.carrier_reason, without.rtt_us), (None, None, None));
     }
 }

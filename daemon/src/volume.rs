@@ -76,6 +76,8 @@ pub(crate) struct Surroundings {
     pub(crate) links: tokio::runtime::Handle,
     /// How fast all volumes together may send; of a group: its own, within that.
     pub(crate) pacer: Arc<farside_transport::Pacer>,
+    /// What is known of the way to the receiver.
+    pub(crate) route: farside_transport::Route,
     /// Who encodes for all senders.
     pub(crate) encoders: Encoders,
     /// The key of the group.

@@ -27,6 +27,15 @@ const PUBLISH_EVERY_MAX: Duration = Duration::from_secs(3600);
 /// The UDP port sources connect to.
 pub const DEFAULT_PORT: u16 = 7400;
 
+/// What a person said about TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenTcp {
+    /// It is not listened to.
+    Nowhere,
+    /// There, and nowhere else.
+    At(SocketAddr),
+}
+
 /// Everything that the files say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -34,6 +43,8 @@ pub struct Config {
     pub name: Name,
     /// The UDP address for sources.
     pub listen: SocketAddr,
+    /// The TCP address for those whose UDP does not get through. `None`: that of `listen`, if it can be had.
+    pub listen_tcp: Option<ListenTcp>,
     /// Where points live: a directory on a local file system, or a bucket.
     pub store: Location,
     /// For a store in a bucket: where parts land on their way there.
@@ -244,6 +255,7 @@ struct FileText {
 struct ReceiverTable {
     name: Option<Name>,
     listen: Option<String>,
+    listen_tcp: Option<String>,
     store: Option<String>,
     staging: Option<PathBuf>,
     store_credentials: Option<PathBuf>,
@@ -299,6 +311,7 @@ impl Default for Config {
         Self {
             name: host_name(),
             listen: SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT)),
+            listen_tcp: None,
             store: Location::Dir("/var/lib/farside-receiver/store".into()),
             staging: "/var/lib/farside-receiver/staging".into(),
             store_credentials: None,
@@ -338,6 +351,13 @@ impl Config {
         let fault = |key: &str, what: String| file.fault(&[Step::Key("receiver"), Step::Key(key)], what);
         if let Some(listen) = table.listen {
             self.listen = listen.parse().map_err(|_| fault("listen", format!("`{listen}` is not IP:PORT")))?;
+        }
+        if let Some(listen) = table.listen_tcp {
+            self.listen_tcp = Some(match (listen.as_str(), listen.parse()) {
+                ("none", _) => ListenTcp::Nowhere,
+                (_, Ok(address)) => ListenTcp::At(address),
+                (_, Err(_)) => return Err(fault("listen_tcp", format!("`{listen}` is neither IP:PORT nor `none`"))),
+            });
         }
         if let Some(advertise) = table.advertise {
             if let Some(bad) = advertise.iter().find(|a| !is_address(a)) {
@@ -488,6 +508,7 @@ impl Config {
         };
         fixed("[receiver] name", self.name == new.name);
         fixed("[receiver] listen", self.listen == new.listen);
+        fixed("[receiver] listen_tcp", self.listen_tcp == new.listen_tcp);
         fixed("[receiver] store", self.store == new.store);
         fixed("[receiver] staging", self.staging == new.staging);
         fixed("[receiver] store_credentials", self.store_credentials == new.store_credentials);
@@ -682,6 +703,7 @@ mod tests {
         for (text, word) in [
             ("[receiver]\nlsten = \"x\"", "lsten"),
             ("[receiver]\nlisten = \"nowhere\"", "receiver.toml, line 2: listen: "),
+            ("[receiver]\nlisten_tcp = \"7400\"", "receiver.toml, line 2: listen_tcp: "),
             ("[receiver]\nname = \"a b\"", "not a valid name"),
             ("[receiver]\nadvertise = [\"gateway\"]", "line 2: advertise: "),
             ("[receiver]\nstore = \"points\"", "line 2: store: `points` is not an absolute path"),

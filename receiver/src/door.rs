@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use farside_control::source::Carrier;
 use farside_region::Name;
 use farside_replication::target::SessionId;
 use farside_store::GroupNames;
@@ -210,6 +211,13 @@ impl Session {
 
     pub(crate) fn address(&self) -> String {
         self.connection.peer().address.to_string()
+    }
+
+    pub(crate) fn carrier(&self) -> Carrier {
+        match self.connection.peer().carrier {
+            farside_transport::Carrier::Udp => Carrier::Udp,
+            farside_transport::Carrier::Tcp(_) => Carrier::Tcp,
+        }
     }
 
     /// When the source last said something.

@@ -19,11 +19,13 @@ use farside_replication::target;
 use farside_service::socket::{self, SocketError};
 use farside_service::systemd;
 use farside_store::{GroupNames, Space};
-use farside_transport::{BookError, CloseCode, Fingerprint, Identity, IdentityError, Listener, ListenerEvent, PairingBook};
+use farside_transport::{
+    BookError, CloseCode, Fingerprint, Identity, IdentityError, Listen, Listener, ListenerEvent, PairingBook,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::budget::Budget;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ListenTcp};
 use crate::failover::{self, Failovers};
 use crate::follow::Followers;
 use crate::landing::{LANDER_BYTES, Memory};
@@ -58,8 +60,8 @@ pub enum RunError {
     /// The runtime.
     #[error("no threads for the runtime: {0}")]
     Runtime(std::io::Error),
-    /// The UDP address.
-    #[error("cannot listen on UDP {address}: {source}")]
+    /// The UDP address, or the TCP address.
+    #[error("cannot listen on {address}: {source}")]
     Listen {
         /// Which.
         address: std::net::SocketAddr,
@@ -88,7 +90,7 @@ pub(crate) struct Receiver {
     pub(crate) book: Arc<PairingBook>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) local_address: std::net::SocketAddr,
-    listener: Arc<Listener>,
+    pub(crate) listener: Arc<Listener>,
     pub(crate) roster: Arc<Roster>,
     pub(crate) memory: Memory,
     pub(crate) parts_per_connection: u32,
@@ -332,8 +334,21 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         connections_per_source: config.limits.groups_per_source.saturating_mul(2).saturating_add(8),
         ..farside_transport::Limits::default()
     };
-    let listener = Listener::bind(config.listen, &identity, config.name.clone(), Arc::clone(&book), limits)
-        .map_err(|source| RunError::Listen { address: config.listen, source })?;
+    let bind = |tcp| {
+        let listen = Listen { udp: config.listen, tcp };
+        Listener::bind(listen, &identity, config.name.clone(), Arc::clone(&book), limits.clone())
+    };
+    let bound = match config.listen_tcp {
+        Some(ListenTcp::Nowhere) => bind(None),
+        Some(ListenTcp::At(address)) => bind(Some(address)),
+        // Who did not ask for it is not kept from receiving by another service that has the port.
+        None => bind(Some(config.listen)).or_else(|no_tcp| {
+            bind(None).inspect(
+                |_| tracing::warn!(%no_tcp, "TCP is not listened to: hosts whose UDP does not get through are not reached"),
+            )
+        }),
+    };
+    let listener = bound.map_err(|source| RunError::Listen { address: config.listen, source })?;
     let listener = Arc::new(listener);
     warn_of_small_buffers(&listener);
     let receiver = Arc::new(Receiver {

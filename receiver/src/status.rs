@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXLOWER;
 use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
-use farside_control::source::LastPoint;
+use farside_control::source::{Carrier, LastPoint};
 use farside_control::{
     Address, Code, Consistency, Point, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow,
 };
@@ -48,6 +48,7 @@ pub(crate) struct Ages {
 pub(crate) struct GroupView {
     pub(crate) names: GroupNames,
     pub(crate) connected_from: Option<String>,
+    pub(crate) carrier: Option<Carrier>,
     pub(crate) heard: Option<Instant>,
     /// It was opened, and no volume was ever claimed in it.
     is_empty: bool,
@@ -65,6 +66,7 @@ impl GroupView {
         Self {
             names: names.clone(),
             connected_from: None,
+            carrier: None,
             heard: None,
             is_empty: false,
             standing: None,
@@ -273,6 +275,7 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         let source = sources.entry(name.clone()).or_insert_with(|| ReceiverSource { name, ..ReceiverSource::default() });
         if view.connected_from.is_some() {
             source.connected_from.clone_from(&view.connected_from);
+            source.carrier = view.carrier;
         }
         let silent = view.heard.map(|heard| millis(now.saturating_duration_since(heard)));
         source.silent_ms = [source.silent_ms, silent].into_iter().flatten().min();
@@ -305,6 +308,7 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         followers,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: receiver.local_address.to_string(),
+        listen_tcp: receiver.listener.tcp_address().map(|address| address.to_string()),
         fingerprint: receiver.fingerprint.to_string(),
         uptime_ms: millis(receiver.started.elapsed()),
         store: StoreStatus {

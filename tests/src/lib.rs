@@ -10,6 +10,7 @@ pub mod netns;
 pub mod postgres;
 pub mod power;
 pub mod verify;
+pub mod way;
 
 use std::fmt::Display;
 use std::fs::File;
@@ -313,13 +314,16 @@ pub struct Site {
     namespaces: Option<[String; 2]>,
 }
 
-/// A UDP port that nobody has, nor is given while a service that has it is started anew.
+/// A port that nobody has over UDP or TCP, nor is given while a service that has it is started anew.
 fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let count = u32::from(PORTS.end - PORTS.start);
     let begin = std::process::id().wrapping_mul(64);
     let ports = (0..count).map(|_| begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count);
-    let is_free = |port: &u16| std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let is_free = |port: &u16| {
+        let address = (std::net::Ipv4Addr::LOCALHOST, *port);
+        std::net::UdpSocket::bind(address).is_ok() && std::net::TcpListener::bind(address).is_ok()
+    };
     ports.map(|offset| PORTS.start + offset as u16).find(is_free).expect("one of 8,000 ports is free")
 }
 
@@ -421,6 +425,17 @@ impl Site {
         let toml = std::fs::read_to_string(&file).expect("written above");
         std::fs::write(&file, toml.replace("127.0.0.1", netns::GATEWAY_ADDRESS)).expect("write");
         self.namespaces = Some([network.host.clone(), network.gateway.clone()]);
+    }
+
+    /// Hosts find the gateway at the end of a way; before anything is started.
+    pub fn connect_by_a_way(&mut self) -> way::Way {
+        let text = std::fs::read_to_string(self.path("gateway/receiver.toml")).expect("written above");
+        let listen = text.split('"').nth(1).and_then(|listen| listen.parse().ok()).expect("its first value");
+        let way = way::Way::to(listen);
+        std::fs::create_dir_all(self.path("gateway/receiver.d")).expect("mkdir");
+        let advertise = format!("[receiver]\nadvertise = [\"{}\"]\n", way.address);
+        std::fs::write(self.path("gateway/receiver.d/way.toml"), advertise).expect("write");
+        way
     }
 
     /// Starts both and pairs them.

@@ -1,13 +1,13 @@
 //! Real links: a gigabit, a slow line, and one that comes and goes two hundred times under load. Nothing wedges, everything
 //! converges, and what was sent twice is at most 1 % of what was sent plus what was lost: in flight when a link went, or dropped
 //! by a queue that was full. How much a queue drops is congestion control's (about a window as it starts, more where a busy
-//! machine lets packets go in heaps), and has a bound of its own.
+//! machine lets packets go in heaps), and has a bound of its own. And where UDP is blocked, TCP carries the same.
 
 use std::path::Path;
 
 use farside_tests::netns::{Cut, Network, possible};
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, VolumeSpec, load, wait_for};
+use farside_tests::{Site, VolumeSpec, load, status_by, wait_for};
 
 const MIB: u64 = 1 << 20;
 /// What the source says beside parts, for each layer: its begin and end, its publication's share of acknowledgements.
@@ -145,4 +145,66 @@ fn two_hundred_flaps_of_a_gigabit_wedge_nothing() {
 #[test]
 fn two_hundred_flaps_of_a_slow_line_wedge_nothing() {
     two_hundred_flaps(20, 128 << 10);
+}
+
+/// Blocked from the beginning, let through, blocked again in the middle: the host notices nothing, and nothing is lost.
+#[test]
+fn where_udp_is_blocked_tcp_takes_over_and_gives_back() {
+    let bytes = 32 * MIB;
+    let spec = VolumeSpec { name: "data".into(), bytes, group: "default".into() };
+    let mut site = Site::new(&[spec], "200ms", 100_000);
+    let way = site.connect_by_a_way();
+    site.start_all();
+    assert!(way.stopped_packets() > 0, "UDP was tried");
+    site.wait_quiet();
+    let link = || site.status()["groups"][0]["link"].clone();
+    let reasons = || {
+        let status = site.status();
+        let reasons = status["groups"][0]["reasons"].as_array().expect("a list");
+        reasons.iter().map(|reason| reason["code"].as_str().expect("a word").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!((&link()["carrier"], &link()["carrier_reason"]), (&"tcp".into(), &"UDP is not answered".into()));
+    assert!(reasons().contains(&"over_tcp".to_owned()));
+    let at_gateway = || status_by(&mut site.gateway(&[]))["sources"][0]["carrier"].clone();
+    wait_for("the gateway to say so", || (at_gateway() == "tcp").then_some(()));
+    let text = farside_tests::run(site.farside().arg("status"));
+    assert!(String::from_utf8_lossy(&text.stdout).contains("over TCP"), "{text:?}");
+
+    let writer = load::verifying(site.tap("data"), bytes, 41);
+    writer.wait_for_more(200);
+    way.let_udp_through(true);
+    wait_for("UDP to be found again", || (link()["carrier"] == "udp").then_some(()));
+    writer.wait_for_more(200);
+    assert!(!reasons().contains(&"over_tcp".to_owned()));
+    // † It was handed over: no attempt failed, and nobody waited.
+    assert_eq!(link()["connections"], 2);
+    way.let_udp_through(false);
+    wait_for("TCP to take over", || (link()["carrier"] == "tcp").then_some(()));
+    writer.wait_for_more(200);
+    let mut client = writer.end();
+    assert_eq!(client.broken, 0, "the host noticed it");
+    judge_content(&site, &mut client);
+}
+
+/// What is configured is what is tried.
+#[test]
+fn only_tcp_is_only_tcp() {
+    let spec = VolumeSpec { name: "data".into(), bytes: 8 * MIB, group: "default".into() };
+    let mut site = Site::new(&[spec], "200ms", 100);
+    let way = site.connect_by_a_way();
+    way.let_udp_through(true);
+    std::fs::create_dir_all(site.path("host/farsided.d")).expect("mkdir");
+    let file = site.path("host/farsided.toml");
+    let text = std::fs::read_to_string(&file).expect("there");
+    std::fs::write(&file, text.replacen("[source]\n", "[source]\ncarrier = \"tcp\"\n", 1)).expect("written");
+    site.start_all();
+    site.wait_quiet();
+    let group = site.status()["groups"][0].clone();
+    assert_eq!((&group["link"]["carrier"], &group["link"]["carrier_reason"]), (&"tcp".into(), &"as configured".into()));
+    assert_eq!(group["reasons"], serde_json::json!([]), "a person wants it so");
+    site.receiver.take().expect("it runs").kill();
+    site.start_receiver();
+    let mut client = Verifier::new(&site.tap("data"), 8 * MIB);
+    client.write_all_from(0);
+    judge_content(&site, &mut client);
 }

@@ -107,6 +107,7 @@ const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
     ("object_store", &["farside-objects"]),
     ("prometheus-client", &["farside-service"]),
     ("quinn", &["farside-transport"]),
+    ("tokio-rustls", &["farside-transport"]),
     ("rcgen", &["farside-transport"]),
     ("rustls", &["farside-transport"]),
     ("sd-notify", &["farside-service"]),

@@ -29,6 +29,8 @@ codes! {
     NotPaired = "not_paired",
     /// The other side is not reached.
     NotConnected = "not_connected",
+    /// Packets travel over TCP, since UDP does not get through.
+    OverTcp = "over_tcp",
     /// Somebody else answers at the receiver's address.
     WrongReceiver = "wrong_receiver",
     /// The receiver does not let this host in.

@@ -17,6 +17,8 @@ pub struct ReceiverStatus {
     pub version: String,
     /// Host and port it listens on.
     pub listen: String,
+    /// The same over TCP, for hosts whose UDP does not get through; `None`: it does not.
+    pub listen_tcp: Option<String>,
     /// SHA-256 of its certificate, hex.
     pub fingerprint: String,
     /// How long the daemon has been running.
@@ -78,6 +80,8 @@ pub struct ReceiverSource {
     pub fingerprint: Option<String>,
     /// Its address while connected.
     pub connected_from: Option<String>,
+    /// What the packets of that connection travel in.
+    pub carrier: Option<crate::source::Carrier>,
     /// How long nothing was heard of it.
     pub silent_ms: Option<u64>,
     /// Its groups, by name.

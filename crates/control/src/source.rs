@@ -152,12 +152,26 @@ pub struct Histogram {
     pub max_us: u64,
 }
 
+/// What the packets of a connection travel in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Carrier {
+    /// UDP.
+    Udp,
+    /// TLS over TCP.
+    Tcp,
+}
+
 /// A group's connection to the receiver, over all connections since the daemon started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Link {
     /// It stands, and both sides have greeted.
     pub connected: bool,
+    /// What its packets travel in while it stands: `udp`, or `tcp` where that does not get through.
+    pub carrier: Option<Carrier>,
+    /// Why that is `tcp`.
+    pub carrier_reason: Option<String>,
     /// How often it was made; more than one is a reconnect.
     pub connections: u64,
     /// Bytes sent, with all overhead of the transport.

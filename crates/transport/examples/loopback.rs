@@ -1,4 +1,4 @@
-//! How fast one connection carries part streams on this machine, with both ends in this process.
+//! How fast one connection carries part streams on this machine, over UDP and over TCP, with both ends in this process.
 //!
 //! `cargo run --release -p farside-transport --example loopback [GiB]`
 
@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use farside_transport::{
-    Connection, Dial, Identity, Limits, Listener, ListenerEvent, PairingBook, QuicDialer, TokenRequest, pair,
+    Carriers, Connection, Dial, Identity, Limits, Listener, ListenerEvent, PairingBook, QuicDialer, Route, TokenRequest, pair,
 };
 use nix::sys::resource::{UsageWho, getrusage};
 use tokio::sync::watch;
@@ -29,24 +29,34 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let addresses = vec![listener.local_address()?.to_string()];
     let request = TokenRequest { addresses, receiver: there.fingerprint(), lifetime_s: 60, source: None, replace: false };
     let token = book.create_token(request, SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
-    let pin = pair(&token, &here, &"source".parse()?, &Limits::default()).await?;
-    let dialer = QuicDialer::new(here, "source".parse()?, watch::channel(Some(pin)).1, Limits::default());
-    let source = dialer.dial().await?;
-    let receiver = loop {
-        match listener.next().await {
-            Some(ListenerEvent::Connected(connection)) => break connection,
-            Some(_) => {}
-            None => return Err("the listener ended".into()),
-        }
-    };
-
-    carry(&source, &receiver, 1).await?;
-    let (cpu_before, begun) = (cpu_s()?, Instant::now());
-    let bytes = carry(&source, &receiver, gib << 30 >> 26).await?;
-    let (wall_s, cpu_s, gb) = (begun.elapsed().as_secs_f64(), cpu_s()? - cpu_before, bytes as f64 / 1e9);
-    let s = source.statistics();
-    println!("{gb:.2} GB in {wall_s:.2} s: {:.2} GB/s, {:.2} CPU-s/GB (both ends)", gb / wall_s, cpu_s / gb);
-    println!("mtu {}, lost packets {}, window {} KiB, rtt {:?}", s.mtu, s.lost_packets, s.congestion_window >> 10, s.rtt);
+    let pin = pair(&token, &here, &"source".parse()?, &Route::default(), &Limits::default()).await?;
+    let mut rates = Vec::new();
+    for carriers in [Carriers::Udp, Carriers::Tcp] {
+        let (pins, route) = (watch::channel(Some(pin.clone())).1, Route::new(carriers));
+        let source = QuicDialer::new(here.clone(), "source".parse()?, pins, route, Limits::default()).dial().await?;
+        let receiver = loop {
+            match listener.next().await {
+                Some(ListenerEvent::Connected(connection)) => break connection,
+                Some(_) => {}
+                None => return Err("the listener ended".into()),
+            }
+        };
+        carry(&source, &receiver, 1).await?;
+        let (cpu_before, begun) = (cpu_s()?, Instant::now());
+        let bytes = carry(&source, &receiver, gib << 30 >> 26).await?;
+        let (wall_s, cpu_s, gb) = (begun.elapsed().as_secs_f64(), cpu_s()? - cpu_before, bytes as f64 / 1e9);
+        let s = source.statistics();
+        println!(
+            "{}: {gb:.2} GB in {wall_s:.2} s: {:.2} GB/s, {:.2} CPU-s/GB (both ends)",
+            source.peer().carrier,
+            gb / wall_s,
+            cpu_s / gb
+        );
+        println!("mtu {}, lost packets {}, window {} KiB, rtt {:?}", s.mtu, s.lost_packets, s.congestion_window >> 10, s.rtt);
+        rates.push((gb / wall_s, cpu_s / gb));
+    }
+    let [(udp, udp_cpu), (tcp, tcp_cpu)] = rates[..] else { unreachable!("two carriers") };
+    println!("TCP against UDP: {:.2} of the rate, {:.2} of the CPU time", tcp / udp, tcp_cpu / udp_cpu);
     Ok(())
 }
 

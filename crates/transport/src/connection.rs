@@ -1,6 +1,6 @@
 //! The contract between replication and whatever carries its bytes.
 //!
-//! Deliberately free of QUIC's words, so that an implementation over TLS/TCP or memory can keep it too.
+//! Deliberately free of QUIC's words, so that memory can keep it too.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -28,6 +28,53 @@ pub struct Peer {
     pub fingerprint: Fingerprint,
     /// Where it was when the connection was made.
     pub address: SocketAddr,
+    /// What the packets travel in.
+    pub carrier: Carrier,
+}
+
+/// What the packets of a connection travel in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// UDP.
+    #[default]
+    Udp,
+    /// TLS over TCP, and why, as far as this side knows: it was the source that chose.
+    Tcp(Option<WhyTcp>),
+}
+
+/// Why a source connects over TCP, which costs more than UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhyTcp {
+    /// It is to.
+    Asked,
+    /// Over UDP nobody answers, though the receiver is there.
+    Silent,
+    /// Connections over UDP fell silent soon after they were made.
+    Dies,
+    /// Too many packets over UDP are lost: somebody polices them.
+    Lossy,
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Udp => f.write_str("UDP"),
+            Self::Tcp(None) => f.write_str("TCP"),
+            Self::Tcp(Some(why)) => write!(f, "TCP: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for WhyTcp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Asked => "as configured",
+            Self::Silent => "UDP is not answered",
+            Self::Dies => "connections over UDP fell silent",
+            Self::Lossy => "too many UDP packets are lost",
+        })
+    }
 }
 
 /// One authenticated connection. Cheap to share; every method may be called from any task.
@@ -131,6 +178,8 @@ pub struct Statistics {
     pub sent_bytes: u64,
     /// Bytes received, with all overhead below us.
     pub received_bytes: u64,
+    /// Packets sent, lost ones and all.
+    pub sent_packets: u64,
     /// Packets that had to be sent again.
     pub lost_packets: u64,
     /// Estimated round-trip time.

@@ -28,6 +28,11 @@ pub trait Dial: Send + Sync {
     async fn changed(&self) {
         std::future::pending().await
     }
+
+    /// Completes with a connection to the same peer that is to take the place of `current`, once there is a better way to it. Cancel-safe.
+    async fn better(&self, _current: &dyn Connection) -> Arc<dyn Connection> {
+        std::future::pending().await
+    }
 }
 
 /// Why there is no connection. Each says what to do about it.
@@ -49,7 +54,7 @@ pub enum DialError {
         reason: String,
     },
     /// Nobody answers.
-    #[error("the receiver at {address} does not answer: check that it runs and that UDP reaches it")]
+    #[error("the receiver at {address} does not answer: check that it runs and that UDP, or at least TCP, reaches it")]
     Unreachable {
         /// Where it was tried.
         address: String,
@@ -90,7 +95,7 @@ pub enum DialError {
         address: String,
     },
     /// Something on this machine failed.
-    #[error("no UDP socket: {0}")]
+    #[error("no connection can be made here: {0}")]
     Local(String),
 }
 
@@ -138,6 +143,8 @@ pub struct Connector {
     random: fn() -> u64,
     state: watch::Sender<ConnectorState>,
     current: Option<(Arc<dyn Connection>, Instant)>,
+    /// What takes its place.
+    next: Option<Arc<dyn Connection>>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -155,7 +162,7 @@ impl Connector {
     /// As [`Connector::new`], with other delays.
     pub fn with_backoff(dial: Arc<dyn Dial>, backoff: Backoff) -> Self {
         let (state, _) = watch::channel(ConnectorState::Dialing { last: None });
-        Self { dial, backoff, random, state, current: None }
+        Self { dial, backoff, random, state, current: None, next: None }
     }
 
     /// What it is doing; follows every change.
@@ -172,23 +179,38 @@ impl Connector {
                 self.backoff.reset();
             }
             self.current = None;
-            self.pause(why).await;
+            match self.next.take() {
+                Some(next) if next.close_reason().is_none() => return self.connected(next),
+                _ => self.pause(why).await,
+            }
         }
         loop {
             self.state.send_modify(|state| *state = ConnectorState::Dialing { last: why_of(state) });
             match self.dial.dial().await {
-                Ok(connection) => {
-                    let since = Instant::now();
-                    tracing::info!(peer = %connection.peer().name, address = %connection.peer().address, "connected");
-                    self.state.send_replace(ConnectorState::Connected { peer: connection.peer().clone(), since });
-                    self.current = Some((Arc::clone(&connection), since));
-                    return connection;
-                }
+                Ok(connection) => return self.connected(connection),
                 // Whoever is paired now was not tried yet.
                 Err(DialError::Replaced) => self.backoff.reset(),
                 Err(error) => self.pause(NotConnected::Dial(error)).await,
             }
         }
+    }
+
+    /// Waits until there is a better way than the current connection, makes one there that [`Connector::next`] gives out, and closes the
+    /// current one. To be awaited beside its use. Cancel-safe.
+    pub async fn switch(&mut self) {
+        let Some((current, _)) = &self.current else { return std::future::pending().await };
+        let next = self.dial.better(&**current).await;
+        let words = format!("it goes on over {}", next.peer().carrier);
+        self.next = Some(next);
+        current.close(CloseCode::Done, &words);
+    }
+
+    fn connected(&mut self, connection: Arc<dyn Connection>) -> Arc<dyn Connection> {
+        let (since, peer) = (Instant::now(), connection.peer().clone());
+        tracing::info!(peer = %peer.name, address = %peer.address, over = %peer.carrier, "connected");
+        self.state.send_replace(ConnectorState::Connected { peer, since });
+        self.current = Some((Arc::clone(&connection), since));
+        connection
     }
 
     /// Says why, and waits the next delay or until something changed.

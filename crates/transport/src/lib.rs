@@ -29,12 +29,12 @@ mod token;
 
 pub use backoff::Backoff;
 pub use connection::{
-    CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError, PartReceiver,
-    PartSender, Peer, Statistics, TrySendError,
+    Carrier, CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError,
+    PartReceiver, PartSender, Peer, Statistics, TrySendError, WhyTcp,
 };
 pub use connector::{Connector, ConnectorState, Dial, DialError, NotConnected};
 pub use identity::{Fingerprint, Identity, IdentityError};
 pub use pace::Pacer;
 pub use pairing::{BookError, OutstandingToken, PairedSource, PairingBook, PairingRefusal, TokenRequest};
-pub use quic::{Limits, Listener, ListenerEvent, Pin, PinError, QuicDialer, pair};
+pub use quic::{Carriers, Limits, Listen, Listener, ListenerEvent, Pin, PinError, QuicDialer, Route, pair};
 pub use token::{PairingToken, Secret, TokenError};

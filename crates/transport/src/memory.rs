@@ -12,7 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
 use crate::connection::{bounded, readable};
 use crate::{
-    CloseCode, Closed, Connection, ConnectionError, Dial, DialError, FRAME_BYTES_MAX, Fingerprint, HEADER_BYTES_MAX,
+    Carrier, CloseCode, Closed, Connection, ConnectionError, Dial, DialError, FRAME_BYTES_MAX, Fingerprint, HEADER_BYTES_MAX,
     IncomingPart, PartError, PartReceiver, PartSender, Peer, Statistics, TrySendError,
 };
 
@@ -54,6 +54,7 @@ impl Network {
             name: name.parse().expect("a valid name"),
             fingerprint: Fingerprint::of(name.as_bytes()),
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            carrier: Carrier::Udp,
         };
         let (to_accept, accepted) = mpsc::unbounded_channel();
         Self {

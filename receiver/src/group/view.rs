@@ -76,6 +76,7 @@ impl Group {
         let mut view = GroupView::new(&self.names);
         let newest = self.sessions.values().max_by_key(|s| s.heard());
         view.connected_from = newest.map(|s| s.address());
+        view.carrier = newest.map(|s| s.carrier());
         view.heard = newest.map(|s| s.heard()).or(self.view.load().heard);
         match &self.place {
             Place::Away { words, .. } => view.away(words),

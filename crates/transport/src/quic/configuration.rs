@@ -1,9 +1,10 @@
 //! Every number of the carrier, in one place, and quinn's configuration made of them.
 
+use std::any::Any;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use quinn::congestion::CubicConfig;
+use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{
@@ -15,10 +16,12 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 
 use super::verify::{AnySource, PinnedReceiver};
-use crate::{Fingerprint, Identity};
+use crate::{Carrier, Fingerprint, Identity};
 
 /// The protocol name in TLS: another major version is another name.
 pub(super) const ALPN: &[u8] = b"farside/1";
+/// The same of the TLS around a tunnel's packets.
+const ALPN_TUNNEL: &[u8] = b"farside-tunnel/1";
 /// The name in TLS's server-name field. Certificates are pinned; this means nothing.
 pub(super) const SERVER_NAME: &str = "farside";
 /// Payload of the largest packet tried: a 9,000-byte Ethernet frame less IPv6 and UDP headers.
@@ -161,19 +164,12 @@ impl ConnectionIdGenerator for RandomIds {
     }
 }
 
-fn transport(limits: &Limits, send_window_bytes: u32) -> TransportConfig {
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_MAX);
+fn transport(limits: &Limits, send_window_bytes: u32, carrier: Carrier) -> TransportConfig {
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(20));
     let idle = IdleTimeout::try_from(limits.idle_timeout).unwrap_or_else(|_| IdleTimeout::from(VarInt::from_u32(20_000)));
-    // quinn does not send a close while the window is full, and one MTU probe can fill its default of 12,000 bytes: a refusal
-    // would arrive as silence.
-    let mut congestion = CubicConfig::default();
-    congestion.initial_window(64 << 10);
     let mut config = TransportConfig::default();
     config
-        .congestion_controller_factory(Arc::new(congestion))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(limits.parts_open))
         .stream_receive_window(VarInt::from_u32(limits.stream_window_bytes))
@@ -182,35 +178,100 @@ fn transport(limits: &Limits, send_window_bytes: u32) -> TransportConfig {
         // Earlier parts first: they become `staged` in order.
         .send_fairness(false)
         .datagram_receive_buffer_size(None)
-        .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))
         // Until a path is known, lost first packets are repeated soon: a receiver that was restarted is found at once.
         .initial_rtt(Duration::from_millis(100))
         .keep_alive_interval(Some(limits.keep_alive))
         .max_idle_timeout(Some(idle));
+    match carrier {
+        Carrier::Udp => {
+            let mut mtu = MtuDiscoveryConfig::default();
+            mtu.upper_bound(MTU_MAX);
+            // quinn does not send a close while the window is full, and one MTU probe can fill its default of 12,000 bytes: a
+            // refusal would arrive as silence.
+            let mut congestion = CubicConfig::default();
+            congestion.initial_window(64 << 10);
+            config.congestion_controller_factory(Arc::new(congestion)).mtu_discovery_config(Some(mtu));
+        }
+        // TCP below finds out how much the path takes, and makes packets of its own of these.
+        Carrier::Tcp(_) => {
+            let window = Window(u64::from(limits.connection_window_bytes));
+            config
+                .congestion_controller_factory(Arc::new(window))
+                .mtu_discovery_config(None)
+                .min_mtu(MTU_MAX)
+                .initial_mtu(MTU_MAX);
+        }
+    }
     config
 }
 
+/// No control of congestion: so many bytes may be in flight.
+#[derive(Clone, Copy)]
+struct Window(u64);
+
+impl ControllerFactory for Window {
+    fn build(self: Arc<Self>, _now: Instant, _current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(*self)
+    }
+}
+
+impl Controller for Window {
+    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, _is_persistent: bool, _lost_bytes: u64) {}
+
+    fn on_mtu_update(&mut self, _new_mtu: u16) {}
+
+    fn window(&self) -> u64 {
+        self.0
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(*self)
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.0
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
 /// What a receiver listens with.
-pub(super) fn server(identity: &Identity, limits: &Limits) -> Result<ServerConfig, rustls::Error> {
+pub(super) fn server(identity: &Identity, limits: &Limits, carrier: Carrier) -> Result<ServerConfig, rustls::Error> {
     let provider = provider();
     let verifier = Arc::new(AnySource::new(Arc::clone(&provider)));
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![identity.certificate()], identity.key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    tls.send_tls13_tickets = 0;
-    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    tls.max_early_data_size = 0;
-    let crypto = QuicServerConfig::try_from(tls).map_err(|e| rustls::Error::General(e.to_string()))?;
+    let crypto = QuicServerConfig::try_from(once(tls, ALPN)).map_err(|e| rustls::Error::General(e.to_string()))?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.migration(false).max_incoming(limits.handshakes).incoming_buffer_size(64 << 10).incoming_buffer_size_total(4 << 20);
     // The first share is small: it grows when the source turns out to be known.
-    let mut transport = transport(limits, limits.answer_window_bytes);
+    let mut transport = transport(limits, limits.answer_window_bytes, carrier);
     transport.receive_window(VarInt::from_u32(64 << 10)).max_concurrent_uni_streams(VarInt::from_u32(0));
     config.transport_config(Arc::new(transport));
     Ok(config)
+}
+
+/// What a receiver takes tunnels with. Who comes is asked inside.
+pub(super) fn tunnel_server(identity: &Identity) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
+    let tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(vec![identity.certificate()], identity.key())?;
+    Ok(Arc::new(once(tls, ALPN_TUNNEL)))
+}
+
+/// No resumption and no early data.
+fn once(mut tls: rustls::ServerConfig, alpn: &[u8]) -> rustls::ServerConfig {
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    tls.send_tls13_tickets = 0;
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    tls.max_early_data_size = 0;
+    tls
 }
 
 /// What a source dials with; the verifier tells whom it met instead of the expected one.
@@ -218,22 +279,41 @@ pub(super) fn client(
     identity: &Identity,
     expected: Fingerprint,
     limits: &Limits,
+    carrier: Carrier,
 ) -> Result<(ClientConfig, Arc<PinnedReceiver>), rustls::Error> {
+    let (tls, verifier) = pinning(expected)?;
+    let tls = only(tls.with_client_auth_cert(vec![identity.certificate()], identity.key())?, ALPN);
+    let crypto = QuicClientConfig::try_from(tls).map_err(|e| rustls::Error::General(e.to_string()))?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport(limits, limits.connection_window_bytes, carrier)));
+    Ok((config, verifier))
+}
+
+/// What a source makes a tunnel with.
+pub(super) fn tunnel_client(expected: Fingerprint) -> Result<(Arc<rustls::ClientConfig>, Arc<PinnedReceiver>), rustls::Error> {
+    let (tls, verifier) = pinning(expected)?;
+    Ok((Arc::new(only(tls.with_no_client_auth(), ALPN_TUNNEL)), verifier))
+}
+
+type Pinning = rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert>;
+
+fn pinning(expected: Fingerprint) -> Result<(Pinning, Arc<PinnedReceiver>), rustls::Error> {
     let provider = provider();
     let verifier = Arc::new(PinnedReceiver::new(expected, Arc::clone(&provider)));
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>)
-        .with_client_auth_cert(vec![identity.certificate()], identity.key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+        .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>);
+    Ok((tls, verifier))
+}
+
+/// No resumption, no early data, no name.
+fn only(mut tls: rustls::ClientConfig, alpn: &[u8]) -> rustls::ClientConfig {
+    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = Resumption::disabled();
     tls.enable_early_data = false;
     tls.enable_sni = false;
-    let crypto = QuicClientConfig::try_from(tls).map_err(|e| rustls::Error::General(e.to_string()))?;
-    let mut config = ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport(limits, limits.connection_window_bytes)));
-    Ok((config, verifier))
+    tls
 }
 
 #[cfg(test)]

@@ -2,28 +2,34 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use farside_region::Name;
-use quinn::{ConnectionError as QuinnError, Endpoint, TokioRuntime, TransportErrorCode};
+use quinn::{AsyncUdpSocket, ConnectionError as QuinnError, Endpoint, TokioRuntime, TransportErrorCode};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::configuration::{self, Limits, SERVER_NAME};
 use super::frames::{FrameError, FrameReader, write_frame};
 use super::handshake::{Answer, EXPORTER_LABEL, OPENING_BYTES_MAX, Opening, PairingProof};
 use super::link::{Core, QuicConnection, translate};
+use super::route::{Carriers, Meter, Route};
 use super::socket;
+use super::tunnel::{self, Tunnel};
 use crate::identity::{IdentityError, read_secret, remove_secret, write_secret};
 use crate::token::{Prover, proof};
-use crate::{CloseCode, Closed, Connection, Dial, DialError, Fingerprint, Identity, PairingToken};
+use crate::{Backoff, Carrier, CloseCode, Closed, Connection, Dial, DialError, Fingerprint, Identity, PairingToken, WhyTcp};
 
 const PIN_FORMAT: u32 = 1;
 /// How long a receiver that ended the control stream has to say why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Pause before a TCP connection that failed is tried again.
+const TUNNEL_AGAIN: Duration = Duration::from_millis(500);
 
 /// The receiver a source is paired with: where it is and what its certificate is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,37 +102,115 @@ pub struct QuicDialer {
     identity: Identity,
     source: Name,
     pin: watch::Receiver<Option<Pin>>,
+    route: Route,
     limits: Limits,
 }
 
 impl QuicDialer {
-    /// A dialer for the source of this name. It follows `pin`: a new pairing is used at once.
-    pub fn new(identity: Identity, source: Name, pin: watch::Receiver<Option<Pin>>, limits: Limits) -> Self {
-        Self { identity, source, pin, limits }
+    /// A dialer for the source of this name. It follows `pin`: a new pairing is used at once. What it learns of the way to the receiver is
+    /// shared with all that have the same route.
+    pub fn new(identity: Identity, source: Name, pin: watch::Receiver<Option<Pin>>, route: Route, limits: Limits) -> Self {
+        Self { identity, source, pin, route, limits }
     }
+
+    /// The way to a receiver is `by`: all addresses, or one over one carrier.
+    async fn connect(&self, by: By) -> Result<Arc<dyn Connection>, DialError> {
+        let mut pins = self.pin.clone();
+        let pin = pins.borrow_and_update().clone().ok_or(DialError::NotPaired)?;
+        let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None };
+        let caller = Caller { identity: &self.identity, expected: pin.fingerprint, limits: &self.limits, opening };
+        let reached = async {
+            match by {
+                By::Any => caller.reach(&pin.addresses, &self.route).await,
+                By::One(address, carrier) => {
+                    let unanswered = DialError::Unreachable { address: address.to_string() };
+                    timeout(self.limits.handshake_timeout, caller.reach_by(address, carrier)).await.unwrap_or(Err(unanswered))
+                }
+            }
+        };
+        let (made, answer) = tokio::select! {
+            reached = reached => reached?,
+            () = replaced(&mut pins, pin.fingerprint) => return Err(DialError::Replaced),
+        };
+        let Made { core, send, frames, endpoint, .. } = made;
+        // However late in the attempt the pairing ended, or in the life of what came of it: nothing goes there any more.
+        let (watched, route, begun) = (Arc::clone(&core), self.route.clone(), Instant::now());
+        tokio::spawn(async move {
+            let is_udp = watched.carrier() == Carrier::Udp;
+            tokio::select! {
+                closed = watched.closed() => if is_udp { route.ended(&closed, begun.elapsed(), Instant::now()) },
+                () = replaced(&mut pins, pin.fingerprint) => watched.close(CloseCode::Done, "not paired with this receiver any more"),
+            }
+        });
+        Ok(QuicConnection::start(core, answer.receiver, pin.fingerprint, send, frames, Some(endpoint)))
+    }
+
+    /// Goes on to TCP when too much is lost, or when that was found to be better.
+    async fn leave_udp(&self, current: &dyn Connection) -> Arc<dyn Connection> {
+        let (address, window) = (current.peer().address, self.route.timing.window);
+        let (mut news, mut meter) = (self.route.news(), Meter::new(current.statistics(), Instant::now()));
+        loop {
+            let carried = tokio::select! {
+                () = sleep(window) => meter.look(current.statistics(), Instant::now()),
+                _ = news.changed() => None,
+            };
+            let Some((why, is_trial)) = self.route.leaves_udp(carried, Instant::now()) else { continue };
+            match self.connect(By::One(address, Carrier::Tcp(Some(why)))).await {
+                Ok(connection) => return connection,
+                Err(_) if is_trial => drop(self.route.tried(None, Instant::now())),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Goes back to UDP when it is answered, or when TCP was tried and is no better.
+    async fn leave_tcp(&self, current: &dyn Connection, why: WhyTcp) -> Arc<dyn Connection> {
+        let address = current.peer().address;
+        let mut news = self.route.news();
+        if why == WhyTcp::Lossy && self.route.is_tried() {
+            let mut meter = Meter::new(current.statistics(), Instant::now());
+            let carried = loop {
+                sleep(self.route.timing.window).await;
+                if let Some(carried) = meter.try_on(current.statistics(), Instant::now()) {
+                    break carried;
+                }
+            };
+            if !self.route.tried(Some(carried), Instant::now())
+                && let Ok(connection) = self.connect(By::One(address, Carrier::Udp)).await
+            {
+                return connection;
+            }
+        }
+        let (first, cap) = self.route.timing.seek;
+        let mut pauses = Backoff::new(first, cap);
+        loop {
+            let alone = self.route.leaves_udp_alone(Instant::now());
+            let pause = pauses.next(getrandom::u64().unwrap_or(u64::MAX));
+            tokio::select! {
+                () = sleep(alone.max(pause)) => {}
+                _ = news.changed() => {}
+            }
+            if !self.route.leaves_udp_alone(Instant::now()).is_zero() {
+                continue;
+            }
+            if let Ok(connection) = self.connect(By::One(address, Carrier::Udp)).await {
+                self.route.is_answered(true);
+                return connection;
+            }
+        }
+    }
+}
+
+/// The way of an attempt.
+enum By {
+    Any,
+    One(SocketAddr, Carrier),
 }
 
 #[async_trait]
 impl Dial for QuicDialer {
     async fn dial(&self) -> Result<Arc<dyn Connection>, DialError> {
-        let mut pins = self.pin.clone();
-        let pin = pins.borrow_and_update().clone().ok_or(DialError::NotPaired)?;
-        let opening = Opening { source: self.source.clone(), pairing: None };
-        let target = Target { addresses: &pin.addresses, fingerprint: pin.fingerprint };
-        let (made, answer) = tokio::select! {
-            reached = reach(&self.identity, target, &self.limits, |_| opening.clone()) => reached?,
-            () = replaced(&mut pins, pin.fingerprint) => return Err(DialError::Replaced),
-        };
-        let Made { core, send, frames, endpoint, .. } = made;
-        // However late in the attempt the pairing ended, or in the life of what came of it: nothing goes there any more.
-        let watched = Arc::clone(&core);
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = watched.quinn().closed() => {}
-                () = replaced(&mut pins, pin.fingerprint) => watched.close(CloseCode::Done, "not paired with this receiver any more"),
-            }
-        });
-        Ok(QuicConnection::start(core, answer.receiver, pin.fingerprint, send, frames, Some(endpoint)))
+        self.connect(By::Any).await
     }
 
     async fn changed(&self) {
@@ -134,6 +218,14 @@ impl Dial for QuicDialer {
         pin.mark_unchanged();
         if pin.changed().await.is_err() {
             std::future::pending().await
+        }
+    }
+
+    async fn better(&self, current: &dyn Connection) -> Arc<dyn Connection> {
+        match (self.route.carriers(), current.peer().carrier) {
+            (Carriers::Auto, Carrier::Udp) => self.leave_udp(current).await,
+            (Carriers::Auto, Carrier::Tcp(Some(why))) => self.leave_tcp(current, why).await,
+            _ => std::future::pending().await,
         }
     }
 }
@@ -150,7 +242,13 @@ async fn replaced(pins: &mut watch::Receiver<Option<Pin>>, fingerprint: Fingerpr
 ///
 /// # Errors
 /// [`DialError`]; on [`DialError::Refused`] the receiver's text says what is wrong with the token.
-pub async fn pair(token: &PairingToken, identity: &Identity, source: &Name, limits: &Limits) -> Result<Pin, DialError> {
+pub async fn pair(
+    token: &PairingToken,
+    identity: &Identity,
+    source: &Name,
+    route: &Route,
+    limits: &Limits,
+) -> Result<Pin, DialError> {
     let key = token.secret.proof_key();
     let prove =
         |prover: Prover, session: &[u8; 32]| proof(&key, prover, session, &identity.fingerprint(), &token.receiver, source);
@@ -158,8 +256,8 @@ pub async fn pair(token: &PairingToken, identity: &Identity, source: &Name, limi
         let proof = *prove(Prover::Source, session).as_bytes();
         Opening { source: source.clone(), pairing: Some(PairingProof { token_id: token.secret.token_id(), proof }) }
     };
-    let target = Target { addresses: &token.addresses, fingerprint: token.receiver };
-    let (mut made, answer) = reach(identity, target, limits, opening).await?;
+    let caller = Caller { identity, expected: token.receiver, limits, opening };
+    let (mut made, answer) = caller.reach(&token.addresses, route).await?;
     // blake3's comparison takes the same time whatever differs.
     let proven = answer.proof.is_some_and(|proof| prove(Prover::Receiver, &made.session) == proof);
     let address = made.core.quinn().remote_address().to_string();
@@ -173,11 +271,6 @@ pub async fn pair(token: &PairingToken, identity: &Identity, source: &Name, limi
     Ok(Pin::new(answer.receiver, token.receiver, token.addresses.clone()))
 }
 
-struct Target<'a> {
-    addresses: &'a [String],
-    fingerprint: Fingerprint,
-}
-
 /// A connection whose handshake was agreed.
 struct Made {
     core: Arc<Core>,
@@ -187,32 +280,198 @@ struct Made {
     session: [u8; 32],
 }
 
-/// Tries every address in turn; the most telling error is kept.
-async fn reach(
-    identity: &Identity,
-    target: Target<'_>,
-    limits: &Limits,
-    opening: impl Fn(&[u8; 32]) -> Opening,
-) -> Result<(Made, Answer), DialError> {
-    let mut worst = None;
-    for address in target.addresses {
-        let resolved = match tokio::net::lookup_host(address).await {
-            Ok(resolved) => resolved.take(8).collect::<Vec<_>>(),
-            Err(error) => {
-                worst = Some(telling(worst, DialError::Unresolved { address: address.clone(), reason: error.to_string() }));
-                continue;
-            }
-        };
-        for socket_address in resolved {
-            let attempt = reach_one(identity, socket_address, target.fingerprint, limits, &opening);
-            match timeout(limits.handshake_timeout, attempt).await {
-                Ok(Ok(made)) => return Ok(made),
-                Ok(Err(error)) => worst = Some(telling(worst, error)),
-                Err(_) => worst = Some(telling(worst, DialError::Unreachable { address: socket_address.to_string() })),
+/// Who calls, whom, and what it says first.
+struct Caller<'a, F> {
+    identity: &'a Identity,
+    expected: Fingerprint,
+    limits: &'a Limits,
+    opening: F,
+}
+
+type Reached = Result<(Made, Answer), DialError>;
+
+impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
+    /// Tries every address in turn; the most telling error is kept.
+    async fn reach(&self, addresses: &[String], route: &Route) -> Reached {
+        let mut worst = None;
+        for address in addresses {
+            let resolved = match tokio::net::lookup_host(address).await {
+                Ok(resolved) => resolved.take(8).collect::<Vec<_>>(),
+                Err(error) => {
+                    worst = Some(telling(worst, DialError::Unresolved { address: address.clone(), reason: error.to_string() }));
+                    continue;
+                }
+            };
+            for socket_address in resolved {
+                match timeout(self.limits.handshake_timeout, self.reach_one(socket_address, route)).await {
+                    Ok(Ok(made)) => return Ok(made),
+                    Ok(Err(error)) => worst = Some(telling(worst, error)),
+                    Err(_) => worst = Some(telling(worst, DialError::Unreachable { address: socket_address.to_string() })),
+                }
             }
         }
+        Err(worst.unwrap_or_else(|| DialError::Unreachable { address: addresses.join(", ") }))
     }
-    Err(worst.unwrap_or_else(|| DialError::Unreachable { address: target.addresses.join(", ") }))
+
+    async fn reach_one(&self, address: SocketAddr, route: &Route) -> Reached {
+        if route.carriers() == Carriers::Udp {
+            return self.reach_by(address, Carrier::Udp).await;
+        }
+        if let Some(why) = route.prefers_tcp(Instant::now()) {
+            let reached = self.reach_by(address, Carrier::Tcp(Some(why)));
+            if why == WhyTcp::Asked {
+                return reached.await;
+            }
+            match timeout(self.limits.handshake_timeout / 2, reached).await {
+                Err(_) | Ok(Err(DialError::Unreachable { .. })) => {}
+                Ok(reached) => return reached,
+            }
+        }
+        // What UDP says counts, unless it says nothing.
+        let says = |reached: Reached| {
+            if matches!(reached, Err(DialError::Unreachable { .. })) {
+                return None;
+            }
+            route.is_answered(true);
+            Some(reached)
+        };
+        let mut udp = pin!(async { says(self.reach_by(address, Carrier::Udp).await) });
+        let mut is_over = tokio::select! {
+            said = &mut udp => match said {
+                Some(said) => return said,
+                None => true,
+            },
+            () = sleep(route.head_start()) => false,
+        };
+        let tunnel = {
+            let mut tunnel = pin!(self.tunnel(address));
+            loop {
+                tokio::select! {
+                    said = &mut udp, if !is_over => match said {
+                        Some(said) => return said,
+                        None => is_over = true,
+                    },
+                    tunnel = &mut tunnel => break tunnel,
+                }
+            }
+        };
+        let tunnel = match tunnel {
+            Ok(tunnel) => tunnel,
+            Err(error) if is_over => return Err(error),
+            // What was found over TCP may be another service.
+            Err(error) => return timeout(self.limits.handshake_timeout / 2, udp).await.ok().flatten().unwrap_or(Err(error)),
+        };
+        // The receiver is there now, which it may not have been when the first packets went: does it not answer new ones?
+        let again = async {
+            match says(self.reach_by(address, Carrier::Udp).await) {
+                Some(said) => said,
+                None => std::future::pending().await,
+            }
+        };
+        let first = async {
+            match if is_over { None } else { udp.await } {
+                Some(said) => said,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            said = first => return said,
+            said = again => return said,
+            () = sleep(route.timing.patience) => {}
+        }
+        route.is_answered(false);
+        self.reach_in(address, tunnel, Carrier::Tcp(Some(WhyTcp::Silent))).await
+    }
+
+    /// Over one carrier.
+    async fn reach_by(&self, address: SocketAddr, carrier: Carrier) -> Reached {
+        if carrier != Carrier::Udp {
+            return self.reach_in(address, self.tunnel(address).await?, carrier).await;
+        }
+        let unspecified = match address {
+            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        };
+        let (socket, _) = socket::bind(unspecified, self.limits.socket_buffer_bytes).map_err(local)?;
+        self.greet(address, socket, carrier).await
+    }
+
+    /// Tries it again until somebody answers: as over UDP a receiver that is being started is found, and one whose door is busy.
+    async fn tunnel(&self, address: SocketAddr) -> Result<Arc<Tunnel>, DialError> {
+        let (tls, verifier) = configuration::tunnel_client(self.expected).map_err(local)?;
+        loop {
+            let error = match tunnel::connect(address, Arc::clone(&tls)).await {
+                Ok(tunnel) => return Ok(tunnel),
+                Err(error) => error,
+            };
+            if let Some(found) = verifier.stranger() {
+                return Err(DialError::WrongReceiver { address: address.to_string(), expected: self.expected, found });
+            }
+            tracing::debug!(%address, %error, "no tunnel");
+            sleep(TUNNEL_AGAIN).await;
+        }
+    }
+
+    async fn reach_in(&self, address: SocketAddr, tunnel: Arc<Tunnel>, carrier: Carrier) -> Reached {
+        let greeted = self.greet(address, Arc::clone(&tunnel) as Arc<dyn AsyncUdpSocket>, carrier);
+        let (made, answer) = tokio::select! {
+            greeted = greeted => greeted?,
+            why = lasting(&tunnel) => {
+                tracing::debug!(%address, %why, "a tunnel ended during the handshake");
+                return Err(DialError::Unreachable { address: address.to_string() });
+            }
+        };
+        let (core, connection) = (Arc::downgrade(&made.core), made.core.quinn().clone());
+        tokio::spawn(async move { Core::end_with(core, connection, &tunnel).await });
+        Ok((made, answer))
+    }
+
+    async fn greet(&self, address: SocketAddr, socket: Arc<dyn AsyncUdpSocket>, carrier: Carrier) -> Reached {
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(self.identity), None, socket, runtime);
+        let endpoint = endpoint.map_err(local)?;
+        let (config, verifier) = configuration::client(self.identity, self.expected, self.limits, carrier).map_err(local)?;
+        let connecting = endpoint.connect_with(config, address, SERVER_NAME).map_err(local)?;
+        let connection = connecting.await.map_err(|error| match verifier.stranger() {
+            Some(found) => DialError::WrongReceiver { address: address.to_string(), expected: self.expected, found },
+            None => explain(address, &error),
+        })?;
+        let core = Core::new(connection, carrier);
+        let (mut send, receive) = core.quinn().open_bi().await.map_err(|e| explain(address, &e))?;
+        let mut session = [0; 32];
+        let exported = core.quinn().export_keying_material(&mut session, EXPORTER_LABEL, b"");
+        exported.map_err(|_| local("TLS exports no key material"))?;
+        let mut frames = FrameReader::new(receive);
+        // If the write fails the connection is closed, and the read says why.
+        let _ = write_frame(&mut send, (self.opening)(&session).encode()).await;
+        let answer = match frames.next(OPENING_BYTES_MAX).await {
+            Ok(frame) => Answer::decode(&frame),
+            Err(FrameError::Lost(error)) => return Err(explain(address, &error)),
+            // The control stream of a refused connection may end a packet before the connection does, which says why.
+            Err(FrameError::Ended | FrameError::Torn) => match timeout(LAST_WORDS, core.quinn().closed()).await {
+                Ok(error) => return Err(explain(address, &error)),
+                Err(_) => None,
+            },
+            Err(FrameError::TooLong(_)) => None,
+        };
+        let garbled = || DialError::Incompatible { address: address.to_string(), reason: "its answer makes no sense".to_owned() };
+        let answer = answer.ok_or_else(|| {
+            core.close(CloseCode::Protocol, "the answer makes no sense");
+            garbled()
+        })?;
+        Ok((Made { core, send, frames, endpoint, session }, answer))
+    }
+}
+
+/// The end of a tunnel; what arrived before it has a moment to be understood.
+async fn lasting(tunnel: &Tunnel) -> String {
+    let why = tunnel.ended().await;
+    sleep(LAST_WORDS).await;
+    why
+}
+
+fn local(error: impl std::fmt::Display) -> DialError {
+    DialError::Local(error.to_string())
 }
 
 /// Which of two errors says more about what to do.
@@ -229,52 +488,6 @@ fn telling(before: Option<DialError>, now: DialError) -> DialError {
         Some(before) if rank(&before) > rank(&now) => before,
         _ => now,
     }
-}
-
-async fn reach_one(
-    identity: &Identity,
-    address: SocketAddr,
-    expected: Fingerprint,
-    limits: &Limits,
-    opening: &impl Fn(&[u8; 32]) -> Opening,
-) -> Result<(Made, Answer), DialError> {
-    let local = |error: &dyn std::fmt::Display| DialError::Local(error.to_string());
-    let unspecified = match address {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let (socket, _) = socket::bind(unspecified, limits.socket_buffer_bytes).map_err(|e| local(&e))?;
-    let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(identity), None, socket, Arc::new(TokioRuntime))
-        .map_err(|e| local(&e))?;
-    let (config, verifier) = configuration::client(identity, expected, limits).map_err(|e| local(&e))?;
-    let connecting = endpoint.connect_with(config, address, SERVER_NAME).map_err(|e| local(&e))?;
-    let connection = connecting.await.map_err(|error| match verifier.stranger() {
-        Some(found) => DialError::WrongReceiver { address: address.to_string(), expected, found },
-        None => explain(address, &error),
-    })?;
-    let core = Core::new(connection);
-    let (mut send, receive) = core.quinn().open_bi().await.map_err(|e| explain(address, &e))?;
-    let mut session = [0; 32];
-    core.quinn().export_keying_material(&mut session, EXPORTER_LABEL, b"").map_err(|_| local(&"TLS exports no key material"))?;
-    let mut frames = FrameReader::new(receive);
-    // If the write fails the connection is closed, and the read says why.
-    let _ = write_frame(&mut send, opening(&session).encode()).await;
-    let answer = match frames.next(OPENING_BYTES_MAX).await {
-        Ok(frame) => Answer::decode(&frame),
-        Err(FrameError::Lost(error)) => return Err(explain(address, &error)),
-        // The control stream of a refused connection may end a packet before the connection does, which says why.
-        Err(FrameError::Ended | FrameError::Torn) => match timeout(LAST_WORDS, core.quinn().closed()).await {
-            Ok(error) => return Err(explain(address, &error)),
-            Err(_) => None,
-        },
-        Err(FrameError::TooLong(_)) => None,
-    };
-    let garbled = || DialError::Incompatible { address: address.to_string(), reason: "its answer makes no sense".to_owned() };
-    let answer = answer.ok_or_else(|| {
-        core.close(CloseCode::Protocol, "the answer makes no sense");
-        garbled()
-    })?;
-    Ok((Made { core, send, frames, endpoint, session }, answer))
 }
 
 /// Why there is no connection, when the certificate was not the reason.

@@ -4,19 +4,22 @@
 //! accepts part streams and reads their headers side by side (so that a slow one holds up no other). Both end with the
 //! connection, and dropping the last handle ends the connection.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
 use farside_region::Name;
 use quinn::{ConnectionError as QuinnError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
+use tokio::time::timeout;
 
 use super::frames::{FrameError, FrameReader, FrameTooLong, write_frame};
+use super::tunnel::Tunnel;
 use crate::connection::{bounded, readable};
 use crate::{
-    CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError, PartReceiver,
-    PartSender, Peer, Statistics, TrySendError,
+    Carrier, CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError,
+    PartReceiver, PartSender, Peer, Statistics, TrySendError,
 };
 
 /// Frames that wait to be written, by number and by size.
@@ -25,6 +28,8 @@ const FRAME_BYTES_QUEUED: usize = 2 << 20;
 const _: () = assert!(FRAME_BYTES_QUEUED >= FRAME_BYTES_MAX, "any frame fits the queue");
 /// Accepted part streams that wait for [`Connection::accept_part`].
 const PARTS_QUEUED: usize = 32;
+/// How long the last packets of a TCP connection that ended have to be understood.
+const LAST_PACKETS: Duration = Duration::from_millis(250);
 /// What a stream is reset or stopped with; its number says nothing more.
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
 
@@ -49,13 +54,39 @@ type Queued = (Bytes, OwnedSemaphorePermit);
 #[derive(Debug)]
 pub(super) struct Core {
     connection: quinn::Connection,
+    carrier: Carrier,
     /// What was said when this side closed first.
     here: OnceLock<(CloseCode, String)>,
+    /// How what carries it ended, if that was first.
+    lost: OnceLock<String>,
 }
 
 impl Core {
-    pub(super) fn new(connection: quinn::Connection) -> Arc<Self> {
-        Arc::new(Self { connection, here: OnceLock::new() })
+    pub(super) fn new(connection: quinn::Connection, carrier: Carrier) -> Arc<Self> {
+        Arc::new(Self { connection, carrier, here: OnceLock::new(), lost: OnceLock::new() })
+    }
+
+    /// Closes when the TCP connection below is gone: nothing can come any more, and the idle time-out would only find that out.
+    pub(super) async fn end_with(core: Weak<Self>, connection: quinn::Connection, tunnel: &Tunnel) {
+        tokio::select! {
+            _ = connection.closed() => return,
+            why = tunnel.ended() => {
+                // What came last may be the peer's word, which says more.
+                if timeout(LAST_PACKETS, connection.closed()).await.is_err() && let Some(core) = core.upgrade() {
+                    core.lose(&why);
+                }
+            }
+        }
+        connection.closed().await;
+    }
+
+    fn lose(&self, why: &str) {
+        if self.connection.close_reason().is_none()
+            && self.here.get().is_none()
+            && self.lost.set(readable(why.as_bytes())).is_ok()
+        {
+            self.connection.close(VarInt::from_u32(CloseCode::Internal.number()), b"");
+        }
     }
 
     pub(super) fn close(&self, code: CloseCode, reason: &str) {
@@ -70,9 +101,19 @@ impl Core {
         &self.connection
     }
 
+    pub(super) fn carrier(&self) -> Carrier {
+        self.carrier
+    }
+
+    pub(super) async fn closed(&self) -> Closed {
+        let error = self.connection.closed().await;
+        self.translate(&error)
+    }
+
     fn translate(&self, error: &QuinnError) -> Closed {
-        match (error, self.here.get()) {
-            (QuinnError::LocallyClosed, Some((code, reason))) => Closed::Here { code: *code, reason: reason.clone() },
+        match (error, self.here.get(), self.lost.get()) {
+            (QuinnError::LocallyClosed, Some((code, reason)), _) => Closed::Here { code: *code, reason: reason.clone() },
+            (QuinnError::LocallyClosed, None, Some(why)) => Closed::Broken(why.clone()),
             _ => translate(error),
         }
     }
@@ -110,7 +151,7 @@ impl QuicConnection {
         frames: FrameReader,
         endpoint: Option<quinn::Endpoint>,
     ) -> Arc<Self> {
-        let peer = Peer { name, fingerprint, address: core.connection.remote_address() };
+        let peer = Peer { name, fingerprint, address: core.connection.remote_address(), carrier: core.carrier };
         let (frames_out, queue) = mpsc::channel(FRAMES_QUEUED);
         let (to_accept, parts_in) = mpsc::channel(PARTS_QUEUED);
         let room = Arc::new(Semaphore::new(FRAME_BYTES_QUEUED));
@@ -201,8 +242,7 @@ impl Connection for QuicConnection {
     }
 
     async fn closed(&self) -> Closed {
-        let error = self.core.connection.closed().await;
-        self.core.translate(&error)
+        self.core.closed().await
     }
 
     fn close_reason(&self) -> Option<Closed> {
@@ -214,6 +254,7 @@ impl Connection for QuicConnection {
         Statistics {
             sent_bytes: s.udp_tx.bytes,
             received_bytes: s.udp_rx.bytes,
+            sent_packets: s.path.sent_packets,
             lost_packets: s.path.lost_packets,
             rtt: s.path.rtt,
             mtu: s.path.current_mtu,

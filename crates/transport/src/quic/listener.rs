@@ -3,14 +3,16 @@
 //! Invariant: nothing of a peer is kept beyond the handshake's limits before its certificate was found in the book.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use farside_region::Name;
-use quinn::{Endpoint, Incoming, TokioRuntime, VarInt};
+use quinn::{AsyncUdpSocket, Endpoint, Incoming, TokioRuntime, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::time::timeout;
 
 use super::configuration::{self, Limits};
@@ -19,13 +21,26 @@ use super::gate::{Gate, Knock, Pass};
 use super::handshake::{Answer, EXPORTER_LABEL, OPENING_BYTES_MAX, Opening, PairingProof};
 use super::link::{Core, QuicConnection};
 use super::socket::{self, SocketBuffers};
+use super::tunnel;
 use crate::token::{Prover, proof};
-use crate::{CloseCode, Connection, Fingerprint, Identity, PairingBook};
+use crate::{Carrier, CloseCode, Connection, Fingerprint, Identity, PairingBook};
 
 /// Events that wait for [`Listener::next`].
 const EVENTS_QUEUED: usize = 64;
 /// How long a pairing or refused peer is given to take its answer before the connection is dropped.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// TCP connections that the kernel keeps for us.
+const BACKLOG: u32 = 128;
+/// Pause after one could not be taken.
+const NO_ACCEPT: Duration = Duration::from_millis(100);
+/// Ports that are tried for one that is free over UDP and TCP.
+const PORTS_TRIED: u32 = 100;
+/// Why the source chose it only the source knows.
+const OVER_TCP: Carrier = Carrier::Tcp(None);
+const STOPPING: &[u8] = b"the receiver is stopping";
+
+type Bound = (Arc<dyn AsyncUdpSocket>, SocketBuffers);
 
 /// What happened at the door.
 #[derive(Clone, Debug)]
@@ -59,12 +74,40 @@ pub enum ListenerEvent {
     },
 }
 
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// The UDP address.
+    pub udp: SocketAddr,
+    /// The TCP address, for sources that UDP does not reach; port 0 is that of UDP.
+    pub tcp: Option<SocketAddr>,
+}
+
+impl From<SocketAddr> for Listen {
+    /// Both at one address.
+    fn from(both: SocketAddr) -> Self {
+        Self { udp: both, tcp: Some(both) }
+    }
+}
+
 /// Accepts connections of paired sources, and pairs those who bring a token.
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
     events: AsyncMutex<mpsc::Receiver<ListenerEvent>>,
     buffers: SocketBuffers,
+    tcp: Option<SocketAddr>,
+    /// What follows it goes when it goes.
+    tunnels: watch::Sender<bool>,
+    /// Ends when the last tunnel has.
+    last_tunnel: AsyncMutex<mpsc::Receiver<()>>,
+}
+
+/// What tunnels are taken with.
+#[derive(Debug)]
+struct Tunnels {
+    tls: Arc<rustls::ServerConfig>,
+    server: quinn::ServerConfig,
 }
 
 #[derive(Debug)]
@@ -99,29 +142,47 @@ impl Open {
 }
 
 impl Listener {
-    /// Binds `address` and begins to accept. `name` is what sources are told; `book` says who may come.
+    /// Binds the addresses and begins to accept. `name` is what sources are told; `book` says who may come.
     ///
     /// # Errors
-    /// When the address cannot be bound, or the identity does not make a TLS configuration.
+    /// When an address cannot be bound, or the identity does not make a TLS configuration.
     pub fn bind(
-        address: SocketAddr,
+        listen: impl Into<Listen>,
         identity: &Identity,
         name: Name,
         book: Arc<PairingBook>,
         limits: Limits,
     ) -> std::io::Result<Self> {
-        let server = configuration::server(identity, &limits).map_err(std::io::Error::other)?;
-        let (socket, buffers) = socket::bind(address, limits.socket_buffer_bytes)?;
+        let listen = listen.into();
+        let server = |carrier| configuration::server(identity, &limits, carrier).map_err(std::io::Error::other);
+        let udp = server(Carrier::Udp)?;
+        let tunnels = Arc::new(Tunnels {
+            tls: configuration::tunnel_server(identity).map_err(std::io::Error::other)?,
+            server: server(OVER_TCP)?,
+        });
+        let ((socket, buffers), tcp) = bind_both(listen, limits.socket_buffer_bytes)?;
+        let tcp_address = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(identity), Some(server), socket, runtime)?;
+        let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(identity), Some(udp), socket, runtime)?;
         let (events, receiver) = mpsc::channel(EVENTS_QUEUED);
         let (identity, gate) = (identity.clone(), Gate::new(&limits));
         let shared = Arc::new(Shared { endpoint, identity, name, book, limits, gate, events, open: Mutex::default() });
         tokio::spawn(accept(Arc::clone(&shared)));
-        Ok(Self { shared, events: AsyncMutex::new(receiver), buffers })
+        let (stop, stopping) = watch::channel(false);
+        let (one_lives, last_tunnel) = mpsc::channel(1);
+        if let Some(tcp) = tcp {
+            tokio::spawn(accept_tunnels(Arc::clone(&shared), tcp, tunnels, stopping, one_lives));
+        }
+        let (events, last_tunnel) = (AsyncMutex::new(receiver), AsyncMutex::new(last_tunnel));
+        Ok(Self { shared, events, buffers, tcp: tcp_address, tunnels: stop, last_tunnel })
     }
 
-    /// Where it listens, with the port that was chosen for port 0.
+    /// Where it listens over TCP, if it does.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp
+    }
+
+    /// Where it listens over UDP, with the port that was chosen for port 0.
     ///
     /// # Errors
     /// When the socket is gone.
@@ -150,16 +211,44 @@ impl Listener {
         for core in self.shared.open().living() {
             core.close(CloseCode::ShuttingDown, "the receiver is stopping");
         }
-        self.shared.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), b"the receiver is stopping");
-        let _ = timeout(LINGER, self.shared.endpoint.wait_idle()).await;
+        self.tunnels.send_replace(true);
+        self.shared.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), STOPPING);
+        let mut last_tunnel = self.last_tunnel.lock().await;
+        let _ = timeout(LINGER, async { tokio::join!(self.shared.endpoint.wait_idle(), last_tunnel.recv()) }).await;
         self.events.lock().await.close();
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.shared.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), b"the receiver is stopping");
+        self.shared.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), STOPPING);
     }
+}
+
+/// Binds both; with port 0 to one that is free over both.
+fn bind_both(listen: Listen, buffer_bytes: usize) -> std::io::Result<(Bound, Option<TcpListener>)> {
+    let mut tries = if listen.udp.port() == 0 { PORTS_TRIED } else { 1 };
+    loop {
+        tries -= 1;
+        let bound = socket::bind(listen.udp, buffer_bytes)?;
+        let Some(mut tcp) = listen.tcp else { return Ok((bound, None)) };
+        if tcp.port() == 0 {
+            tcp.set_port(bound.0.local_addr()?.port());
+        }
+        match listen_tcp(tcp) {
+            Ok(listener) => return Ok((bound, Some(listener))),
+            Err(error) if error.kind() == ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) => return Err(std::io::Error::new(error.kind(), format!("TCP {tcp}: {error}"))),
+        }
+    }
+}
+
+fn listen_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // After a restart connections of the process before may still be known to the kernel.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Why a connection under construction is not wanted.
@@ -176,11 +265,48 @@ impl Refusal {
     }
 }
 
+/// Takes TCP connections, each for one connection of a source, until the listener goes.
+async fn accept_tunnels(
+    shared: Arc<Shared>,
+    tcp: TcpListener,
+    tunnels: Arc<Tunnels>,
+    mut stopping: watch::Receiver<bool>,
+    one_lives: mpsc::Sender<()>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = tcp.accept() => accepted,
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Too many files, or the peer is gone again.
+                tracing::debug!(%error, "no TCP connection");
+                tokio::time::sleep(NO_ACCEPT).await;
+                continue;
+            }
+        };
+        // One that gets no pass is let go, and comes again.
+        if let Knock::Enter(pass) = shared.gate.knock(address.ip(), true) {
+            let (shared, tunnels, stopping, lives) =
+                (Arc::clone(&shared), Arc::clone(&tunnels), stopping.clone(), one_lives.clone());
+            tokio::spawn(async move {
+                shared.take_tunnel(stream, &tunnels, pass, stopping).await;
+                drop(lives);
+            });
+        }
+    }
+}
+
 async fn accept(shared: Arc<Shared>) {
     while let Some(incoming) = shared.endpoint.accept().await {
         let proved = incoming.remote_address_validated() || !incoming.may_retry();
         match shared.gate.knock(incoming.remote_address().ip(), proved) {
-            Knock::Enter(pass) => drop(tokio::spawn(Arc::clone(&shared).welcome(incoming, pass))),
+            Knock::Enter(pass) => {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move { shared.welcome(incoming, pass, Carrier::Udp).await });
+            }
             Knock::Prove => drop(incoming.retry()),
             Knock::Wait => incoming.ignore(),
         }
@@ -192,20 +318,75 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From the first packet to an event, within the time limit.
-    async fn welcome(self: Arc<Self>, incoming: Incoming, pass: Pass) {
+    /// A TCP connection from its beginning to its end.
+    async fn take_tunnel(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        tunnels: &Tunnels,
+        pass: Pass,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let patience = self.limits.handshake_timeout;
+        let tunnel = match timeout(patience, tunnel::accept(stream, Arc::clone(&tunnels.tls))).await {
+            Ok(Ok(tunnel)) => tunnel,
+            Ok(Err(error)) => return tracing::debug!(%error, "a TCP connection that is none of a source"),
+            Err(_) => return tracing::debug!("a TCP connection said too little"),
+        };
+        let (config, socket) = (configuration::endpoint(&self.identity), Arc::clone(&tunnel) as Arc<dyn AsyncUdpSocket>);
+        let made = Endpoint::new_with_abstract_socket(config, Some(tunnels.server.clone()), socket, Arc::new(TokioRuntime));
+        let endpoint = match made {
+            Ok(endpoint) => endpoint,
+            Err(error) => return tracing::warn!(%error, "no endpoint for a TCP connection"),
+        };
+        let served = async {
+            let incoming = tokio::select! {
+                incoming = timeout(patience, endpoint.accept()) => incoming.ok().flatten(),
+                _ = tunnel.ended() => None,
+            };
+            // There is one in each.
+            endpoint.set_server_config(None);
+            let welcomed = match incoming {
+                Some(incoming) => self.welcome(incoming, pass, OVER_TCP).await,
+                None => None,
+            };
+            if let Some((core, connection)) = welcomed {
+                Core::end_with(core, connection, &tunnel).await;
+            }
+        };
+        tokio::select! {
+            () = served => {}
+            // † Not of one that has ended: quinn forgets its reason then.
+            _ = stopping.wait_for(|stopping| *stopping) => endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), STOPPING),
+        }
+        let _ = timeout(LINGER, endpoint.wait_idle()).await;
+    }
+
+    /// From the first packet to an event, within the time limit. What came through the handshake.
+    async fn welcome(
+        self: &Arc<Self>,
+        incoming: Incoming,
+        pass: Pass,
+        carrier: Carrier,
+    ) -> Option<(Weak<Core>, quinn::Connection)> {
         let address = incoming.remote_address();
         let handshake = async {
             let connection = incoming.accept()?.await?;
-            Ok::<_, quinn::ConnectionError>(Core::new(connection))
+            Ok::<_, quinn::ConnectionError>(Core::new(connection, carrier))
         };
         let core = match timeout(self.limits.handshake_timeout, handshake).await {
             Ok(Ok(core)) => core,
-            Ok(Err(error)) => return tracing::debug!(%address, %error, "a handshake failed"),
-            Err(_) => return tracing::debug!(%address, "a handshake took too long"),
+            Ok(Err(error)) => {
+                tracing::debug!(%address, %error, "a handshake failed");
+                return None;
+            }
+            Err(_) => {
+                tracing::debug!(%address, "a handshake took too long");
+                return None;
+            }
         };
+        let handles = (Arc::downgrade(&core), core.quinn().clone());
         let refusal = match timeout(self.limits.handshake_timeout, self.introduce(&core, pass)).await {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return Some(handles),
             Ok(Err(refusal)) => refusal,
             Err(_) => Refusal::new(CloseCode::Protocol, "the introduction took too long"),
         };
@@ -214,6 +395,7 @@ impl Shared {
         tracing::warn!(%address, ?fingerprint, ?name, %reason, "refused a connection");
         // A flood of refusals must not keep anyone waiting: then some go unreported.
         let _ = self.events.try_send(ListenerEvent::Refused { address, fingerprint, name, code, reason });
+        Some(handles)
     }
 
     async fn introduce(self: &Arc<Self>, core: &Arc<Core>, pass: Pass) -> Result<(), Refusal> {

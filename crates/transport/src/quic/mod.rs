@@ -5,6 +5,8 @@
 //! after it, so that a refusal carries words. The first stream is the control stream: it begins with one frame each way
 //! (see `handshake`), then carries the frames of the layer above.
 //!
+//! The packets travel over UDP, or, where that does not get through, in a TCP connection (`tunnel`); `route` says in which.
+//!
 //! Invariant: a [`QuicConnection`] exists only after both checks. Deliberately absent: migration of a source to another
 //! address (it reconnects), 0-RTT (its data could be replayed).
 
@@ -15,7 +17,9 @@ mod gate;
 mod handshake;
 mod link;
 mod listener;
+mod route;
 mod socket;
+mod tunnel;
 mod verify;
 
 pub use configuration::{Limits, MTU_MAX};
@@ -23,8 +27,11 @@ pub use dialer::{Pin, PinError, QuicDialer, pair};
 pub use frames::{FrameTooLong, take_frame};
 pub use handshake::{Answer, Opening, PairingProof};
 pub use link::QuicConnection;
-pub use listener::{Listener, ListenerEvent};
+pub use listener::{Listen, Listener, ListenerEvent};
+pub use route::{Carriers, Route};
 pub use socket::SocketBuffers;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tunnel_tests;

@@ -10,29 +10,30 @@ use tokio::sync::watch;
 
 use super::configuration::{self, ALPN, SERVER_NAME};
 use super::handshake::{Opening, PairingProof};
-use super::{Limits, Listener, ListenerEvent, Pin, QuicDialer, pair, socket};
+use super::{Limits, Listener, ListenerEvent, Pin, QuicDialer, Route, pair, socket};
 use crate::conformance::{Ends, conformance, read_all};
 use crate::memory::name;
 use crate::{
-    Backoff, CloseCode, Closed, Connection, Connector, Dial, DialError, FRAME_BYTES_MAX, Identity, PairingBook, PairingToken,
-    TokenRequest,
+    Backoff, Carrier, CloseCode, Closed, Connection, Connector, Dial, DialError, FRAME_BYTES_MAX, Identity, PairingBook,
+    PairingToken, TokenRequest,
 };
 
 /// A receiver with its book, and everything a source needs.
-struct Gateway {
-    listener: Arc<Listener>,
+pub(super) struct Gateway {
+    pub(super) listener: Arc<Listener>,
     book: Arc<PairingBook>,
-    identity: Identity,
-    address: SocketAddr,
+    pub(super) identity: Identity,
+    /// Where sources find it.
+    pub(super) address: SocketAddr,
     _directory: tempfile::TempDir,
 }
 
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     Limits { socket_buffer_bytes: 1 << 20, ..Limits::default() }
 }
 
 impl Gateway {
-    fn start(limits: Limits) -> Self {
+    pub(super) fn start(limits: Limits) -> Self {
         let directory = tempfile::tempdir().expect("tempdir");
         let book = Arc::new(PairingBook::open(&directory.path().join("pairings.json")).expect("opened"));
         let identity = Identity::ephemeral().expect("made");
@@ -56,7 +57,7 @@ impl Gateway {
         Self { listener, book, identity, address, _directory }
     }
 
-    fn token(&self, lifetime_s: u64) -> PairingToken {
+    pub(super) fn token(&self, lifetime_s: u64) -> PairingToken {
         let request = TokenRequest {
             addresses: vec![self.address.to_string()],
             receiver: self.identity.fingerprint(),
@@ -69,16 +70,16 @@ impl Gateway {
 
     async fn paired_dialer(&self, source: &str) -> QuicDialer {
         let identity = Identity::ephemeral().expect("made");
-        let pin = pair(&self.token(60), &identity, &name(source), &limits()).await.expect("paired");
+        let pin = pair(&self.token(60), &identity, &name(source), &Route::default(), &limits()).await.expect("paired");
         assert!(matches!(self.event().await, ListenerEvent::Paired { name, .. } if name.as_str() == source));
         dialer(&identity, source, pin)
     }
 
-    async fn event(&self) -> ListenerEvent {
+    pub(super) async fn event(&self) -> ListenerEvent {
         self.listener.next().await.expect("the listener lives")
     }
 
-    async fn connected(&self) -> Arc<dyn Connection> {
+    pub(super) async fn connected(&self) -> Arc<dyn Connection> {
         match self.event().await {
             ListenerEvent::Connected(connection) => connection,
             other => panic!("{other:?}"),
@@ -87,7 +88,7 @@ impl Gateway {
 }
 
 fn dialer(identity: &Identity, source: &str, pin: Pin) -> QuicDialer {
-    QuicDialer::new(identity.clone(), name(source), watch::channel(Some(pin)).1, limits())
+    QuicDialer::new(identity.clone(), name(source), watch::channel(Some(pin)).1, Route::default(), limits())
 }
 
 async fn ends() -> (Ends, Gateway) {
@@ -131,7 +132,7 @@ async fn an_unknown_source_is_refused_by_name_on_both_sides() {
 async fn a_refusal_is_heard_after_the_end_of_the_control_stream() {
     let receiver = Identity::ephemeral().expect("made");
     let (socket, _) = socket::bind((Ipv4Addr::LOCALHOST, 0).into(), 1 << 20).expect("bound");
-    let config = configuration::server(&receiver, &limits()).expect("made");
+    let config = configuration::server(&receiver, &limits(), Carrier::Udp).expect("made");
     let endpoint = configuration::endpoint(&receiver);
     let endpoint = Endpoint::new_with_abstract_socket(endpoint, Some(config), socket, Arc::new(TokioRuntime)).expect("made");
     let pin = Pin::new(name("gateway"), receiver.fingerprint(), vec![endpoint.local_addr().expect("bound").to_string()]);
@@ -152,7 +153,7 @@ async fn a_refusal_is_heard_after_the_end_of_the_control_stream() {
 async fn a_paired_source_cannot_take_another_name() {
     let gateway = Gateway::start(limits());
     let identity = Identity::ephemeral().expect("made");
-    let pin = pair(&gateway.token(60), &identity, &name("db1"), &limits()).await.expect("paired");
+    let pin = pair(&gateway.token(60), &identity, &name("db1"), &Route::default(), &limits()).await.expect("paired");
     let (code, reason) = refusal(dialer(&identity, "db2", pin).dial().await);
     assert_eq!(code, CloseCode::WrongName);
     assert!(reason.contains("db1") && reason.contains("db2"), "{reason}");
@@ -171,7 +172,7 @@ async fn a_receiver_with_another_certificate_is_not_talked_to() {
     }
     // Nor is a token's secret shown to it.
     let token = PairingToken { receiver: expected, ..gateway.token(60) };
-    assert!(matches!(pair(&token, &me, &name("db1"), &limits()).await, Err(DialError::WrongReceiver { .. })));
+    assert!(matches!(pair(&token, &me, &name("db1"), &Route::default(), &limits()).await, Err(DialError::WrongReceiver { .. })));
     assert_eq!(gateway.book.tokens(0).len(), 1, "the token was not used");
 }
 
@@ -180,18 +181,18 @@ async fn expired_reused_and_invented_tokens_are_refused() {
     let gateway = Gateway::start(limits());
     let (a, b) = (Identity::ephemeral().expect("made"), Identity::ephemeral().expect("made"));
     let expired = gateway.token(0);
-    assert_eq!(refusal(pair(&expired, &a, &name("a"), &limits()).await).0, CloseCode::TokenExpired);
+    assert_eq!(refusal(pair(&expired, &a, &name("a"), &Route::default(), &limits()).await).0, CloseCode::TokenExpired);
 
     let token = gateway.token(60);
-    pair(&token, &a, &name("a"), &limits()).await.expect("paired");
-    pair(&token, &a, &name("a"), &limits()).await.expect("the same machine may repeat itself");
-    let (code, reason) = refusal(pair(&token, &b, &name("b"), &limits()).await);
+    pair(&token, &a, &name("a"), &Route::default(), &limits()).await.expect("paired");
+    pair(&token, &a, &name("a"), &Route::default(), &limits()).await.expect("the same machine may repeat itself");
+    let (code, reason) = refusal(pair(&token, &b, &name("b"), &Route::default(), &limits()).await);
     assert_eq!(code, CloseCode::TokenUnknown);
     assert!(reason.contains("used before"), "{reason}");
 
     let other = Gateway::start(limits());
     let foreign = PairingToken { secret: other.token(60).secret, ..gateway.token(60) };
-    let (code, reason) = refusal(pair(&foreign, &b, &name("b"), &limits()).await);
+    let (code, reason) = refusal(pair(&foreign, &b, &name("b"), &Route::default(), &limits()).await);
     assert_eq!(code, CloseCode::TokenUnknown);
     assert!(reason.contains("does not know the token"), "{reason}");
     assert_eq!(gateway.book.sources().len(), 1);
@@ -222,7 +223,7 @@ impl Raw {
         let endpoint =
             Endpoint::new_with_abstract_socket(configuration::endpoint(identity), None, socket, Arc::new(TokioRuntime));
         let endpoint = endpoint.expect("made");
-        let (config, _) = configuration::client(identity, gateway.identity.fingerprint(), &limits()).expect("made");
+        let (config, _) = configuration::client(identity, gateway.identity.fingerprint(), &limits(), Carrier::Udp).expect("made");
         let connection = endpoint.connect_with(config, gateway.address, SERVER_NAME).expect("begun").await.expect("connected");
         Self { connection, _endpoint: endpoint }
     }
@@ -230,7 +231,7 @@ impl Raw {
     /// Past the introduction, as a paired source.
     async fn introduced(gateway: &Gateway, source: &str) -> (Self, Arc<dyn Connection>, quinn::SendStream) {
         let me = Identity::ephemeral().expect("made");
-        pair(&gateway.token(60), &me, &name(source), &limits()).await.expect("paired");
+        pair(&gateway.token(60), &me, &name(source), &Route::default(), &limits()).await.expect("paired");
         assert!(matches!(gateway.event().await, ListenerEvent::Paired { .. }));
         let raw = Self::connect(gateway, &me).await;
         let (mut send, _recv) = raw.connection.open_bi().await.expect("opened");
@@ -264,7 +265,7 @@ impl Gateway {
     /// Skips refusals and shows that a good source still gets in.
     async fn paired_after_refusals(&self) {
         let identity = Identity::ephemeral().expect("made");
-        let pin = pair(&self.token(60), &identity, &name("good"), &limits()).await.expect("paired");
+        let pin = pair(&self.token(60), &identity, &name("good"), &Route::default(), &limits()).await.expect("paired");
         let _source = dialer(&identity, "good", pin).dial().await.expect("connected");
         while !matches!(self.event().await, ListenerEvent::Connected(_)) {}
     }
@@ -529,10 +530,10 @@ async fn a_removed_pairing_loses_its_connections() {
 async fn a_connection_ends_with_the_pairing_it_was_made_under() {
     let gateway = Gateway::start(limits());
     let identity = Identity::ephemeral().expect("made");
-    let pin = pair(&gateway.token(60), &identity, &name("db1"), &limits()).await.expect("paired");
+    let pin = pair(&gateway.token(60), &identity, &name("db1"), &Route::default(), &limits()).await.expect("paired");
     assert!(matches!(gateway.event().await, ListenerEvent::Paired { .. }));
     let pins = watch::Sender::new(Some(pin));
-    let source = QuicDialer::new(identity.clone(), name("db1"), pins.subscribe(), limits());
+    let source = QuicDialer::new(identity.clone(), name("db1"), pins.subscribe(), Route::default(), limits());
     let connection = source.dial().await.expect("connected");
     let _there = gateway.connected().await;
     // During an attempt that would take a minute; nobody answers there.
@@ -541,7 +542,7 @@ async fn a_connection_ends_with_the_pairing_it_was_made_under() {
     pins.send_replace(Some(other));
     assert!(matches!(connection.closed().await, Closed::Here { code: CloseCode::Done, .. }));
     let patient = Limits { handshake_timeout: Duration::from_secs(60), ..limits() };
-    let source = QuicDialer::new(identity, name("db1"), pins.subscribe(), patient);
+    let source = QuicDialer::new(identity, name("db1"), pins.subscribe(), Route::default(), patient);
     let attempt = tokio::spawn(async move { source.dial().await.map(drop) });
     tokio::task::yield_now().await; // it is under way
     pins.send_replace(None);
@@ -556,9 +557,9 @@ async fn nobody_home_is_unreachable() {
     let addresses = vec![silent.local_addr().expect("bound").to_string()];
     let me = Identity::ephemeral().expect("made");
     let pin = watch::channel(Some(Pin::new(name("gateway"), me.fingerprint(), addresses))).1;
-    let nobody = QuicDialer::new(me.clone(), name("db1"), pin, quick);
+    let nobody = QuicDialer::new(me.clone(), name("db1"), pin, Route::default(), quick);
     assert!(matches!(nobody.dial().await, Err(DialError::Unreachable { .. })));
-    let unpaired = QuicDialer::new(me, name("db1"), watch::channel(None).1, limits());
+    let unpaired = QuicDialer::new(me, name("db1"), watch::channel(None).1, Route::default(), limits());
     assert!(matches!(unpaired.dial().await, Err(DialError::NotPaired)));
 }
 
@@ -606,8 +607,8 @@ fn a_killed_receiver_is_noticed_when_the_next_one_answers() {
     let gateway = first.block_on(async { Gateway::start(patient.clone()) });
     let source = at_source.block_on(async {
         let me = Identity::ephemeral().expect("made");
-        let pin = pair(&gateway.token(60), &me, &name("db1"), &patient).await.expect("paired");
-        let dialer = QuicDialer::new(me, name("db1"), watch::channel(Some(pin)).1, patient.clone());
+        let pin = pair(&gateway.token(60), &me, &name("db1"), &Route::default(), &patient).await.expect("paired");
+        let dialer = QuicDialer::new(me, name("db1"), watch::channel(Some(pin)).1, Route::default(), patient.clone());
         let source = dialer.dial().await.expect("connected");
         source.send(Bytes::from_static(b"hello")).await.expect("sent");
         source

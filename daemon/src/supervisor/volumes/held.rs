@@ -23,7 +23,13 @@ impl Daemon {
     /// A way to the receiver, as this host.
     pub(crate) fn dialer(&self) -> QuicDialer {
         let limits = farside_transport::Limits::default();
-        QuicDialer::new(self.identity.clone(), self.around.source.clone(), self.pin.subscribe(), limits)
+        QuicDialer::new(
+            self.identity.clone(),
+            self.around.source.clone(),
+            self.pin.subscribe(),
+            self.around.route.clone(),
+            limits,
+        )
     }
 
     /// What is configured of a group.
