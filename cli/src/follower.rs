@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use farside_control::client::Daemon;
-use farside_control::follower::{FollowerAdd, FollowerState, FollowerStatus, Follows};
+use farside_control::follower::{FollowerAdd, FollowerState, FollowerStatus, Follows, LockRule};
 use farside_control::routes::{self, PointsQuery};
 use farside_control::{Address, Client, PointRef};
 
@@ -43,7 +43,8 @@ service sees no block devices unless it is told to: docs/operate.md says how.
 Examples:
   farside follower add web1/data /srv/standby/data.img
   farside follower add web1/db/data /dev/vg/data --name data-standby --overwrite
-  farside follower add web1/data /srv/standby/monday.img --point 42-9f3c2a1b")]
+  farside follower add web1/data /srv/standby/monday.img --point 42-9f3c2a1b
+  farside follower add web1/data /srv/standby/data.img --lock reflink --lock-every 1h --locked 24")]
     Add {
         /// The volume.
         volume: Address,
@@ -62,6 +63,19 @@ Examples:
         /// What the target holds may be lost. What of it is right already stays and is not written again.
         #[arg(long)]
         overwrite: bool,
+        /// Lock what the target holds before it goes on: `reflink` keeps a copy beside it that shares its blocks, TARGET@POINT (a file on XFS or
+        /// Btrfs); any other name is that of a `[[lock]]` in the gateway's receiver.toml, a program that has a volume manager make a snapshot.
+        #[arg(long, value_name = "BY")]
+        lock: Option<String>,
+        /// Keep so many locked points; then the oldest goes.
+        #[arg(long, value_name = "N", default_value_t = 24, requires = "lock")]
+        locked: u32,
+        /// Lock a point at most so often. Unless it is said: each point that the target comes to.
+        #[arg(long, value_name = "DURATION", value_parser = farside_control::parse_duration, requires = "lock")]
+        lock_every: Option<Duration>,
+        /// While a lock fails, stay where the target is. Without it the target goes on, and `follower show` says that the lock fails.
+        #[arg(long, requires = "lock")]
+        lock_strict: bool,
     },
     /// List followers: what each holds, and what it does.
     List,
@@ -113,10 +127,12 @@ Examples:
 pub(crate) async fn run(global: &Global, hosts: &Hosts, command: FollowerCommand) -> Result<(), Failure> {
     let client = gateway(hosts).await?;
     match command {
-        FollowerCommand::Add { volume, target, name, delay, point, overwrite } => {
+        FollowerCommand::Add { volume, target, name, delay, point, overwrite, lock, locked, lock_every, lock_strict } => {
+            let every_ms = lock_every.map_or(0, |every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
+            let lock = lock.map(|by| LockRule { by, keep: locked, every_ms, strict: lock_strict });
             let target = std::path::absolute(&target).unwrap_or(target);
             let follows = follows(&client, &volume, delay, point).await?;
-            let add = FollowerAdd { name, volume: volume.to_string(), target, follows, overwrite };
+            let add = FollowerAdd { name, volume: volume.to_string(), target, follows, overwrite, lock };
             let added = client.follower_add(&add).await?;
             if global.json {
                 return print::json(&added);
@@ -256,6 +272,15 @@ fn text(look: Look, one: &FollowerStatus) -> String {
     }
     let verified = one.verified.map_or_else(|| "never".to_owned(), print::time);
     text.push_str(&format!("verified {verified}\n"));
+    if let Some(rule) = &one.lock {
+        let every =
+            if rule.every_ms == 0 { "each point".to_owned() } else { format!("one in {}", print::duration_ms(rule.every_ms)) };
+        let strict = if rule.strict { ", or it stays where it is" } else { "" };
+        text.push_str(&format!("locks    {every}, by {}{strict}; {} of {}\n", rule.by, one.locked.len(), rule.keep));
+    }
+    for locked in one.locked.iter().rev() {
+        text.push_str(&format!("locked   point {}, {}: {}\n", locked.id, print::time(locked.locked), locked.name));
+    }
     if !one.diverged_regions.is_empty() {
         let regions: Vec<String> = one.diverged_regions.iter().map(u64::to_string).collect();
         text.push_str(&format!("differs in regions {} (of 4 MiB), the first ones\n", regions.join(", ")));

@@ -14,6 +14,8 @@ use farside_service::files::{self, File, FileError, Step};
 use farside_wire::END_MEMBERS_MAX;
 use serde::Deserialize;
 
+use crate::locks::{LockProgram, REFLINK};
+
 /// Where the configuration is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/farside/receiver.toml";
 /// More often is no use to anybody.
@@ -26,6 +28,10 @@ const PUBLISH_BUDGET_MIN: u32 = 100;
 const PUBLISH_EVERY_MAX: Duration = Duration::from_secs(3600);
 /// The UDP port sources connect to.
 pub const DEFAULT_PORT: u16 = 7400;
+
+/// How long a program that locks may take, unless something else is said.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
 /// What a person said about TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +73,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is kept where a source says nothing.
     pub retention: Retention,
+    /// Programs that lock what followers hold.
+    pub locks: Vec<LockProgram>,
     /// How often points are verified.
     pub verify: Verify,
     /// See [`Merge`].
@@ -248,6 +256,15 @@ struct FileText {
     retention: RetentionTable,
     verify: VerifyTable,
     merge: MergeTable,
+    lock: Vec<LockTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LockTable {
+    name: Name,
+    program: Vec<String>,
+    timeout: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -325,6 +342,7 @@ impl Default for Config {
             retention: Retention::default(),
             verify: Verify::default(),
             merge: Merge::default(),
+            locks: Vec::new(),
         }
     }
 }
@@ -337,12 +355,13 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         for mut file in files::read::<FileText>(path, path == Path::new(DEFAULT_PATH))? {
-            let FileText { receiver, limits, retention, verify, merge } = std::mem::take(&mut file.content);
+            let FileText { receiver, limits, retention, verify, merge, lock } = std::mem::take(&mut file.content);
             config.lay_receiver(&file, receiver)?;
             config.lay_limits(&file, &limits)?;
             config.lay_retention(&file, retention)?;
             config.lay_verify(&file, &verify)?;
             config.lay_merge(&file, &merge)?;
+            config.lay_locks(&file, lock)?;
         }
         Ok(config)
     }
@@ -497,6 +516,28 @@ impl Config {
         Ok(())
     }
 
+    fn lay_locks(&mut self, file: &File<FileText>, tables: Vec<LockTable>) -> Result<(), ConfigError> {
+        for (at, table) in tables.into_iter().enumerate() {
+            let fault = |key: &str, what: String| file.fault(&[Step::Key("lock"), Step::At(at), Step::Key(key)], what);
+            if table.name.as_str() == REFLINK {
+                return Err(fault("name", format!("`{REFLINK}` is the file system's own way")));
+            }
+            if !table.program.first().is_some_and(|program| Path::new(program).is_absolute()) {
+                return Err(fault("program", "a program, by its whole path, and its arguments".to_owned()));
+            }
+            let timeout = match table.timeout.as_deref().map(parse_span) {
+                None => LOCK_TIMEOUT,
+                Some(Ok(timeout)) if (Duration::from_secs(1)..=LOCK_TIMEOUT_MAX).contains(&timeout) => timeout,
+                Some(Ok(_)) => return Err(fault("timeout", "1s to 1h".to_owned())),
+                Some(Err(error)) => return Err(fault("timeout", error.to_string())),
+            };
+            // A later file's replaces it.
+            self.locks.retain(|other| other.name != table.name.as_str());
+            self.locks.push(LockProgram { name: table.name.to_string(), program: table.program, timeout });
+        }
+        Ok(())
+    }
+
     /// This configuration with what can change while the receiver runs taken from `new`, and what that is.
     #[must_use]
     pub fn take_over(&self, new: &Self) -> (Self, Changes) {
@@ -525,6 +566,7 @@ impl Config {
                 changes.live.push(format!("{key} {old} → {new}"));
             }
         };
+        live("[[lock]]", format!("{:?}", self.locks), format!("{:?}", new.locks));
         live("[receiver] advertise", format!("{:?}", self.advertise), format!("{:?}", new.advertise));
         let number = |n: usize| n.to_string();
         live("[limits] groups_per_source", number(self.limits.groups_per_source), number(new.limits.groups_per_source));
@@ -549,6 +591,7 @@ impl Config {
         live("[verify] after_start", format!("{:?}", old_verify.after_start), format!("{:?}", new_verify.after_start));
         live("[merge] every", every(self.merge.every), every(new.merge.every));
         live("[merge] rate", self.merge.rate.to_string(), new.merge.rate.to_string());
+        next.locks.clone_from(&new.locks);
         next.advertise.clone_from(&new.advertise);
         next.publish_budget = new.publish_budget;
         next.limits.groups_per_source = new.limits.groups_per_source;
@@ -605,11 +648,15 @@ mod tests {
         let Config { name, api_group, advertise, store_credentials, .. } = config.clone();
         let examples = api_group.is_some() && !advertise.is_empty() && store_credentials.is_some();
         assert!(examples, "these have no default, only an example");
-        let default = Config { name, api_group, advertise, store_credentials, ..Config::default() };
+        assert_eq!(config.listen_tcp, Some(ListenTcp::At(config.listen)), "where it is if nothing is said");
+        assert_eq!(config.locks.iter().map(|lock| lock.timeout).collect::<Vec<_>>(), [LOCK_TIMEOUT]);
+        let (listen_tcp, locks) = (config.listen_tcp, config.locks.clone());
+        let default = Config { name, api_group, advertise, store_credentials, listen_tcp, locks, ..Config::default() };
         assert_eq!(config, default);
         for key in [
             "name",
             "listen",
+            "listen_tcp",
             "store",
             "staging",
             "store_credentials",
@@ -703,6 +750,9 @@ mod tests {
         for (text, word) in [
             ("[receiver]\nlsten = \"x\"", "lsten"),
             ("[receiver]\nlisten = \"nowhere\"", "receiver.toml, line 2: listen: "),
+            ("[[lock]]\nname = \"reflink\"\nprogram = [\"/x\"]", "receiver.toml, line 2: name: "),
+            ("[[lock]]\nname = \"x\"\nprogram = [\"x\"]", "receiver.toml, line 3: program: "),
+            ("[[lock]]\nname = \"x\"\nprogram = [\"/x\"]\ntimeout = \"2d\"", "receiver.toml, line 4: timeout: "),
             ("[receiver]\nlisten_tcp = \"7400\"", "receiver.toml, line 2: listen_tcp: "),
             ("[receiver]\nname = \"a b\"", "not a valid name"),
             ("[receiver]\nadvertise = [\"gateway\"]", "line 2: advertise: "),

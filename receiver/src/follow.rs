@@ -19,9 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use farside_blockio::process::Priority;
-use farside_control::follower::{FollowerAdd, FollowerState, FollowerStatus, Follows};
+use farside_control::follower::{FollowerAdd, FollowerState, FollowerStatus, Follows, LockRule, LockedPoint};
 use farside_control::source::LastPoint;
-use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
+use farside_control::{Address, ApiError, Code, ErrorCode, PointId, Reason, Severity};
 use farside_objects::Location;
 use farside_region::{LedgerPosition, Name, Slot};
 use farside_store::{
@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::group::{FollowAsk, FollowError, FollowNext, GroupHandle, Mail};
+use crate::locks::{self, Locked, Whose};
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError};
 use crate::status::wall;
@@ -91,6 +92,9 @@ pub(crate) struct Definition {
     /// Its target takes the place of a source that is gone.
     #[serde(default)]
     promoted: Option<Promoted>,
+    /// What its target holds is locked before it goes on.
+    #[serde(default)]
+    lock: Option<LockRule>,
 }
 
 /// What a follower's target is promoted to.
@@ -111,6 +115,9 @@ pub(crate) struct Holds {
     filled_wall_ms: Option<i64>,
     /// When all of it was equal to what it held.
     verified_wall_ms: Option<i64>,
+    /// What was locked, oldest first.
+    #[serde(default)]
+    locked: Vec<Locked>,
 }
 
 /// Of both.
@@ -177,6 +184,9 @@ struct View {
     verified_wall_ms: Option<i64>,
     diverged: Vec<u64>,
     words: Option<String>,
+    locked: Vec<Locked>,
+    /// Why what it holds is not locked.
+    unlocked: Option<String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -199,8 +209,11 @@ impl Followers {
             match read {
                 Ok((holds, definition)) => {
                     let kept = (definition.names(), holds.following.stage.points().collect());
+                    let locked = holds.locked;
                     lock(&self.kept).insert(name.clone(), kept);
-                    lock(&self.all).insert(name.clone(), Arc::new(Entry::new(name, definition)));
+                    let entry = Entry::new(name.clone(), definition);
+                    lock(&entry.view).locked = locked;
+                    lock(&self.all).insert(name, Arc::new(entry));
                 }
                 Err(error) => broken(format!("follower {name}: {error}")),
             }
@@ -417,6 +430,11 @@ impl Followers {
             return Err(ApiError::new(ErrorCode::Conflict, message, "give this one a target of its own"));
         }
         refuse_own(receiver, &add.target)?;
+        if let Some(rule) = &add.lock {
+            locks::check(&receiver.config().locks, rule, &add.target).map_err(|words| {
+                ApiError::new(ErrorCode::Conflict, words, "see docs/operate.md, `Locked points`, or leave --lock out")
+            })?;
+        }
         let definition = Definition {
             version: FOLLOWER_VERSION,
             source: names.source.clone(),
@@ -427,6 +445,7 @@ impl Followers {
             overwrite: add.overwrite,
             paused: false,
             promoted: None,
+            lock: add.lock,
         };
         lock(&receiver.followers.kept).insert(name.clone(), (names, BTreeSet::new()));
         let tried = try_target(receiver, &group, &name, &definition, bytes);
@@ -627,7 +646,19 @@ impl Entry {
                 }
             });
         }
+        if let Some(words) = &view.unlocked {
+            let what =
+                "the target goes on without it, and it is tried again; mend that, or begin the follower anew without --lock";
+            let words = format!("what follower {name} holds is not locked: {words}");
+            reasons.push(Reason::new(Severity::Warning, Code::FollowerFailed, words, what));
+        }
+        let whole = |one: &Locked| {
+            let (id, locked) = (one.id(), wall(one.wall_ms));
+            one.name.clone().map(|name| LockedPoint { id, locked, name })
+        };
         FollowerStatus {
+            lock: definition.lock,
+            locked: view.locked.iter().filter_map(whole).collect(),
             name: name.to_string(),
             source: definition.source.to_string(),
             group: definition.group.to_string(),
@@ -660,6 +691,8 @@ impl Entry {
                 verify_wanted: false,
                 backoff: Backoff::new(AGAIN.0, AGAIN.1),
                 tried: BTreeMap::new(),
+                lock_pause: Backoff::new(AGAIN.0, AGAIN.1),
+                no_lock_until: None,
             };
             runner.run();
         })?;
@@ -680,6 +713,9 @@ struct Runner {
     backoff: Backoff,
     /// How often a point could not be read.
     tried: BTreeMap<Slot, u32>,
+    /// A lock that failed is not tried before.
+    no_lock_until: Option<Instant>,
+    lock_pause: Backoff,
 }
 
 /// Why a turn ended without a point.
@@ -820,6 +856,9 @@ impl Runner {
         let Some(group) = roster.into_iter().find(|handle| *handle.names() == group) else {
             return Err(Trouble::Words(format!("the store has no group {group}, or cannot be read")));
         };
+        if let FollowStage::At(at) = &stage {
+            self.lock_step(&group, *at)?;
+        }
         let avoid = self.tried.iter().filter(|(_, times)| **times >= TRIED_MAX).map(|(point, _)| *point).collect();
         let ask = FollowAsk { follower: self.entry.name.clone(), volume, follows, avoid, stage: stage.clone(), again };
         match ask_group(&self.receiver, &group, |reply| Mail::Follow { ask: Box::new(ask), reply }).map_err(trouble)? {
@@ -862,12 +901,109 @@ impl Runner {
         }
     }
 
+    /// Locks what the target holds, if that is due, before it goes on.
+    fn lock_step(&mut self, group: &GroupHandle, at: LedgerPosition) -> Result<(), Trouble> {
+        let definition = lock(&self.entry.definition).clone();
+        let Some(rule) = definition.lock.as_ref().filter(|_| definition.promoted.is_none()) else { return Ok(()) };
+        let (id, now_ms) = (PointId::new(at.slot.0, &at.digest.0), Timestamp::now().as_millisecond());
+        let is_too_soon = self.no_lock_until.is_some_and(|until| Instant::now() < until);
+        if is_too_soon || !locks::is_due(&self.read_holds()?.locked, id, rule, now_ms) {
+            return Ok(());
+        }
+        let words = match self.lock_round(group, at, &definition, (rule, id, now_ms)) {
+            Ok(()) => {
+                self.lock_pause.reset();
+                self.no_lock_until = None;
+                self.show(|view| view.unlocked = None);
+                tracing::debug!(follower = %self.entry.name, point = %id, "what a follower holds is locked");
+                return Ok(());
+            }
+            Err(stopped @ (Trouble::Stopped | Trouble::Diverged(_))) => return Err(stopped),
+            Err(Trouble::Words(words) | Trouble::Unread(words)) => words,
+        };
+        if rule.strict {
+            return Err(Trouble::Words(format!("what it holds cannot be locked: {words}")));
+        }
+        if lock(&self.entry.view).unlocked.as_ref() != Some(&words) {
+            tracing::warn!(follower = %self.entry.name, point = %id, %words, "what a follower holds is not locked");
+        }
+        self.no_lock_until = Some(Instant::now() + self.lock_pause.next(0));
+        self.show(|view| view.unlocked = Some(words));
+        Ok(())
+    }
+
+    fn lock_round(
+        &mut self,
+        group: &GroupHandle,
+        at: LedgerPosition,
+        definition: &Definition,
+        (rule, id, now_ms): (&LockRule, PointId, i64),
+    ) -> Result<(), Trouble> {
+        // † What a stranger wrote since, and what a dead receiver may have left half written, is not what the point holds.
+        self.inspect_target(group, at)?;
+        if self.read_holds()?.following.is_in_doubt() {
+            self.verify(group, at)?;
+        }
+        if self.read_holds()?.following.is_in_doubt() {
+            return Err(Trouble::Words("its point is gone, and the target cannot be compared before the next one".to_owned()));
+        }
+        let Some(target) = self.target.take() else { return Err(Trouble::Stopped) };
+        let share = |to: &std::fs::File| target.share_blocks(to);
+        let whose = Whose {
+            follower: self.entry.name.to_string(),
+            volume: format!("{}/{}", definition.names(), definition.volume),
+            target: target.path().to_owned(),
+            share: &share,
+        };
+        let (receiver, entry) = (Arc::clone(&self.receiver), Arc::clone(&self.entry));
+        // † Whoever waits for a promotion does not wait for this.
+        let goes_on = || goes_on(&receiver, &entry) && lock(&entry.definition).promoted.is_none();
+        let programs = &receiver.config().locks;
+        let mut locked = self.read_holds()?.locked.clone();
+        let mut keep = |now: &[Locked]| self.keep_locked(now);
+        let done = locks::round(programs, &whose, (rule, id), &mut locked, now_ms, &mut keep, &goes_on);
+        let is_in_place = target.is_in_place();
+        drop(whose);
+        self.target = Some(target);
+        // And nothing was written to it meanwhile.
+        let looked = if is_in_place { self.inspect_target(group, at) } else { Err(Trouble::Stopped) };
+        if matches!(looked, Err(Trouble::Diverged(_))) || !is_in_place {
+            let share = |_: &std::fs::File| Err(std::io::ErrorKind::Unsupported.into());
+            let target = self.target.as_ref().map_or_else(|| definition.target.clone(), |target| target.path().to_owned());
+            let (follower, volume) = (self.entry.name.to_string(), format!("{}/{}", definition.names(), definition.volume));
+            let whose = Whose { follower, volume, target, share: &share };
+            let mut keep = |now: &[Locked]| self.keep_locked(now);
+            if let Err(words) = locks::undo(programs, &whose, id, &mut locked, &mut keep, &goes_on) {
+                tracing::warn!(follower = %self.entry.name, point = %id, %words, "a lock of what is no point stays for now");
+            }
+        }
+        looked?;
+        match done {
+            Ok(()) => Ok(()),
+            Err(_) if !goes_on() => Err(Trouble::Stopped),
+            Err(words) => Err(Trouble::Words(words)),
+        }
+    }
+
+    fn keep_locked(&mut self, now: &[Locked]) -> Result<(), String> {
+        let now = now.to_vec();
+        self.change_holds(|holds| holds.locked.clone_from(&now))
+            .map_err(|_| "the state directory cannot be written".to_owned())?;
+        self.show(|view| view.locked = now);
+        Ok(())
+    }
+
     /// Whether the target is still what it was left as: where its path still leads to it, that is looked at when something is written; and all
     /// that tells of strangers, where it was opened anew.
     fn look_at_target(&mut self, group: &GroupHandle, at: LedgerPosition) -> Result<(), Trouble> {
         if self.target.as_ref().is_some_and(FileTarget::is_in_place) {
             return Ok(());
         }
+        self.inspect_target(group, at)
+    }
+
+    /// The same, wherever it is.
+    fn inspect_target(&mut self, group: &GroupHandle, at: LedgerPosition) -> Result<(), Trouble> {
         let (receiver, entry) = (Arc::clone(&self.receiver), Arc::clone(&self.entry));
         let volume = lock(&entry.definition).volume.clone();
         match open_base(&receiver, group, &volume, at.slot) {
@@ -973,13 +1109,13 @@ impl Runner {
     }
 
     fn change_holds(&mut self, change: impl FnOnce(&mut Holds)) -> Result<(), Trouble> {
-        let holds = self.read_holds()?;
-        change(holds);
-        let kept = Holds { version: FOLLOWER_VERSION, ..holds.clone() };
-        self.receiver
-            .state_dir
-            .remember_follower_holds(&self.entry.name, &kept)
-            .map_err(|error| Trouble::Words(error.to_string()))
+        let mut kept = Holds { version: FOLLOWER_VERSION, ..self.read_holds()?.clone() };
+        change(&mut kept);
+        let written = self.receiver.state_dir.remember_follower_holds(&self.entry.name, &kept);
+        written.map_err(|error| Trouble::Words(error.to_string()))?;
+        // † What is not durable is not known.
+        self.holds = Some(kept);
+        Ok(())
     }
 
     /// Does something with the target, which is opened for that if it is not open; what is known of it then is what was kept. `needs`: how

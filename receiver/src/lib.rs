@@ -22,6 +22,7 @@
 //! | `schedule` | the same unasked, when it is due |
 //! | `merge` | parts that history no longer tells apart become one |
 //! | `follow` | followers: files and devices that are kept equal to points |
+//! | `locks` | what a follower holds is kept under another name, round by round |
 //! | `pull` | hosts that are brought to a point, over the network |
 //! | `failover` | a copy takes the place of a source that is gone |
 //! | `status`, `metrics`, `api` | what is shown, and where |
@@ -38,6 +39,7 @@ mod follow;
 mod found;
 mod group;
 mod landing;
+mod locks;
 mod merge;
 mod metrics;
 mod pace;
@@ -54,6 +56,7 @@ mod verify;
 
 pub use api::filter_of;
 pub use config::{Config, ConfigError, Limits, Merge, PUBLISH_EVERY, PublishBudget, Retention, Verify};
+pub use locks::LockProgram;
 pub use process::{RunError, run};
 pub use status::point as point_of;
 

@@ -58,7 +58,7 @@ impl Gateway {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let identity = Identity::ephemeral().expect("an identity");
         let book = Arc::new(PairingBook::open(&folder.path().join("pairings.json")).expect("an empty book"));
-        let address = "127.0.0.1:0".parse().expect("an address");
+        let address = "127.0.0.1:0".parse::<std::net::SocketAddr>().expect("an address");
         let name = "gateway".parse().expect("a name");
         let listener = runtime.block_on(async { Listener::bind(address, &identity, name, Arc::clone(&book), Limits::default()) });
         let listener = Arc::new(listener.expect("bound"));

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod buffer;
+mod clone;
 mod device;
 pub mod dm;
 mod door;
@@ -26,6 +27,7 @@ mod waker;
 mod written;
 
 pub use buffer::{BUFFER_ALIGN, Buffer, BufferPool, Gather};
+pub use clone::clone_file;
 pub use device::{DeviceError, DeviceKind, FileDevice, OpenOptions, seek_extent};
 pub use door::hold;
 pub use engine::{DeviceDone, DeviceEngine, DeviceOp};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::Reason;
 use crate::source::LastPoint;
+use crate::{PointId, Reason};
 
 /// Which point a follower is to hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -27,6 +27,32 @@ pub enum Follows {
     },
 }
 
+/// The lock step: what a follower's target holds is kept under another name before it goes on, round by round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LockRule {
+    /// Who does it: `reflink`, for files on XFS or Btrfs, or the name of a `[[lock]]` of the receiver's configuration.
+    pub by: String,
+    /// So many rounds are kept, 1 to 1,000; then the oldest goes.
+    pub keep: u32,
+    /// A round at most so often, in milliseconds; 0: each point that the target comes to.
+    #[serde(default)]
+    pub every_ms: u64,
+    /// While it fails the follower stays where it is. Otherwise it goes on, and says that it fails.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+/// A point that is locked: what a target held is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LockedPoint {
+    /// Which.
+    pub id: PointId,
+    /// When, by the gateway's clock.
+    pub locked: Timestamp,
+    /// What it is called by who did it: a path, for files.
+    pub name: String,
+}
+
 /// A follower to begin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FollowerAdd {
@@ -44,6 +70,9 @@ pub struct FollowerAdd {
     /// What the target holds may be lost.
     #[serde(default)]
     pub overwrite: bool,
+    /// What it holds is locked before it goes on.
+    #[serde(default)]
+    pub lock: Option<LockRule>,
 }
 
 /// What a follower does.
@@ -125,6 +154,10 @@ pub struct FollowerStatus {
     pub verified: Option<Timestamp>,
     /// The first regions in which it diverged.
     pub diverged_regions: Vec<u64>,
+    /// How what it holds is locked before it goes on, if it is.
+    pub lock: Option<LockRule>,
+    /// The points that are locked, oldest first.
+    pub locked: Vec<LockedPoint>,
     /// What is wrong.
     pub reasons: Vec<Reason>,
 }

@@ -169,6 +169,19 @@ impl FileTarget {
         Ok(target)
     }
 
+    /// Where it is, whatever led there.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes an empty file a copy that shares its blocks.
+    ///
+    /// # Errors
+    /// Where the file system cannot, or it is none's.
+    pub fn share_blocks(&self, with: &File) -> std::io::Result<()> {
+        farside_blockio::clone_file(&self.file, with)
+    }
+
     /// Whether its path still leads to it: not where something else was put in its place, nor where its device came back as another one.
     pub fn is_in_place(&self) -> bool {
         let which = |meta: &fs::Metadata| match meta.file_type().is_block_device() {

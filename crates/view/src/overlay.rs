@@ -381,7 +381,7 @@ impl Overlay {
         let is_it = data.is_ok_and(|data| identity(file).is_ok_and(|file| data == file))
             && dir.join(WHOLE).symlink_metadata().is_ok()
             && !is_inside(file, dir);
-        is_it && Self::is_free(dir) && Self::tidy(dir, file).is_ok()
+        is_it && Self::is_free(dir).unwrap_or(false) && Self::tidy(dir, file).is_ok()
     }
 
     /// Whether a file of that name would lie in the folder itself.
@@ -473,10 +473,18 @@ impl Overlay {
     }
 
     /// Whether nobody has the overlay in a folder open; also of one without a lock, which nobody ever had.
-    pub fn is_free(dir: &Path) -> bool {
-        match File::open(dir.join(LOCK)) {
-            Ok(lock) => Alone::take(lock).is_ok(),
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
+    ///
+    /// # Errors
+    /// When that cannot be known.
+    pub fn is_free(dir: &Path) -> io::Result<bool> {
+        let lock = match File::open(dir.join(LOCK)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            opened => opened?,
+        };
+        match Alone::take(lock) {
+            Ok(_) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
         }
     }
 

@@ -484,7 +484,7 @@ pub(super) fn base(dir: &Path) -> Option<((Name, Name), LedgerPosition)> {
 /// When somebody has a part of it open, or what the file system says: it stays then.
 pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
     for volume in folders(dir) {
-        if !Overlay::is_free(&volume) {
+        if !Overlay::is_free(&volume).with_context(|| format!("whether {} is open is not known", volume.display()))? {
             anyhow::bail!("{} is open: farside point close", volume.display());
         }
     }

@@ -14,7 +14,7 @@ use crate::site::{Gateway, Session, Volume, granules, wait_until};
 fn add(volume: &str, target: &Path) -> FollowerAdd {
     let name = Some(volume.to_owned());
     let volume = format!("host1/default/{volume}");
-    FollowerAdd { name, volume, target: target.to_owned(), follows: Follows::Newest, overwrite: false }
+    FollowerAdd { name, volume, target: target.to_owned(), follows: Follows::Newest, overwrite: false, lock: None }
 }
 
 fn request() -> FailoverRequest {

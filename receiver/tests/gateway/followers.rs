@@ -47,7 +47,14 @@ fn scattered(seed: u64, count: u64) -> Vec<(GranuleIndex, Vec<u8>)> {
 
 fn add(target: &Path) -> FollowerAdd {
     let volume = "host1/default/data".to_owned();
-    FollowerAdd { name: Some("copy".into()), volume, target: target.to_owned(), follows: Follows::Newest, overwrite: false }
+    FollowerAdd {
+        name: Some("copy".into()),
+        volume,
+        target: target.to_owned(),
+        follows: Follows::Newest,
+        overwrite: false,
+        lock: None,
+    }
 }
 
 async fn follower(gateway: &Gateway) -> FollowerStatus {

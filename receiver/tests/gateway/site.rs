@@ -15,7 +15,9 @@ use farside_region::{
     BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Seq, Slot,
     Term, VolumeId,
 };
-use farside_transport::{CloseCode, Closed, Connection, Dial, DialError, Identity, Limits, PartSender, Pin, QuicDialer, pair};
+use farside_transport::{
+    CloseCode, Closed, Connection, Dial, DialError, Identity, Limits, PartSender, Pin, QuicDialer, Route, pair,
+};
 use farside_wire::{
     ClaimOutcome, ClaimRequest, EndMember, EpochEnd, Features, InstanceId, LayerBegin, PartHeader, ReadLedger, ReceiverMessage,
     Refusal, RequestId, Settings, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
@@ -243,7 +245,7 @@ impl Source {
 
     pub(crate) async fn pair(&self, token: &str, source: &str) -> Result<Self, DialError> {
         let token = token.parse().expect("a token");
-        let pin = pair(&token, &self.identity, &name(source), &Limits::default()).await?;
+        let pin = pair(&token, &self.identity, &name(source), &Route::default(), &Limits::default()).await?;
         Ok(Self { identity: self.identity.clone(), name: name(source), pin: Some(pin) })
     }
 
@@ -266,7 +268,7 @@ impl Source {
 
     pub(crate) async fn dial(&self) -> Result<Arc<dyn Connection>, DialError> {
         let pin = watch::channel(self.pin.clone()).1;
-        QuicDialer::new(self.identity.clone(), self.name.clone(), pin, Limits::default()).dial().await
+        QuicDialer::new(self.identity.clone(), self.name.clone(), pin, Route::default(), Limits::default()).dial().await
     }
 
     pub(crate) async fn raw(&self) -> Arc<dyn Connection> {

@@ -21,7 +21,7 @@ use crate::{Carrier, Fingerprint, Identity};
 /// The protocol name in TLS: another major version is another name.
 pub(super) const ALPN: &[u8] = b"farside/1";
 /// The same of the TLS around a tunnel's packets.
-const ALPN_TUNNEL: &[u8] = b"farside-tunnel/1";
+pub(super) const ALPN_TUNNEL: &[u8] = b"farside-tunnel/1";
 /// The name in TLS's server-name field. Certificates are pinned; this means nothing.
 pub(super) const SERVER_NAME: &str = "farside";
 /// Payload of the largest packet tried: a 9,000-byte Ethernet frame less IPv6 and UDP headers.
@@ -248,7 +248,9 @@ pub(super) fn server(identity: &Identity, limits: &Limits, carrier: Carrier) -> 
         .with_single_cert(vec![identity.certificate()], identity.key())?;
     let crypto = QuicServerConfig::try_from(once(tls, ALPN)).map_err(|e| rustls::Error::General(e.to_string()))?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-    config.migration(false).max_incoming(limits.handshakes).incoming_buffer_size(64 << 10).incoming_buffer_size_total(4 << 20);
+    // A tunnel has an endpoint of its own, for one connection.
+    let (incoming, buffered) = if carrier == Carrier::Udp { (limits.handshakes, 4 << 20) } else { (1, 64 << 10) };
+    config.migration(false).max_incoming(incoming).incoming_buffer_size(64 << 10).incoming_buffer_size_total(buffered);
     // The first share is small: it grows when the source turns out to be known.
     let mut transport = transport(limits, limits.answer_window_bytes, carrier);
     transport.receive_window(VarInt::from_u32(64 << 10)).max_concurrent_uni_streams(VarInt::from_u32(0));
@@ -281,7 +283,7 @@ pub(super) fn client(
     limits: &Limits,
     carrier: Carrier,
 ) -> Result<(ClientConfig, Arc<PinnedReceiver>), rustls::Error> {
-    let (tls, verifier) = pinning(expected)?;
+    let (tls, verifier) = pinning(expected, false)?;
     let tls = only(tls.with_client_auth_cert(vec![identity.certificate()], identity.key())?, ALPN);
     let crypto = QuicClientConfig::try_from(tls).map_err(|e| rustls::Error::General(e.to_string()))?;
     let mut config = ClientConfig::new(Arc::new(crypto));
@@ -289,17 +291,18 @@ pub(super) fn client(
     Ok((config, verifier))
 }
 
-/// What a source makes a tunnel with.
+/// What a source makes a tunnel with. The verifier must be asked afterwards whether it was the expected one: before it is known that a
+/// receiver answers there at all, another certificate says nothing.
 pub(super) fn tunnel_client(expected: Fingerprint) -> Result<(Arc<rustls::ClientConfig>, Arc<PinnedReceiver>), rustls::Error> {
-    let (tls, verifier) = pinning(expected)?;
+    let (tls, verifier) = pinning(expected, true)?;
     Ok((Arc::new(only(tls.with_no_client_auth(), ALPN_TUNNEL)), verifier))
 }
 
 type Pinning = rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert>;
 
-fn pinning(expected: Fingerprint) -> Result<(Pinning, Arc<PinnedReceiver>), rustls::Error> {
+fn pinning(expected: Fingerprint, later: bool) -> Result<(Pinning, Arc<PinnedReceiver>), rustls::Error> {
     let provider = provider();
-    let verifier = Arc::new(PinnedReceiver::new(expected, Arc::clone(&provider)));
+    let verifier = Arc::new(PinnedReceiver::new(expected, later, Arc::clone(&provider)));
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -28,8 +29,8 @@ const PIN_FORMAT: u32 = 1;
 /// How long a receiver that ended the control stream has to say why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Pause before a TCP connection that failed is tried again.
-const TUNNEL_AGAIN: Duration = Duration::from_millis(500);
+/// Pause before what nobody answered is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The receiver a source is paired with: where it is and what its certificate is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,11 +118,13 @@ impl QuicDialer {
     async fn connect(&self, by: By) -> Result<Arc<dyn Connection>, DialError> {
         let mut pins = self.pin.clone();
         let pin = pins.borrow_and_update().clone().ok_or(DialError::NotPaired)?;
+        self.route.leads_to(pin.fingerprint);
         let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None };
         let caller = Caller { identity: &self.identity, expected: pin.fingerprint, limits: &self.limits, opening };
         let reached = async {
             match by {
                 By::Any => caller.reach(&pin.addresses, &self.route).await,
+                By::Udp => caller.reach(&pin.addresses, &Route::new(Carriers::Udp)).await,
                 By::One(address, carrier) => {
                     let unanswered = DialError::Unreachable { address: address.to_string() };
                     timeout(self.limits.handshake_timeout, caller.reach_by(address, carrier)).await.unwrap_or(Err(unanswered))
@@ -148,7 +151,7 @@ impl QuicDialer {
     /// Goes on to TCP when too much is lost, or when that was found to be better.
     async fn leave_udp(&self, current: &dyn Connection) -> Arc<dyn Connection> {
         let (address, window) = (current.peer().address, self.route.timing.window);
-        let (mut news, mut meter) = (self.route.news(), Meter::new(current.statistics(), Instant::now()));
+        let (mut news, mut meter) = (self.route.news(), Meter::new(&self.route, current.statistics(), Instant::now()));
         loop {
             let carried = tokio::select! {
                 () = sleep(window) => meter.look(current.statistics(), Instant::now()),
@@ -158,6 +161,7 @@ impl QuicDialer {
             match self.connect(By::One(address, Carrier::Tcp(Some(why)))).await {
                 Ok(connection) => return connection,
                 Err(_) if is_trial => drop(self.route.tried(None, Instant::now())),
+                Err(DialError::Unreachable { .. }) => self.route.has_no_tcp(Instant::now()),
                 Err(_) => {}
             }
         }
@@ -165,10 +169,9 @@ impl QuicDialer {
 
     /// Goes back to UDP when it is answered, or when TCP was tried and is no better.
     async fn leave_tcp(&self, current: &dyn Connection, why: WhyTcp) -> Arc<dyn Connection> {
-        let address = current.peer().address;
         let mut news = self.route.news();
         if why == WhyTcp::Lossy && self.route.is_tried() {
-            let mut meter = Meter::new(current.statistics(), Instant::now());
+            let mut meter = Meter::new(&self.route, current.statistics(), Instant::now());
             let carried = loop {
                 sleep(self.route.timing.window).await;
                 if let Some(carried) = meter.try_on(current.statistics(), Instant::now()) {
@@ -176,7 +179,7 @@ impl QuicDialer {
                 }
             };
             if !self.route.tried(Some(carried), Instant::now())
-                && let Ok(connection) = self.connect(By::One(address, Carrier::Udp)).await
+                && let Ok(connection) = self.connect(By::Udp).await
             {
                 return connection;
             }
@@ -193,7 +196,7 @@ impl QuicDialer {
             if !self.route.leaves_udp_alone(Instant::now()).is_zero() {
                 continue;
             }
-            if let Ok(connection) = self.connect(By::One(address, Carrier::Udp)).await {
+            if let Ok(connection) = self.connect(By::Udp).await {
                 self.route.is_answered(true);
                 return connection;
             }
@@ -204,6 +207,8 @@ impl QuicDialer {
 /// The way of an attempt.
 enum By {
     Any,
+    /// To any address.
+    Udp,
     One(SocketAddr, Carrier),
 }
 
@@ -256,6 +261,7 @@ pub async fn pair(
         let proof = *prove(Prover::Source, session).as_bytes();
         Opening { source: source.clone(), pairing: Some(PairingProof { token_id: token.secret.token_id(), proof }) }
     };
+    route.leads_to(token.receiver);
     let caller = Caller { identity, expected: token.receiver, limits, opening };
     let (mut made, answer) = caller.reach(&token.addresses, route).await?;
     // blake3's comparison takes the same time whatever differs.
@@ -317,70 +323,98 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
         if route.carriers() == Carriers::Udp {
             return self.reach_by(address, Carrier::Udp).await;
         }
-        if let Some(why) = route.prefers_tcp(Instant::now()) {
-            let reached = self.reach_by(address, Carrier::Tcp(Some(why)));
-            if why == WhyTcp::Asked {
-                return reached.await;
+        match route.prefers_tcp(Instant::now()) {
+            Some(WhyTcp::Asked) => self.reach_by(address, Carrier::Tcp(Some(WhyTcp::Asked))).await,
+            Some(why) => self.reach_tcp_first(address, why, route).await,
+            None => self.reach_udp_first(address, route).await,
+        }
+    }
+
+    /// Over UDP, which was found to be bad, only where TCP is not there.
+    async fn reach_tcp_first(&self, address: SocketAddr, why: WhyTcp, route: &Route) -> Reached {
+        let counts = |reached: &Reached| matches!(reached, Ok(_) | Err(DialError::Refused { .. } | DialError::Unproven { .. }));
+        let is_there = AtomicBool::new(false);
+        let mut tcp = pin!(async {
+            loop {
+                let Ok(tunnel) = self.tunnel(address).await else { std::future::pending().await };
+                is_there.store(true, Ordering::Relaxed);
+                let reached = self.reach_in(address, tunnel, Carrier::Tcp(Some(why))).await;
+                if counts(&reached) {
+                    break reached;
+                }
+                sleep(AGAIN).await;
             }
-            match timeout(self.limits.handshake_timeout / 2, reached).await {
-                Err(_) | Ok(Err(DialError::Unreachable { .. })) => {}
-                Ok(reached) => return reached,
+        });
+        tokio::select! {
+            reached = &mut tcp => return reached,
+            () = sleep(route.head_start()) => {}
+        }
+        let reached = tokio::select! {
+            reached = &mut tcp => return reached,
+            reached = self.udp(address) => reached,
+        };
+        if reached.is_ok() && !is_there.load(Ordering::Relaxed) {
+            // It takes more round trips. Only where there is none, and not where it is slow, UDP is the way again for everybody.
+            let _ = timeout(route.timing.patience, tcp).await;
+            if !is_there.load(Ordering::Relaxed) {
+                route.has_no_tcp(Instant::now());
             }
         }
-        // What UDP says counts, unless it says nothing.
-        let says = |reached: Reached| {
-            if matches!(reached, Err(DialError::Unreachable { .. })) {
-                return None;
+        reached
+    }
+
+    async fn reach_udp_first(&self, address: SocketAddr, route: &Route) -> Reached {
+        let answered = |reached: &Reached| {
+            if !matches!(reached, Err(DialError::Local(_))) {
+                route.is_answered(true);
             }
-            route.is_answered(true);
-            Some(reached)
         };
-        let mut udp = pin!(async { says(self.reach_by(address, Carrier::Udp).await) });
-        let mut is_over = tokio::select! {
-            said = &mut udp => match said {
-                Some(said) => return said,
-                None => true,
-            },
-            () = sleep(route.head_start()) => false,
-        };
-        let tunnel = {
-            let mut tunnel = pin!(self.tunnel(address));
-            loop {
-                tokio::select! {
-                    said = &mut udp, if !is_over => match said {
-                        Some(said) => return said,
-                        None => is_over = true,
-                    },
-                    tunnel = &mut tunnel => break tunnel,
-                }
-            }
+        let mut udp = pin!(async {
+            let reached = self.udp(address).await;
+            answered(&reached);
+            reached
+        });
+        tokio::select! {
+            reached = &mut udp => return reached,
+            () = sleep(route.head_start()) => {}
+        }
+        let tunnel = tokio::select! {
+            reached = &mut udp => return reached,
+            tunnel = self.tunnel(address) => tunnel,
         };
         let tunnel = match tunnel {
             Ok(tunnel) => tunnel,
-            Err(error) if is_over => return Err(error),
-            // What was found over TCP may be another service.
-            Err(error) => return timeout(self.limits.handshake_timeout / 2, udp).await.ok().flatten().unwrap_or(Err(error)),
+            // It may be another one that has the port over TCP.
+            Err(error) => return timeout(self.limits.handshake_timeout / 2, udp).await.unwrap_or(Err(error)),
         };
         // The receiver is there now, which it may not have been when the first packets went: does it not answer new ones?
         let again = async {
-            match says(self.reach_by(address, Carrier::Udp).await) {
-                Some(said) => said,
-                None => std::future::pending().await,
-            }
-        };
-        let first = async {
-            match if is_over { None } else { udp.await } {
-                Some(said) => said,
-                None => std::future::pending().await,
-            }
+            let reached = self.udp(address).await;
+            answered(&reached);
+            reached
         };
         tokio::select! {
-            said = first => return said,
-            said = again => return said,
+            reached = udp => return reached,
+            reached = again => return reached,
             () = sleep(route.timing.patience) => {}
         }
         route.is_answered(false);
         self.reach_in(address, tunnel, Carrier::Tcp(Some(WhyTcp::Silent))).await
+    }
+
+    /// Over UDP, until something is said.
+    async fn udp(&self, address: SocketAddr) -> Reached {
+        loop {
+            match self.reach_by(address, Carrier::Udp).await {
+                Err(DialError::Unreachable { .. }) => sleep(AGAIN).await,
+                // No socket: what TCP says is heard meanwhile.
+                Err(error @ DialError::Local(_)) => {
+                    sleep(self.limits.handshake_timeout / 2).await;
+                    return Err(error);
+                }
+                said => return said,
+            }
+        }
     }
 
     /// Over one carrier.
@@ -400,15 +434,15 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
     async fn tunnel(&self, address: SocketAddr) -> Result<Arc<Tunnel>, DialError> {
         let (tls, verifier) = configuration::tunnel_client(self.expected).map_err(local)?;
         loop {
-            let error = match tunnel::connect(address, Arc::clone(&tls)).await {
-                Ok(tunnel) => return Ok(tunnel),
+            let error = match tunnel::connect(address, Arc::clone(&tls), || verifier.stranger()).await {
+                Ok(Ok(tunnel)) => return Ok(tunnel),
+                Ok(Err(found)) => {
+                    return Err(DialError::WrongReceiver { address: address.to_string(), expected: self.expected, found });
+                }
                 Err(error) => error,
             };
-            if let Some(found) = verifier.stranger() {
-                return Err(DialError::WrongReceiver { address: address.to_string(), expected: self.expected, found });
-            }
             tracing::debug!(%address, %error, "no tunnel");
-            sleep(TUNNEL_AGAIN).await;
+            sleep(AGAIN).await;
         }
     }
 
@@ -416,7 +450,7 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
         let greeted = self.greet(address, Arc::clone(&tunnel) as Arc<dyn AsyncUdpSocket>, carrier);
         let (made, answer) = tokio::select! {
             greeted = greeted => greeted?,
-            why = lasting(&tunnel) => {
+            why = tunnel::lasting(&tunnel) => {
                 tracing::debug!(%address, %why, "a tunnel ended during the handshake");
                 return Err(DialError::Unreachable { address: address.to_string() });
             }
@@ -461,13 +495,6 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
         })?;
         Ok((Made { core, send, frames, endpoint, session }, answer))
     }
-}
-
-/// The end of a tunnel; what arrived before it has a moment to be understood.
-async fn lasting(tunnel: &Tunnel) -> String {
-    let why = tunnel.ended().await;
-    sleep(LAST_WORDS).await;
-    why
 }
 
 fn local(error: impl std::fmt::Display) -> DialError {

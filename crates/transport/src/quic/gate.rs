@@ -28,6 +28,7 @@ pub(super) struct Gate {
 #[derive(Debug, Default)]
 struct Inner {
     handshakes: Count,
+    tunnels: Count,
     strangers: Count,
     known: VecDeque<IpAddr>,
 }
@@ -49,6 +50,7 @@ pub(super) struct Pass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Handshake,
+    Tunnel,
     Stranger,
 }
 
@@ -74,15 +76,32 @@ impl Gate {
         })
     }
 
+    /// A TCP connection came from this address; `None`: too many such of which nobody knows yet who they are. † Counted apart: those that
+    /// wait whether UDP is answered must not keep that from being answered.
+    pub(super) fn tunnel(self: &Arc<Self>, address: IpAddr) -> Option<Pass> {
+        let address = site(address);
+        let mut inner = self.lock();
+        let (all_max, mine_max) = self.most(&inner, address);
+        if inner.tunnels.all >= all_max || inner.tunnels.of(address) >= mine_max {
+            return None;
+        }
+        inner.tunnels.add(address);
+        Some(Pass { gate: Arc::clone(self), address, kind: Kind::Tunnel })
+    }
+
+    /// Passes of all, and of one address. A paired source connects once for each of its groups, all at the same moment after a restart.
+    fn most(&self, inner: &Inner, address: IpAddr) -> (usize, usize) {
+        match inner.known.contains(&address) {
+            true => (self.handshakes, (self.handshakes / 2).max(self.handshakes_per_address)),
+            false => (self.handshakes - self.handshakes / 4, self.handshakes_per_address),
+        }
+    }
+
     /// A first packet came from this address. What an address that nobody has proved may take is half.
     pub(super) fn knock(self: &Arc<Self>, address: IpAddr, proved: bool) -> Knock {
         let address = site(address);
         let mut inner = self.lock();
-        // A paired source connects once for each of its groups, all at the same moment after a restart.
-        let (all_max, mine_max) = match inner.known.contains(&address) {
-            true => (self.handshakes, (self.handshakes / 2).max(self.handshakes_per_address)),
-            false => (self.handshakes - self.handshakes / 4, self.handshakes_per_address),
-        };
+        let (all_max, mine_max) = self.most(&inner, address);
         let (all, mine) = (inner.handshakes.all, inner.handshakes.of(address));
         if all >= all_max || mine >= mine_max {
             return Knock::Wait;
@@ -146,6 +165,7 @@ impl Drop for Pass {
         let mut inner = self.gate.lock();
         match self.kind {
             Kind::Handshake => inner.handshakes.remove(self.address),
+            Kind::Tunnel => inner.tunnels.remove(self.address),
             Kind::Stranger => inner.strangers.remove(self.address),
         }
     }
@@ -214,6 +234,19 @@ mod tests {
         assert!(matches!(gate.knock(at(1), false), Knock::Prove));
         assert!(matches!(gate.knock(at(1), true), Knock::Enter(_)));
         drop(first);
+    }
+
+    #[test]
+    fn tcp_connections_are_counted_apart() {
+        let gate = gate();
+        let tunnels: Vec<_> = (0..10).map_while(|_| gate.tunnel(at(1))).collect();
+        assert_eq!(tunnels.len(), 4);
+        let _first_packet = enter(&gate, at(1)).expect("UDP is answered all the same");
+        gate.remember(at(1));
+        let more: Vec<_> = (0..50).map_while(|_| gate.tunnel(at(1))).collect();
+        assert_eq!(more.len(), 4, "half of all");
+        drop((tunnels, more));
+        assert!(gate.lock().tunnels.by_address.is_empty());
     }
 
     #[test]

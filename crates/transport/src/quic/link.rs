@@ -5,17 +5,15 @@
 //! connection, and dropping the last handle ends the connection.
 
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
 use farside_region::Name;
 use quinn::{ConnectionError as QuinnError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
-use tokio::time::timeout;
 
 use super::frames::{FrameError, FrameReader, FrameTooLong, write_frame};
-use super::tunnel::Tunnel;
+use super::tunnel::{self, Tunnel};
 use crate::connection::{bounded, readable};
 use crate::{
     Carrier, CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError,
@@ -28,8 +26,6 @@ const FRAME_BYTES_QUEUED: usize = 2 << 20;
 const _: () = assert!(FRAME_BYTES_QUEUED >= FRAME_BYTES_MAX, "any frame fits the queue");
 /// Accepted part streams that wait for [`Connection::accept_part`].
 const PARTS_QUEUED: usize = 32;
-/// How long the last packets of a TCP connection that ended have to be understood.
-const LAST_PACKETS: Duration = Duration::from_millis(250);
 /// What a stream is reset or stopped with; its number says nothing more.
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
 
@@ -70,12 +66,10 @@ impl Core {
     pub(super) async fn end_with(core: Weak<Self>, connection: quinn::Connection, tunnel: &Tunnel) {
         tokio::select! {
             _ = connection.closed() => return,
-            why = tunnel.ended() => {
-                // What came last may be the peer's word, which says more.
-                if timeout(LAST_PACKETS, connection.closed()).await.is_err() && let Some(core) = core.upgrade() {
-                    core.lose(&why);
-                }
-            }
+            // What came last may be the peer's word, which says more.
+            why = tunnel::lasting(tunnel) => if let Some(core) = core.upgrade() {
+                core.lose(&why);
+            },
         }
         connection.closed().await;
     }

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,7 +14,7 @@ use quinn::{AsyncUdpSocket, Endpoint, Incoming, TokioRuntime, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use super::configuration::{self, Limits};
 use super::frames::{FrameReader, write_frame};
@@ -288,7 +289,7 @@ async fn accept_tunnels(
             }
         };
         // One that gets no pass is let go, and comes again.
-        if let Knock::Enter(pass) = shared.gate.knock(address.ip(), true) {
+        if let Some(pass) = shared.gate.tunnel(address.ip()) {
             let (shared, tunnels, stopping, lives) =
                 (Arc::clone(&shared), Arc::clone(&tunnels), stopping.clone(), one_lives.clone());
             tokio::spawn(async move {
@@ -318,7 +319,7 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A TCP connection from its beginning to its end.
+    /// A TCP connection from its beginning to its end. Its pass is given back when it is known who came, or when all of it is gone.
     async fn take_tunnel(
         self: &Arc<Self>,
         stream: TcpStream,
@@ -326,8 +327,13 @@ impl Shared {
         pass: Pass,
         mut stopping: watch::Receiver<bool>,
     ) {
-        let patience = self.limits.handshake_timeout;
-        let tunnel = match timeout(patience, tunnel::accept(stream, Arc::clone(&tunnels.tls))).await {
+        let pass = Arc::new(Mutex::new(Some(pass)));
+        let patience = tokio::time::Instant::now() + self.limits.handshake_timeout;
+        let accepted = tokio::select! {
+            accepted = timeout_at(patience, tunnel::accept(stream, Arc::clone(&tunnels.tls), Arc::clone(&pass))) => accepted,
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        };
+        let tunnel = match accepted {
             Ok(Ok(tunnel)) => tunnel,
             Ok(Err(error)) => return tracing::debug!(%error, "a TCP connection that is none of a source"),
             Err(_) => return tracing::debug!("a TCP connection said too little"),
@@ -338,27 +344,44 @@ impl Shared {
             Ok(endpoint) => endpoint,
             Err(error) => return tracing::warn!(%error, "no endpoint for a TCP connection"),
         };
-        let served = async {
-            let incoming = tokio::select! {
-                incoming = timeout(patience, endpoint.accept()) => incoming.ok().flatten(),
-                _ = tunnel.ended() => None,
+        let first = async {
+            loop {
+                let incoming = endpoint.accept().await?;
+                match self.gate.knock(incoming.remote_address().ip(), true) {
+                    Knock::Enter(handshake) => return Some((incoming, handshake)),
+                    // It is sent again.
+                    Knock::Prove | Knock::Wait => incoming.ignore(),
+                }
+            }
+        };
+        let mut served = pin!(async {
+            let (incoming, handshake) = tokio::select! {
+                first = timeout_at(patience, first) => first.ok().flatten()?,
+                _ = tunnel.ended() => return None,
             };
             // There is one in each.
             endpoint.set_server_config(None);
-            let welcomed = match incoming {
-                Some(incoming) => self.welcome(incoming, pass, OVER_TCP).await,
-                None => None,
+            let (core, connection) = tokio::select! {
+                welcomed = self.welcome(incoming, handshake, OVER_TCP) => welcomed?,
+                _ = tunnel::lasting(&tunnel) => return None,
             };
-            if let Some((core, connection)) = welcomed {
-                Core::end_with(core, connection, &tunnel).await;
+            if self.knows(&core) {
+                drop(pass.lock().unwrap_or_else(PoisonError::into_inner).take());
             }
-        };
+            Core::end_with(core, connection, &tunnel).await;
+            Some(())
+        });
         tokio::select! {
-            () = served => {}
-            // † Not of one that has ended: quinn forgets its reason then.
+            _ = &mut served => {}
+            // † Not of one that has ended: quinn forgets its reason then. And before what is served is dropped, which closes it without words.
             _ = stopping.wait_for(|stopping| *stopping) => endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), STOPPING),
         }
         let _ = timeout(LINGER, endpoint.wait_idle()).await;
+    }
+
+    /// Whether it is the connection of a paired source.
+    fn knows(&self, core: &Weak<Core>) -> bool {
+        self.open().by_source.values().flatten().any(|known| known.ptr_eq(core))
     }
 
     /// From the first packet to an event, within the time limit. What came through the handshake.
@@ -503,7 +526,7 @@ impl Shared {
     }
 
     async fn pair(
-        &self,
+        self: &Arc<Self>,
         core: &Arc<Core>,
         (send, mut frames): (&mut quinn::SendStream, FrameReader),
         pairing: PairingProof,
@@ -513,28 +536,34 @@ impl Shared {
         let mut session = [0; 32];
         let exported = core.quinn().export_keying_material(&mut session, EXPORTER_LABEL, b"");
         exported.map_err(|_| Refusal::new(CloseCode::Internal, "TLS exports no key material"))?;
-        let (book, receiver, own_name) = (Arc::clone(&self.book), self.identity.fingerprint(), name.clone());
-        let redeemed = tokio::task::spawn_blocking(move || {
-            // blake3's comparison takes the same time whatever differs.
-            let proves = |key: &[u8; 32]| proof(key, Prover::Source, &session, &source, &receiver, &own_name) == pairing.proof;
-            book.redeem(&pairing.token_id, proves, &own_name, source, unix_s())
-        });
-        let redeemed = redeemed.await.map_err(|_| Refusal::new(CloseCode::Internal, "the pairing failed"))?;
-        let (key, replaced) = redeemed.map_err(|refusal| {
-            if let crate::PairingRefusal::Storage(error) = &refusal {
-                tracing::error!(%error, "a pairing could not be recorded");
+        let (shared, receiver, own_name) = (Arc::clone(self), self.identity.fingerprint(), name.clone());
+        let address = core.quinn().remote_address();
+        // † To its end, whatever becomes of the connection: once it is on record, whoever is replaced must go.
+        let redeemed = tokio::spawn(async move {
+            let (book, name) = (Arc::clone(&shared.book), own_name.clone());
+            let redeemed = tokio::task::spawn_blocking(move || {
+                // blake3's comparison takes the same time whatever differs.
+                let proves = |key: &[u8; 32]| proof(key, Prover::Source, &session, &source, &receiver, &name) == pairing.proof;
+                book.redeem(&pairing.token_id, proves, &name, source, unix_s())
+            });
+            let redeemed = redeemed.await.map_err(|_| Refusal::new(CloseCode::Internal, "the pairing failed"))?;
+            let (key, replaced) = redeemed.map_err(|refusal| {
+                if let crate::PairingRefusal::Storage(error) = &refusal {
+                    tracing::error!(%error, "a pairing could not be recorded");
+                }
+                Refusal::new(refusal.code(), refusal.to_string())
+            })?;
+            for old in &replaced {
+                shared.disconnect(old, CloseCode::NotPaired, "another machine was paired under this name");
             }
-            Refusal::new(refusal.code(), refusal.to_string())
-        })?;
-        for old in &replaced {
-            self.disconnect(old, CloseCode::NotPaired, "another machine was paired under this name");
-        }
+            tracing::info!(name = %own_name, fingerprint = %source, "paired a source");
+            let event = ListenerEvent::Paired { name: own_name, fingerprint: source, address, replaced };
+            let _ = shared.events.send(event).await;
+            Ok(key)
+        });
+        let key = redeemed.await.map_err(|_| Refusal::new(CloseCode::Internal, "the pairing failed"))??;
         let proof = proof(&key, Prover::Receiver, &session, &source, &receiver, name);
         let answer = Answer { receiver: self.name.clone(), proof: Some(*proof.as_bytes()) };
-        let event =
-            ListenerEvent::Paired { name: name.clone(), fingerprint: source, address: core.quinn().remote_address(), replaced };
-        tracing::info!(%name, fingerprint = %source, "paired a source");
-        let _ = self.events.send(event).await;
         if write_frame(send, answer.encode()).await.is_ok() {
             // The source ends its stream when it has read the answer.
             let _ = timeout(LINGER, frames.next(0)).await;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{Closed, Statistics, WhyTcp};
+use crate::{Closed, Fingerprint, Statistics, WhyTcp};
 
 /// What a source may connect over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,8 +46,15 @@ pub(super) struct Timing {
     pub(super) avoid: (Duration, Duration),
     /// Silence after less than this counts against UDP.
     pub(super) young: Duration,
+    /// Connections that die within this die of the same.
+    pub(super) outage: Duration,
     /// Rates are measured over so long.
     pub(super) window: Duration,
+    /// In so many windows in a row much must be lost. † A change of the way costs what is under way, so a line that comes and goes for some
+    /// minutes must not be taken for one that is policed.
+    pub(super) windows: u32,
+    /// Fewer packets than these in a window say nothing about losses.
+    pub(super) packets: u64,
 }
 
 impl Default for Timing {
@@ -60,15 +67,16 @@ impl Default for Timing {
             seek: (s(30), s(600)),
             avoid: (s(600), s(4 * 3600)),
             young: s(60),
+            outage: s(15),
             window: s(10),
+            windows: 30,
+            packets: 500,
         }
     }
 }
 
-/// So many windows in a row decide.
-const WINDOWS: u32 = 3;
-/// Fewer packets than these in a window say nothing.
-const PACKETS_MIN: u64 = 500;
+/// A trial lasts so many windows.
+const TRIAL_WINDOWS: u32 = 3;
 /// One of so many packets is lost: congestion that a path with a queue makes is less.
 const LOST_OF: u64 = 100;
 /// TCP is better if it carries so many halves of what UDP did.
@@ -86,18 +94,23 @@ pub struct Route {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Whom all this is about.
+    receiver: Option<Fingerprint>,
     /// UDP was not answered when it was tried last.
     is_silent: bool,
     /// UDP is left alone so long, and why.
     avoided: Option<(Instant, WhyTcp)>,
-    /// How often that was decided in a row, or that TCP was no better.
+    /// How often that was decided in a row.
     times: u32,
-    /// Connections in a row that died young.
+    /// How often in a row connections died young, and when that was last.
     died: u32,
+    died_at: Option<Instant>,
     /// TCP is being tried: what UDP carried per second, and since when. One connection does that for all.
     trial: Option<(u64, Instant)>,
     /// No trial before.
     no_trial: Option<Instant>,
+    /// Trials in a row after which TCP did not stay.
+    in_vain: u32,
 }
 
 impl Default for Route {
@@ -150,11 +163,18 @@ impl Route {
         }
         if lived >= self.timing.young {
             state.died = 0;
-        } else if *closed == Closed::TimedOut {
-            state.died += 1;
-            if state.died >= 2 {
-                self.avoid(&mut state, WhyTcp::Dies, now);
-            }
+            return;
+        }
+        // † All connections of a host die of one outage; that is once, and says nothing about a way that is avoided already.
+        let is_same = state.died_at.is_some_and(|then| now.saturating_duration_since(then) < self.timing.outage);
+        let is_avoided = state.avoided.is_some_and(|(until, _)| now < until);
+        if *closed != Closed::TimedOut || is_same || is_avoided {
+            return;
+        }
+        state.died_at = Some(now);
+        state.died += 1;
+        if state.died >= 2 {
+            self.avoid(&mut state, WhyTcp::Dies, now);
         }
     }
 
@@ -191,8 +211,23 @@ impl Route {
             self.tell();
             return true;
         }
-        state.no_trial = Some(now + self.pause(&mut state));
+        self.no_trial(&mut state, now);
         false
+    }
+
+    /// TCP is not to be had, whatever UDP is like.
+    pub(super) fn has_no_tcp(&self, now: Instant) {
+        let mut state = self.lock();
+        state.avoided = None;
+        self.no_trial(&mut state, now);
+    }
+
+    /// Whom it leads to. What is known of the way to another one counts no more.
+    pub(super) fn leads_to(&self, receiver: Fingerprint) {
+        let mut state = self.lock();
+        if state.receiver != Some(receiver) {
+            *state = State { receiver: Some(receiver), ..State::default() };
+        }
     }
 
     pub(super) fn is_tried(&self) -> bool {
@@ -209,14 +244,18 @@ impl Route {
     }
 
     fn avoid(&self, state: &mut State, why: WhyTcp, now: Instant) {
-        state.died = 0;
-        state.avoided = Some((now + self.pause(state), why));
+        (state.died, state.in_vain) = (0, 0);
+        state.avoided = Some((now + self.pause(&mut state.times), why));
     }
 
-    fn pause(&self, state: &mut State) -> Duration {
+    fn no_trial(&self, state: &mut State, now: Instant) {
+        state.no_trial = Some(now + self.pause(&mut state.in_vain));
+    }
+
+    fn pause(&self, times: &mut u32) -> Duration {
         let (first, cap) = self.timing.avoid;
-        let pause = first.saturating_mul(1_u32.checked_shl(state.times).unwrap_or(u32::MAX)).min(cap);
-        state.times = (state.times + 1).min(31);
+        let pause = first.saturating_mul(1_u32.checked_shl(*times).unwrap_or(u32::MAX)).min(cap);
+        *times = (*times + 1).min(31);
         pause
     }
 
@@ -238,11 +277,20 @@ pub(super) struct Meter {
     at: Instant,
     windows: u32,
     bytes_per_s_max: u64,
+    packets_min: u64,
+    windows_min: u32,
 }
 
 impl Meter {
-    pub(super) fn new(now: Statistics, at: Instant) -> Self {
-        Self { last: now, at, windows: 0, bytes_per_s_max: 0 }
+    pub(super) fn new(route: &Route, now: Statistics, at: Instant) -> Self {
+        Self {
+            last: now,
+            at,
+            windows: 0,
+            bytes_per_s_max: 0,
+            packets_min: route.timing.packets,
+            windows_min: route.timing.windows,
+        }
     }
 
     /// A window has passed. What was carried, if much was lost in so many windows in a row that it is no accident.
@@ -254,12 +302,12 @@ impl Meter {
         let carried = bytes - bytes.saturating_mul(lost.min(sent)) / sent.max(1);
         let bytes_per_s = carried.saturating_mul(1_000_000) / micros;
         (self.last, self.at) = (now, at);
-        let is_lossy = sent >= PACKETS_MIN && lost.saturating_mul(LOST_OF) >= sent;
+        let is_lossy = sent >= self.packets_min && lost.saturating_mul(LOST_OF) >= sent;
         (self.windows, self.bytes_per_s_max) = match (self.windows, is_lossy) {
             (_, false) => (0, 0),
             (windows, true) => (windows + 1, self.bytes_per_s_max.max(bytes_per_s)),
         };
-        (self.windows >= WINDOWS).then_some(Lossy { bytes_per_s: self.bytes_per_s_max })
+        (self.windows >= self.windows_min).then_some(Lossy { bytes_per_s: self.bytes_per_s_max })
     }
 
     /// The most that was carried in one of the windows of a trial, once that is over; nothing is lost over TCP.
@@ -268,7 +316,7 @@ impl Meter {
         let micros = u64::try_from(at.saturating_duration_since(self.at).as_micros()).unwrap_or(u64::MAX).max(1);
         (self.last, self.at, self.windows) = (now, at, self.windows + 1);
         self.bytes_per_s_max = self.bytes_per_s_max.max(bytes.saturating_mul(1_000_000) / micros);
-        (self.windows >= WINDOWS).then_some(self.bytes_per_s_max)
+        (self.windows >= TRIAL_WINDOWS).then_some(self.bytes_per_s_max)
     }
 }
 
@@ -283,22 +331,37 @@ mod tests {
     #[test]
     fn silence_soon_after_the_beginning_counts_and_only_twice_in_a_row() {
         let (route, now, s) = (Route::default(), Instant::now(), Duration::from_secs);
-        route.ended(&Closed::TimedOut, s(20), now);
-        assert_eq!(route.prefers_tcp(now), None);
-        route.ended(&Closed::TimedOut, s(3600), now);
-        route.ended(&Closed::TimedOut, s(20), now);
-        route.ended(&Closed::PeerRestarted, s(1), now);
+        let before = now.checked_sub(s(100)).expect("the machine has run for a while");
+        // Ten connections die of one outage.
+        (0..10).for_each(|_| route.ended(&Closed::TimedOut, s(20), before));
+        assert_eq!(route.prefers_tcp(before), None);
+        route.ended(&Closed::TimedOut, s(3600), before);
+        route.ended(&Closed::TimedOut, s(20), at(before, 30));
+        route.ended(&Closed::PeerRestarted, s(1), at(before, 60));
         assert_eq!(route.prefers_tcp(now), None, "one that lived is none, and the peer's word is no silence");
-        route.ended(&Closed::TimedOut, s(20), now);
+        (0..10).for_each(|_| route.ended(&Closed::TimedOut, s(20), now));
         assert_eq!(route.prefers_tcp(now), Some(WhyTcp::Dies));
         assert_eq!((route.prefers_tcp(at(now, 599)), route.prefers_tcp(at(now, 600))), (Some(WhyTcp::Dies), None));
-        for _ in 0..2 {
-            route.ended(&Closed::TimedOut, s(20), at(now, 700));
+        for then in [640, 700] {
+            route.ended(&Closed::TimedOut, s(20), at(now, then));
         }
         assert_eq!(route.leaves_udp_alone(at(now, 700)), s(1200), "it repeats");
+        let (one, other) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
+        route.leads_to(one);
+        assert_eq!(route.prefers_tcp(at(now, 700)), None, "another way");
+        for then in [800, 900] {
+            route.ended(&Closed::TimedOut, s(20), at(now, then));
+            route.leads_to(one);
+        }
+        assert_eq!(route.leaves_udp_alone(at(now, 900)), s(600));
+        route.has_no_tcp(at(now, 900));
+        assert_eq!(route.prefers_tcp(at(now, 900)), None, "there is nothing else");
+        route.leads_to(other);
         for carriers in [Carriers::Udp, Carriers::Tcp] {
             let route = Route::new(carriers);
-            (0..2).for_each(|_| route.ended(&Closed::TimedOut, s(20), now));
+            for then in [0, 60] {
+                route.ended(&Closed::TimedOut, s(20), at(now, then));
+            }
             assert_eq!(route.prefers_tcp(now), (carriers == Carriers::Tcp).then_some(WhyTcp::Asked));
             assert_eq!(route.leaves_udp(Some(Lossy { bytes_per_s: 1 }), now), None);
         }
@@ -311,7 +374,8 @@ mod tests {
     #[test]
     fn loss_counts_when_it_is_much_of_many_packets_and_lasts() {
         let now = Instant::now();
-        let mut meter = Meter::new(sent(0, 0), now);
+        let route = Route::with_timing(Carriers::Auto, Timing { windows: 3, ..Timing::default() });
+        let mut meter = Meter::new(&route, sent(0, 0), now);
         assert_eq!(meter.look(sent(10_000, 200), at(now, 10)), None);
         assert_eq!(meter.look(sent(20_000, 400), at(now, 20)), None);
         assert_eq!(meter.look(sent(30_000, 450), at(now, 30)), None, "half a percent");
@@ -330,7 +394,7 @@ mod tests {
         assert_eq!(route.leaves_udp(None, now), None);
         assert_eq!(route.leaves_udp(lossy, now), Some((WhyTcp::Lossy, true)));
         assert_eq!(route.leaves_udp(lossy, now), None, "another one tries");
-        let mut meter = Meter::new(sent(0, 0), now);
+        let mut meter = Meter::new(&route, sent(0, 0), now);
         assert_eq!(meter.try_on(sent(10, 0), at(now, 10)), None);
         assert_eq!(meter.try_on(sent(24, 0), at(now, 20)), None);
         let carried = meter.try_on(sent(30, 0), at(now, 30));
@@ -341,7 +405,7 @@ mod tests {
         assert!(!news.has_changed().expect("it lives"));
         assert!(route.tried(Some(1500), at(now, 600)) && news.borrow_and_update().eq(&1));
         assert_eq!(route.leaves_udp(None, at(now, 601)), Some((WhyTcp::Lossy, false)), "the others follow");
-        assert_eq!(route.leaves_udp_alone(at(now, 600)), Duration::from_secs(1200));
+        assert_eq!(route.leaves_udp_alone(at(now, 600)), Duration::from_secs(600), "trials in vain are counted apart");
         assert!(!route.is_tried() && route.tried(None, now), "one that is not tried stays");
     }
 

@@ -380,7 +380,7 @@ async fn other_protocols_are_refused() {
     let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(&me), None, socket, Arc::new(TokioRuntime));
     let endpoint = endpoint.expect("made");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = super::verify::PinnedReceiver::new(gateway.identity.fingerprint(), Arc::clone(&provider));
+    let verifier = super::verify::PinnedReceiver::new(gateway.identity.fingerprint(), false, Arc::clone(&provider));
     let build = || {
         rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -398,7 +398,7 @@ async fn other_protocols_are_refused() {
         endpoint.connect_with(quinn::ClientConfig::new(Arc::new(crypto)), gateway.address, SERVER_NAME).expect("begun");
     assert!(connecting.await.is_err(), "another version of the protocol must not connect");
 
-    let verifier = super::verify::PinnedReceiver::new(gateway.identity.fingerprint(), Arc::clone(&provider));
+    let verifier = super::verify::PinnedReceiver::new(gateway.identity.fingerprint(), false, Arc::clone(&provider));
     let mut nameless = build().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth();
     nameless.alpn_protocols = vec![ALPN.to_vec()];
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(nameless).expect("made");

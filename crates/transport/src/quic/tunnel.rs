@@ -24,10 +24,11 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::sleep;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::configuration::{MTU_MAX, SERVER_NAME};
+use super::configuration::{ALPN_TUNNEL, MTU_MAX, SERVER_NAME};
+use crate::Fingerprint;
 
 /// Bytes of packets that wait each way before the side that makes them has to.
 const QUEUE_BYTES: usize = 256 << 10;
@@ -35,6 +36,10 @@ const QUEUE_BYTES: usize = 256 << 10;
 const UNSENT_BYTES: u32 = 128 << 10;
 /// Asked of the stream at once.
 const READ_BYTES: usize = 128 << 10;
+/// How long what was sent may stay unread, or not acknowledged.
+const UNREAD: Duration = Duration::from_secs(30);
+/// How long the last packets that came have to be understood.
+const LAST_PACKETS: Duration = Duration::from_millis(250);
 /// How long the last packets of a tunnel that is not used any more have to leave.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -54,6 +59,8 @@ struct Ends {
     to_send: Notify,
     /// There is room for what arrives.
     has_room: Notify,
+    /// The socket is gone.
+    closed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -94,36 +101,58 @@ impl Ends {
     }
 }
 
-/// Connects, and finds the pinned receiver there.
+/// Connects, and finds a receiver there: the pinned one, if not `stranger`.
 ///
 /// # Errors
-/// What TCP or TLS say.
-pub(super) async fn connect(address: SocketAddr, tls: Arc<rustls::ClientConfig>) -> io::Result<Arc<Tunnel>> {
+/// What TCP or TLS say; that it is another service.
+pub(super) async fn connect(
+    address: SocketAddr,
+    tls: Arc<rustls::ClientConfig>,
+    stranger: impl FnOnce() -> Option<Fingerprint>,
+) -> io::Result<Result<Arc<Tunnel>, Fingerprint>> {
     let stream = TcpStream::connect(address).await?;
-    let (local, peer) = prepare(&stream)?;
+    let ends = prepare(&stream)?;
     let name = ServerName::try_from(SERVER_NAME).expect("a name");
     let stream = TlsConnector::from(tls).connect(name, stream).await?;
-    Ok(Tunnel::start(stream, local, peer))
+    if stream.get_ref().1.alpn_protocol() != Some(ALPN_TUNNEL) {
+        return Err(io::Error::other("another service answers there"));
+    }
+    Ok(match stranger() {
+        Some(found) => Err(found),
+        None => Ok(Tunnel::start(stream, ends, ())),
+    })
 }
 
-/// Takes a connection of a source.
+/// Takes a connection of a source. `guest` is kept until it has ended.
 ///
 /// # Errors
 /// What TCP or TLS say.
-pub(super) async fn accept(stream: TcpStream, tls: Arc<rustls::ServerConfig>) -> io::Result<Arc<Tunnel>> {
-    let (local, peer) = prepare(&stream)?;
+pub(super) async fn accept<G: Send + 'static>(
+    stream: TcpStream,
+    tls: Arc<rustls::ServerConfig>,
+    guest: G,
+) -> io::Result<Arc<Tunnel>> {
+    let ends = prepare(&stream)?;
     let stream = TlsAcceptor::from(tls).accept(stream).await?;
-    Ok(Tunnel::start(stream, local, peer))
+    Ok(Tunnel::start(stream, ends, guest))
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {
     stream.set_nodelay(true)?;
-    socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    // Also of a peer that acknowledges and does not read.
+    socket.set_tcp_user_timeout(Some(UNREAD))?;
     Ok((stream.local_addr()?, stream.peer_addr()?))
 }
 
 impl Tunnel {
-    fn start(stream: impl AsyncRead + AsyncWrite + Send + 'static, local: SocketAddr, peer: SocketAddr) -> Arc<Self> {
+    /// `guest` is kept until the TCP connection has ended.
+    fn start<G: Send + 'static>(
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
+        (local, peer): (SocketAddr, SocketAddr),
+        guest: G,
+    ) -> Arc<Self> {
         let ends = Arc::new(Ends::default());
         let (end, ended) = watch::channel(None);
         let task = Arc::clone(&ends);
@@ -132,12 +161,15 @@ impl Tunnel {
             let why = tokio::select! {
                 why = read(&task, input) => why,
                 why = write(&task, output) => why,
+                // † Also in the middle of a batch: a peer that reads no more would hold all this for ever.
+                () = closed_for(&task, FLUSH) => "this side ended the TCP connection".to_owned(),
             };
             let mut queues = task.lock();
             queues.is_ended = true;
-            let senders = std::mem::take(&mut queues.senders);
+            let (senders, reader) = (std::mem::take(&mut queues.senders), queues.reader.take());
             drop(queues);
-            senders.into_iter().for_each(Waker::wake);
+            senders.into_iter().chain(reader).for_each(Waker::wake);
+            drop(guest);
             end.send_replace(Some(why));
         });
         Arc::new(Self { ends, local, peer, ended })
@@ -151,12 +183,26 @@ impl Tunnel {
     }
 }
 
+/// The end of a tunnel; what arrived before it has had a moment to be understood.
+pub(super) async fn lasting(tunnel: &Tunnel) -> String {
+    let why = tunnel.ended().await;
+    sleep(LAST_PACKETS).await;
+    why
+}
+
 impl Drop for Tunnel {
     fn drop(&mut self) {
         self.ends.lock().is_closed = true;
         self.ends.to_send.notify_one();
         self.ends.has_room.notify_one();
+        self.ends.closed.notify_one();
     }
+}
+
+/// Waits until the socket is gone, and so long after.
+async fn closed_for(ends: &Ends, time: Duration) {
+    ends.closed.notified().await;
+    sleep(time).await;
 }
 
 /// Cuts packets out of the stream until it ends.
@@ -207,7 +253,7 @@ async fn write(ends: &Ends, mut output: impl AsyncWrite + Unpin) -> String {
                 output.write_all(&batch).await?;
                 output.shutdown().await
             };
-            let _ = timeout(FLUSH, last).await;
+            let _ = last.await; // nobody is left who could do anything about it
             return "this side ended the TCP connection".to_owned();
         }
         let sent = async {

@@ -42,8 +42,8 @@ async fn dialer(gateway: &Gateway, route: &Route) -> QuicDialer {
 struct Way {
     address: SocketAddr,
     udp_passes: Arc<AtomicBool>,
-    /// So many datagrams to the gateway are lost first.
-    udp_lost: Arc<AtomicUsize>,
+    /// From so many new sockets nothing gets through, ever.
+    udp_deaf: Arc<AtomicUsize>,
     /// One of so many is lost; 0 = none.
     udp_lost_of: Arc<AtomicUsize>,
     /// Datagrams that came and did not pass.
@@ -55,7 +55,7 @@ struct Way {
 impl Way {
     async fn to(gateway: &Gateway) -> Self {
         let udp_passes = Arc::new(AtomicBool::new(false));
-        let (udp_lost, udp_lost_of) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (udp_deaf, udp_lost_of) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let ((stopped, udp_stopped), (tcp_cut, cut)) = (watch::channel(0), watch::channel(0));
         let (front, tcp) = loop {
             let front = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
@@ -64,14 +64,18 @@ impl Way {
             }
         };
         let (address, to) = (front.local_addr().expect("bound"), gateway.address);
-        let (passes, lost, lost_of) = (Arc::clone(&udp_passes), Arc::clone(&udp_lost), Arc::clone(&udp_lost_of));
+        let (passes, deaf, lost_of) = (Arc::clone(&udp_passes), Arc::clone(&udp_deaf), Arc::clone(&udp_lost_of));
         tokio::spawn(async move {
             let mut clients = std::collections::HashMap::<SocketAddr, Arc<UdpSocket>>::new();
+            let mut unheard = std::collections::HashSet::new();
             let (mut buffer, mut came) = (vec![0; 65_536], 0_usize);
             while let Ok((length, client)) = front.recv_from(&mut buffer).await {
                 came += 1;
-                let is_lost = lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
-                    || came.checked_rem(lost_of.load(Ordering::SeqCst)) == Some(0);
+                let is_new = !clients.contains_key(&client) && !unheard.contains(&client);
+                if is_new && deaf.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+                    unheard.insert(client);
+                }
+                let is_lost = unheard.contains(&client) || came.checked_rem(lost_of.load(Ordering::SeqCst)) == Some(0);
                 if is_lost || !passes.load(Ordering::SeqCst) {
                     stopped.send_modify(|count| *count += 1);
                     continue;
@@ -108,7 +112,7 @@ impl Way {
                 });
             }
         });
-        Self { address, udp_passes, udp_lost, udp_lost_of, udp_stopped, tcp_cut }
+        Self { address, udp_passes, udp_deaf, udp_lost_of, udp_stopped, tcp_cut }
     }
 }
 
@@ -142,11 +146,12 @@ async fn where_udp_is_silent_tcp_is_taken_and_left_when_udp_is_answered_again() 
     let (gateway, way) = behind_a_way().await;
     let dialer = Arc::new(dialer(&gateway, &route()).await);
     let mut connector = Connector::with_backoff(dialer, Backoff::new(Duration::from_secs(3600), Duration::from_secs(3600)));
+    let before = *way.udp_stopped.borrow();
     let source = connector.next().await;
     let receiver = gateway.connected().await;
     assert_eq!(source.peer().carrier, Carrier::Tcp(Some(WhyTcp::Silent)));
     assert_eq!(source.peer().fingerprint, gateway.identity.fingerprint());
-    assert!(*way.udp_stopped.borrow() >= 2, "UDP was tried, and again when the receiver was there");
+    assert!(*way.udp_stopped.borrow() >= before + 2, "UDP was tried, and again when the receiver was there");
     talk(&source, &receiver).await;
 
     let switched = tokio::spawn(async move {
@@ -191,20 +196,27 @@ fn load(source: &Arc<dyn Connection>, receiver: Arc<dyn Connection>) -> tokio::t
     })
 }
 
-/// One of ten packets is lost: TCP is tried, and stays because it carries more, or goes because it does not.
+/// One of fifty packets is lost: TCP is tried, and stays because it carries more, or goes because it does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_much_is_lost_tcp_is_tried_and_stays_if_it_is_better() {
     for is_better in [true, false] {
         let (gateway, way) = behind_a_way().await;
         way.udp_passes.store(true, Ordering::SeqCst);
-        let timing = Timing { window: Duration::from_millis(500), head_start: Duration::from_secs(3600), ..quick() };
+        let timing = Timing {
+            window: Duration::from_millis(500),
+            packets: 100,
+            windows: 3,
+            head_start: Duration::from_secs(3600),
+            ..quick()
+        };
         let route = Route::with_timing(Carriers::Auto, timing);
         let hour = Duration::from_secs(3600);
-        let mut connector = Connector::with_backoff(Arc::new(dialer(&gateway, &route).await), Backoff::new(hour, hour));
+        let dialer = Arc::new(dialer(&gateway, &route).await);
+        let mut connector = Connector::with_backoff(dialer.clone(), Backoff::new(hour, hour));
         let source = connector.next().await;
         let receiver = gateway.connected().await;
         assert_eq!(source.peer().carrier, Carrier::Udp);
-        way.udp_lost_of.store(10, Ordering::SeqCst);
+        way.udp_lost_of.store(50, Ordering::SeqCst);
         let loaded = load(&source, receiver);
         connector.switch().await;
         loaded.await.expect("joined");
@@ -220,7 +232,8 @@ async fn where_much_is_lost_tcp_is_tried_and_stays_if_it_is_better() {
             }
             assert_eq!(route.prefers_tcp(std::time::Instant::now()), Some(WhyTcp::Lossy));
             // And the next connection is over TCP from its beginning.
-            source.close(CloseCode::Done, "done");
+            let again = dialer.dial().await.expect("connected");
+            assert_eq!(again.peer().carrier, Carrier::Tcp(Some(WhyTcp::Lossy)));
         } else {
             // Nothing is carried any more.
             connector.switch().await;
@@ -233,12 +246,13 @@ async fn where_much_is_lost_tcp_is_tried_and_stays_if_it_is_better() {
 #[tokio::test]
 async fn first_packets_that_are_lost_are_no_silence() {
     let (gateway, way) = behind_a_way().await;
-    // Those that were sent before the receiver was found over TCP; new ones are answered.
-    way.udp_lost.store(2, Ordering::SeqCst);
     way.udp_passes.store(true, Ordering::SeqCst);
     let route = Route::with_timing(Carriers::Auto, Timing { patience: Duration::from_secs(3600), ..quick() });
-    let source = dialer(&gateway, &route).await.dial().await.expect("connected");
-    assert_eq!((source.peer().carrier, *way.udp_stopped.borrow()), (Carrier::Udp, 2));
+    let dialer = dialer(&gateway, &route).await;
+    // Those that were sent before the receiver was found over TCP; new ones are answered.
+    way.udp_deaf.store(1, Ordering::SeqCst);
+    let source = dialer.dial().await.expect("connected");
+    assert_eq!((source.peer().carrier, way.udp_deaf.load(Ordering::SeqCst)), (Carrier::Udp, 0));
 }
 
 #[tokio::test]
@@ -306,7 +320,7 @@ async fn a_stranger_is_refused_by_name_over_tcp_too() {
 /// Silence, bytes that are no TLS, TLS with bytes that are no packets: each ends, and holds nobody else up.
 #[tokio::test]
 async fn hostile_bytes_end_their_connection_and_no_other() {
-    let short = Limits { handshake_timeout: Duration::from_millis(500), ..limits() };
+    let short = Limits { handshake_timeout: Duration::from_secs(2), ..limits() };
     let gateway = Gateway::start(short);
     let good = dialer(&gateway, &Route::new(Carriers::Tcp)).await;
     let source = good.dial().await.expect("connected");
@@ -383,4 +397,50 @@ async fn tcp_listens_where_it_is_told_and_says_what_is_wrong() {
     assert_eq!(bind(None).expect("bound").tcp_address(), None);
     let taken = bind(both.tcp_address()).expect_err("taken").to_string();
     assert!(taken.contains(&format!("TCP {}", both.tcp_address().expect("bound"))), "{taken}");
+}
+
+/// A peer that reads no more holds nothing of a receiver that is done with it.
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_let_go() {
+    let gateway = Gateway::start(Limits { handshake_timeout: Duration::from_secs(1), ..limits() });
+    let (tls, _) = configuration::tunnel_client(gateway.identity.fingerprint()).expect("made");
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("small");
+    let stream = socket.connect(gateway.address).await.expect("connected");
+    let server = rustls::pki_types::ServerName::try_from(configuration::SERVER_NAME).expect("a name");
+    let mut stream = tokio_rustls::TlsConnector::from(tls).connect(server, stream).await.expect("connected");
+    // A version that nobody speaks is answered with those that the receiver does: the answers fill what it can send.
+    let mut packet = vec![0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 8, 1, 2, 3, 4, 5, 6, 7, 8, 8, 1, 2, 3, 4, 5, 6, 7, 8];
+    packet.resize(1200, 0);
+    let framed = [&1200_u16.to_le_bytes()[..], &packet].concat();
+    let ended = loop {
+        if let Err(error) = stream.write_all(&framed).await {
+            break error;
+        }
+    };
+    assert!(matches!(ended.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe), "{ended}");
+}
+
+/// Where TCP is preferred and is not there, UDP is taken at once, and TCP not preferred any more.
+#[tokio::test]
+async fn who_prefers_tcp_finds_udp_where_there_is_no_tcp() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let book = Arc::new(PairingBook::open(&directory.path().join("pairings.json")).expect("opened"));
+    let (identity, any) = (Identity::ephemeral().expect("made"), SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let listen = Listen { udp: any, tcp: None };
+    let listener = Listener::bind(listen, &identity, name("gateway"), Arc::clone(&book), limits()).expect("bound");
+    let addresses = vec![listener.local_address().expect("bound").to_string()];
+    let request =
+        crate::TokenRequest { addresses, receiver: identity.fingerprint(), lifetime_s: 60, source: None, replace: false };
+    let token = book.create_token(request, super::listener::unix_s()).expect("made");
+    let (me, route) = (Identity::ephemeral().expect("made"), route());
+    let pin = pair(&token, &me, &name("db1"), &route, &limits()).await.expect("paired");
+    let now = std::time::Instant::now();
+    for then in [now, now + Duration::from_secs(30)] {
+        route.ended(&Closed::TimedOut, Duration::ZERO, then);
+    }
+    assert_eq!(route.prefers_tcp(now), Some(WhyTcp::Dies));
+    let dialer = QuicDialer::new(me, name("db1"), watch::channel(Some(pin)).1, route.clone(), limits());
+    assert_eq!(dialer.dial().await.expect("connected").peer().carrier, Carrier::Udp);
+    assert_eq!(route.prefers_tcp(now), None);
 }

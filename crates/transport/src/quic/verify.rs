@@ -14,13 +14,15 @@ use crate::Fingerprint;
 #[derive(Debug)]
 pub(super) struct PinnedReceiver {
     expected: Fingerprint,
+    /// Another one is remembered, not refused: whoever uses this asks.
+    later: bool,
     stranger: Mutex<Option<Fingerprint>>,
     provider: Arc<CryptoProvider>,
 }
 
 impl PinnedReceiver {
-    pub(super) fn new(expected: Fingerprint, provider: Arc<CryptoProvider>) -> Self {
-        Self { expected, stranger: Mutex::new(None), provider }
+    pub(super) fn new(expected: Fingerprint, later: bool, provider: Arc<CryptoProvider>) -> Self {
+        Self { expected, later, stranger: Mutex::new(None), provider }
     }
 
     /// The certificate that was shown and is not the expected one.
@@ -39,10 +41,15 @@ impl ServerCertVerifier for PinnedReceiver {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let found = Fingerprint::of(end_entity);
-        if found == self.expected {
+        let is_expected = found == self.expected;
+        // It is the last one who counts.
+        *self.stranger.lock().unwrap_or_else(PoisonError::into_inner) = (!is_expected).then_some(found);
+        if is_expected {
             return Ok(ServerCertVerified::assertion());
         }
-        *self.stranger.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        if self.later {
+            return Ok(ServerCertVerified::assertion());
+        }
         Err(CertificateError::ApplicationVerificationFailure.into())
     }
 
