@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use farside_blockio::process::Priority;
 use farside_control::follower::{FollowerAdd, FollowerState, FollowerStatus, Follows, LockRule, LockedPoint};
 use farside_control::source::LastPoint;
-use farside_control::{Address, ApiError, Code, ErrorCode, PointId, Reason, Severity};
+use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
 use farside_objects::Location;
 use farside_region::{LedgerPosition, Name, Slot};
 use farside_store::{
@@ -33,10 +33,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::group::{FollowAsk, FollowError, FollowNext, GroupHandle, Mail};
-use crate::locks::{self, Locked, Whose};
+use crate::locks::{self, Locked};
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError};
 use crate::status::wall;
+
+mod locking;
+
+use locking::{GROUP_AWAY, POINT_GONE};
 
 /// Each has a thread and reads the store.
 const FOLLOWERS_MAX: usize = 64;
@@ -610,7 +614,7 @@ impl Entry {
     /// What was wrong with it before is not said of what it does from here on.
     fn begins_anew(&self) {
         let mut view = lock(&self.view);
-        (view.state, view.words) = (FollowerState::Waiting, None);
+        (view.state, view.words, view.unlocked) = (FollowerState::Waiting, None, None);
     }
 
     /// The generation of the failover for which it was promoted.
@@ -646,7 +650,7 @@ impl Entry {
                 }
             });
         }
-        if let Some(words) = &view.unlocked {
+        if let Some(words) = view.unlocked.as_ref().filter(|_| !definition.is_released()) {
             let what =
                 "the target goes on without it, and it is tried again; mend that, or begin the follower anew without --lock";
             let words = format!("what follower {name} holds is not locked: {words}");
@@ -654,8 +658,15 @@ impl Entry {
         }
         let whole = |one: &Locked| {
             let (id, locked) = (one.id(), wall(one.wall_ms));
-            one.name.clone().map(|name| LockedPoint { id, locked, name })
+            one.name.clone().filter(|_| one.is_sure()).map(|name| LockedPoint { id, locked, name })
         };
+        // While it follows it is undone by itself.
+        let left = view.locked.iter().filter(|one| !one.is_sure() && definition.is_released());
+        reasons.extend(left.map(|one| {
+            let words = format!("a lock of point {} was begun by follower {name}, and may be there", one.id());
+            let what = format!("it is undone when the follower goes on; otherwise it is yours to remove ({})", one.whose());
+            Reason::new(Severity::Info, Code::FollowerFailed, words, what)
+        }));
         FollowerStatus {
             lock: definition.lock,
             locked: view.locked.iter().filter_map(whole).collect(),
@@ -901,112 +912,22 @@ impl Runner {
         }
     }
 
-    /// Locks what the target holds, if that is due, before it goes on.
-    fn lock_step(&mut self, group: &GroupHandle, at: LedgerPosition) -> Result<(), Trouble> {
-        let definition = lock(&self.entry.definition).clone();
-        let Some(rule) = definition.lock.as_ref().filter(|_| definition.promoted.is_none()) else { return Ok(()) };
-        let (id, now_ms) = (PointId::new(at.slot.0, &at.digest.0), Timestamp::now().as_millisecond());
-        let is_too_soon = self.no_lock_until.is_some_and(|until| Instant::now() < until);
-        if is_too_soon || !locks::is_due(&self.read_holds()?.locked, id, rule, now_ms) {
-            return Ok(());
-        }
-        let words = match self.lock_round(group, at, &definition, (rule, id, now_ms)) {
-            Ok(()) => {
-                self.lock_pause.reset();
-                self.no_lock_until = None;
-                self.show(|view| view.unlocked = None);
-                tracing::debug!(follower = %self.entry.name, point = %id, "what a follower holds is locked");
-                return Ok(());
-            }
-            Err(stopped @ (Trouble::Stopped | Trouble::Diverged(_))) => return Err(stopped),
-            Err(Trouble::Words(words) | Trouble::Unread(words)) => words,
-        };
-        if rule.strict {
-            return Err(Trouble::Words(format!("what it holds cannot be locked: {words}")));
-        }
-        if lock(&self.entry.view).unlocked.as_ref() != Some(&words) {
-            tracing::warn!(follower = %self.entry.name, point = %id, %words, "what a follower holds is not locked");
-        }
-        self.no_lock_until = Some(Instant::now() + self.lock_pause.next(0));
-        self.show(|view| view.unlocked = Some(words));
-        Ok(())
-    }
-
-    fn lock_round(
-        &mut self,
-        group: &GroupHandle,
-        at: LedgerPosition,
-        definition: &Definition,
-        (rule, id, now_ms): (&LockRule, PointId, i64),
-    ) -> Result<(), Trouble> {
-        // † What a stranger wrote since, and what a dead receiver may have left half written, is not what the point holds.
-        self.inspect_target(group, at)?;
-        if self.read_holds()?.following.is_in_doubt() {
-            self.verify(group, at)?;
-        }
-        if self.read_holds()?.following.is_in_doubt() {
-            return Err(Trouble::Words("its point is gone, and the target cannot be compared before the next one".to_owned()));
-        }
-        let Some(target) = self.target.take() else { return Err(Trouble::Stopped) };
-        let share = |to: &std::fs::File| target.share_blocks(to);
-        let whose = Whose {
-            follower: self.entry.name.to_string(),
-            volume: format!("{}/{}", definition.names(), definition.volume),
-            target: target.path().to_owned(),
-            share: &share,
-        };
-        let (receiver, entry) = (Arc::clone(&self.receiver), Arc::clone(&self.entry));
-        // † Whoever waits for a promotion does not wait for this.
-        let goes_on = || goes_on(&receiver, &entry) && lock(&entry.definition).promoted.is_none();
-        let programs = &receiver.config().locks;
-        let mut locked = self.read_holds()?.locked.clone();
-        let mut keep = |now: &[Locked]| self.keep_locked(now);
-        let done = locks::round(programs, &whose, (rule, id), &mut locked, now_ms, &mut keep, &goes_on);
-        let is_in_place = target.is_in_place();
-        drop(whose);
-        self.target = Some(target);
-        // And nothing was written to it meanwhile.
-        let looked = if is_in_place { self.inspect_target(group, at) } else { Err(Trouble::Stopped) };
-        if matches!(looked, Err(Trouble::Diverged(_))) || !is_in_place {
-            let share = |_: &std::fs::File| Err(std::io::ErrorKind::Unsupported.into());
-            let target = self.target.as_ref().map_or_else(|| definition.target.clone(), |target| target.path().to_owned());
-            let (follower, volume) = (self.entry.name.to_string(), format!("{}/{}", definition.names(), definition.volume));
-            let whose = Whose { follower, volume, target, share: &share };
-            let mut keep = |now: &[Locked]| self.keep_locked(now);
-            if let Err(words) = locks::undo(programs, &whose, id, &mut locked, &mut keep, &goes_on) {
-                tracing::warn!(follower = %self.entry.name, point = %id, %words, "a lock of what is no point stays for now");
-            }
-        }
-        looked?;
-        match done {
-            Ok(()) => Ok(()),
-            Err(_) if !goes_on() => Err(Trouble::Stopped),
-            Err(words) => Err(Trouble::Words(words)),
-        }
-    }
-
-    fn keep_locked(&mut self, now: &[Locked]) -> Result<(), String> {
-        let now = now.to_vec();
-        self.change_holds(|holds| holds.locked.clone_from(&now))
-            .map_err(|_| "the state directory cannot be written".to_owned())?;
-        self.show(|view| view.locked = now);
-        Ok(())
-    }
-
     /// Whether the target is still what it was left as: where its path still leads to it, that is looked at when something is written; and all
     /// that tells of strangers, where it was opened anew.
     fn look_at_target(&mut self, group: &GroupHandle, at: LedgerPosition) -> Result<(), Trouble> {
         if self.target.as_ref().is_some_and(FileTarget::is_in_place) {
             return Ok(());
         }
-        self.inspect_target(group, at)
+        self.inspect_target(group, at, false)
     }
 
-    /// The same, wherever it is.
-    fn inspect_target(&mut self, group: &GroupHandle, at: LedgerPosition) -> Result<(), Trouble> {
+    /// The same, wherever it is. `whole`: not without its point.
+    fn inspect_target(&mut self, group: &GroupHandle, at: LedgerPosition, whole: bool) -> Result<(), Trouble> {
         let (receiver, entry) = (Arc::clone(&self.receiver), Arc::clone(&self.entry));
         let volume = lock(&entry.definition).volume.clone();
         match open_base(&receiver, group, &volume, at.slot) {
+            Err(StoreError::NoSuchPoint { .. }) if whole => Err(Trouble::Words(POINT_GONE.to_owned())),
+            Err(StoreError::Stopped) if whole && goes_on(&receiver, &entry) => Err(Trouble::Words(GROUP_AWAY.to_owned())),
             Err(StoreError::NoSuchPoint { .. }) => self.with_follower(None, |follower| follower.recognise()),
             other => {
                 let reader = other.map_err(of_store)?;

@@ -4,7 +4,8 @@
 //! manager's snapshots.
 //!
 //! Invariants:
-//! - only what a target holds whole is locked, and the target stays as it is meanwhile: the follower's thread does both;
+//! - only what a target holds whole is locked, and the target stays as it is meanwhile: the follower's thread does both; a lock counts once
+//!   the target was found untouched after it;
 //! - what is begun is noted before it is begun and until it is undone, so that a kill leaves nothing that nobody knows of;
 //! - nothing is removed but what was noted here.
 
@@ -60,6 +61,9 @@ pub(crate) struct Locked {
     by: String,
     /// What it is called: a path, or the first line that its program said. `None`: it was begun.
     pub(crate) name: Option<String>,
+    /// The target was not looked at since.
+    #[serde(default)]
+    unsure: bool,
 }
 
 impl Locked {
@@ -67,8 +71,18 @@ impl Locked {
         PointId { slot: self.slot, tag: self.tag }
     }
 
+    /// Who has it, and under which name as far as that is known.
+    pub(crate) fn whose(&self) -> String {
+        format!("by {}{}", self.by, self.name.as_ref().map_or_else(String::new, |name| format!(": {name}")))
+    }
+
+    /// Whether it is what its point holds.
+    pub(crate) fn is_sure(&self) -> bool {
+        self.name.is_some() && !self.unsure
+    }
+
     fn begun(id: PointId, by: &str, wall_ms: i64) -> Self {
-        Self { slot: id.slot, tag: id.tag, wall_ms, by: by.to_owned(), name: None }
+        Self { slot: id.slot, tag: id.tag, wall_ms, by: by.to_owned(), name: None, unsure: false }
     }
 }
 
@@ -85,7 +99,7 @@ pub(crate) struct Whose<'t> {
 
 /// Whether something is to be done at a point: a round, or what an earlier one left.
 pub(crate) fn is_due(locked: &[Locked], id: PointId, rule: &LockRule, now_ms: i64) -> bool {
-    let is_left = locked.iter().any(|one| one.name.is_none()) || locked.len() > rule.keep as usize;
+    let is_left = locked.iter().any(|one| !one.is_sure()) || locked.len() > rule.keep as usize;
     is_left || is_new(locked, id, rule, now_ms)
 }
 
@@ -97,73 +111,69 @@ fn is_new(locked: &[Locked], id: PointId, rule: &LockRule, now_ms: i64) -> bool 
     is_time && locked.iter().all(|one| one.id() != id)
 }
 
-/// Locks what a target holds, unless that is done, and undoes what is one too many. `keep` makes a list durable before it returns.
-///
-/// # Errors
-/// In words; what was begun is in the list, and is gone on with when this is called again.
-pub(crate) fn round(
-    programs: &[LockProgram],
-    whose: &Whose<'_>,
-    (rule, id): (&LockRule, PointId),
-    locked: &mut Vec<Locked>,
-    now_ms: i64,
-    keep: &mut dyn FnMut(&[Locked]) -> Result<(), String>,
-    goes_on: &dyn Fn() -> bool,
-) -> Result<(), String> {
-    let undo = |one: &Locked| provider(programs, &one.by)?.unlock(whose, one, goes_on);
-    // What a kill left of a point that the target does not hold any more.
-    while let Some(at) = locked.iter().position(|one| one.name.is_none() && one.id() != id) {
-        undo(&locked[at])?;
-        locked.remove(at);
-        keep(locked)?;
-    }
-    // † Before there is one more: what cannot be undone would become ever more.
-    let is_begun = locked.iter().any(|one| one.name.is_none());
-    while locked.len() > rule.keep as usize + usize::from(is_begun) {
-        undo(&locked[0])?;
-        locked.remove(0);
-        keep(locked)?;
-    }
-    if is_new(locked, id, rule, now_ms) {
-        provider(programs, &rule.by)?.is_free(whose, id)?;
-        locked.push(Locked::begun(id, &rule.by, now_ms));
-        keep(locked)?;
-    }
-    if let Some(last) = locked.last_mut().filter(|last| last.name.is_none()) {
-        let name = provider(programs, &last.by)?.lock(whose, id, goes_on)?;
-        (last.name, last.wall_ms) = (Some(name), now_ms);
-        keep(locked)?;
-    }
-    if let Some(last) = locked.last() {
-        provider(programs, &last.by)?.settle(whose, last)?;
-    }
-    while locked.len() > rule.keep as usize {
-        undo(&locked[0])?;
-        locked.remove(0);
-        keep(locked)?;
-    }
-    Ok(())
+/// What rounds are done with.
+pub(crate) struct Round<'r> {
+    pub(crate) programs: &'r [LockProgram],
+    pub(crate) whose: Whose<'r>,
+    /// Makes a list durable before it returns.
+    pub(crate) keep: &'r mut dyn FnMut(&[Locked]) -> Result<(), String>,
+    pub(crate) goes_on: &'r dyn Fn() -> bool,
 }
 
-/// Undoes the lock of a point: what was locked was not what it should be.
-///
-/// # Errors
-/// In words; it stays in the list.
-pub(crate) fn undo(
-    programs: &[LockProgram],
-    whose: &Whose<'_>,
-    id: PointId,
-    locked: &mut Vec<Locked>,
-    keep: &mut dyn FnMut(&[Locked]) -> Result<(), String>,
-    goes_on: &dyn Fn() -> bool,
-) -> Result<(), String> {
-    let Some(at) = locked.iter().position(|one| one.id() == id) else { return Ok(()) };
-    // It is none from here on, whatever becomes of it.
-    locked[at].name = None;
-    keep(locked)?;
-    provider(programs, &locked[at].by)?.unlock(whose, &locked[at], goes_on)?;
-    locked.remove(at);
-    keep(locked)
+/// All in words where they fail; what was begun is in the list then.
+impl Round<'_> {
+    /// Locks what a target holds, unless that is done. It counts only once it is [confirmed](Self::confirm): whoever calls this looks at the target
+    /// once more first.
+    pub(crate) fn lock(&mut self, (rule, id): (&LockRule, PointId), locked: &mut Vec<Locked>, now_ms: i64) -> Result<(), String> {
+        // † Also of this point: what was locked before a kill nobody has looked at since.
+        self.undo_unsure(locked)?;
+        // Before there is one more: what cannot be undone would become ever more.
+        self.trim(rule, locked)?;
+        if !is_new(locked, id, rule, now_ms) {
+            return Ok(());
+        }
+        let by = provider(self.programs, &rule.by)?;
+        by.is_free(&self.whose, id)?;
+        locked.push(Locked::begun(id, &rule.by, now_ms));
+        (self.keep)(locked)?;
+        let name = by.lock(&self.whose, id, self.goes_on)?;
+        let last = locked.last_mut().expect("it was just pushed");
+        (last.name, last.unsure) = (Some(name), true);
+        (self.keep)(locked)
+    }
+
+    /// The target is what it should be, after it was locked. Now, and not before, the oldest goes.
+    pub(crate) fn confirm(&mut self, rule: &LockRule, locked: &mut Vec<Locked>) -> Result<(), String> {
+        if let Some(last) = locked.last_mut().filter(|last| last.unsure) {
+            last.unsure = false;
+            (self.keep)(locked)?;
+        }
+        if let Some(last) = locked.last() {
+            provider(self.programs, &last.by)?.settle(&self.whose, last)?;
+        }
+        self.trim(rule, locked)
+    }
+
+    /// What was begun, or locked and is not confirmed, goes.
+    pub(crate) fn undo_unsure(&mut self, locked: &mut Vec<Locked>) -> Result<(), String> {
+        while let Some(at) = locked.iter().position(|one| !one.is_sure()) {
+            self.undo(at, locked)?;
+        }
+        Ok(())
+    }
+
+    fn trim(&mut self, rule: &LockRule, locked: &mut Vec<Locked>) -> Result<(), String> {
+        while locked.len() > rule.keep as usize {
+            self.undo(0, locked)?;
+        }
+        Ok(())
+    }
+
+    fn undo(&mut self, at: usize, locked: &mut Vec<Locked>) -> Result<(), String> {
+        provider(self.programs, &locked[at].by)?.unlock(&self.whose, &locked[at], self.goes_on)?;
+        locked.remove(at);
+        (self.keep)(locked)
+    }
 }
 
 /// Whether a rule makes sense for a target.
@@ -237,10 +247,7 @@ impl Provider<'_> {
             Self::Reflink => {
                 let copy = copy_of(&whose.target, id);
                 let failed = |error: io::Error| format!("{} cannot be made: {error}", copy.display());
-                // † From before a kill: it has that name only since it is whole, and the target is what it was.
-                if !is_ours(&copy) {
-                    reflink(whose.share, &copy).map_err(failed)?;
-                }
+                reflink(whose.share, &copy).map_err(failed)?;
                 sync_folder(&copy).map_err(failed)?;
                 Ok(copy.display().to_string())
             }
@@ -252,7 +259,7 @@ impl Provider<'_> {
         }
     }
 
-    /// After its name is noted.
+    /// After it is confirmed.
     fn settle(&self, whose: &Whose<'_>, one: &Locked) -> Result<(), String> {
         match self {
             Self::Reflink => remove(&beside(&copy_of(&whose.target, one.id()), PART)),
@@ -414,7 +421,6 @@ mod tests {
     struct Place {
         dir: tempfile::TempDir,
         programs: Vec<LockProgram>,
-        whose: Whose<'static>,
     }
 
     impl Place {
@@ -424,11 +430,12 @@ mod tests {
             fs::write(&file, script).expect("written");
             let program = ["/bin/sh".into(), file.display().to_string(), dir.path().display().to_string()];
             let programs = vec![LockProgram { name: "copy".into(), program: program.into(), timeout: Duration::from_secs(3600) }];
-            let target = dir.path().join("target");
-            fs::write(&target, "one").expect("written");
-            let whose =
-                Whose { follower: "f".into(), volume: "a/b/c".into(), target, share: &|to| to.write_all_at(b"shared", 0) };
-            Self { dir, programs, whose }
+            fs::write(dir.path().join("target"), "one").expect("written");
+            Self { dir, programs }
+        }
+
+        fn target(&self) -> PathBuf {
+            self.dir.path().join("target")
         }
 
         fn copies(&self) -> Vec<(String, String)> {
@@ -444,16 +451,23 @@ mod tests {
             all
         }
 
-        fn round(&self, rule: &LockRule, at: u64, locked: &mut Vec<Locked>, keeps: u32) -> Result<(), String> {
-            let left = Cell::new(keeps);
-            let mut keep = |_: &[Locked]| match left.get() {
-                0 => Err("killed".to_owned()),
-                more => {
-                    left.set(more - 1);
-                    Ok(())
-                }
-            };
-            round(&self.programs, &self.whose, (rule, id(at)), locked, HOUR_MS, &mut keep, &|| true)
+        fn with<T>(
+            &self,
+            keep: &mut dyn FnMut(&[Locked]) -> Result<(), String>,
+            goes_on: &dyn Fn() -> bool,
+            work: impl FnOnce(&mut Round<'_>) -> T,
+        ) -> T {
+            let share = |to: &File| to.write_all_at(b"shared", 0);
+            let target = self.dir.path().join("target");
+            let whose = Whose { follower: "f".into(), volume: "a/b/c".into(), target, share: &share };
+            work(&mut Round { programs: &self.programs, whose, keep, goes_on })
+        }
+
+        fn round(&self, rule: &LockRule, at: u64, locked: &mut Vec<Locked>) -> Result<(), String> {
+            self.with(&mut |_| Ok(()), &|| true, |round| {
+                round.lock((rule, id(at)), locked, HOUR_MS)?;
+                round.confirm(rule, locked)
+            })
         }
     }
 
@@ -468,9 +482,9 @@ mod tests {
     fn rounds_are_kept_and_the_oldest_goes() {
         let (place, rule, mut locked) = (Place::new(COPY), rule("copy", 2, 0), Vec::new());
         for (slot, content) in [(1, "one"), (2, "two"), (3, "three")] {
-            fs::write(&place.whose.target, content).expect("written");
+            fs::write(place.target(), content).expect("written");
             assert!(is_due(&locked, id(slot), &rule, HOUR_MS));
-            place.round(&rule, slot, &mut locked, 99).expect("locked");
+            place.round(&rule, slot, &mut locked).expect("locked");
             assert!(!is_due(&locked, id(slot), &rule, HOUR_MS), "it is done");
         }
         let copies = [("2-00000007", "two"), ("3-00000007", "three")].map(|(name, content)| (name.into(), content.into()));
@@ -484,9 +498,9 @@ mod tests {
     fn a_kill_leaves_nothing_that_nobody_knows_of() {
         let rule = rule("copy", 1, 0);
         for moves_on in [false, true] {
-            for keeps in 0..4 {
+            for keeps in 0..6 {
                 let (place, mut locked) = (Place::new(COPY), Vec::new());
-                place.round(&rule, 1, &mut locked, 99).expect("locked");
+                place.round(&rule, 1, &mut locked).expect("locked");
                 // What is durable is what was kept last.
                 let durable = std::cell::RefCell::new(locked.clone());
                 let left = Cell::new(keeps);
@@ -499,18 +513,41 @@ mod tests {
                     *durable.borrow_mut() = now.to_vec();
                     Ok(())
                 };
-                let now = (&rule, id(2));
-                let ended = round(&place.programs, &place.whose, now, &mut locked, HOUR_MS, &mut keep, &|| true);
-                assert_eq!(ended.is_err(), keeps < 3, "{keeps}");
+                let ended = place.with(&mut keep, &|| true, |round| {
+                    round.lock((&rule, id(2)), &mut locked, HOUR_MS)?;
+                    round.confirm(&rule, &mut locked)
+                });
+                assert_eq!(ended.is_err(), keeps < 4, "{keeps}");
                 let mut locked = durable.into_inner();
                 for (name, _) in place.copies() {
                     assert!(locked.iter().any(|one| one.id().to_string() == name), "{name} is not noted: {locked:?}");
                 }
                 let at = if moves_on { 3 } else { 2 };
-                place.round(&rule, at, &mut locked, 99).expect("locked");
+                place.round(&rule, at, &mut locked).expect("locked");
                 assert_eq!(place.copies(), [(id(at).to_string(), "one".to_owned())], "{keeps}");
                 assert_eq!(locked.len(), 1);
             }
+        }
+    }
+
+    /// Somebody wrote to the target while it was locked: what was locked goes, by the name that it has, and what was there before stays.
+    #[test]
+    fn what_is_not_confirmed_goes_and_costs_nothing_that_was_good() {
+        for by in ["copy", REFLINK] {
+            let (place, rule) = (Place::new(&COPY.replace("test \"$FARSIDE_LOCK\" = \"$FARSIDE_POINT\" ||", "")), rule(by, 1, 0));
+            let mut locked = Vec::new();
+            place.round(&rule, 1, &mut locked).expect("locked");
+            let files = || fs::read_dir(place.dir.path()).expect("listed").count();
+            let before = (locked.clone(), files());
+            place.with(&mut |_| Ok(()), &|| true, |round| round.lock((&rule, id(2)), &mut locked, HOUR_MS)).expect("locked");
+            assert!(locked.len() == 2 && !locked[1].is_sure() && files() > before.1);
+            // At once, or at the next round of that very point after a kill.
+            let mut later = locked.clone();
+            place.with(&mut |_| Ok(()), &|| true, |round| round.undo_unsure(&mut locked)).expect("undone");
+            assert_eq!((&locked, files()), (&before.0, before.1), "{by}");
+            assert!(is_due(&later, id(2), &rule, HOUR_MS));
+            place.round(&rule, 2, &mut later).expect("locked");
+            assert_eq!((later.len(), later[0].slot, later[0].is_sure(), files()), (1, 2, true, before.1), "{by}");
         }
     }
 
@@ -518,7 +555,7 @@ mod tests {
     fn what_a_program_says_and_how_it_ends_is_told() {
         let failed = |script: &str| {
             let place = Place::new(script);
-            let ended = place.round(&rule("copy", 1, 0), 1, &mut Vec::new(), 99);
+            let ended = place.round(&rule("copy", 1, 0), 1, &mut Vec::new());
             ended.expect_err("it failed")
         };
         let words = failed("echo first >&2; echo 'no space in pool' >&2; exit 5\n");
@@ -527,7 +564,7 @@ mod tests {
         // What it leaves running in a group of its own has its words, and holds nobody up.
         let mut place = Place::new("setsid sleep 3600 & sleep 3600 & sleep 3600\n");
         let round = |place: &Place, goes_on: &dyn Fn() -> bool| {
-            round(&place.programs, &place.whose, (&rule("copy", 1, 0), id(1)), &mut Vec::new(), 0, &mut |_| Ok(()), goes_on)
+            place.with(&mut |_| Ok(()), goes_on, |round| round.lock((&rule("copy", 1, 0), id(1)), &mut Vec::new(), 0))
         };
         let looked = Cell::new(0);
         let interrupted = round(&place, &|| looked.replace(looked.get() + 1) < 2);
@@ -541,7 +578,7 @@ mod tests {
         // What it does not say is what it is called; what it says too much is left.
         let place = Place::new("yes | head -c 1000000\n");
         let mut locked = Vec::new();
-        place.round(&rule("copy", 1, 0), 1, &mut locked, 99).expect("locked");
+        place.round(&rule("copy", 1, 0), 1, &mut locked).expect("locked");
         assert_eq!(locked[0].name.as_deref(), Some("y"));
     }
 
@@ -561,12 +598,10 @@ mod tests {
     fn a_point_that_the_target_came_back_to_is_locked_once() {
         let (place, rule, mut locked) = (Place::new(COPY), rule("copy", 5, 0), Vec::new());
         for slot in [1, 2, 1, 2, 1] {
-            place.round(&rule, slot, &mut locked, 99).expect("locked");
+            place.round(&rule, slot, &mut locked).expect("locked");
             assert!(!is_due(&locked, id(slot), &rule, HOUR_MS));
         }
         assert_eq!((locked.len(), place.copies().len()), (2, 2));
-        let undone = undo(&place.programs, &place.whose, id(2), &mut locked, &mut |_| Ok(()), &|| true);
-        assert_eq!((undone, locked.len(), place.copies().len()), (Ok(()), 1, 1));
     }
 
     /// Nor is anything locked while what is one too many cannot be undone.
@@ -575,26 +610,33 @@ mod tests {
         let place = Place::new("test $2 = lock\n");
         let (rule, mut locked) = (rule("copy", 1, 0), Vec::new());
         for slot in 1..9 {
-            let done = place.round(&rule, slot, &mut locked, 99);
+            let done = place.round(&rule, slot, &mut locked);
             assert_eq!(done.is_ok(), slot == 1);
         }
-        assert_eq!(locked.len(), 2);
+        assert_eq!(locked.len(), 2, "the first, and the one after which it could not be undone");
     }
 
-    /// Killed after each step of the file system's own way, and with somebody else's file in the place.
+    /// Killed before its name was noted, and somebody else's file in its place since.
     #[test]
     fn a_copy_is_ours_only_if_it_was_made_here() {
         let (place, rule) = (Place::new(""), rule(REFLINK, 2, 0));
-        let mut locked = Vec::new();
-        assert!(place.round(&rule, 1, &mut locked, 1).is_err(), "killed before its name was noted");
-        let copy = copy_of(&place.whose.target, id(1));
+        let (mut locked, mut durable) = (Vec::new(), Vec::new());
+        let mut keep = |now: &[Locked]| match now.iter().all(|one| one.name.is_none()) {
+            true => {
+                durable = now.to_vec();
+                Ok(())
+            }
+            false => Err("killed".to_owned()),
+        };
+        place.with(&mut keep, &|| true, |round| round.lock((&rule, id(1)), &mut locked, 1)).expect_err("killed");
+        let copy = copy_of(&place.target(), id(1));
         let text = |path: &Path| fs::read_to_string(path).expect("read");
         assert_eq!((text(&copy).as_str(), is_ours(&copy)), ("shared", true));
-        locked[0].name = None; // as it is durable
         fs::remove_file(&copy).and_then(|()| fs::write(&copy, "mine")).expect("somebody's own");
-        assert!(place.round(&rule, 1, &mut locked, 99).expect_err("taken").contains("File exists"));
-        assert!(place.round(&rule, 2, &mut locked, 99).is_ok(), "it goes on");
-        assert_eq!((text(&copy).as_str(), locked.len()), ("mine", 1));
+        let taken = place.round(&rule, 1, &mut durable).expect_err("taken");
+        assert!(taken.contains("no lock of this follower"), "{taken}");
+        assert!(place.round(&rule, 2, &mut durable).is_ok(), "it goes on");
+        assert_eq!((text(&copy).as_str(), durable.len()), ("mine", 1));
         let files = fs::read_dir(place.dir.path()).expect("listed").count();
         assert_eq!(files, 4, "script, target, somebody's own, and the copy of the second point under one name");
     }
@@ -610,8 +652,8 @@ mod tests {
         // procfs has no files of ours, let alone shared ones.
         assert!(check(REFLINK, 1, "/proc/x").expect_err("it cannot").contains("XFS and Btrfs"));
         // A copy that somebody else made is not taken for ours.
-        fs::write(copy_of(&place.whose.target, id(1)), "mine").expect("written");
-        let refused = place.round(&rule(REFLINK, 1, 0), 1, &mut Vec::new(), 99).expect_err("taken");
+        fs::write(copy_of(&place.target(), id(1)), "mine").expect("written");
+        let refused = place.round(&rule(REFLINK, 1, 0), 1, &mut Vec::new()).expect_err("taken");
         assert!(refused.contains("no lock of this follower"), "{refused}");
     }
 }

@@ -261,10 +261,15 @@ impl Receiver {
         if !config.advertise.is_empty() {
             return config.advertise.clone();
         }
-        if !self.local_address.ip().is_unspecified() {
-            return vec![self.local_address.to_string()];
-        }
         let port = self.local_address.port();
+        let ports = [Some(port), self.listener.tcp_address().map(|tcp| tcp.port()).filter(|tcp| *tcp != port)];
+        let at = |ip: std::net::IpAddr| {
+            let addresses = ports.into_iter().flatten().map(move |port| std::net::SocketAddr::new(ip, port).to_string());
+            addresses.collect::<Vec<_>>()
+        };
+        if !self.local_address.ip().is_unspecified() {
+            return at(self.local_address.ip());
+        }
         let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
         let addresses = interfaces.filter_map(|interface| {
             let address = interface.address?;
@@ -280,7 +285,7 @@ impl Receiver {
         let mut addresses: Vec<_> = addresses.collect();
         addresses.sort();
         addresses.dedup();
-        addresses.into_iter().take(8).map(|ip| std::net::SocketAddr::new(ip, port).to_string()).collect()
+        addresses.into_iter().take(8).flat_map(at).collect()
     }
 
     pub(crate) fn budget_status(&self) -> BudgetStatus {
@@ -387,7 +392,8 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
     let keeper = tokio::spawn(keep_store(Arc::clone(&receiver), groups_known));
     let watchdog = tokio::spawn(systemd::housekeeping(|| true));
-    tracing::info!(address = %receiver.local_address, name = %receiver.config().name, fingerprint = %receiver.fingerprint, "listening");
+    let tcp = receiver.listener.tcp_address().map_or_else(|| "none".to_owned(), |tcp| tcp.to_string());
+    tracing::info!(address = %receiver.local_address, %tcp, name = %receiver.config().name, fingerprint = %receiver.fingerprint, "listening");
     systemd::ready("receiving");
     let reloads = {
         let receiver = Arc::clone(&receiver);

@@ -301,6 +301,11 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         let what = "if it should be let in: `farside-receiver token` here, then `farside pair TOKEN` there";
         Reason::new(Severity::Info, Code::RefusedPeer, words, what)
     }));
+    if receiver.listener.tcp_address().is_none() && receiver.config().listen_tcp.is_none() {
+        let words = format!("TCP is not listened to: another service has port {}", receiver.local_address.port());
+        let what = "hosts whose UDP does not get through are not reached: give it another port, `listen_tcp` in receiver.toml, or say \"none\"";
+        reasons.push(Reason::new(Severity::Info, Code::OverTcp, words, what));
+    }
     let followers = receiver.followers.show();
     reasons.extend(receiver.followers.reasons());
     reasons.extend(receiver.failovers.reasons());

@@ -174,12 +174,12 @@ impl FileTarget {
         &self.path
     }
 
-    /// Makes an empty file a copy that shares its blocks.
+    /// Another handle of it.
     ///
     /// # Errors
-    /// Where the file system cannot, or it is none's.
-    pub fn share_blocks(&self, with: &File) -> std::io::Result<()> {
-        farside_blockio::clone_file(&self.file, with)
+    /// The system's.
+    pub fn handle(&self) -> std::io::Result<File> {
+        self.file.try_clone()
     }
 
     /// Whether its path still leads to it: not where something else was put in its place, nor where its device came back as another one.

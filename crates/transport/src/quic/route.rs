@@ -218,8 +218,10 @@ impl Route {
     /// TCP is not to be had, whatever UDP is like.
     pub(super) fn has_no_tcp(&self, now: Instant) {
         let mut state = self.lock();
-        state.avoided = None;
-        self.no_trial(&mut state, now);
+        // Of all that find it out at once one counts.
+        if state.avoided.take().is_some() {
+            self.no_trial(&mut state, now);
+        }
     }
 
     /// Whom it leads to. What is known of the way to another one counts no more.
