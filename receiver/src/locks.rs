@@ -284,8 +284,12 @@ impl Provider<'_> {
 }
 
 fn remove(path: &Path) -> Result<(), String> {
+    remove_if_there(path).map_err(|error| format!("{} cannot be removed: {error}", path.display()))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{} cannot be removed: {error}", path.display())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
@@ -300,10 +304,7 @@ const PART: &str = ".part";
 
 fn reflink(share: &dyn Fn(&File) -> io::Result<()>, copy: &Path) -> io::Result<()> {
     let part = beside(copy, PART);
-    match fs::remove_file(&part) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove_if_there(&part)?;
     let to = File::options().write(true).create_new(true).mode(0o600).open(&part)?;
     share(&to)?;
     to.set_permissions(Permissions::from_mode(0o400))?;

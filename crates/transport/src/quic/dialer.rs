@@ -364,16 +364,14 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
     }
 
     async fn reach_udp_first(&self, address: SocketAddr, route: &Route) -> Reached {
-        let answered = |reached: &Reached| {
+        let ask = || async {
+            let reached = self.udp(address).await;
             if !matches!(reached, Err(DialError::Local(_))) {
                 route.is_answered(true);
             }
-        };
-        let mut udp = pin!(async {
-            let reached = self.udp(address).await;
-            answered(&reached);
             reached
-        });
+        };
+        let mut udp = pin!(ask());
         tokio::select! {
             reached = &mut udp => return reached,
             () = sleep(route.head_start()) => {}
@@ -388,14 +386,9 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
             Err(error) => return timeout(self.limits.handshake_timeout / 2, udp).await.unwrap_or(Err(error)),
         };
         // The receiver is there now, which it may not have been when the first packets went: does it not answer new ones?
-        let again = async {
-            let reached = self.udp(address).await;
-            answered(&reached);
-            reached
-        };
         tokio::select! {
             reached = udp => return reached,
-            reached = again => return reached,
+            reached = ask() => return reached,
             () = sleep(route.timing.patience) => {}
         }
         route.is_answered(false);
