@@ -903,6 +903,22 @@ Examples:
         #[arg(long, value_name = "SOURCE/GROUP")]
         of: Option<Address>,
     },
+    /// Copy the wrapped keys of a group from a store into a folder: for a host that is built anew, or that stands in for another one.
+    ///
+    /// What is wrapped opens nothing without the file, passphrase or program that it is wrapped with.
+    #[command(after_long_help = "\
+Example:
+  farside key copy /srv/farside --of web1/db --to /var/lib/farside/keys/db      then give farsided the same `key`")]
+    Copy {
+        /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
+        url: String,
+        /// Of which group, if there are several: SOURCE/GROUP.
+        #[arg(long, value_name = "SOURCE/GROUP")]
+        of: Option<Address>,
+        /// The folder: of farsided it is keys/GROUP in its state directory.
+        #[arg(long, value_name = "FOLDER")]
+        to: PathBuf,
+    },
     /// Wrap a group's key once more: for another passphrase, file or program. No data is written again.
     ///
     /// The wrappings that there are stay, and who once had the key keeps it. To take a wrapping away, delete its file on the host, if there is one (it would come to the store again), then its object keys/N in the

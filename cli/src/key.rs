@@ -52,6 +52,7 @@ pub(crate) fn run(global: &Global, command: KeyCommand) -> Result<(), Failure> {
     match command {
         KeyCommand::New { file } => new(global, &file),
         KeyCommand::List { url, of } => list(global, &Place::of(&url)?, of.as_ref()),
+        KeyCommand::Copy { url, of, to } => copy(global, &store::location_of(&url)?, of.as_ref(), &to),
         KeyCommand::Wrap { url, of, key, with } => wrap(global, &Place::of(&url)?, of.as_ref(), key, with),
     }
 }
@@ -141,6 +142,57 @@ fn groups(store: &StoreReader, of: Option<&Address>) -> Result<Vec<GroupNames>, 
     }
 }
 
+/// The one group that is meant.
+fn group(store: &StoreReader, of: Option<&Address>) -> Result<GroupNames, Failure> {
+    let groups = groups(store, of)?;
+    if let [names] = &groups[..] {
+        return Ok(names.clone());
+    }
+    let known: Vec<String> = groups.iter().map(ToString::to_string).collect();
+    let what_to_do = format!("name one of them: --of {}", known.first().map_or("SOURCE/GROUP", String::as_str));
+    Err(Failure::new(Exit::Usage, format!("the store has {} groups: {}", known.len(), known.join(", ")), what_to_do))
+}
+
+fn copy(global: &Global, location: &Location, of: Option<&Address>, folder: &Path) -> Result<(), Failure> {
+    let store = store::open(location)?;
+    let names = group(&store, of)?;
+    let there = wrappings(&**store.backend(), &names)?;
+    if there.is_empty() {
+        return Err(Failure::new(
+            Exit::NotFound,
+            format!("group {names} has no wrapped keys: nothing of it is encrypted"),
+            "see which there are: farside key list",
+        ));
+    }
+    let failed =
+        |error: anyhow::Error| Failure::new(Exit::Failed, format!("{error:#}"), "run this as the user that runs farsided");
+    // Those that are there already, of an attempt before.
+    let has: Vec<Vec<u8>> = in_folder(folder)?.into_iter().map(|(_, bytes, _)| bytes).collect();
+    let (mut made, mut text) = (Vec::new(), String::new());
+    for stored in there {
+        let wrapping = match stored.wrapping {
+            Ok(wrapping) => wrapping,
+            Err(why) => {
+                text.push_str(&format!("! {} cannot be used, and was left: {why}\n", names.key(stored.number)));
+                continue;
+            }
+        };
+        if has.iter().any(|has| *has == stored.bytes || *has == wrapping.encode()) {
+            continue;
+        }
+        let path = farside_daemon::keys::add(folder, &wrapping).map_err(failed)?.display().to_string();
+        text.push_str(&format!("the key {}, wrapped by {}, is in {path}\n", wrapping.key(), wrapping.way()));
+        made.push(Made { path, key: Some(wrapping.key().to_string()) });
+    }
+    if global.json {
+        return print::json(&made);
+    }
+    if made.is_empty() {
+        text.push_str(&format!("{} has all of them already\n", folder.display()));
+    }
+    print::out(&text)
+}
+
 fn list(global: &Global, place: &Place, of: Option<&Address>) -> Result<(), Failure> {
     let mut listed = Vec::new();
     let of_wrapping = |wrapping: &Result<Wrapping, String>| match wrapping {
@@ -222,16 +274,7 @@ fn wrap(global: &Global, place: &Place, of: Option<&Address>, key: Keeper, with:
         }
         Place::Store(location) => {
             let store = store::open(location)?;
-            let groups = groups(&store, of)?;
-            let [names] = &groups[..] else {
-                let known: Vec<String> = groups.iter().map(ToString::to_string).collect();
-                let what_to_do = format!("name one of them: --of {}", known.first().map_or("SOURCE/GROUP", String::as_str));
-                return Err(Failure::new(
-                    Exit::Usage,
-                    format!("the store has {} groups: {}", known.len(), known.join(", ")),
-                    what_to_do,
-                ));
-            };
+            let names = &group(&store, of)?;
             let there = wrappings(&**store.backend(), names)?.into_iter().filter_map(|stored| stored.wrapping.ok()).collect();
             WrapAll { there, key, with }.put(|wrapping| {
                 let (_, number) = add_wrapping(&**store.backend(), names, &wrapping.encode())?;

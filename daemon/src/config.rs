@@ -629,24 +629,12 @@ impl Config {
     }
 }
 
-const KEY_WORDS: &str = "file:PATH, passphrase:PATH or command:PROGRAM ARGUMENT…, with absolute paths";
-
 /// `encryption` and `key` of a group; or which of them is wrong, and how.
 fn encryption(mode: &str, key: &str) -> Result<Encryption, (&'static str, String)> {
     if mode != SealMode::EndToEnd.word() {
         return Err(("encryption", format!("`{mode}` is none that this version knows: say \"{}\"", SealMode::EndToEnd.word())));
     }
-    let keeper: Keeper = key.parse().map_err(|_| ("key", format!("names no key: say {KEY_WORDS}")))?;
-    let is_absolute = match &keeper {
-        Keeper::File(path) | Keeper::PassphraseFile(path) => path.is_absolute(),
-        Keeper::Command(words) => words.first().is_some_and(|program| Path::new(program).is_absolute()),
-        Keeper::Passphrase(_) => {
-            return Err(("key", "nobody is there to be asked for a passphrase: name a file, passphrase:PATH".into()));
-        }
-    };
-    if !is_absolute {
-        return Err(("key", format!("must be an absolute path: {KEY_WORDS}")));
-    }
+    let keeper = Keeper::for_service(key).map_err(|why| ("key", why))?;
     Ok(Encryption { mode: SealMode::EndToEnd, keeper })
 }
 
@@ -725,7 +713,9 @@ impl Merge {
             match (&g.encryption, &g.key) {
                 (None, None) => {}
                 (Some(mode), Some(key)) => group.encryption = Some(encryption(mode, key).map_err(|(at, what)| fault(at, what))?),
-                (Some(_), None) => return Err(fault("encryption", format!("needs `key` beside it: {KEY_WORDS}")).into()),
+                (Some(_), None) => {
+                    return Err(fault("encryption", format!("needs `key` beside it: {}", Keeper::SERVICE_WORDS)).into());
+                }
                 (None, Some(_)) => return Err(fault("key", "needs `encryption = \"end-to-end\"` beside it".into()).into()),
             }
         }

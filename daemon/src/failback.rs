@@ -29,6 +29,7 @@ use std::time::Duration;
 use farside_control::failback::{BranchKeeps, FailbackMember, FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
 use farside_control::source::{LastPoint, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
+use farside_keys::GroupKey;
 use farside_region::{Generation, LedgerPosition, Name, RegionSet};
 use farside_store::FollowTarget as _;
 use farside_transport::{Dial, QuicDialer};
@@ -43,6 +44,7 @@ use crate::locked;
 use crate::supervisor::{Claimed, Daemon};
 use branch::{Branch, Keeping, Kept, Suspects};
 use disks::{Disks, Known};
+use keys::{fits, names_of};
 use note::{At, Finish, Held, Note, Stage, notes};
 use pull::{PullError, PulledVolume, Puller, Traffic};
 
@@ -50,6 +52,7 @@ mod branch;
 mod cutover;
 mod disks;
 mod keep;
+mod keys;
 mod note;
 mod pull;
 
@@ -100,6 +103,8 @@ struct Failback {
     told: Notify,
     /// What could not be read of the disks so far.
     suspects: Arc<Suspects>,
+    /// The group's, once it was needed.
+    key: tokio::sync::Mutex<Option<GroupKey>>,
     /// Who has it may write to the disks.
     disks: tokio::sync::Mutex<Disks>,
 }
@@ -112,6 +117,7 @@ impl Failback {
             traffic: Arc::default(),
             told: Notify::new(),
             suspects: Arc::default(),
+            key: tokio::sync::Mutex::default(),
             disks: tokio::sync::Mutex::default(),
         }
     }
@@ -417,10 +423,9 @@ impl Daemon {
         drop(puller);
         self.heard(&failback, &point);
         locked(&failback.note).generation = point.promotion.unwrap_or(point.generation).0;
-        for volume in &volumes {
-            fits(&volume.name, &point)
-                .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
-        }
+        self.keys_to(&failback, &point, &volumes.iter().map(|volume| volume.name.clone()).collect::<Vec<_>>())
+            .await
+            .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
         let base = note::base(&self.state_path(), &group, locked(&failback.note).generation);
         locked(&failback.note).branch =
             if request.discard_branch { Branch::Discarded } else { Branch::Wanted { base: base.clone() } };
@@ -722,6 +727,7 @@ impl Daemon {
         point: &PullPoint,
         keeping: Option<(Name, Keeping)>,
     ) -> anyhow::Result<()> {
+        let keys = self.keys_to(failback, point, &names_of(held)).await.map_err(anyhow::Error::msg)?;
         let mut disks = failback.disks.lock().await;
         let note = locked(&failback.note).clone();
         let Stage::Held { at, applying } = note.stage else { return Ok(()) };
@@ -743,10 +749,8 @@ impl Daemon {
         let mut lacks = BTreeMap::new();
         let mut is_known = disks.known.is_some();
         for volume in held {
-            fits(&volume.name, point).map_err(anyhow::Error::msg)?;
             let member = point.members.iter().find(|member| member.meta.name == volume.name).expect("it was looked for");
             let geometry = member.meta.geometry.resized(member.volume_bytes)?;
-            let key = *member.meta.digest_key.clear().ok_or_else(|| anyhow::anyhow!("volume {} is encrypted", volume.name))?;
             let target = disks.open[&volume.name].clone();
             let (has, is_fixed) = (target.bytes()?, target.is_fixed()?);
             if is_fixed && has < member.volume_bytes {
@@ -786,7 +790,8 @@ impl Daemon {
             };
             let regions = Arc::new(Mutex::new(regions));
             lacks.insert(volume.name.clone(), regions.clone());
-            let volume = PulledVolume { id: member.meta.id, key, geometry, target, lacks: regions, kept };
+            let keys = keys[&volume.name].clone();
+            let volume = PulledVolume { id: member.meta.id, keys, geometry, target, lacks: regions, kept };
             work.push((volume, member.volume_bytes));
         }
         let total = work.iter().map(|(volume, _)| locked(&volume.lacks).len()).sum();
@@ -1066,14 +1071,4 @@ fn why_not(point: &PullPoint, generation: u64) -> Option<String> {
         ));
     }
     (!point.is_since).then(|| "nothing was published since the failover; --force to go on with what was before".to_owned())
-}
-
-/// Whether a volume's disk can be brought to its part of a point.
-fn fits(volume: &Name, point: &PullPoint) -> Result<(), String> {
-    let member = point.members.iter().find(|member| member.meta.name == *volume);
-    let member = member.ok_or_else(|| format!("volume {volume} is not in point {}", point.position.slot))?;
-    if member.meta.digest_key.clear().is_none() {
-        return Err(format!("volume {volume} is encrypted: restore it with its key"));
-    }
-    Ok(())
 }

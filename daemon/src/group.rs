@@ -137,7 +137,8 @@ impl GroupStart {
     pub(crate) fn start(mut self) -> anyhow::Result<GroupHandle> {
         self.around.pacer = Arc::new(farside_transport::Pacer::within(&self.around.pacer));
         self.around.pacer.set(self.config.rate.bytes_per_s());
-        self.around.keys = GroupKeys::start(self.state.path(), &self.name, self.config.encryption.clone())?;
+        self.around.keys =
+            GroupKeys::start(self.state.path(), &self.name, self.config.encryption.clone(), self.config.stand_in_for.clone())?;
         let (sender, notes) = unbounded();
         let inbox = Inbox(sender);
         let (link, connector) =

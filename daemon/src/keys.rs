@@ -64,6 +64,8 @@ impl Said {
 pub(crate) struct GroupKeys {
     encryption: Option<Encryption>,
     group: Name,
+    /// The host whose group it is, if that is another one.
+    stands_in_for: Option<Name>,
     state_dir: PathBuf,
     held: Mutex<Held>,
     changed: Condvar,
@@ -136,6 +138,28 @@ pub fn add(folder: &Path, wrapping: &Wrapping) -> anyhow::Result<PathBuf> {
     bail!("{} holds {WRAPPINGS_MAX} wrapped keys already: remove those that nobody uses", folder.display())
 }
 
+/// The key of a group that has one already, out of its wrapped keys in a state directory. None is drawn. A program or a passphrase takes its time.
+///
+/// # Errors
+/// Why it cannot be had.
+pub(crate) fn known(state_dir: &Path, group: &Name, keeper: &Keeper) -> anyhow::Result<GroupKey> {
+    let folder = folder(state_dir, group);
+    unwrap(&folder, &wrappings(&folder)?, keeper)
+}
+
+fn unwrap(folder: &Path, there: &InFolder, keeper: &Keeper) -> anyhow::Result<GroupKey> {
+    let mut why = format!("{keeper} unwraps none of the keys in {}", folder.display());
+    for (number, _, wrapping) in there {
+        match wrapping.as_ref().map(|wrapping| wrapping.unwrap(keeper)) {
+            Ok(Ok(key)) => return Ok(key),
+            Ok(Err(WrapError::OtherWay { .. })) => {}
+            Ok(Err(error)) => why = error.to_string(),
+            Err(error) => why = format!("{} cannot be used: {error}", folder.join(number.to_string()).display()),
+        }
+    }
+    bail!(why)
+}
+
 /// A folder of wrapped keys, and those in which it may be new.
 fn sync_folders(folder: &Path) -> anyhow::Result<()> {
     folder.ancestors().take(3).try_for_each(|dir| sync_dir(dir).map_err(Into::into))
@@ -144,14 +168,15 @@ fn sync_folders(folder: &Path) -> anyhow::Result<()> {
 impl GroupKeys {
     /// Of no group.
     pub(crate) fn none() -> Arc<Self> {
-        Self::of(Path::new("/"), &"none".parse().expect("a name"), None)
+        Self::of(Path::new("/"), &"none".parse().expect("a name"), None, None)
     }
 
-    fn of(state_dir: &Path, group: &Name, encryption: Option<Encryption>) -> Arc<Self> {
+    fn of(state_dir: &Path, group: &Name, encryption: Option<Encryption>, stands_in_for: Option<Name>) -> Arc<Self> {
         let (group, state_dir) = (group.clone(), state_dir.to_owned());
         Arc::new(Self {
             encryption,
             group,
+            stands_in_for,
             state_dir,
             held: Mutex::new(Held::Asked),
             changed: Condvar::new(),
@@ -159,12 +184,17 @@ impl GroupKeys {
         })
     }
 
-    /// Asks for the key of a group, if it has one, until it is here.
+    /// Asks for the key of a group, if it has one, until it is here. `stands_in_for`: the host whose group it is, if that is another one.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(crate) fn start(state_dir: &Path, group: &Name, encryption: Option<Encryption>) -> std::io::Result<Arc<Self>> {
-        let keys = Self::of(state_dir, group, encryption);
+    pub(crate) fn start(
+        state_dir: &Path,
+        group: &Name,
+        encryption: Option<Encryption>,
+        stands_in_for: Option<Name>,
+    ) -> std::io::Result<Arc<Self>> {
+        let keys = Self::of(state_dir, group, encryption, stands_in_for);
         if keys.encryption.is_some() {
             let weak = Arc::downgrade(&keys);
             std::thread::Builder::new().name("key".to_owned()).spawn(move || Self::ask(&weak))?;
@@ -213,16 +243,7 @@ impl GroupKeys {
                 .context("a wrapped key cannot be synced")?;
         }
         sync_folders(&folder)?;
-        let mut why = format!("{keeper} unwraps none of the keys in {}", folder.display());
-        for (number, _, wrapping) in &there {
-            match wrapping.as_ref().map(|wrapping| wrapping.unwrap(keeper)) {
-                Ok(Ok(key)) => return Ok(key),
-                Ok(Err(WrapError::OtherWay { .. })) => {}
-                Ok(Err(error)) => why = error.to_string(),
-                Err(error) => why = format!("{} cannot be used: {error}", folder.join(number.to_string()).display()),
-            }
-        }
-        bail!(why)
+        unwrap(&folder, &there, keeper)
     }
 
     /// A new key, for a group that never had one.
@@ -234,6 +255,15 @@ impl GroupKeys {
                 folder.display(),
                 folder.display(),
                 self.group
+            );
+        }
+        if let Some(host) = &self.stands_in_for {
+            // † A key of its own would be another one than that of the history which it goes on with.
+            bail!(
+                "the group of {host} that this host stands in for has its key already: put what is wrapped of it into {folder} (on the gateway: \
+                 farside key copy STORE --of {host}/{group} --to FOLDER)",
+                folder = folder.display(),
+                group = self.group
             );
         }
         let key = GroupKey::random().map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
@@ -401,7 +431,7 @@ mod tests {
     }
 
     fn started(dir: &Path, encryption: Encryption) -> Arc<GroupKeys> {
-        let keys = GroupKeys::start(dir, &name("db"), Some(encryption)).expect("a thread");
+        let keys = GroupKeys::start(dir, &name("db"), Some(encryption), None).expect("a thread");
         keys.wait(PATIENCE);
         keys
     }

@@ -3,6 +3,7 @@
 //! Invariant: a [`Config`] that exists was validated as a whole. It holds no secret.
 
 use farside_control::{Grid, GridError, Rate, RateError, parse_duration, parse_span};
+use farside_keys::Keeper;
 use farside_ledger::Policy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use farside_objects::{Location, LocationError};
 use farside_region::Name;
 use farside_service::files::{self, File, FileError, Step};
+use farside_store::GroupNames;
 use farside_wire::END_MEMBERS_MAX;
 use serde::Deserialize;
 
@@ -75,10 +77,21 @@ pub struct Config {
     pub retention: Retention,
     /// Programs that lock what followers hold.
     pub locks: Vec<LockProgram>,
+    /// What unwraps the keys of encrypted groups that this gateway was given.
+    pub keys: Vec<GivenKey>,
     /// How often points are verified.
     pub verify: Verify,
     /// See [`Merge`].
     pub merge: Merge,
+}
+
+/// `[[key]]`: what unwraps the key of an encrypted group, for what is done with its content here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenKey {
+    /// Which group; `None`: each that has no entry of its own.
+    pub of: Option<GroupNames>,
+    /// What unwraps it.
+    pub keeper: Keeper,
 }
 
 /// So many write requests in such a time.
@@ -257,6 +270,14 @@ struct FileText {
     verify: VerifyTable,
     merge: MergeTable,
     lock: Vec<LockTable>,
+    key: Vec<KeyTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyTable {
+    of: String,
+    key: String,
 }
 
 #[derive(Deserialize)]
@@ -343,6 +364,7 @@ impl Default for Config {
             verify: Verify::default(),
             merge: Merge::default(),
             locks: Vec::new(),
+            keys: Vec::new(),
         }
     }
 }
@@ -355,13 +377,14 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         for mut file in files::read::<FileText>(path, path == Path::new(DEFAULT_PATH))? {
-            let FileText { receiver, limits, retention, verify, merge, lock } = std::mem::take(&mut file.content);
+            let FileText { receiver, limits, retention, verify, merge, lock, key } = std::mem::take(&mut file.content);
             config.lay_receiver(&file, receiver)?;
             config.lay_limits(&file, &limits)?;
             config.lay_retention(&file, retention)?;
             config.lay_verify(&file, &verify)?;
             config.lay_merge(&file, &merge)?;
             config.lay_locks(&file, lock)?;
+            config.lay_keys(&file, key)?;
         }
         Ok(config)
     }
@@ -538,6 +561,32 @@ impl Config {
         Ok(())
     }
 
+    fn lay_keys(&mut self, file: &File<FileText>, tables: Vec<KeyTable>) -> Result<(), ConfigError> {
+        for (at, table) in tables.into_iter().enumerate() {
+            let fault = |key: &str, what: String| file.fault(&[Step::Key("key"), Step::At(at), Step::Key(key)], what);
+            let names = |text: &str| {
+                let (source, group) = text.split_once('/')?;
+                Some(GroupNames::new(source.parse().ok()?, group.parse().ok()?))
+            };
+            let of = match (table.of.as_str(), names(&table.of)) {
+                ("*", _) => None,
+                (_, Some(names)) => Some(names),
+                (said, None) => return Err(fault("of", format!("`{said}` is neither HOST/GROUP nor `*`"))),
+            };
+            let keeper = Keeper::for_service(&table.key).map_err(|what| fault("key", what))?;
+            // A later file's replaces it.
+            self.keys.retain(|other| other.of != of);
+            self.keys.push(GivenKey { of, keeper });
+        }
+        Ok(())
+    }
+
+    /// What unwraps the key of a group, if this gateway was given that.
+    pub fn keeper_of(&self, names: &GroupNames) -> Option<&Keeper> {
+        let of = |wanted: Option<&GroupNames>| self.keys.iter().find(|given| given.of.as_ref() == wanted);
+        of(Some(names)).or_else(|| of(None)).map(|given| &given.keeper)
+    }
+
     /// This configuration with what can change while the receiver runs taken from `new`, and what that is.
     #[must_use]
     pub fn take_over(&self, new: &Self) -> (Self, Changes) {
@@ -567,6 +616,7 @@ impl Config {
             }
         };
         live("[[lock]]", format!("{:?}", self.locks), format!("{:?}", new.locks));
+        live("[[key]]", format!("{:?}", self.keys), format!("{:?}", new.keys));
         live("[receiver] advertise", format!("{:?}", self.advertise), format!("{:?}", new.advertise));
         let number = |n: usize| n.to_string();
         live("[limits] groups_per_source", number(self.limits.groups_per_source), number(new.limits.groups_per_source));
@@ -592,6 +642,7 @@ impl Config {
         live("[merge] every", every(self.merge.every), every(new.merge.every));
         live("[merge] rate", self.merge.rate.to_string(), new.merge.rate.to_string());
         next.locks.clone_from(&new.locks);
+        next.keys.clone_from(&new.keys);
         next.advertise.clone_from(&new.advertise);
         next.publish_budget = new.publish_budget;
         next.limits.groups_per_source = new.limits.groups_per_source;
@@ -650,8 +701,9 @@ mod tests {
         assert!(examples, "these have no default, only an example");
         assert_eq!(config.listen_tcp, Some(ListenTcp::At(config.listen)), "where it is if nothing is said");
         assert_eq!(config.locks.iter().map(|lock| lock.timeout).collect::<Vec<_>>(), [LOCK_TIMEOUT]);
-        let (listen_tcp, locks) = (config.listen_tcp, config.locks.clone());
-        let default = Config { name, api_group, advertise, store_credentials, listen_tcp, locks, ..Config::default() };
+        let (listen_tcp, locks, keys) = (config.listen_tcp, config.locks.clone(), config.keys.clone());
+        assert_eq!(keys.len(), 1, "an example");
+        let default = Config { name, api_group, advertise, store_credentials, listen_tcp, locks, keys, ..Config::default() };
         assert_eq!(config, default);
         for key in [
             "name",
@@ -719,6 +771,16 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_of_one_group_or_of_each_that_has_none() {
+        let of = |group: &str| GroupNames::new("web".parse().expect("a name"), group.parse().expect("a name"));
+        let main = "[[key]]\nof = \"*\"\nkey = \"file:/all\"\n[[key]]\nof = \"web/db\"\nkey = \"file:/old\"";
+        let config = load(main, &[("10-db.toml", "[[key]]\nof = \"web/db\"\nkey = \"file:/db\"")]).expect("valid");
+        let keeper = |group: &str| config.keeper_of(&of(group)).map(ToString::to_string);
+        assert_eq!((keeper("db").as_deref(), keeper("scratch").as_deref()), (Some("file:/db"), Some("file:/all")));
+        assert_eq!(load("", &[]).expect("valid").keeper_of(&of("db")), None);
+    }
+
+    #[test]
     fn a_budget_is_of_a_day_or_of_a_month() {
         let budget = |text: &str| load(&format!("[receiver]\npublish_budget = \"{text}\""), &[]).expect("valid").publish_budget;
         let days = |n: u64| Duration::from_secs(n * 86_400);
@@ -753,6 +815,9 @@ mod tests {
             ("[[lock]]\nname = \"reflink\"\nprogram = [\"/x\"]", "receiver.toml, line 2: name: "),
             ("[[lock]]\nname = \"x\"\nprogram = [\"x\"]", "receiver.toml, line 3: program: "),
             ("[[lock]]\nname = \"x\"\nprogram = [\"/x\"]\ntimeout = \"2d\"", "receiver.toml, line 4: timeout: "),
+            ("[[key]]\nof = \"db\"\nkey = \"file:/x\"", "receiver.toml, line 2: of: `db` is neither HOST/GROUP nor `*`"),
+            ("[[key]]\nof = \"a/b\"\nkey = \"passphrase\"", "receiver.toml, line 3: key: nobody is there"),
+            ("[[key]]\nof = \"a/b\"\nkey = \"file:x\"", "receiver.toml, line 3: key: must be an absolute path"),
             ("[receiver]\nlisten_tcp = \"7400\"", "receiver.toml, line 2: listen_tcp: "),
             ("[receiver]\nname = \"a b\"", "not a valid name"),
             ("[receiver]\nadvertise = [\"gateway\"]", "line 2: advertise: "),

@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::group::{FollowAsk, FollowError, FollowNext, GroupHandle, Mail};
+use crate::keys;
 use crate::locks::{self, Locked};
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError};
@@ -892,6 +893,8 @@ impl Runner {
                 Ok(LOOK)
             }
             FollowNext::Look(look, point) => {
+                let keys = self.receiver.keys.of(&self.receiver.config(), group.names());
+                let look = look.unlocked(&keys).map_err(of_store)?;
                 let filling = matches!(stage, FollowStage::Unknown | FollowStage::Applying { between: None, .. });
                 self.show(|view| {
                     view.state = if filling { FollowerState::Filling } else { FollowerState::Applying };
@@ -1085,10 +1088,11 @@ fn open_base(
     point: Slot,
 ) -> Result<farside_store::LazyPointReader, StoreError> {
     let asked = ask_group(receiver, group, |reply| Mail::FollowBase { volume: volume.clone(), point, reply });
-    asked.map_err(|error| match error {
+    let reader = asked.map_err(|error| match error {
         FollowError::Store(error) => error,
         FollowError::Away(_) => StoreError::Stopped,
-    })
+    })?;
+    reader.unlocked(&receiver.keys.of(&receiver.config(), group.names()))
 }
 
 fn trouble(error: FollowError) -> Trouble {
@@ -1105,6 +1109,6 @@ fn of_store(error: StoreError) -> Trouble {
         StoreError::Corrupt { .. } | StoreError::Incomplete { .. } | StoreError::Degraded { .. } => {
             Trouble::Unread(error.to_string())
         }
-        other => Trouble::Words(other.to_string()),
+        other => Trouble::Words(keys::words(&other)),
     }
 }

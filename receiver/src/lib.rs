@@ -21,6 +21,7 @@
 //! | `verify` | points being read in full, on request |
 //! | `schedule` | the same unasked, when it is due |
 //! | `merge` | parts that history no longer tells apart become one |
+//! | `keys` | keys of encrypted groups that this gateway was given |
 //! | `follow` | followers: files and devices that are kept equal to points |
 //! | `locks` | what a follower holds is kept under another name, round by round |
 //! | `pull` | hosts that are brought to a point, over the network |
@@ -38,6 +39,7 @@ mod failover;
 mod follow;
 mod found;
 mod group;
+mod keys;
 mod landing;
 mod locks;
 mod merge;
@@ -55,7 +57,7 @@ mod vault;
 mod verify;
 
 pub use api::filter_of;
-pub use config::{Config, ConfigError, Limits, Merge, PUBLISH_EVERY, PublishBudget, Retention, Verify};
+pub use config::{Config, ConfigError, GivenKey, Limits, Merge, PUBLISH_EVERY, PublishBudget, Retention, Verify};
 pub use locks::LockProgram;
 pub use process::{RunError, run};
 pub use status::point as point_of;

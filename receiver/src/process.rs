@@ -28,6 +28,7 @@ use crate::budget::Budget;
 use crate::config::{Config, ConfigError, ListenTcp};
 use crate::failover::{self, Failovers};
 use crate::follow::Followers;
+use crate::keys::Keys;
 use crate::landing::{LANDER_BYTES, Memory};
 use crate::merge;
 use crate::refusals::Refusals;
@@ -101,6 +102,7 @@ pub(crate) struct Receiver {
     pub(crate) schedule: Schedule,
     pub(crate) followers: Followers,
     pub(crate) failovers: Failovers,
+    pub(crate) keys: Keys,
     pub(crate) budget: Budget,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
@@ -207,6 +209,7 @@ impl Receiver {
         })?;
         let words = |what: &String| format!("{what}: changed on disk; the value before stays until the receiver is restarted");
         *stale = changes.needs_restart.iter().map(words).collect();
+        self.keys.keep_those_of(&config);
         self.config.store(Arc::new(config));
         tracing::info!(changed = changes.live.len(), "configuration read again");
         changes.live.iter().for_each(|what| tracing::info!(%what, "changed"));
@@ -372,6 +375,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         schedule: Schedule::default(),
         followers: Followers::default(),
         failovers: Failovers::default(),
+        keys: Keys::default(),
         budget: Budget::default(),
         runtime,
         started: Instant::now(),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use farside_control::PointId;
+use farside_keys::{Sealer, Secret};
 use farside_layer::{Compression, Encoder, PartId, PartWriter};
 use farside_region::{GranuleDigest, GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Seq, Term, VolumeId};
 use farside_store::{DigestRun, LazyPointReader, StoreError};
@@ -22,6 +23,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::door::refusal;
 use crate::group::{GroupHandle, Mail, PointChange, PullAsk, PullLook, PullWanted, Pullable};
+use crate::keys;
 use crate::process::Receiver;
 
 /// Regions that are being read, for all hosts together.
@@ -130,7 +132,7 @@ async fn answer_all(
                 pin(group, asker, &look, &asked.pin).await.map_err(|text| (RefusalCode::Store, text))?;
             }
             let point = told(id, &look);
-            members = Arc::new(look.members);
+            members = unlocked(receiver, group, look.members).await.map_err(|text| (RefusalCode::Store, text))?;
             say(connection, &ReceiverMessage::PullPoint(point)).await;
             continue;
         }
@@ -166,6 +168,16 @@ async fn pin(group: &GroupHandle, asker: &Name, look: &PullLook, pin: &ForkPin) 
     let point = PointId::new(look.position.slot.0, &look.position.digest.0);
     let changed = group.change(point, change).await;
     changed.map(drop).map_err(|error| format!("whether point {point} is pinned cannot be changed: {}", error.message))
+}
+
+/// The members with the keys of those that are encrypted.
+async fn unlocked(receiver: &Arc<Receiver>, group: &GroupHandle, members: Vec<Pullable>) -> Result<Arc<Vec<Pullable>>, String> {
+    let keys = receiver.keys.of(&receiver.config(), group.names());
+    let unlock = move || {
+        let one = |member: Pullable| Ok(Pullable { told: member.told, reader: member.reader.unlocked(&keys)? });
+        members.into_iter().map(one).collect::<Result<_, _>>().map_err(|error: StoreError| keys::words(&error))
+    };
+    tokio::task::spawn_blocking(unlock).await.map_err(|error| error.to_string())?.map(Arc::new)
 }
 
 /// What its group says of the point.
@@ -263,9 +275,13 @@ fn difference(
     }
     let mut content = reader.content();
     reader.read_region(region, &mut content)?;
-    let key = reader.digest_key().copied().ok_or(DifferenceError::Encode(region))?;
     let id = PartId { key: LayerKey { volume, term: Term(1), seq: Seq(1) }, part: 0, geometry };
-    let mut part = PartWriter::new(id, &key, Encoder::new(Compression::Zstd(LEVEL)));
+    let mut encoder = Encoder::new(Compression::Zstd(LEVEL));
+    if reader.is_sealed() {
+        // What is encrypted where it is kept is encrypted for who asks, too: of use to hosts that have its key.
+        encoder = encoder.sealing(Sealer::new(Secret::random().map_err(|_| DifferenceError::Encode(region))?));
+    }
+    let mut part = PartWriter::new(id, reader.keys(), encoder);
     let mut at = 0;
     for same in differs.chunk_by(|a, b| a == b) {
         let here = GranuleRun { start: GranuleIndex(run.start.0 + at), count: same.len() as u64 };

@@ -7,7 +7,7 @@ use std::process::Output;
 
 use farside_nbd::client::Client;
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, VolumeSpec, is_quiet, program, run, slot_of, wait_for, wait_until};
+use farside_tests::{Site, VolumeSpec, is_quiet, json, program, run, slot_of, wait_for, wait_until};
 use serde_json::Value;
 
 const BYTES: u64 = 24 << 20;
@@ -320,4 +320,147 @@ fn a_volume_that_began_in_clear_never_becomes_an_encrypted_one() {
         said.iter().any(|code| code == "key_differs" || code == "forked").then_some(())
     });
     assert_eq!(self::newest(&site), newest);
+}
+
+fn disk(site: &Site) -> Vec<u8> {
+    fs::read(site.backing("data")).expect("a disk")
+}
+
+fn follower(site: &Site) -> Value {
+    json(&mut site.gateway(&["follower", "show", "host1-data"]))
+}
+
+/// What it says when it fails.
+fn refused(command: &mut std::process::Command) -> String {
+    let output = command.output().expect("it starts");
+    assert!(!output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Waits until the old host's disk is the newest point.
+fn follows(old: &Site) {
+    wait_until("the old host to hold the newest point", || {
+        let now = json(old.farside().args(["failback", "--list"]))[0].clone();
+        let newest = old.points("data").last().expect("a point")["id"].clone();
+        if now["stage"] == "following" && now["holds"]["id"] == newest { Ok(()) } else { Err(now.to_string()) }
+    });
+}
+
+/// Only who was given the key reads the content; then it is followed, stood in for, handed over and brought back as any other, and the store and
+/// what goes over the line stay encrypted.
+#[test]
+fn a_gateway_that_was_given_the_key_does_what_it_does_for_others() {
+    let mut old = site();
+    old.start_all();
+    write_markers(&old);
+    old.wait_quiet();
+    let target = old.path("standby.img");
+    run(&mut old.gateway(&["follower", "add", "host1/default/data", target.to_str().expect("text")]));
+
+    // Without it everything says what is wanted, and nothing is begun.
+    wait_until("the follower to say what it lacks", || {
+        let shown = follower(&old);
+        let words = shown["reasons"].to_string();
+        if shown["state"] == "failed" && words.contains("[[key]]") && words.contains("file (keys/0)") {
+            Ok(())
+        } else {
+            Err(shown)
+        }
+    });
+    let written = fs::read(&target).unwrap_or_default();
+    assert!(written.iter().all(|byte| *byte == 0), "something was written to the target");
+    let said = refused(old.farside().args(["cutover", "default", "--yes"]));
+    assert!(said.contains("[[key]]"), "{said}");
+    assert!(json(old.farside().args(["cutover", "--list"])).as_array().expect("a list").is_empty());
+
+    // Another key opens nothing; the one that does is taken up while it runs.
+    let other = old.path("other.key");
+    run(program("farside").args(["key", "new"]).arg(&other));
+    let give = |site: &Site, key: &Path| {
+        let file = site.path("gateway/receiver.d/keys.toml");
+        fs::create_dir_all(file.parent().expect("a folder")).expect("mkdir");
+        fs::write(file, format!("[[key]]\nof = \"host1/default\"\nkey = \"file:{}\"\n", key.display())).expect("written");
+        run(&mut site.gateway(&["reload"]));
+    };
+    give(&old, &other);
+    wait_until("it to say that this is another key", || {
+        let shown = follower(&old);
+        if shown["reasons"].to_string().contains("does not open the key") { Ok(()) } else { Err(shown) }
+    });
+    give(&old, &key(&old));
+    wait_until("the follower to follow", || {
+        let shown = follower(&old);
+        let newest = old.points("data").last().expect("a point")["id"].clone();
+        if shown["state"] == "following" && shown["holds"]["id"] == newest { Ok(()) } else { Err(shown) }
+    });
+    assert!(fs::read(&target).expect("the target") == disk(&old), "the target is not the newest point");
+    run(&mut old.gateway(&["follower", "verify", "host1-data"]));
+
+    // Handed over, and given up again.
+    run(old.farside().args(["cutover", "default", "--yes"]));
+    let mut abort = old.farside();
+    run(abort.args(["cutover", "default", "--abort"]));
+    wait_for("its tap", || Client::connect(&old.tap("data"), "data").ok());
+    old.wait_quiet();
+
+    // The other site takes over.
+    old.daemon.take().expect("it runs").kill();
+    wait_until("the gateway to notice the silence", || {
+        let output = old.gateway(&["failover", "host1/default", "--yes"]).output().expect("it starts");
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    });
+    let mut new = old.another_host("host2", "200ms", 100);
+    encrypt(&new, &key(&old));
+    fs::rename(&target, new.backing("data")).expect("the disk is given to it");
+    let file = new.path("host/farsided.toml");
+    let toml = fs::read_to_string(&file).expect("a configuration");
+    fs::write(&file, toml.replace("epoch_interval", "stand_in_for = \"host1\"\nepoch_interval")).expect("written");
+    new.daemon = Some(new.spawn_daemon());
+    // A key of its own would be of no use.
+    wait_until("it to ask for the key of the group", || {
+        let status = std::panic::catch_unwind(|| new.status().to_string()).unwrap_or_default();
+        if status.contains("farside key copy") { Ok(()) } else { Err(status) }
+    });
+    let folder = new.path("host/state/keys/default");
+    assert!(!folder.join("0").exists(), "a key was drawn");
+    new.daemon.take().expect("it runs").kill();
+    let mut copy = program("farside");
+    copy.args(["key", "copy"]).arg(old.store()).args(["--of", "host1/default", "--to"]).arg(&folder);
+    run(&mut copy);
+    let again = run(&mut copy);
+    assert!(String::from_utf8_lossy(&again.stdout).contains("has all of them"), "{again:?}");
+    new.start_daemon();
+    new.pair();
+    run(&mut old.gateway(&["failover", "host1/default", "--stand-in", "host2"]));
+    new.wait_for_state("data", "forked");
+    run(new.farside().args(["volume", "resync", "data", "--accept", "forked"]));
+    new.wait_quiet();
+    let mut client = Client::connect(&new.tap("data"), "data").expect("connected");
+    for at in [0, 5 << 20, BYTES - 4096] {
+        let mut granule = MARKER.repeat(4096 / MARKER.len() + 1);
+        granule.truncate(4096);
+        client.write(at, &granule, 0).expect("written");
+    }
+    client.flush().expect("flushed");
+    drop(client);
+    new.wait_quiet();
+
+    // The old host is back, gets what differs, and takes its history back.
+    old.start_daemon();
+    old.wait_for_state("data", "fenced");
+    assert!(disk(&old) != disk(&new));
+    give(&old, &other);
+    let said = refused(old.farside().args(["failback", "default", "--yes"]));
+    assert!(said.contains("[[key]]"), "{said}");
+    give(&old, &key(&old));
+    run(old.farside().args(["failback", "default", "--yes"]));
+    follows(&old);
+    assert!(disk(&old) == disk(&new), "the old host's disk is not the newest point");
+    new.wait_quiet();
+    new.daemon.take().expect("it runs").stop();
+    run(old.farside().args(["failback", "default", "--finish"]));
+    old.wait_quiet();
+    check_restored(&old, &format!("file:{}", key(&old).display()));
+    old.check_store();
+    assert!(with_secrets(&old, &old.path("gateway")).is_empty(), "the store holds something in clear");
 }

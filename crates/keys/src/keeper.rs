@@ -82,6 +82,28 @@ impl FromStr for Keeper {
     }
 }
 
+impl Keeper {
+    /// What [`Keeper::for_service`] takes, in words.
+    pub const SERVICE_WORDS: &str = "file:PATH, passphrase:PATH or command:PROGRAM ARGUMENT…, with absolute paths";
+
+    /// One for a service: that nobody has to be there for, and that does not depend on where the service was started.
+    ///
+    /// # Errors
+    /// What is wrong with the text, in words.
+    pub fn for_service(text: &str) -> Result<Self, String> {
+        let words = Self::SERVICE_WORDS;
+        let keeper: Self = text.parse().map_err(|_| format!("names no key: say {words}"))?;
+        let is_absolute = match &keeper {
+            Self::File(path) | Self::PassphraseFile(path) => path.is_absolute(),
+            Self::Command(words) => words.first().is_some_and(|program| Path::new(program).is_absolute()),
+            Self::Passphrase(_) => {
+                return Err("nobody is there to be asked for a passphrase: name a file, passphrase:PATH".to_owned());
+            }
+        };
+        if is_absolute { Ok(keeper) } else { Err(format!("must be an absolute path: {words}")) }
+    }
+}
+
 /// Why a secret cannot be had.
 #[derive(Debug, Error)]
 #[non_exhaustive]

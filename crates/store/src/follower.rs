@@ -37,6 +37,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, StoreError};
 use crate::image::VolumeImage;
 use crate::index::Content;
+use crate::keys::Unlocking;
 use crate::lazy::LazyPointReader;
 use crate::reader::RegionContent;
 use crate::restore::{RestoreTarget, differing};
@@ -197,7 +198,6 @@ pub struct FollowLook {
 
 impl FollowLook {
     pub(crate) fn new(state: &State, reader: LazyPointReader, stage: &FollowStage) -> Result<Self> {
-        reader.refuse_opaque()?;
         let point = reader.point();
         let gone = || StoreError::NoSuchPoint { point: point.to_string(), why: "its ledger does not go so far".to_owned() };
         let to = LedgerPosition { slot: point, digest: state.digest_at(point).ok_or_else(gone)? };
@@ -216,6 +216,14 @@ impl FollowLook {
         // † On the way back what lies at the place of a newer granule is older than all.
         let is_newest = to == high || mutation::on("a follower goes back as it goes on");
         Ok(Self { reader, to, between: Some((low, high)), touched: Some(touched), known: is_newest.then_some(low.slot) })
+    }
+
+    /// The same, with the keys of an encrypted volume: see [`LazyPointReader::unlocked`](crate::PointReader::unlocked).
+    ///
+    /// # Errors
+    /// Those of that.
+    pub fn unlocked(self, unlocking: &Unlocking) -> Result<Self> {
+        Ok(Self { reader: self.reader.unlocked(unlocking)?, ..self })
     }
 
     /// The point.
@@ -315,7 +323,7 @@ impl<'t> Follower<'t> {
     ///
     /// # Errors
     /// [`StoreError::TargetDiverged`], [`StoreError::TargetTooSmall`], [`StoreError::Degraded`], [`StoreError::Corrupt`],
-    /// [`StoreError::Stopped`]; what target and store say. Unless it had not begun, the target is on its way then, and the next apply
+    /// [`StoreError::KeyNeeded`], [`StoreError::Stopped`]; what target and store say. Unless it had not begun, the target is on its way then, and the next apply
     /// goes on.
     pub fn advance(
         &mut self,
@@ -323,6 +331,7 @@ impl<'t> Follower<'t> {
         base: &dyn Fn(Slot) -> Result<LazyPointReader>,
         progress: &(dyn Fn(FollowProgress) -> bool + Sync),
     ) -> Result<FollowReport> {
+        look.reader.refuse_opaque()?;
         self.recognise()?;
         let in_doubt = self.refuse_strangers((&look.reader, look.touched.as_ref()), base, progress)? || self.following.in_doubt;
         if self.following.stage == FollowStage::At(look.to) {
@@ -413,8 +422,9 @@ impl<'t> Follower<'t> {
     /// Looks whether somebody else wrote to the target since it was left at the point that it holds; compares all of it where something says so.
     ///
     /// # Errors
-    /// [`StoreError::TargetDiverged`]; [`StoreError::Stopped`]; what target and store say.
+    /// [`StoreError::TargetDiverged`], [`StoreError::KeyNeeded`], [`StoreError::Stopped`]; what target and store say.
     pub fn inspect(&mut self, base: &LazyPointReader, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<()> {
+        base.refuse_opaque()?;
         self.recognise()?;
         let FollowStage::At(at) = self.following.stage else { return Ok(()) };
         assert_eq!(at.slot, base.point(), "a target is compared with what it holds");
@@ -428,8 +438,9 @@ impl<'t> Follower<'t> {
     /// Compares all of the target with the point that it holds; what differs makes it diverged.
     ///
     /// # Errors
-    /// [`StoreError::TargetDiverged`]; [`StoreError::Stopped`]; what target and store say.
+    /// [`StoreError::TargetDiverged`], [`StoreError::KeyNeeded`], [`StoreError::Stopped`]; what target and store say.
     pub fn verify(&mut self, base: &LazyPointReader, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<()> {
+        base.refuse_opaque()?;
         self.recognise()?;
         let FollowStage::At(at) = self.following.stage else { return Ok(()) };
         assert_eq!(at.slot, base.point(), "a target is compared with what it holds");
@@ -590,8 +601,9 @@ impl<'t> Follower<'t> {
     /// Where the target is not what a point is.
     ///
     /// # Errors
-    /// [`StoreError::Stopped`]; what target and store say.
+    /// [`StoreError::KeyNeeded`], [`StoreError::Stopped`]; what target and store say.
     pub fn differs(&self, reader: &LazyPointReader, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<Differing> {
+        reader.refuse_opaque()?;
         let all = reader.geometry().all_regions();
         let of = all.count;
         // † What was written a moment ago would be compared with itself.

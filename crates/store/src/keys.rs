@@ -1,7 +1,7 @@
 //! The wrapped keys of a group: `keys/<n>` in its folder, each a key of `docs/formats/keys.md`, encrypted under what somebody keeps.
 //!
 //! Invariant: one is durable before a claim that names its key is appended; none is ever changed. Nothing here holds a key longer than the
-//! reader for which it was unwrapped.
+//! [`Unlocking`] for which it was unwrapped: a reader's, or that of a gateway which was given the key.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -83,15 +83,16 @@ pub fn add_wrapping(backend: &dyn Backend, names: &GroupNames, bytes: &[u8]) -> 
     Err(bad(format!("there are {WRAPPINGS_MAX} of them already; remove those that nobody uses")))
 }
 
-/// What a reader of a group was given to unwrap its key with, and what came of it.
+/// What somebody was given to unwrap a group's key with, and what came of it.
 #[derive(Debug, Default)]
-pub(crate) struct Unlocking {
+pub struct Unlocking {
     keeper: Option<Keeper>,
     keys: Mutex<Vec<GroupKey>>,
 }
 
 impl Unlocking {
-    pub(crate) fn new(keeper: Option<Keeper>) -> Self {
+    /// Nothing is unwrapped before it is needed.
+    pub fn new(keeper: Option<Keeper>) -> Self {
         Self { keeper, keys: Mutex::default() }
     }
 

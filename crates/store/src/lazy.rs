@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::group::DigestRun;
 use crate::image::{PartRuns, VolumeImage, unknown_runs};
 use crate::index::{Content, Extent, PartNo, VolumeIndex};
+use crate::keys::Unlocking;
 use crate::liveness::{Part, Parts};
 use crate::reader::{PointReader, RegionContent};
 use crate::replay::parallel;
@@ -102,6 +103,17 @@ impl LazyImage {
 }
 
 impl PointReader<LazyImage> {
+    /// The same, with the keys of an encrypted volume. A program or a passphrase may take its time: not for a thread that others wait for.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyNeeded`](crate::StoreError::KeyNeeded); what the file system says.
+    pub fn unlocked(mut self, unlocking: &Unlocking) -> Result<Self> {
+        if self.is_opaque() {
+            self.keys = unlocking.keys(&*self.segments.backend, &self.segments.names, &self.volume)?;
+        }
+        Ok(self)
+    }
+
     /// How many footers say what the point holds.
     pub fn part_count(&self) -> usize {
         self.image.laid.len()

@@ -80,7 +80,7 @@ pub struct GroupReader {
 pub struct PointReader<I = VolumeImage> {
     pub(crate) segments: Arc<Segments>,
     pub(crate) volume: VolumeMeta,
-    keys: ContentKeys,
+    pub(crate) keys: ContentKeys,
     point: Slot,
     geometry: Geometry,
     pub(crate) image: I,
@@ -484,6 +484,11 @@ impl<I> PointReader<I> {
     /// What keys the granule digests, if that is known here: see [`PointReader::is_opaque`].
     pub fn digest_key(&self) -> Option<&[u8; 32]> {
         self.keys.digest_key()
+    }
+
+    /// The keys of the volume's content, or that they are not here.
+    pub fn keys(&self) -> &ContentKeys {
+        &self.keys
     }
 
     /// Whether the volume is encrypted and its keys are not here. It can be verified then, and not read.

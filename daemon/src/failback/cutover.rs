@@ -26,9 +26,10 @@ use farside_region::{Generation, Name};
 use tracing::{error, info, warn};
 
 use super::branch::Branch;
+use super::keys::names_of;
 use super::note::{Note, Stage};
 use super::pull::PullError;
-use super::{Failback, SERVED, conflict, fits, unkept};
+use super::{Failback, SERVED, conflict, unkept};
 use crate::config::VolumeConfig;
 use crate::group::{self, Ask, Ending, Stopped};
 use crate::locked;
@@ -101,11 +102,9 @@ impl Daemon {
         drop(puller);
         self.heard(&failback, &point);
         locked(&failback.note).generation = point.generation.0;
-        for volume in &volumes {
-            let what =
-                "without that it could not come back: replicate it in the clear, or stop farsided in order (docs/operate.md)";
-            fits(&volume.name, &point).map_err(|why| conflict(why, what))?;
-        }
+        let what = "without that it could not come back (docs/operate.md)";
+        let keys = self.keys_to(&failback, &point, &volumes.iter().map(|volume| volume.name.clone()).collect::<Vec<_>>()).await;
+        keys.map_err(|why| conflict(why, what))?;
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
         }
@@ -331,10 +330,9 @@ impl Daemon {
                 &format!("`farside cutover {group} --abort` serves it here again; `farside failover` on the gateway moves it"),
             ));
         }
-        for held in note.held() {
-            fits(&held.name, &point)
-                .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
-        }
+        self.keys_to(failback, &point, &names_of(&note.held()))
+            .await
+            .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, generation: promoted.0, ..failback.show() });
         }

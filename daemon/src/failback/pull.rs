@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use farside_keys::ContentKeys;
 use farside_layer::{Footer, FrameDecoder, RunKind, granule_digest, is_zero};
 use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LedgerPosition, Name, RegionIndex, RegionSet, VolumeId};
 use farside_store::{FileTarget, RestoreTarget as _, StoreError};
@@ -106,7 +107,8 @@ impl Drop for Puller {
 #[derive(Clone, Debug)]
 pub(super) struct PulledVolume {
     pub(super) id: VolumeId,
-    pub(super) key: [u8; 32],
+    /// With what it is compared, and decrypted.
+    pub(super) keys: ContentKeys,
     pub(super) geometry: Geometry,
     pub(super) target: Arc<FileTarget>,
     /// Regions in which the disk may not be the point yet.
@@ -342,6 +344,7 @@ const NEVER: GranuleDigest = GranuleDigest([0x5a; 16]);
 /// What a region of the disk is, as digests.
 fn look(volume: &PulledVolume, region: RegionIndex) -> Result<Vec<DigestRun>, PullError> {
     let (run, extent) = extent_of(&volume.geometry, region);
+    let key = volume.keys.digest_key().expect("nothing is pulled without its keys");
     let mut bytes = vec![0; extent.1];
     if let Err(why) = volume.target.read_at(farside_region::ByteOffset(extent.0), &mut bytes) {
         // What cannot be read is equal to nothing; to write it may mend it.
@@ -357,7 +360,7 @@ fn look(volume: &PulledVolume, region: RegionIndex) -> Result<Vec<DigestRun>, Pu
             }
             continue;
         }
-        let digest = granule_digest(&volume.key, GranuleIndex(granule), content);
+        let digest = granule_digest(key, GranuleIndex(granule), content);
         match runs.last_mut() {
             Some(DigestRun::Data(digests)) => digests.push(digest),
             _ => runs.push(DigestRun::Data(vec![digest])),
@@ -378,10 +381,12 @@ fn write(volume: &PulledVolume, region: RegionIndex, part: &[u8]) -> Result<(u64
     let nonsense = |why: &dyn std::fmt::Display| PullError::Nonsense(format!("region {region}: {why}"));
     let footer = Footer::from_tail(part, part.len() as u64).map_err(|e| nonsense(&e))?;
     let (run, _) = extent_of(&volume.geometry, region);
-    if footer.is_sealed() || footer.id().key.volume != volume.id || footer.id().geometry != volume.geometry {
+    // † Nothing of an encrypted volume is taken in clear: only who has its key can have made it then.
+    let is_sealed = volume.keys.is_sealed();
+    if footer.is_sealed() != is_sealed || footer.id().key.volume != volume.id || footer.id().geometry != volume.geometry {
         return Err(nonsense(&"a part of something else"));
     }
-    let mut decoder = FrameDecoder::new(&volume.key);
+    let mut decoder = FrameDecoder::new(&volume.keys);
     let mut pieces: Vec<(GranuleRun, Option<Vec<u8>>)> = Vec::new();
     for frame in footer.frames() {
         if frame.run.start < run.start || frame.run.end() > run.end() {

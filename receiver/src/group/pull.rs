@@ -102,9 +102,6 @@ impl Group {
             let volume = member.key.volume;
             let reader = here.store.reader_of_kept(point.slot, volume).map_err(|error| error.to_string())?;
             let meta = state.volume(volume).ok_or_else(|| format!("volume {volume} was never claimed"))?.meta().clone();
-            if reader.is_sealed() {
-                return Err(format!("volume {} is encrypted: it cannot be pulled; restore it with its key", meta.name));
-            }
             let touched = have.and_then(|have| touched(state, volume, &have, point));
             let told = PullMember { meta, volume_bytes: member.volume_bytes, touched };
             members.push(Pullable { told, reader });

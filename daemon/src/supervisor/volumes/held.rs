@@ -10,12 +10,17 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Claimed, LEAVE_WAIT, clear};
-use crate::config::VolumeConfig;
+use crate::config::{GroupConfig, VolumeConfig};
 use crate::group::Ask;
 use crate::locked;
 use crate::supervisor::Daemon;
 
 impl Daemon {
+    /// What is configured of a group as a whole.
+    pub(crate) fn group_config(&self, group: &Name) -> GroupConfig {
+        locked(&self.config).group(group)
+    }
+
     pub(crate) fn state_path(&self) -> PathBuf {
         self.state.path().to_owned()
     }
