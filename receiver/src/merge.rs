@@ -17,6 +17,7 @@ use farside_store::{GroupNames, StoreError};
 use tokio::sync::oneshot;
 
 use crate::group::{GroupHandle, Mail, MergeNext};
+use crate::keys;
 use crate::pace::wait_until;
 use crate::process::Receiver;
 
@@ -76,9 +77,19 @@ impl Runner {
             Some(MergeNext::Again) => return true,
             Some(MergeNext::Nothing) | None => return false,
         };
+        let keys = self.receiver.keys.of(&self.receiver.config(), group.names());
+        let (volume, point) = (look.volume(), look.point());
         // What is not done to its end is looked at again.
         let again = || {
-            let _ = self.ask(group, |reply| Mail::MergeAgain { volume: look.volume(), point: look.point(), reply });
+            let _ = self.ask(group, |reply| Mail::MergeAgain { volume, point, reply });
+        };
+        let look = match look.unlocked(&keys) {
+            Ok(look) => look,
+            Err(error) => {
+                tracing::warn!(group = %group.names(), error = keys::words(&error), "what might be merged could not be read");
+                again();
+                return false;
+            }
         };
         let paced = Paced::new(&self.receiver);
         let found = match look.find(&|bytes| paced.goes_on(bytes)) {

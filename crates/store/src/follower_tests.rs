@@ -587,7 +587,7 @@ fn what_was_merged_meanwhile_is_written_again() {
     let machine = Machine::new(GRANULES * GRANULE);
     world.arrives(&machine, third);
     world.group.prune(&Policy::without_grid(1, 0)).expect("pruned");
-    while let Some(look) = world.group.merge_look(&Policy::without_grid(1, 0)) {
+    while let Some(look) = world.group.merge_look(&Policy::without_grid(1, 0), false) {
         let found = look.find(&|_| true).expect("read");
         for merge in &found.merges {
             let tried = look.write(merge, &|_| true).expect("written");

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use farside_keys::{Argon2Cost, GroupKey, Keeper, Secret, Wrapping};
 use farside_ledger::{Body, Decree, LayerKind, Verdict, VoidReason};
 use farside_region::{RegionIndex, Term};
 
@@ -9,7 +10,7 @@ use crate::backend::Backend;
 use crate::backend::counting::{Counting, Request, Sort};
 use crate::backend::memory::Memory;
 use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume, name};
-use crate::{GroupNames, GroupReader, GroupStore, PointReader, Store, StoreReader, check};
+use crate::{GroupNames, GroupReader, GroupStore, PointReader, Store, StoreReader, Unlocking, check};
 
 pub(super) const KEEP_1: Policy = Policy::without_grid(1, 0);
 
@@ -129,6 +130,45 @@ fn every_point_reads_the_same_from_fewer_parts() {
     assert_eq!(seen(&reader(&store), &volume), before);
 }
 
+/// With the key encrypted parts are merged as others are, and stay encrypted; without it they are left.
+#[test]
+fn encrypted_parts_are_merged_by_who_has_the_key() {
+    let store = TempStore::new();
+    let key = GroupKey::new(Secret::new(&[1; 32]));
+    let path = store.dir.path().join("key");
+    fs::write(&path, [9; 32]).expect("written");
+    let keeper = Keeper::File(path);
+    let mut group = store.group();
+    let cheap = Argon2Cost { memory_kib: 8, passes: 1, lanes: 1 };
+    group.keep_key(&Wrapping::new(&key, &keeper, cheap).expect("wrapped").encode()).expect("kept");
+    let mut volume = TestVolume::new("v", 64).sealed(&key);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    churn(&mut group, &mut volume, 6);
+    group.prune(&KEEP_1).expect("prune");
+    let with_key = || {
+        let reader = StoreReader::open(&store.path()).expect("open").with_keeper(Some(keeper.clone()));
+        seen(&reader.group(&names()).expect("group"), &volume)
+    };
+    let (before, parts) = (with_key(), sound(&store));
+    assert_eq!((group.merge(&KEEP_1).expect("merge"), sound(&store)), (0, parts), "nothing without it");
+    let other = Unlocking::new(Some(Keeper::File(store.dir.path().join("nothing"))));
+    let refused = group.merge_with(&KEEP_1, Some(&other)).expect_err("it is not to be had");
+    assert!(matches!(refused, StoreError::KeyNeeded { .. }), "{refused}");
+    drop(group);
+    let mut group = store.group();
+    let merges = group.merge_with(&KEEP_1, Some(&Unlocking::new(Some(keeper.clone())))).expect("merge");
+    assert!(merges >= 1);
+    assert_eq!(with_key(), before);
+    assert!(sound(&store) <= parts / 3, "of {parts} parts");
+    let segments = Segments::new(Arc::new(crate::backend::DirBackend::open(&store.path()).expect("open")), names());
+    let new = group.image().parts().iter().filter(|(_, part)| part.name.layer.merge().is_some());
+    for (_, part) in new {
+        let footer = segments.footer(&volume.meta.name, part).expect("sound");
+        assert!(footer.is_sealed(), "it was written in clear");
+    }
+}
+
 #[test]
 fn what_lies_between_points_stays_apart_for_them() {
     let (store, mut group, mut volume) = store_of(3);
@@ -203,7 +243,7 @@ fn what_is_damaged_is_not_laundered() {
         let mut bad = good.clone();
         bad[frame.offset as usize + 3] ^= 1;
         fs::write(&file, &bad).expect("write");
-        let look = group.merge_look(&KEEP_1);
+        let look = group.merge_look(&KEEP_1, false);
         if let Some(look) = look {
             for found in look.find(&|_| true).expect("footers are well").merges {
                 let tried = look.write(&found, &|_| true).expect("an id");
@@ -253,7 +293,7 @@ fn a_damaged_part_of_a_merge_spoils_what_needs_it_and_nothing_else() {
     let report = check(&StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check");
     assert!(report.findings.iter().any(|f| f.points.contains(&pinned) && f.severity == crate::Severity::Error));
     let mut group = store.group();
-    assert!(group.image().has_unknown() && group.merge_look(&KEEP_1).is_none() && group.prune_plan(&KEEP_1).is_none());
+    assert!(group.image().has_unknown() && group.merge_look(&KEEP_1, false).is_none() && group.prune_plan(&KEEP_1).is_none());
     let digests = group.digests(volume.id(), volume.meta.geometry.whole()).expect("digests");
     assert!(digests.iter().any(|run| matches!(run, crate::DigestRun::Unreadable { .. })), "{digests:?}");
     // Sent again, nothing is unknown any more.
@@ -271,7 +311,7 @@ fn what_a_dead_compactor_left_goes_after_a_decree_and_its_record_is_void_for_eve
     let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
     let (dir, mut group, mut volume, _) = bucket_of(&bucket);
     let open = || in_bucket(&bucket, &dir);
-    let look = group.merge_look(&KEEP_1).expect("something to look at");
+    let look = group.merge_look(&KEEP_1, false).expect("something to look at");
     let found = look.find(&|_| true).expect("find").merges.into_iter().next().expect("something to merge");
     let tried = look.write(&found, &|_| true).expect("written");
     let (key, map) = (tried.key, tried.written.expect("written").map);

@@ -8,6 +8,7 @@ use farside_region::{LayerKey, MergeId, Slot, VolumeId};
 use super::{Dead, GroupStore};
 use crate::error::{Result, StoreError};
 use crate::image::{PartRuns, parts_of};
+use crate::keys::Unlocking;
 use crate::liveness::PartName;
 use crate::merge::{Interval, Intervals, MergeLook, MergeTried, Writing};
 use crate::replay::Slots;
@@ -75,12 +76,12 @@ impl GroupStore {
     }
 
     /// An interval that may have parts worth merging; `None`: none has, or nothing is merged ([`GroupStore::why_not_merged`]). For
-    /// another thread to look at.
-    pub fn merge_look(&mut self, policy: &Policy) -> Option<MergeLook> {
+    /// another thread to look at. `has_key`: also of encrypted volumes; that thread has what unlocks them.
+    pub fn merge_look(&mut self, policy: &Policy, has_key: bool) -> Option<MergeLook> {
         if self.why_not_merged().is_some() {
             return None;
         }
-        let interval = self.merging.intervals.next(&self.image, policy)?;
+        let interval = self.merging.intervals.next(&self.image, policy, has_key)?;
         self.merging.intervals.seen(&interval);
         self.look_at(interval)
     }
@@ -183,6 +184,14 @@ impl GroupStore {
     /// # Errors
     /// Those of [`GroupStore::append`], and what is wrong with a part.
     pub fn merge(&mut self, policy: &Policy) -> Result<usize> {
+        self.merge_with(policy, None)
+    }
+
+    /// The same, of encrypted volumes as well.
+    ///
+    /// # Errors
+    /// Those of [`GroupStore::merge`]; [`StoreError::KeyNeeded`].
+    pub fn merge_with(&mut self, policy: &Policy, keys: Option<&Unlocking>) -> Result<usize> {
         self.certain()?;
         while let Some(decree) = self.decree_plan() {
             if self.append(decree)?.verdict != Verdict::Accepted {
@@ -190,7 +199,11 @@ impl GroupStore {
             }
         }
         let mut merges = 0;
-        while let Some(look) = self.merge_look(policy) {
+        while let Some(look) = self.merge_look(policy, keys.is_some()) {
+            let look = match keys {
+                Some(keys) => look.unlocked(keys)?,
+                None => look,
+            };
             let all = look.find(&|_| true)?;
             if all.more {
                 self.look_again(look.volume(), look.point());

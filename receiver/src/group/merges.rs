@@ -66,6 +66,7 @@ impl Group {
             return;
         };
         let kept = self.kept_points();
+        let has_key = self.receiver.config().keeper_of(&self.names).is_some();
         let Place::Here(here) = &mut self.place else { return };
         // What the next prune takes by itself is not worth writing anything for.
         let prune = if here.store.has_merge_queue() { None } else { here.store.prune_plan_keeping(&policy, &kept) };
@@ -74,7 +75,7 @@ impl Group {
                 self.prune.due = true;
                 MergeNext::Nothing
             }
-            None => here.store.merge_look(&policy).map_or(MergeNext::Nothing, |look| MergeNext::Look(Box::new(look))),
+            None => here.store.merge_look(&policy, has_key).map_or(MergeNext::Nothing, |look| MergeNext::Look(Box::new(look))),
         };
         let _ = reply.send(next);
     }

@@ -153,7 +153,7 @@ impl Churn {
     }
 
     fn merge(&mut self) {
-        while let Some(interval) = self.intervals.next(&self.image, &self.policy) {
+        while let Some(interval) = self.intervals.next(&self.image, &self.policy, false) {
             self.intervals.seen(&interval);
             let newest = self.image.state().volume(self.volume.id).and_then(|v| v.last_layer()).map(|layer| layer.key);
             let mut laid = LaidParts::default();

@@ -130,7 +130,7 @@ fn a_torn_record_before_a_merge_costs_no_point_before_it() {
         // What comes to nothing after the repair is another matter.
         churn(&mut group, &mut volume, 3);
         group.prune(&KEEP_1).expect("prune");
-        let look = group.merge_look(&KEEP_1).expect("something to look at");
+        let look = group.merge_look(&KEEP_1, false).expect("something to look at");
         let found = look.find(&|_| true).expect("find").merges.into_iter().next().expect("something to merge");
         let key = look.write(&found, &|_| true).expect("an id").key;
         drop(group);
@@ -235,13 +235,13 @@ fn a_copy_without_a_merged_part_keeps_the_old_ones() {
     assert!(group.image().has_unknown());
     group.sweep().expect("sweep");
     assert_eq!((there(&old_there), group.deferred()), (old.len(), old.len()), "nothing else holds what they hold");
-    assert!(group.decree_plan().is_none() && group.merge_look(&KEEP_1).is_none());
+    assert!(group.decree_plan().is_none() && group.merge_look(&KEEP_1, false).is_none());
     // What lies over it now lets merges and prunes go on, but is not what older points hold.
     volume.base(&mut group, 77);
     assert!(!group.image().has_unknown());
     group.sweep().expect("sweep");
     assert_eq!(there(&old_there), old.len());
-    assert!(group.merge_look(&KEEP_1).is_none());
+    assert!(group.merge_look(&KEEP_1, false).is_none());
     drop(group);
     let mut group = copy.group();
     group.sweep().expect("sweep");
@@ -279,7 +279,7 @@ fn a_merged_part_that_is_not_what_was_written_takes_nobodys_place() {
             seen(&StoreReader::open_bucket(backend).expect("open").group(&names()).expect("group"), &volume)
         };
         let truth = now();
-        let look = group.merge_look(&KEEP_1).expect("something to look at");
+        let look = group.merge_look(&KEEP_1, false).expect("something to look at");
         let found = look.find(&|_| true).expect("find").merges.into_iter().next().expect("something to merge");
         // Their terms begin at 2^63.
         let of_merges = "/segments/v/9223372";
@@ -399,14 +399,14 @@ fn merging_waits_for_what_it_replaced() {
         group.prune(&KEEP_1).expect("prune");
         group.merge(&KEEP_1).expect("merge");
     }
-    assert!(group.merges_wait() && group.merge_look(&KEEP_1).is_none());
+    assert!(group.merges_wait() && group.merge_look(&KEEP_1, false).is_none());
     drop(group);
     let mut group = store.group();
     assert!(group.merges_wait(), "it is not forgotten");
     drop(open);
     churn(&mut group, &mut volume, 4);
     group.sweep().expect("sweep");
-    assert!(!group.merges_wait() && group.merge_look(&KEEP_1).is_some());
+    assert!(!group.merges_wait() && group.merge_look(&KEEP_1, false).is_some());
 }
 
 /// Who may not write into a bucket has no lease. He pins the point that he reads, for as long as it takes.

@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use farside_keys::{ContentKeys, Sealer, Secret};
 use farside_layer::{Compression, Encoder, Footer, FrameDecoder, PartId, PartWriter, PushError};
 use farside_ledger::{Map, PackId, PartEntry, Policy, PrunedParts, State, VolumeMeta};
 use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, MergeId, RegionSet, Slot, VolumeId, mutation};
@@ -26,6 +27,7 @@ use crate::error::{Result, StoreError};
 use crate::group::digests_of;
 use crate::image::GroupImage;
 use crate::index::{Content, Extent, PartNo, VolumeIndex};
+use crate::keys::Unlocking;
 use crate::liveness::{Part, PartName};
 use crate::locks::Readers;
 use crate::replay::parallel;
@@ -111,11 +113,13 @@ struct Queued {
 impl Intervals {
     /// The interval to look at next: one with more in it than there was, of those the one with the most parts. Walks all parts where there is
     /// no queue.
-    pub(crate) fn next(&mut self, image: &GroupImage, policy: &Policy) -> Option<Interval> {
+    ///
+    /// `has_key`: also of volumes that are encrypted.
+    pub(crate) fn next(&mut self, image: &GroupImage, policy: &Policy, has_key: bool) -> Option<Interval> {
         if let Some(next) = self.next_queued(image) {
             return Some(next);
         }
-        self.find(image, policy);
+        self.find(image, policy, has_key);
         self.next_queued(image)
     }
 
@@ -141,10 +145,10 @@ impl Intervals {
         None
     }
 
-    fn find(&mut self, image: &GroupImage, policy: &Policy) {
+    fn find(&mut self, image: &GroupImage, policy: &Policy, has_key: bool) {
         let state = image.state();
         // Whoever has no key cannot write anew.
-        let open = state.volumes().filter(|(_, volume)| volume.meta().digest_key.seal().is_none());
+        let open = state.volumes().filter(|(_, volume)| has_key || volume.meta().digest_key.seal().is_none());
         let points = open.map(|(id, _)| (id, (state.points_of(id), state.newest_pinned(id))));
         let points: BTreeMap<VolumeId, (Vec<Slot>, Option<Slot>)> = points.collect();
         let end_of = |part: &Part| {
@@ -220,6 +224,7 @@ pub struct MergeLook {
     readers: Readers,
     writing: Writing,
     volume: VolumeMeta,
+    keys: ContentKeys,
     /// The volume's shape and size at the interval's end.
     geometry: Geometry,
     /// Its newest layer.
@@ -278,7 +283,7 @@ impl MergeLook {
         state: &State,
         interval: Interval,
     ) -> Option<Self> {
-        let volume = state.volume(interval.volume).filter(|volume| volume.meta().digest_key.seal().is_none())?;
+        let volume = state.volume(interval.volume)?;
         let point = state.points().get(&interval.point)?;
         let member = point.members.iter().find(|member| member.key.volume == interval.volume)?;
         let geometry = volume.meta().geometry.resized(member.volume_bytes).ok()?;
@@ -289,7 +294,20 @@ impl MergeLook {
             Some((pack, state.packs().get(&pack)?.living_bytes))
         });
         let packs = packs.collect();
-        Some(Self { segments, readers, writing, volume: volume.meta().clone(), geometry, newest, packs, next, interval })
+        let (volume, keys) = (volume.meta().clone(), (&volume.meta().digest_key).into());
+        Some(Self { segments, readers, writing, volume, keys, geometry, newest, packs, next, interval })
+    }
+
+    /// The same, with the keys of an encrypted volume: see [`LazyPointReader::unlocked`](crate::PointReader::unlocked).
+    ///
+    /// # Errors
+    /// Those of that.
+    pub fn unlocked(self, unlocking: &Unlocking) -> Result<Self> {
+        let keys = match self.keys {
+            ContentKeys::Opaque => unlocking.keys(&*self.segments.backend, &self.segments.names, &self.volume)?,
+            keys => keys,
+        };
+        Ok(Self { keys, ..self })
     }
 
     /// Whose interval.
@@ -302,14 +320,15 @@ impl MergeLook {
         self.interval.point
     }
 
-    /// Reads what its parts hold, and finds those that are worth merging. Nothing if a part is damaged, or encrypted: then it cannot be
-    /// known, or not be written again.
+    /// Reads what its parts hold, and finds those that are worth merging. Nothing if a part is damaged, or encrypted and the keys are not here:
+    /// then it cannot be known, or not be written again.
     ///
     /// # Errors
     /// [`StoreError::Stopped`] when `goes_on` says no; what the store says.
     pub fn find(&self, goes_on: &dyn Fn(u64) -> bool) -> Result<MergesFound> {
         let _lock = self.readers.share()?;
         let parts = &self.interval.parts;
+        let is_opaque = matches!(self.keys, ContentKeys::Opaque);
         let mut laid = LaidParts::default();
         // A pack goes as a whole: what lies beside parts of others is left.
         let mut in_packs: BTreeMap<PackId, u64> = BTreeMap::new();
@@ -325,7 +344,7 @@ impl MergeLook {
             let footers = parallel(&*self.segments.backend, batch, |part| self.footer(part));
             for (part, footer) in batch.iter().zip(footers) {
                 let footer = match footer {
-                    Ok(footer) if !footer.is_sealed() => footer,
+                    Ok(footer) if footer.is_sealed() == self.keys.is_sealed() && !is_opaque => footer,
                     Ok(_) => return Ok(MergesFound::default()),
                     Err(FooterFault::Store(error)) => return Err(error),
                     Err(FooterFault::Damaged(why)) => {
@@ -425,10 +444,15 @@ impl MergeLook {
     fn assemble(&self, found: &MergeFound, name: &PartName, goes_on: &dyn Fn(u64) -> bool) -> Result<(Vec<u8>, PartEntry)> {
         let footers: Vec<Arc<Footer>> = found.parts.iter().map(|part| self.footer_of(part)).collect::<Result<_>>()?;
         let id = PartId { key: name.layer, part: name.number, geometry: self.geometry };
-        let mut writer = PartWriter::new(id, &self.volume.digest_key, Encoder::new(COMPRESSION));
+        let mut encoder = Encoder::new(COMPRESSION);
+        if self.keys.is_sealed() {
+            let failed = |_| self.unusable(self.volume.name.to_string(), name.to_string(), "there is no randomness".to_owned());
+            encoder = encoder.sealing(Sealer::new(Secret::random().map_err(failed)?));
+        }
+        let mut writer = PartWriter::new(id, &self.keys, encoder);
         let mut reader = Frames {
             look: self,
-            decoder: FrameDecoder::new(&self.volume.digest_key),
+            decoder: FrameDecoder::new(&self.keys),
             held: BTreeMap::new(),
             held_bytes: 0,
             at: None,
