@@ -425,7 +425,7 @@ impl Daemon {
         locked(&failback.note).generation = point.promotion.unwrap_or(point.generation).0;
         self.keys_to(&failback, &point, &volumes.iter().map(|volume| volume.name.clone()).collect::<Vec<_>>())
             .await
-            .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
+            .map_err(unreachable)?;
         let base = note::base(&self.state_path(), &group, locked(&failback.note).generation);
         locked(&failback.note).branch =
             if request.discard_branch { Branch::Discarded } else { Branch::Wanted { base: base.clone() } };
@@ -657,7 +657,7 @@ impl Daemon {
             let (connected, point) = match told.await {
                 Ok(told) => told,
                 // Nobody can say whether there is more; whoever forces that waits for nobody.
-                Err(error) if note.finish.is_some_and(|finish| finish.force) => {
+                Err(error) if note.finish.is_some_and(|finish| finish.force) && !matches!(error, PullError::NoKey(_)) => {
                     warn!(group = %note.group, %error, "the failback is finished without a word of the receiver");
                     return self.go_back(failback, &held, have, None).await?.ok_or_else(|| error.into());
                 }
@@ -727,7 +727,7 @@ impl Daemon {
         point: &PullPoint,
         keeping: Option<(Name, Keeping)>,
     ) -> anyhow::Result<()> {
-        let keys = self.keys_to(failback, point, &names_of(held)).await.map_err(anyhow::Error::msg)?;
+        let keys = self.keys_to(failback, point, &names_of(held)).await?;
         let mut disks = failback.disks.lock().await;
         let note = locked(&failback.note).clone();
         let Stage::Held { at, applying } = note.stage else { return Ok(()) };
@@ -1026,7 +1026,15 @@ async fn bring_all(puller: &Arc<Puller>, work: Vec<(PulledVolume, u64)>) -> anyh
 }
 
 fn unreachable(error: PullError) -> ApiError {
-    ApiError::new(ErrorCode::NotConnected, error.to_string(), "see `farside status` here and on the gateway")
+    let what = match &error {
+        PullError::NoKey(_) => "`farside explain key_missing` and docs/operate.md, `Encrypted volumes`, say who needs which key",
+        PullError::NotThere(_) => "`farside point show latest` on the gateway says what the point holds",
+        _ => "see `farside status` here and on the gateway",
+    };
+    if matches!(error, PullError::NoKey(_) | PullError::NotThere(_)) {
+        return conflict(error.to_string(), what);
+    }
+    ApiError::new(ErrorCode::NotConnected, error.to_string(), what)
 }
 
 /// # Errors

@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use farside_control::source::EncryptionStatus;
 use farside_keys::{ARGON2_DEFAULT, ContentKeys, GroupKey, Keeper, WRAPPING_BYTES_MAX, WRAPPINGS_MAX, WrapError, Wrapping};
 use farside_ledger::VolumeMeta;
-use farside_region::{DigestKey, Name, SealMode, VolumeId};
+use farside_region::{DigestKey, KeyId, Name, Seal, SealMode, VolumeId};
 use tracing::{error, info};
 
 use crate::config::sync_dir;
@@ -119,11 +119,19 @@ pub fn wrappings(folder: &Path) -> anyhow::Result<InFolder> {
 /// # Errors
 /// When it cannot be written, or there are too many.
 pub fn add(folder: &Path, wrapping: &Wrapping) -> anyhow::Result<PathBuf> {
+    add_bytes(folder, &wrapping.encode())
+}
+
+/// The same, as somebody else wrapped it.
+///
+/// # Errors
+/// Those of [`add`].
+pub fn add_bytes(folder: &Path, wrapping: &[u8]) -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt as _;
     let failed = || format!("a wrapped key cannot be kept in {}", folder.display());
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(failed)?;
     let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
-    file.write_all(&wrapping.encode()).and_then(|()| file.as_file().sync_all()).with_context(failed)?;
+    file.write_all(wrapping).and_then(|()| file.as_file().sync_all()).with_context(failed)?;
     for number in 0..WRAPPINGS_MAX {
         let path = folder.join(number.to_string());
         match file.persist_noclobber(&path) {
@@ -142,9 +150,24 @@ pub fn add(folder: &Path, wrapping: &Wrapping) -> anyhow::Result<PathBuf> {
 ///
 /// # Errors
 /// Why it cannot be had.
-pub(crate) fn known(state_dir: &Path, group: &Name, keeper: &Keeper) -> anyhow::Result<GroupKey> {
+pub(crate) fn known(state_dir: &Path, group: &Name, keeper: &Keeper, wanted: KeyId) -> anyhow::Result<GroupKey> {
     let folder = folder(state_dir, group);
-    unwrap(&folder, &wrappings(&folder)?, keeper)
+    let mut there = wrappings(&folder)?;
+    there.retain(|(.., wrapping)| wrapping.as_ref().map_or(true, |wrapping| wrapping.key() == wanted));
+    if there.is_empty() {
+        bail!(
+            "{} holds nothing that is wrapped of the key {wanted} (farside key copy brings it from the store)",
+            folder.display()
+        );
+    }
+    unwrap(&folder, &there, keeper)
+}
+
+/// Whether a volume of this host is encrypted, as its files say; `None`: there are none.
+pub(crate) fn seal_here(state_dir: &Path, group: &Name, volume: &Name) -> Option<Option<Seal>> {
+    let path = volumes_path(state_dir).join(group.as_str()).join(volume.as_str()).join("meta.json");
+    let meta = serde_json::from_slice::<VolumeMeta>(&std::fs::read(path).ok()?).ok()?;
+    Some(meta.digest_key.seal().copied())
 }
 
 fn unwrap(folder: &Path, there: &InFolder, keeper: &Keeper) -> anyhow::Result<GroupKey> {
@@ -162,6 +185,8 @@ fn unwrap(folder: &Path, there: &InFolder, keeper: &Keeper) -> anyhow::Result<Gr
 
 /// A folder of wrapped keys, and those in which it may be new.
 fn sync_folders(folder: &Path) -> anyhow::Result<()> {
+    // A relative one has ancestors of no name.
+    let folder = std::path::absolute(folder).with_context(|| folder.display().to_string())?;
     folder.ancestors().take(3).try_for_each(|dir| sync_dir(dir).map_err(Into::into))
 }
 

@@ -562,6 +562,7 @@ impl Config {
     }
 
     fn lay_keys(&mut self, file: &File<FileText>, tables: Vec<KeyTable>) -> Result<(), ConfigError> {
+        let mut here = Vec::new();
         for (at, table) in tables.into_iter().enumerate() {
             let fault = |key: &str, what: String| file.fault(&[Step::Key("key"), Step::At(at), Step::Key(key)], what);
             let names = |text: &str| {
@@ -574,6 +575,10 @@ impl Config {
                 (said, None) => return Err(fault("of", format!("`{said}` is neither HOST/GROUP nor `*`"))),
             };
             let keeper = Keeper::for_service(&table.key).map_err(|what| fault("key", what))?;
+            if here.contains(&of) {
+                return Err(fault("of", format!("`{}` has a key in this file already", table.of)));
+            }
+            here.push(of.clone());
             // A later file's replaces it.
             self.keys.retain(|other| other.of != of);
             self.keys.push(GivenKey { of, keeper });
@@ -616,7 +621,18 @@ impl Config {
             }
         };
         live("[[lock]]", format!("{:?}", self.locks), format!("{:?}", new.locks));
-        live("[[key]]", format!("{:?}", self.keys), format!("{:?}", new.keys));
+        // Without a program's arguments: some are secrets.
+        let words = |keys: &[GivenKey]| {
+            let of = |key: &GivenKey| key.of.as_ref().map_or("*".to_owned(), ToString::to_string);
+            let by = |keeper: &Keeper| match keeper {
+                Keeper::Command(words) => format!("command:{}", words.first().map_or("", String::as_str)),
+                other => other.to_string(),
+            };
+            let all: Vec<String> = keys.iter().map(|key| format!("{} {}", of(key), by(&key.keeper))).collect();
+            format!("[{}]", all.join(", "))
+        };
+        let is_same = self.keys == new.keys;
+        live("[[key]]", words(&self.keys), if is_same { words(&self.keys) } else { format!("{} (changed)", words(&new.keys)) });
         live("[receiver] advertise", format!("{:?}", self.advertise), format!("{:?}", new.advertise));
         let number = |n: usize| n.to_string();
         live("[limits] groups_per_source", number(self.limits.groups_per_source), number(new.limits.groups_per_source));
@@ -816,6 +832,10 @@ mod tests {
             ("[[lock]]\nname = \"x\"\nprogram = [\"x\"]", "receiver.toml, line 3: program: "),
             ("[[lock]]\nname = \"x\"\nprogram = [\"/x\"]\ntimeout = \"2d\"", "receiver.toml, line 4: timeout: "),
             ("[[key]]\nof = \"db\"\nkey = \"file:/x\"", "receiver.toml, line 2: of: `db` is neither HOST/GROUP nor `*`"),
+            (
+                "[[key]]\nof = \"*\"\nkey = \"file:/x\"\n[[key]]\nof = \"*\"\nkey = \"file:/y\"",
+                "line 5: of: `*` has a key in this file already",
+            ),
             ("[[key]]\nof = \"a/b\"\nkey = \"passphrase\"", "receiver.toml, line 3: key: nobody is there"),
             ("[[key]]\nof = \"a/b\"\nkey = \"file:x\"", "receiver.toml, line 3: key: must be an absolute path"),
             ("[receiver]\nlisten_tcp = \"7400\"", "receiver.toml, line 2: listen_tcp: "),

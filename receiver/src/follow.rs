@@ -486,9 +486,14 @@ fn try_target(
         again: false,
     };
     match (ask_group(receiver, group, |reply| Mail::Follow { ask: Box::new(ask), reply }), definition.follows) {
-        (Err(FollowError::Store(error @ StoreError::KeyNeeded { .. })), _) => {
-            let what = "the gateway has no key of it, and a follower holds plain content: restore it where the key is";
-            return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), what));
+        (Err(FollowError::NoKey(why)), _) => {
+            return Err(ApiError::new(ErrorCode::Conflict, why, "a follower holds plain content"));
+        }
+        (Ok(FollowNext::Look(look, _)), _) => {
+            if let Err(error @ StoreError::KeyNeeded { .. }) = look.unlocked(&receiver.keys.of(&receiver.config(), group.names()))
+            {
+                return Err(ApiError::new(ErrorCode::Conflict, keys::words(&error), "a follower holds plain content"));
+            }
         }
         (Ok(FollowNext::Nothing(why)), Follows::Point { .. }) => {
             return Err(ApiError::new(ErrorCode::NotFound, why, "see `farside point list`"));
@@ -895,6 +900,9 @@ impl Runner {
             FollowNext::Look(look, point) => {
                 let keys = self.receiver.keys.of(&self.receiver.config(), group.names());
                 let look = look.unlocked(&keys).map_err(of_store)?;
+                if self.receiver.is_stopping() {
+                    return Err(Trouble::Stopped);
+                }
                 let filling = matches!(stage, FollowStage::Unknown | FollowStage::Applying { between: None, .. });
                 self.show(|view| {
                     view.state = if filling { FollowerState::Filling } else { FollowerState::Applying };
@@ -945,9 +953,12 @@ impl Runner {
         let (receiver, entry) = (Arc::clone(&self.receiver), Arc::clone(&self.entry));
         let volume = lock(&entry.definition).volume.clone();
         let base = |slot: Slot| open_base(&receiver, group, &volume, slot);
+        let keys = receiver.keys.of(&receiver.config(), group.names());
+        let is_sealed = look.reader().is_sealed();
         let progress = |progress: FollowProgress| {
             lock(&entry.view).progress = progress;
-            goes_on(&receiver, &entry)
+            // What was given and is taken away is used no more.
+            goes_on(&receiver, &entry) && (!is_sealed || receiver.keys.is_current(group.names(), &keys))
         };
         let slot = look.point().slot;
         let report = self
@@ -1090,14 +1101,14 @@ fn open_base(
     let asked = ask_group(receiver, group, |reply| Mail::FollowBase { volume: volume.clone(), point, reply });
     let reader = asked.map_err(|error| match error {
         FollowError::Store(error) => error,
-        FollowError::Away(_) => StoreError::Stopped,
+        FollowError::Away(_) | FollowError::NoKey(_) => StoreError::Stopped,
     })?;
     reader.unlocked(&receiver.keys.of(&receiver.config(), group.names()))
 }
 
 fn trouble(error: FollowError) -> Trouble {
     match error {
-        FollowError::Away(words) => Trouble::Words(words),
+        FollowError::Away(words) | FollowError::NoKey(words) => Trouble::Words(words),
         FollowError::Store(error) => of_store(error),
     }
 }

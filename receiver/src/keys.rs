@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use farside_keys::Keeper;
+use farside_ledger::VolumeMeta;
 use farside_store::{GroupNames, StoreError, Unlocking};
+use farside_wire::NO_KEY;
 
 use crate::config::Config;
 
@@ -39,12 +41,40 @@ impl Keys {
     }
 }
 
+impl Keys {
+    /// Whether the configuration still says what this was made of.
+    pub(crate) fn is_current(&self, names: &GroupNames, unlocking: &Arc<Unlocking>) -> bool {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.get(names).is_some_and(|(_, known)| Arc::ptr_eq(known, unlocking))
+    }
+}
+
+/// Why nothing can be done with the content of a group's volume, if it is encrypted and this gateway was not given the key.
+pub(crate) fn none_given(config: &Config, names: &GroupNames, volume: &VolumeMeta) -> Option<String> {
+    let seal = volume.digest_key.seal().filter(|_| config.keeper_of(names).is_none())?;
+    Some(format!(
+        "volume {} is encrypted, and this gateway was not given its key: name what unwraps the key {} in receiver.toml, as a [[key]] of \"{names}\" (farside \
+         key list shows how it is wrapped), and `farside reload`",
+        volume.name, seal.key
+    ))
+}
+
+/// What a store says, for a host. What a program said that keeps keys, and how it is called, is for the gateway's log.
+pub(crate) fn words_for_host(error: &StoreError) -> String {
+    let StoreError::KeyNeeded { volume, key, .. } = error else { return error.to_string() };
+    tracing::warn!(volume, error = words(error), "a host cannot be answered");
+    format!(
+        "{NO_KEY}{volume}, which is encrypted: name what unwraps the key {key} in its receiver.toml, as a [[key]] of the group, and reload it; its log says \
+         more. Or restore the volume with its key"
+    )
+}
+
 /// What a store says, in words for who can give this gateway a key.
 pub(crate) fn words(error: &StoreError) -> String {
     let StoreError::KeyNeeded { volume, mode, key, wrapped, why } = error else { return error.to_string() };
     format!(
-        "volume {volume} is encrypted {mode} with the key {key}, and this gateway cannot read it: {why}. The key is wrapped by: {wrapped}. Name \
-         what unwraps it in receiver.toml (a [[key]] with `of` and `key`) and reload the receiver; or restore the volume with its key"
+        "volume {volume} is encrypted {mode} with the key {key}, and this gateway cannot read it: name what unwraps it in receiver.toml, as a [[key]] of the \
+         group, and `farside reload`; or restore the volume with its key. The key is wrapped by: {wrapped}. Now: {why}"
     )
 }
 

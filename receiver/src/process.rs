@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use farside_blockio::process::refuse_core_dumps;
 use farside_control::Reloaded;
 use farside_control::receiver::Budget as BudgetStatus;
 use farside_ledger::Policy;
@@ -116,6 +117,8 @@ struct Granted {
     connected: bool,
 }
 
+/// Once all groups have stopped, followers are waited for so long.
+const FOLLOWERS_END: Duration = Duration::from_secs(10);
 /// So much of the spare each source may draw, however many share it: its volumes' first claims.
 const SPARE_BYTES_MIN: u64 = 256 << 10;
 /// So much of its source's share each group may take to be its own until it looks again.
@@ -209,8 +212,10 @@ impl Receiver {
         })?;
         let words = |what: &String| format!("{what}: changed on disk; the value before stays until the receiver is restarted");
         *stale = changes.needs_restart.iter().map(words).collect();
+        let config = Arc::new(config);
+        self.config.store(Arc::clone(&config));
+        // † Not before: whoever asks in between would have what was taken out kept.
         self.keys.keep_those_of(&config);
-        self.config.store(Arc::new(config));
         tracing::info!(changed = changes.live.len(), "configuration read again");
         changes.live.iter().for_each(|what| tracing::info!(%what, "changed"));
         changes.needs_restart.iter().for_each(|what| tracing::warn!(%what, "changes with the next restart only"));
@@ -307,6 +312,8 @@ impl Receiver {
 /// # Errors
 /// [`RunError`]: it did not start.
 pub fn run(path: &Path) -> Result<(), RunError> {
+    // What is encrypted may be read here, and its keys are.
+    refuse_core_dumps().unwrap_or_else(|error| tracing::warn!("{error}"));
     let config = Config::load(path)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("receiver").build();
     let runtime = runtime.map_err(RunError::Runtime)?;
@@ -423,8 +430,17 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     watchdog.abort();
     let ending = Arc::clone(&receiver);
     let _ = tokio::task::spawn_blocking(move || {
-        ending.followers.stop();
+        let (others, (done, followers_end)) = (Arc::clone(&ending), std::sync::mpsc::channel());
+        let stop = move || {
+            others.followers.stop();
+            let _ = done.send(());
+        };
+        let stopping = std::thread::Builder::new().name("followers".to_owned()).spawn(stop);
+        // † Beside it: a follower may wait for a program that keeps keys, and groups are to publish what is staged.
         ending.roster.stop();
+        if stopping.is_ok() && followers_end.recv_timeout(FOLLOWERS_END).is_err() {
+            tracing::warn!("a follower does not end; it goes on where it is at the next start");
+        }
     })
     .await;
     listener.shut_down().await;

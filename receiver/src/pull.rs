@@ -13,11 +13,11 @@ use farside_control::PointId;
 use farside_keys::{Sealer, Secret};
 use farside_layer::{Compression, Encoder, PartId, PartWriter};
 use farside_region::{GranuleDigest, GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Seq, Term, VolumeId};
-use farside_store::{DigestRun, LazyPointReader, StoreError};
+use farside_store::{DigestRun, LazyPointReader, StoreError, Unlocking};
 use farside_transport::{CloseCode, Closed, Connection};
 use farside_wire::{
-    Features, ForkPin, PULL_CHUNK_BYTES_MAX, PULL_OPEN_MAX, PullChunk, PullPoint, PullQuery, ReceiverHello, ReceiverMessage,
-    RefusalCode, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
+    Features, ForkPin, NO_KEY, PULL_CHUNK_BYTES_MAX, PULL_OPEN_MAX, PullChunk, PullFork, PullPoint, PullQuery, ReceiverHello,
+    ReceiverMessage, RefusalCode, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -38,6 +38,8 @@ const CONNECTIONS_OF_HOST: usize = 16;
 const BEGIN_AGAIN: Duration = Duration::from_millis(100);
 /// One that takes nothing for so long has gone.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A host waits no longer for a key: it would believe that nothing comes any more.
+const KEY_WAIT: Duration = Duration::from_secs(40);
 /// Numbers connections.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 /// Hosts that pull now.
@@ -57,6 +59,7 @@ struct Host {
     answers: Semaphore,
     connections: Semaphore,
     begins: tokio::sync::Mutex<()>,
+    unlocking: Arc<Semaphore>,
 }
 
 impl Host {
@@ -67,7 +70,8 @@ impl Host {
         }
         all.retain(|_, host| host.strong_count() > 0);
         let (answers, connections) = (Semaphore::new(ANSWERS_OF_HOST), Semaphore::new(CONNECTIONS_OF_HOST));
-        let host = Arc::new(Self { answers, connections, begins: tokio::sync::Mutex::new(()) });
+        let host =
+            Arc::new(Self { answers, connections, begins: tokio::sync::Mutex::new(()), unlocking: Arc::new(Semaphore::new(1)) });
         all.insert(name.clone(), Arc::downgrade(&host));
         host
     }
@@ -108,6 +112,8 @@ async fn answer_all(
     say(connection, &ReceiverMessage::Hello(ReceiverHello { version, features: Features::PULLS, store })).await;
     let open = Arc::new(Semaphore::new(PULL_OPEN_MAX));
     let mut members: Arc<Vec<Pullable>> = Arc::default();
+    // What encrypted members were unlocked with; and members that are not unlocked yet.
+    let (mut unlocking, mut waiting): (Option<Arc<Unlocking>>, Option<Vec<Pullable>>) = (None, None);
     while let Ok(frame) = connection.recv().await {
         let message: SourceMessage = decode_payload(&frame).map_err(|error| (RefusalCode::Protocol, error.to_string()))?;
         let asked = match &message {
@@ -132,12 +138,26 @@ async fn answer_all(
                 pin(group, asker, &look, &asked.pin).await.map_err(|text| (RefusalCode::Store, text))?;
             }
             let point = told(id, &look);
-            members = unlocked(receiver, group, look.members).await.map_err(|text| (RefusalCode::Store, text))?;
+            // Who has the point, or lets go of one, need not be answered what it holds.
+            let is_unpinned = matches!(&message, SourceMessage::PullFork(PullFork { pin: ForkPin::Unpin(_), .. }));
+            let has = matches!(&message, SourceMessage::PullBegin(asked) if asked.have == Some(look.position));
+            (members, unlocking, waiting) = (Arc::default(), None, None);
+            if is_unpinned || has {
+                waiting = Some(look.members);
+            } else {
+                (members, unlocking) = unlocked(receiver, group, host, look.members).await?;
+            }
             say(connection, &ReceiverMessage::PullPoint(point)).await;
             continue;
         }
         match message {
             SourceMessage::Pull(query) => {
+                if let Some(waiting) = waiting.take() {
+                    (members, unlocking) = unlocked(receiver, group, host, waiting).await?;
+                }
+                if unlocking.as_ref().is_some_and(|known| !receiver.keys.is_current(group.names(), known)) {
+                    return Err((RefusalCode::Store, format!("{NO_KEY}any more: its key was taken away; its log says more")));
+                }
                 // Whoever asks for more than may be open waits, unread.
                 let permit = Arc::clone(&open).acquire_owned().await.expect("it is never closed");
                 if !members.iter().any(|member| member.told.meta.id == query.volume) {
@@ -170,14 +190,30 @@ async fn pin(group: &GroupHandle, asker: &Name, look: &PullLook, pin: &ForkPin) 
     changed.map(drop).map_err(|error| format!("whether point {point} is pinned cannot be changed: {}", error.message))
 }
 
-/// The members with the keys of those that are encrypted.
-async fn unlocked(receiver: &Arc<Receiver>, group: &GroupHandle, members: Vec<Pullable>) -> Result<Arc<Vec<Pullable>>, String> {
+/// The members with the keys of those that are encrypted, and what they were unlocked with: one task of a host at a time, since what it waits for may
+/// take long.
+async fn unlocked(
+    receiver: &Arc<Receiver>,
+    group: &GroupHandle,
+    host: &Arc<Host>,
+    members: Vec<Pullable>,
+) -> Result<(Arc<Vec<Pullable>>, Option<Arc<Unlocking>>), (RefusalCode, String)> {
+    let Some(sealed) = members.iter().find(|member| member.reader.is_sealed()) else { return Ok((Arc::new(members), None)) };
+    let late = format!("{NO_KEY}{} yet: what keeps its key has not answered", sealed.told.meta.name);
     let keys = receiver.keys.of(&receiver.config(), group.names());
-    let unlock = move || {
-        let one = |member: Pullable| Ok(Pullable { told: member.told, reader: member.reader.unlocked(&keys)? });
-        members.into_iter().map(one).collect::<Result<_, _>>().map_err(|error: StoreError| keys::words(&error))
+    let work = async {
+        let permit = Arc::clone(&host.unlocking).acquire_owned().await.expect("it is never closed");
+        let keys = Arc::clone(&keys);
+        let unlock = move || {
+            let _one = permit;
+            let one = |member: Pullable| Ok(Pullable { told: member.told, reader: member.reader.unlocked(&keys)? });
+            let all: Result<Vec<Pullable>, StoreError> = members.into_iter().map(one).collect();
+            all.map_err(|error| keys::words_for_host(&error))
+        };
+        tokio::task::spawn_blocking(unlock).await.map_err(|error| error.to_string())?
     };
-    tokio::task::spawn_blocking(unlock).await.map_err(|error| error.to_string())?.map(Arc::new)
+    let opened = tokio::time::timeout(KEY_WAIT, work).await.unwrap_or(Err(late));
+    Ok((Arc::new(opened.map_err(|text| (RefusalCode::Store, text))?), Some(keys)))
 }
 
 /// What its group says of the point.

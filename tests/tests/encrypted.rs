@@ -355,44 +355,46 @@ fn a_gateway_that_was_given_the_key_does_what_it_does_for_others() {
     write_markers(&old);
     old.wait_quiet();
     let target = old.path("standby.img");
-    run(&mut old.gateway(&["follower", "add", "host1/default/data", target.to_str().expect("text")]));
+    let add = |site: &Site| site.gateway(&["follower", "add", "host1/default/data", target.to_str().expect("text")]);
 
     // Without it everything says what is wanted, and nothing is begun.
-    wait_until("the follower to say what it lacks", || {
-        let shown = follower(&old);
-        let words = shown["reasons"].to_string();
-        if shown["state"] == "failed" && words.contains("[[key]]") && words.contains("file (keys/0)") {
-            Ok(())
-        } else {
-            Err(shown)
-        }
-    });
-    let written = fs::read(&target).unwrap_or_default();
-    assert!(written.iter().all(|byte| *byte == 0), "something was written to the target");
+    let said = refused(&mut add(&old));
+    assert!(said.contains("[[key]]") && !target.exists(), "{said}");
     let said = refused(old.farside().args(["cutover", "default", "--yes"]));
-    assert!(said.contains("[[key]]"), "{said}");
+    assert!(said.contains("[[key]]") && said.contains("key_missing"), "{said}");
     assert!(json(old.farside().args(["cutover", "--list"])).as_array().expect("a list").is_empty());
 
-    // Another key opens nothing; the one that does is taken up while it runs.
+    // Another key opens nothing; the one that does is taken up while it runs, and let go of.
     let other = old.path("other.key");
     run(program("farside").args(["key", "new"]).arg(&other));
-    let give = |site: &Site, key: &Path| {
-        let file = site.path("gateway/receiver.d/keys.toml");
-        fs::create_dir_all(file.parent().expect("a folder")).expect("mkdir");
-        fs::write(file, format!("[[key]]\nof = \"host1/default\"\nkey = \"file:{}\"\n", key.display())).expect("written");
+    let file = old.path("gateway/receiver.d/keys.toml");
+    fs::create_dir_all(file.parent().expect("a folder")).expect("mkdir");
+    let give = |site: &Site, key: Option<&Path>| {
+        let entry = |key: &Path| format!("[[key]]\nof = \"host1/default\"\nkey = \"file:{}\"\n", key.display());
+        fs::write(&file, key.map(entry).unwrap_or_default()).expect("written");
         run(&mut site.gateway(&["reload"]));
     };
-    give(&old, &other);
-    wait_until("it to say that this is another key", || {
+    give(&old, Some(&other));
+    let said = refused(&mut add(&old));
+    assert!(said.contains("does not open the key") && said.contains("file (keys/0)"), "{said}");
+    give(&old, Some(&key(&old)));
+    run(&mut add(&old));
+    let is_following = |site: &Site| {
+        wait_until("the follower to follow", || {
+            let shown = follower(site);
+            let newest = site.points("data").last().expect("a point")["id"].clone();
+            if shown["state"] == "following" && shown["holds"]["id"] == newest { Ok(()) } else { Err(shown) }
+        });
+    };
+    is_following(&old);
+    give(&old, None);
+    wait_until("the follower to say what it lacks", || {
         let shown = follower(&old);
-        if shown["reasons"].to_string().contains("does not open the key") { Ok(()) } else { Err(shown) }
+        let is_said = shown["state"] == "failed" && shown["reasons"].to_string().contains("[[key]]");
+        if is_said { Ok(()) } else { Err(shown) }
     });
-    give(&old, &key(&old));
-    wait_until("the follower to follow", || {
-        let shown = follower(&old);
-        let newest = old.points("data").last().expect("a point")["id"].clone();
-        if shown["state"] == "following" && shown["holds"]["id"] == newest { Ok(()) } else { Err(shown) }
-    });
+    give(&old, Some(&key(&old)));
+    is_following(&old);
     assert!(fs::read(&target).expect("the target") == disk(&old), "the target is not the newest point");
     run(&mut old.gateway(&["follower", "verify", "host1-data"]));
 
@@ -448,14 +450,20 @@ fn a_gateway_that_was_given_the_key_does_what_it_does_for_others() {
     // The old host is back, gets what differs, and takes its history back.
     old.start_daemon();
     old.wait_for_state("data", "fenced");
+    let mut client = Client::connect(&old.tap("data"), "data").expect("connected");
+    client.write(9 << 20, &[7; 4096], 0).expect("written");
+    client.flush().expect("flushed");
+    drop(client);
     assert!(disk(&old) != disk(&new));
-    give(&old, &other);
+    give(&old, Some(&other));
     let said = refused(old.farside().args(["failback", "default", "--yes"]));
     assert!(said.contains("[[key]]"), "{said}");
-    give(&old, &key(&old));
+    give(&old, Some(&key(&old)));
     run(old.farside().args(["failback", "default", "--yes"]));
     follows(&old);
     assert!(disk(&old) == disk(&new), "the old host's disk is not the newest point");
+    let branches = json(old.farside().args(["branch", "list"]));
+    assert_eq!((branches[0]["whole"].as_bool(), branches.as_array().map(Vec::len)), (Some(true), Some(1)), "{branches}");
     new.wait_quiet();
     new.daemon.take().expect("it runs").stop();
     run(old.farside().args(["failback", "default", "--finish"]));

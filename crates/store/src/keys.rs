@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use farside_keys::{ContentKeys, GroupKey, Keeper, Seal, WRAPPING_BYTES_MAX, WRAPPINGS_MAX, WrapError, Wrapping};
@@ -16,6 +17,10 @@ use crate::error::{Result, StoreError};
 use crate::names::GroupNames;
 use crate::replay::get;
 
+/// What could not be unwrapped is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(10);
+/// After so long no other wrapping is tried.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// So many are asked for at first: as a rule the key is among them.
 const FIRST: u64 = 4;
 
@@ -87,13 +92,28 @@ pub fn add_wrapping(backend: &dyn Backend, names: &GroupNames, bytes: &[u8]) -> 
 #[derive(Debug, Default)]
 pub struct Unlocking {
     keeper: Option<Keeper>,
-    keys: Mutex<Vec<GroupKey>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    keys: Vec<GroupKey>,
+    failed: Option<Failed>,
+}
+
+/// A key that could not be had a moment ago: whoever waited for the same hears that, and has nothing tried again.
+#[derive(Debug)]
+struct Failed {
+    key: KeyId,
+    at: Instant,
+    stored: Vec<StoredWrapping>,
+    why: String,
 }
 
 impl Unlocking {
     /// Nothing is unwrapped before it is needed.
     pub fn new(keeper: Option<Keeper>) -> Self {
-        Self { keeper, keys: Mutex::default() }
+        Self { keeper, known: Mutex::default() }
     }
 
     /// The keys of a volume's content; of an encrypted one, unless somebody gave a key, those of who has none.
@@ -120,33 +140,57 @@ impl Unlocking {
         seal: &Seal,
         keeper: &Keeper,
     ) -> Result<ContentKeys> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if !keys.iter().any(|key| key.id() == seal.key) {
-            keys.push(unwrap(backend, names, volume, seal, keeper)?);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.keys.iter().any(|key| key.id() == seal.key) {
+            if let Some(failed) = known.failed.as_ref().filter(|failed| failed.key == seal.key && failed.at.elapsed() < AGAIN) {
+                return Err(needed(volume, seal, &failed.stored, failed.why.clone()));
+            }
+            match unwrap(backend, names, seal, keeper)? {
+                Ok(key) => known.keys.push(key),
+                Err((stored, why)) => {
+                    let error = needed(volume, seal, &stored, why.clone());
+                    known.failed = Some(Failed { key: seal.key, at: Instant::now(), stored, why });
+                    return Err(error);
+                }
+            }
         }
-        let key = keys.iter().find(|key| key.id() == seal.key).expect("it is there, or was just put there");
+        let key = known.keys.iter().find(|key| key.id() == seal.key).expect("it is there, or was just put there");
         // Held against the claim before anything is decrypted.
         ContentKeys::unseal(key, volume.id, seal).map_err(|e| needed(volume, seal, &[], e.to_string()))
     }
 }
 
-/// The key that a volume says, out of any of its wrappings that this opens.
-fn unwrap(backend: &dyn Backend, names: &GroupNames, volume: &VolumeMeta, seal: &Seal, keeper: &Keeper) -> Result<GroupKey> {
+/// The key that a volume says, out of any of its wrappings that this opens; or the wrappings, and why none is.
+fn unwrap(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    seal: &Seal,
+    keeper: &Keeper,
+) -> Result<Result<GroupKey, (Vec<StoredWrapping>, String)>> {
     let mut why = format!("`{keeper}` opens none of its wrappings");
     let mut stored = Vec::new();
+    // Whoever wrote the wrappings says what a passphrase costs: not of many groups at once.
+    static PASSPHRASES: Mutex<()> = Mutex::new(());
+    let _one = matches!(keeper, Keeper::Passphrase(_) | Keeper::PassphraseFile(_))
+        .then(|| PASSPHRASES.lock().unwrap_or_else(PoisonError::into_inner));
+    let begun = Instant::now();
     for numbers in [0..FIRST, FIRST..WRAPPINGS_MAX] {
         let before = stored.len();
         stored.extend(wrappings_in(backend, names, numbers)?);
         for wrapping in stored[before..].iter().filter_map(|stored| stored.wrapping.as_ref().ok()).filter(|w| w.key() == seal.key)
         {
             match wrapping.unwrap(keeper) {
-                Ok(key) => return Ok(key),
+                Ok(key) => return Ok(Ok(key)),
                 Err(WrapError::OtherWay { .. }) => {}
                 Err(error) => why = error.to_string(),
             }
+            // A program that does not answer is not asked about each of them.
+            if begun.elapsed() >= PATIENCE {
+                return Ok(Err((stored, why)));
+            }
         }
     }
-    Err(needed(volume, seal, &stored, why))
+    Ok(Err((stored, why)))
 }
 
 pub(crate) fn needed(volume: &VolumeMeta, seal: &Seal, stored: &[StoredWrapping], why: String) -> StoreError {

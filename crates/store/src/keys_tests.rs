@@ -186,3 +186,36 @@ fn a_wrapping_behind_a_gap_is_found() {
     let why = opened(&store, Some(passphrase("4"))).point_reader(point, volume.id()).expect_err("taken away").to_string();
     assert!(why.contains("keys/5"), "{why}");
 }
+
+/// Whoever keeps keys is asked once by all who want the same at once, and not again at once when it fails.
+#[test]
+fn a_program_that_fails_is_not_started_by_each_who_waits_for_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let store = TempStore::new();
+    let (program, count) = (store.dir.path().join("keeper"), store.dir.path().join("count"));
+    let script =
+        format!("#!/bin/sh\nif [ $1 = wrap ]; then cat; else echo asked >> {}; echo away >&2; exit 1; fi\n", count.display());
+    fs::write(&program, script).expect("written");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("it is ours");
+    let keeper = Keeper::Command(vec![program.display().to_string()]);
+    // As it once was: it unwraps what it has just wrapped, or nothing is kept.
+    let wrapping =
+        format!(r#"{{"format":"farside key","version":1,"key":"{}","by":"command","wrapped":"00"}}"#, group_key(1).id());
+    let mut group = store.group();
+    group.keep_key(wrapping.as_bytes()).expect("kept");
+    let mut volume = TestVolume::new("v", 64).sealed(&group_key(1));
+    volume.claim(&mut group);
+    let point = volume.base(&mut group, 0x41);
+    let unlocking = Unlocking::new(Some(keeper));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let reader = group.reader_of_kept(point, volume.id()).expect("a reader");
+            let unlocking = &unlocking;
+            scope.spawn(move || {
+                let refused = reader.unlocked(unlocking).expect_err("it fails").to_string();
+                assert!(refused.contains("away") && refused.contains("command (keys/0)"), "{refused}");
+            });
+        }
+    });
+    assert_eq!(fs::read_to_string(count).expect("it was asked").lines().count(), 1);
+}

@@ -19,6 +19,9 @@ pub const PULL_ANSWER_BYTES_MAX: u32 = 6 << 20;
 /// Queries of one connection that may be open.
 pub const PULL_OPEN_MAX: usize = 8;
 
+/// How the text of a refusal begins whose reason is that the receiver cannot read an encrypted volume: nothing is wrong with what was asked.
+pub const NO_KEY: &str = "the gateway cannot read volume ";
+
 /// Asks for the newest point that can be pulled. It is kept from then on, until that host asks for another one, or has been gone for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullBegin {

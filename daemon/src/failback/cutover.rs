@@ -102,9 +102,9 @@ impl Daemon {
         drop(puller);
         self.heard(&failback, &point);
         locked(&failback.note).generation = point.generation.0;
-        let what = "without that it could not come back (docs/operate.md)";
+        // Without them it could not come back.
         let keys = self.keys_to(&failback, &point, &volumes.iter().map(|volume| volume.name.clone()).collect::<Vec<_>>()).await;
-        keys.map_err(|why| conflict(why, what))?;
+        keys.map_err(super::unreachable)?;
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
         }
@@ -330,9 +330,7 @@ impl Daemon {
                 &format!("`farside cutover {group} --abort` serves it here again; `farside failover` on the gateway moves it"),
             ));
         }
-        self.keys_to(failback, &point, &names_of(&note.held()))
-            .await
-            .map_err(|why| conflict(why, "`farside point show latest` on the gateway says what the point holds"))?;
+        self.keys_to(failback, &point, &names_of(&note.held())).await.map_err(super::unreachable)?;
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, generation: promoted.0, ..failback.show() });
         }

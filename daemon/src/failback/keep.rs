@@ -65,10 +65,10 @@ impl Daemon {
     /// Why it does not go on, and what ends the keeping if that is what waits.
     pub(super) fn with_way_out(&self, failback: &Failback, error: &anyhow::Error) -> String {
         let note = locked(&failback.note);
-        // A line that broke is there again, or not, whatever is kept.
+        // A line that broke is there again, or not, whatever is kept; and so is a key.
         let is_of_keeping = note.branch.is_due()
             && matches!(note.stage, Stage::Held { .. })
-            && !matches!(error.downcast_ref(), Some(PullError::Ended(_) | PullError::Stopped));
+            && !matches!(error.downcast_ref(), Some(PullError::Ended(_) | PullError::Stopped | PullError::NoKey(_)));
         if !is_of_keeping {
             return format!("{error:#}");
         }

@@ -1,17 +1,26 @@
 //! What a host needs of a point that its disks are to be brought to: the volumes, and the keys of those that are encrypted.
 //!
-//! Invariant: nothing is pulled of an encrypted volume but with the key that this host encrypts it with itself; none is drawn for that.
+//! Invariant: nothing is pulled of a volume that this host encrypts, or is to encrypt, but with the key that it does that with; none is drawn for
+//! it. † Whether a volume is encrypted is not the receiver's to say: by digests under a key of its own it would learn what the disks hold, and it
+//! could have anything written to them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
-use farside_keys::ContentKeys;
-use farside_region::Name;
+use farside_keys::{ContentKeys, GroupKey};
+use farside_ledger::VolumeMeta;
+use farside_region::{Name, Seal};
 use farside_wire::PullPoint;
 
 use super::Failback;
 use super::note::Held;
+use super::pull::PullError;
 use crate::supervisor::Daemon;
 use crate::{keys, locked};
+
+/// What keeps the key is waited for so long: others wait for who waits.
+const KEY_WAIT: Duration = Duration::from_secs(30);
 
 /// Whether a volume's disk can be brought to its part of a point, as far as that is a matter of the point.
 pub(super) fn fits(volume: &Name, point: &PullPoint) -> Result<(), String> {
@@ -21,6 +30,27 @@ pub(super) fn fits(volume: &Name, point: &PullPoint) -> Result<(), String> {
 
 pub(super) fn names_of(held: &[Held]) -> Vec<Name> {
     held.iter().map(|held| held.name.clone()).collect()
+}
+
+/// Holds what a receiver says of a volume against what this host knows of it.
+fn refuse_another_seal(told: &VolumeMeta, here: Option<Option<Seal>>, is_to_be: bool) -> Result<(), String> {
+    let told_seal = told.digest_key.seal().copied();
+    let differs = match here {
+        Some(here) => here != told_seal,
+        None => is_to_be && told_seal.is_none(),
+    };
+    if !differs {
+        return Ok(());
+    }
+    Err(format!(
+        "the gateway says that volume {} is {}, and this host {}: nothing is taken of it (farside explain key_differs)",
+        told.name,
+        told_seal.map_or("not encrypted".to_owned(), |seal| format!("encrypted with the key {}", seal.key)),
+        here.flatten().map_or_else(
+            || if is_to_be { "is to encrypt it".to_owned() } else { "does not encrypt it".to_owned() },
+            |seal| format!("encrypts it with the key {}", seal.key)
+        )
+    ))
 }
 
 impl Daemon {
@@ -33,36 +63,82 @@ impl Daemon {
         failback: &Failback,
         point: &PullPoint,
         volumes: &[Name],
-    ) -> Result<BTreeMap<Name, ContentKeys>, String> {
+    ) -> Result<BTreeMap<Name, ContentKeys>, PullError> {
+        let (group, state_path) = (locked(&failback.note).group.clone(), self.state_path());
+        let is_to_be = self.group_config(&group).encryption.is_some();
         let mut all = BTreeMap::new();
         for volume in volumes {
-            fits(volume, point)?;
+            fits(volume, point).map_err(PullError::NotThere)?;
             let member = point.members.iter().find(|member| member.meta.name == *volume).expect("it fits");
             let meta = &member.meta;
+            refuse_another_seal(meta, keys::seal_here(&state_path, &group, volume), is_to_be).map_err(PullError::NoKey)?;
             let key = match meta.digest_key.seal() {
                 None => None,
-                Some(_) => Some(self.key_of(failback).await.map_err(|why| {
-                    format!("volume {volume} is encrypted, and its key cannot be had here: {why} (farside explain key_missing)")
+                Some(seal) => Some(self.key_of(failback, &group, &state_path, seal).await.map_err(|why| {
+                    PullError::NoKey(format!(
+                        "volume {volume} is encrypted, and its key cannot be had here: {why} (farside explain key_missing)"
+                    ))
                 })?),
             };
             let keys = ContentKeys::of(&meta.digest_key, meta.id, key.as_ref());
-            all.insert(volume.clone(), keys.map_err(|wrong| format!("volume {volume}: {wrong} (farside explain key_differs)"))?);
+            let keys =
+                keys.map_err(|wrong| PullError::NoKey(format!("volume {volume}: {wrong} (farside explain key_differs)")))?;
+            all.insert(volume.clone(), keys);
         }
         Ok(all)
     }
 
     /// The key of the group, which is kept as long as the failback.
-    async fn key_of(&self, failback: &Failback) -> Result<farside_keys::GroupKey, String> {
+    async fn key_of(&self, failback: &Failback, group: &Name, state_path: &Path, seal: &Seal) -> Result<GroupKey, String> {
         let mut known = failback.key.lock().await;
-        if let Some(key) = &*known {
+        if let Some(key) = known.as_ref().filter(|key| key.id() == seal.key) {
             return Ok(key.clone());
         }
-        let group = locked(&failback.note).group.clone();
-        let encryption = self.group_config(&group).encryption;
+        let encryption = self.group_config(group).encryption;
         let keeper = encryption.ok_or("its group has no `encryption` and `key` in the configuration")?.keeper;
-        let state_path = self.state_path();
-        let unwrap = move || keys::known(&state_path, &group, &keeper).map_err(|why| format!("{why:#}"));
-        let key = tokio::task::spawn_blocking(unwrap).await.map_err(|error| error.to_string())??;
+        let (group, state_path, wanted) = (group.clone(), state_path.to_owned(), seal.key);
+        let unwrap = tokio::task::spawn_blocking(move || {
+            keys::known(&state_path, &group, &keeper, wanted).map_err(|why| format!("{why:#}"))
+        });
+        let unwrapped = tokio::time::timeout(KEY_WAIT, unwrap).await;
+        let key =
+            unwrapped.map_err(|_| "what keeps it has not answered yet".to_owned())?.map_err(|error| error.to_string())??;
         Ok(known.insert(key).clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_keys::Secret;
+    use farside_region::{Generation, Geometry, SealMode, VolumeId};
+
+    use super::*;
+
+    #[test]
+    fn what_is_encrypted_here_is_not_clear_because_a_receiver_says_so() {
+        let id = VolumeId([3; 16]);
+        let seal = |byte: u8| GroupKey::new(Secret::new(&[byte; 32])).seal(SealMode::EndToEnd, id);
+        let meta = |digest_key| VolumeMeta {
+            id,
+            name: "data".parse().expect("a name"),
+            geometry: Geometry::new(64 << 20).expect("a geometry"),
+            digest_key,
+            generation: Generation(1),
+        };
+        let (clear, sealed) = (meta([7; 32].into()), meta(farside_region::DigestKey::Sealed(seal(1))));
+        let ours = Some(Some(seal(1)));
+        assert!(refuse_another_seal(&sealed, ours, true).is_ok() && refuse_another_seal(&clear, Some(None), false).is_ok());
+        // A host that is built anew has no files of it yet.
+        assert!(refuse_another_seal(&sealed, None, true).is_ok() && refuse_another_seal(&clear, None, false).is_ok());
+        for (told, here, is_to_be) in [
+            (&clear, ours, true),
+            (&clear, ours, false),
+            (&clear, None, true),
+            (&sealed, Some(None), false),
+            (&sealed, Some(Some(seal(2))), true),
+        ] {
+            let why = refuse_another_seal(told, here, is_to_be).expect_err("it differs");
+            assert!(why.contains("key_differs") && why.contains("data"), "{why}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LedgerPo
 use farside_store::{FileTarget, RestoreTarget as _, StoreError};
 use farside_transport::Connection;
 use farside_wire::{
-    DigestRun, Features, ForkPin, InstanceId, PULL_OPEN_MAX, PullBegin, PullChunk, PullFork, PullPoint, PullQuery,
+    DigestRun, Features, ForkPin, InstanceId, NO_KEY, PULL_OPEN_MAX, PullBegin, PullChunk, PullFork, PullPoint, PullQuery,
     ReceiverMessage, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
 };
 use tokio::sync::{Semaphore, oneshot};
@@ -32,6 +32,11 @@ pub(super) enum PullError {
     Ended(String),
     #[error("the receiver refuses: {0}")]
     Refused(String),
+    #[error("{0}")]
+    NotThere(String),
+    /// Of an encrypted volume, here or there. Nothing else is wrong.
+    #[error("{0}")]
+    NoKey(String),
     #[error("this receiver is too old for a failback: update it")]
     TooOld,
     #[error("this receiver is too old to say from where the disks went their own way: update it, or say --discard-branch")]
@@ -46,6 +51,12 @@ pub(super) enum PullError {
     Keep(#[from] KeepError),
     #[error("it was told to stop")]
     Stopped,
+}
+
+impl PullError {
+    fn refused(text: String) -> Self {
+        if text.starts_with(NO_KEY) { Self::NoKey(text) } else { Self::Refused(text) }
+    }
 }
 
 /// A receiver of which nothing comes for so long is asked over another connection.
@@ -263,7 +274,7 @@ impl Puller {
         loop {
             match tokio::time::timeout(LOOK, &mut answer).await {
                 Ok(Ok(Ok(answer))) => return Ok(answer),
-                Ok(Ok(Err(text))) => return Err(PullError::Refused(text)),
+                Ok(Ok(Err(text))) => return Err(PullError::refused(text)),
                 Ok(Err(_)) => {
                     let why = locked(&self.open).ended.clone();
                     return Err(PullError::Ended(why.unwrap_or_else(|| "it closed".to_owned())));

@@ -6,11 +6,12 @@ use std::ops::Bound;
 use farside_control::PointId;
 use farside_control::follower::Follows;
 use farside_control::source::LastPoint;
-use farside_ledger::{Point, PointMember, State};
+use farside_ledger::{Point, PointMember, State, VolumeState};
 use farside_region::{Name, Slot, VolumeId};
 use farside_store::{FollowLook, FollowStage, LazyPointReader, StoreError};
 
 use super::{Group, Place};
+use crate::keys;
 use crate::status::wall;
 
 /// What a follower wants.
@@ -45,6 +46,9 @@ pub(crate) enum FollowError {
     /// The store is away.
     #[error("{0}")]
     Away(String),
+    /// The volume is encrypted, and this gateway was not given its key.
+    #[error("{0}")]
+    NoKey(String),
     /// The store's.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -70,6 +74,11 @@ impl Group {
             Ok(point) => point,
             Err(why) => return Ok(FollowNext::Nothing(why)),
         };
+        // Also of one that is where it should be: it could not be promoted.
+        let meta = state.volume(volume).map(VolumeState::meta);
+        if let Some(words) = meta.and_then(|meta| keys::none_given(&self.receiver.config(), &self.names, meta)) {
+            return Err(FollowError::NoKey(words));
+        }
         let shown = shown(state, chosen);
         if let FollowStage::At(at) = ask.stage
             && at.slot == chosen.slot
