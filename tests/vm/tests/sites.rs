@@ -27,7 +27,7 @@ const AFTER: u64 = 5;
 /// How many B adds before A gets what differs, and while A follows.
 const AT_B: u64 = 40;
 const WHILE_A_FOLLOWS: u64 = 20;
-/// Rows of B that no compression makes small, and their bytes: what came back is told from what it would be without compression.
+/// Rows of B that no compression makes small, and the bytes of each: with them, what comes back is hardly less than what differs.
 const BALLAST_ROWS: u64 = 48;
 const BALLAST_BYTES: u64 = 64 << 10;
 
@@ -36,6 +36,8 @@ const NOT_ADVANCING: i32 = 8;
 /// The receiver's command line, at B.
 const RECEIVER: &str = "farside --socket /store/receiver.sock";
 const DAEMON_SOCKET: &str = "/run/farsided.sock";
+/// Where B lays the branch of A.
+const BRANCH: &str = "/store/branch";
 const JOURNAL: &str = "/run/journal";
 /// The server's clock, as `/proc` says it: hundredths of a second, cut off.
 const CLOCK: &str = "split_part(pg_read_file('/proc/uptime'), ' ', 1)";
@@ -59,7 +61,7 @@ STAND_IN
 fn machine(name: &'static str, network: &Network, toolbox: &Arc<Toolbox>, disk: &'static str) -> Machine {
     Machine::new(name, Kernel::Backports)
         .memory_mib(768)
-        .modules(&["ublk_drv"])
+        .modules(&["nbd", "ublk_drv"])
         .programs(&["farside", "farsided"])
         .debian_programs(&["mke2fs"])
         .disk(DiskSpec::blank(disk, VOLUME_MIB))
@@ -112,9 +114,13 @@ fn newest(b: &mut Guest) -> Value {
     json(b, &format!("{RECEIVER} point show latest --of host1/default"))["id"].clone()
 }
 
+fn mount(guest: &mut Guest, device: &str) {
+    guest.run(&format!("mount -t ext4 -o noatime {device} /mnt && mount -o bind /mnt {AT}/mnt"));
+}
+
 /// The database, wherever the volume's device is.
 fn start_database(guest: &mut Guest, toolbox: &Toolbox, address: &str) {
-    guest.run(&format!("mount -t ext4 {DEVICE} /mnt && mount -o bind /mnt {AT}/mnt"));
+    mount(guest, DEVICE);
     start_server(guest, toolbox, &format!("-c listen_addresses={address} -c autovacuum=off"));
 }
 
@@ -131,7 +137,8 @@ fn count(guest: &mut Guest, toolbox: &Toolbox) -> u64 {
     count.parse().expect("a number")
 }
 
-/// A command of the shell that asks a server for one transaction after the other, by their numbers, and writes down when each was begun and acknowledged.
+/// A command of the shell that asks a server for one transaction after the other, by their numbers, and writes down when each was begun
+/// and acknowledged, by the server's clock.
 fn client(toolbox: &Toolbox, server: &str, first: u64, last: Option<u64>) -> String {
     let others = ACCOUNTS - 1;
     let enough = last.map_or_else(|| "true".to_owned(), |last| format!("[ $n -lt {last} ]"));
@@ -160,7 +167,9 @@ struct Transaction {
 /// What the client wrote down, from the first transaction on.
 fn journal(guest: &mut Guest) -> Vec<Transaction> {
     let mut all: Vec<Transaction> = Vec::new();
-    for line in String::from_utf8(guest.download(JOURNAL)).expect("lines").lines() {
+    let said = String::from_utf8(guest.download(JOURNAL)).expect("lines");
+    let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    for line in whole.lines() {
         let [what, number, clock] = line.split('|').collect::<Vec<_>>()[..] else { continue };
         let (seconds, hundredths) = clock.split_once('.').expect("hundredths of a second");
         let steps = seconds.parse::<u64>().expect("seconds") * 100 + hundredths.parse::<u64>().expect("hundredths");
@@ -199,7 +208,7 @@ impl Cut {
     }
 }
 
-/// Every point of the group that a journal's transactions went into, the oldest first.
+/// Every point of the group, the oldest first; all are of one boot of A.
 fn cuts(b: &mut Guest) -> Vec<Cut> {
     let listed = json(b, &format!("{RECEIVER} point list host1/default"));
     let points = listed.as_array().or_else(|| listed["points"].as_array()).expect("a list of points");
@@ -229,8 +238,8 @@ fn scribble(guest: &mut Guest) {
 /// Waits until the old host holds the newest point of the one that stands in, which is quiet, and gives what its failback says of itself.
 fn follows(a: &mut Guest, b: &mut Guest) -> Value {
     wait_for_group(b, "everything at B to be published", is_quiet);
-    let newest = newest(b);
     wait_until("A to hold the newest point of B", || {
+        let newest = newest(b);
         let now = json(a, &format!("{CLI} failback --list"))[0].clone();
         if now["stage"] == "following" && now["holds"]["id"] == newest { Ok(now) } else { Err(format!("{now:#}")) }
     })
@@ -397,8 +406,12 @@ impl Sites {
         let daemon = start_daemon(&mut a);
         wait_for_state(&mut a, "fenced");
         let said = a.attempt(&format!("{CLI} status --check"));
-        let names_it = said.stdout.contains("volume data: another copy of this volume was promoted");
-        assert!(said.code == NOT_ADVANCING && names_it && said.stdout.contains("farside explain fenced"), "{said:?}");
+        assert!(said.code == NOT_ADVANCING && said.stdout.starts_with("NOT ADVANCING"), "{said:?}");
+        for words in
+            ["volume data: another copy of this volume was promoted", "farside failback default", "farside explain fenced"]
+        {
+            assert!(said.stdout.contains(words), "{said:?}");
+        }
         (a, daemon)
     }
 
@@ -410,6 +423,7 @@ impl Sites {
         let failback = a.start_command(&format!("exec {CLI} failback default --yes"), "/run/failback.log");
         let now = follows(a, b);
         a.wait_for_end(failback);
+        a.run("grep -q ', and follow$' /run/failback.log");
         let after = self.gateway.disk_content("standby");
         assert!(self.host.disk_content("data") == after, "A follows, and is not what B has");
         let changed = difference(&before, &after);
@@ -462,6 +476,36 @@ impl Sites {
         follows_again(b);
         assert!(self.host.disk_content("data") == self.gateway.disk_content("standby"), "the standby is not what A has");
     }
+
+    /// What A had acknowledged, and no point held, is not lost either: A kept it, as a branch, before its disk was overwritten. B opens that
+    /// over the point that it took over, and a database starts on it.
+    fn open_the_branch(&mut self, a: &mut Guest, journal: &[Transaction]) {
+        let kept = json(a, &format!("{CLI} branch list"))[0].clone();
+        assert!(kept["whole"] == true && kept["trouble"].is_null(), "{kept:#}");
+        let text = |of: &Value| of.as_str().unwrap_or_else(|| panic!("text in {kept:#}")).to_owned();
+        let b = self.gateway.guest();
+        for file in ["data", "lock", "map", "overlay.json"] {
+            let content = a.download(&format!("{}/data/{file}", text(&kept["path"])));
+            b.upload(&format!("{BRANCH}/{file}"), &content, 0o600);
+        }
+        let open = format!("{RECEIVER} point open host1/default/data {} --store /store/store", text(&kept["over"]["id"]));
+        let opened =
+            b.start_command(&format!("cd /run && exec {open} --writable --overlay {BRANCH} --device --json"), "/run/branch.log");
+        let device = wait_until("the branch to be open", || {
+            let said = String::from_utf8(b.download("/run/branch.log")).expect("text");
+            assert!(b.lives(opened), "{said}");
+            serde_json::from_str::<Value>(&said).map(|opened| text(&opened["device"])).map_err(|_| said)
+        });
+        mount(b, &device);
+        start_server(b, &self.toolbox, "");
+        let found = count(b, &self.toolbox);
+        let (acknowledged, begun) = (acknowledged(journal), journal.len() as u64);
+        println!("the branch of A has {found}, of {acknowledged} that were acknowledged");
+        assert!((acknowledged..=begun).contains(&found), "{found} transactions; {acknowledged} were acknowledged, {begun} begun");
+        stop_database(b, &self.toolbox);
+        b.run(&format!("kill {opened}"));
+        b.wait_for_end(opened);
+    }
 }
 
 #[test]
@@ -474,6 +518,7 @@ fn a_database_goes_to_the_other_site_when_the_power_is_cut_and_comes_back_whole(
     sites.fail_back(&mut a);
     let all = sites.cut_over(&mut a, &taken);
     sites.begin_anew(&mut a, all);
+    sites.open_the_branch(&mut a, &journal);
     a.run(&format!("{CLI} volume remove data --yes"));
     stop_daemon(&mut a, daemon);
     a.shut_down();
