@@ -144,7 +144,9 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
         let words = if names_volumes(status) { "no volume is served" } else { "no volume is protected yet" };
         return Verdict::new(Some(Error), format!("NOT PROTECTED: {words}"));
     }
-    let never: Vec<&str> = volumes.iter().filter(|volume| !volume.in_last_point).map(|volume| volume.name.as_str()).collect();
+    // Points of a volume that was failed over are there, and are no longer this host's.
+    let never = volumes.iter().filter(|volume| !volume.in_last_point && volume.state != VolumeState::Fenced);
+    let never: Vec<&str> = never.map(|volume| volume.name.as_str()).collect();
     let lag = status.groups.iter().map(|group| group.lag_ms).try_fold(0, |worst, lag| lag.map(|lag| worst.max(lag)));
     let age = lag.map_or_else(
         || "how old a restore would be is not known".to_owned(),
@@ -530,7 +532,13 @@ mod tests {
         let well = verdict(|_| {});
         assert_eq!((well.severity, &well.words[..10]), (None, "PROTECTED:"));
         type Wrong = (fn(&mut SourceStatus), Severity, &'static str);
-        let wrongs: [Wrong; 8] = [
+        let fenced: fn(&mut SourceStatus) = |s| {
+            let volume = &mut s.groups[0].volumes[0];
+            (volume.state, volume.in_last_point) = (VolumeState::Fenced, false); // as after a boot: its points are others' now
+            volume.reasons.push(Reason::new(Severity::Error, Code::Fenced, "promoted", ""));
+        };
+        let wrongs: [Wrong; 9] = [
+            (fenced, Severity::Error, "NOT ADVANCING"),
             (|s| s.connection = Connection::NotPaired, Severity::Error, "NOT PROTECTED"),
             (|s| s.groups.clear(), Severity::Error, "NOT PROTECTED"),
             (|s| s.groups[0].volumes[0].in_last_point = false, Severity::Warning, "NOT PROTECTED YET"),

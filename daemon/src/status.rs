@@ -266,9 +266,9 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
     let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     use Severity::{Error, Warning};
     let mut reasons: Vec<Reason> = member.growth_reason().into_iter().collect();
-    let name = &member.served.config.name;
+    let (name, group) = (&member.served.config.name, &member.served.config.group);
     let mut say = |severity, code: Code, message: String, todo: &str| {
-        reasons.push(Reason::new(severity, code, message, todo.replace("NAME", name.as_str())));
+        reasons.push(Reason::new(severity, code, message, todo.replace("NAME", name.as_str()).replace("GROUP", group.as_str())));
     };
     let compared = "everything is compared by itself then; points appear again after that, the older ones stay good";
     if let Some(why) = &member.sight.unseen {
@@ -318,8 +318,8 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
             Error,
             Code::Fenced,
             "another copy of this volume was promoted".into(),
-            "this host serves its own disk and replicates nothing; decide which side lives: if this one, `farside volume resync NAME --accept \
-             fenced` takes the history back",
+            "this host serves its own disk and replicates nothing; decide which side lives: if the copy, `farside failback GROUP` brings what \
+             was published there to this host; if this one, `farside volume resync NAME --accept fenced` takes the history back",
         ),
         State::Refused(RefusedWhy::Shape) => say(
             Error,

@@ -64,7 +64,7 @@ impl Application {
                 host.start_load_in("/mnt/records");
             }
             Self::Postgres => {
-                host.guest.run(&start_server(toolbox));
+                start_server(&mut host.guest, toolbox, "");
                 let done = "SELECT coalesce(max(n), 0) FROM generate_series(0, 1) c LEFT JOIN history ON client = c GROUP BY c ORDER BY c";
                 let done = ask(&mut host.guest, toolbox, done);
                 let mut all = String::new();
@@ -116,14 +116,29 @@ pub fn lay_ledger(guest: &mut Guest) {
     guest.run(&format!("cp -a {AT}/ledger /mnt/pg && sync"));
 }
 
-/// The server that wrote the ledger is not here, whatever its lock says.
-fn start_server(toolbox: &Toolbox) -> String {
-    let start =
-        toolbox.postgres("pg_ctl", &format!("start --wait --timeout 180 --silent -D /mnt/pg -l /run/pg/log -o '{SERVER}'"));
-    format!("rm -f /mnt/pg/postmaster.pid; {start} >/run/pg/start 2>&1 </dev/null || {{ cat /run/pg/*; false; }}")
+/// Starts PostgreSQL on a ledger, with `more` options than all have. The server that wrote it is not here, whatever its lock says.
+///
+/// # Panics
+/// When it does not come up.
+pub fn start_server(guest: &mut Guest, toolbox: &Toolbox, more: &str) {
+    let options = format!("start --wait --timeout 180 --silent -D /mnt/pg -l /run/pg/log -o '{SERVER} {more}'");
+    let start = toolbox.postgres("pg_ctl", &options);
+    guest.run(&format!("rm -f /mnt/pg/postmaster.pid; {start} >/run/pg/start 2>&1 </dev/null || {{ cat /run/pg/*; false; }}"));
 }
 
-fn ask(guest: &mut Guest, toolbox: &Toolbox, query: &str) -> String {
+/// Ends it in order.
+///
+/// # Panics
+/// When it does not end.
+pub fn stop_server(guest: &mut Guest, toolbox: &Toolbox) {
+    guest.run(&toolbox.postgres("pg_ctl", "stop --wait --timeout 180 --silent -m fast -D /mnt/pg"));
+}
+
+/// What it answers to a query, in which there are no double quotes.
+///
+/// # Panics
+/// When it refuses.
+pub fn ask(guest: &mut Guest, toolbox: &Toolbox, query: &str) -> String {
     guest.run(&toolbox.postgres("psql", &format!("{CLIENT} -c \"{query}\"")))
 }
 
@@ -148,7 +163,7 @@ fn client_script(toolbox: &Toolbox) -> String {
 
 /// It recovers; sums agree, everything acknowledged is there, indexes and tables agree, and every page's checksum is right.
 fn judge_ledger(guest: &mut Guest, toolbox: &Toolbox, promised: &str) {
-    guest.run(&start_server(toolbox));
+    start_server(guest, toolbox, "");
     let said = ask(guest, toolbox, &format!("{SUMS}; SELECT client, count(*) FROM history GROUP BY client"));
     let (sums, found) = said.split_once('\n').expect("two answers");
     assert_eq!(sums, AGREED, "the sums do not agree");
@@ -163,6 +178,6 @@ fn judge_ledger(guest: &mut Guest, toolbox: &Toolbox, promised: &str) {
     }
     let check: Output = guest.attempt(&toolbox.postgres("pg_amcheck", "-h /run/pg -d postgres --heapallindexed -t public.*"));
     assert!(check.code == 0 && check.stdout.is_empty() && check.stderr.is_empty(), "pg_amcheck: {check:?}");
-    guest.run(&toolbox.postgres("pg_ctl", "stop --wait --timeout 180 --silent -m fast -D /mnt/pg"));
+    stop_server(guest, toolbox);
     guest.run(&toolbox.postgres("pg_checksums", "--check -D /mnt/pg"));
 }

@@ -112,6 +112,17 @@ impl Gateway {
         }
     }
 
+    /// What a reader of a disk of an emulated one would see.
+    ///
+    /// # Panics
+    /// When it is none, or has no disk of that name.
+    pub fn disk_content(&self, serial: &str) -> Vec<u8> {
+        match &self.place {
+            Place::Here(_) => panic!("it is no emulated machine"),
+            Place::Emulated(emulated) => emulated.machine.disk_content(serial),
+        }
+    }
+
     /// Runs a command of the shell at it that must succeed, with our programs in its search path. Returns its standard output.
     ///
     /// # Panics
