@@ -167,36 +167,39 @@ fn copy(global: &Global, location: &Location, of: Option<&Address>, folder: &Pat
     let failed =
         |error: anyhow::Error| Failure::new(Exit::Failed, format!("{error:#}"), "run this as the user that runs farsided");
     let has = in_folder(folder)?;
+    let unusable: Vec<String> = there
+        .iter()
+        .filter_map(|stored| {
+            Some(format!("{} cannot be used, and was left: {}", names.key(stored.number), stored.wrapping.as_ref().err()?))
+        })
+        .collect();
+    if unusable.len() == there.len() {
+        let message = format!("no wrapped key of group {names} can be used: {}", unusable.join("; "));
+        return Err(Failure::new(Exit::Damaged, message, "put them back from a copy of the store, or from the host's folder"));
+    }
     // † farsided takes the first that it can unwrap: one of another key would have it encrypt with that.
-    let known = |key: KeyId| there.iter().any(|stored| stored.wrapping.as_ref().is_ok_and(|wrapping| wrapping.key() == key));
+    let group = store.group(&names)?;
+    let sealed: BTreeSet<KeyId> = group.state().volumes().filter_map(|(_, v)| Some(v.meta().digest_key.seal()?.key)).collect();
+    let known = |key: &KeyId| {
+        sealed.contains(key) || there.iter().any(|stored| stored.wrapping.as_ref().is_ok_and(|wrapping| wrapping.key() == *key))
+    };
     let strange = has.iter().find_map(|(number, _, wrapping)| {
-        wrapping.as_ref().ok().map(Wrapping::key).filter(|key| !known(*key)).map(|key| (folder.join(number.to_string()), key))
+        let key = wrapping.as_ref().ok().map(Wrapping::key).filter(|key| !known(key))?;
+        Some((folder.join(number.to_string()), key))
     });
     if let Some((path, key)) = strange {
         let message = format!("{} is of the key {key}, which is none of group {names} in this store", path.display());
         return Err(Failure::new(Exit::Refused, message, "if nothing is encrypted with it, move it away, and say this again"));
     }
-    let (mut made, mut text, mut left) = (Vec::new(), String::new(), 0);
-    for stored in &there {
-        let wrapping = match &stored.wrapping {
-            Ok(wrapping) => wrapping,
-            Err(why) => {
-                left += 1;
-                let path = names.key(stored.number).to_string();
-                text.push_str(&format!("! {path} cannot be used, and was left: {why}\n"));
-                continue;
-            }
-        };
+    let (mut made, mut text) = (Vec::new(), String::new());
+    unusable.iter().for_each(|line| text.push_str(&format!("! {line}\n")));
+    for (stored, wrapping) in there.iter().filter_map(|stored| Some((stored, stored.wrapping.as_ref().ok()?))) {
         if has.iter().any(|(_, has, _)| *has == stored.bytes) {
             continue;
         }
         let path = farside_daemon::keys::add_bytes(folder, &stored.bytes).map_err(failed)?.display().to_string();
         text.push_str(&format!("the key {}, wrapped by {}, is in {path}\n", wrapping.key(), wrapping.way()));
         made.push(Made { path, key: Some(wrapping.key().to_string()) });
-    }
-    if left == there.len() {
-        let message = format!("no wrapped key of group {names} can be used: {}", text.replace(['!', '\n'], "").trim());
-        return Err(Failure::new(Exit::Damaged, message, "put them back from a copy of the store, or from the host's folder"));
     }
     if global.json {
         return print::json(&made);

@@ -104,7 +104,7 @@ struct Failback {
     /// What could not be read of the disks so far.
     suspects: Arc<Suspects>,
     /// The group's, once it was needed.
-    key: tokio::sync::Mutex<Option<GroupKey>>,
+    key: Arc<tokio::sync::Mutex<Option<GroupKey>>>,
     /// Who has it may write to the disks.
     disks: tokio::sync::Mutex<Disks>,
 }
@@ -117,7 +117,7 @@ impl Failback {
             traffic: Arc::default(),
             told: Notify::new(),
             suspects: Arc::default(),
-            key: tokio::sync::Mutex::default(),
+            key: Arc::default(),
             disks: tokio::sync::Mutex::default(),
         }
     }
@@ -660,6 +660,11 @@ impl Daemon {
                 Err(error) if note.finish.is_some_and(|finish| finish.force) && !matches!(error, PullError::NoKey(_)) => {
                     warn!(group = %note.group, %error, "the failback is finished without a word of the receiver");
                     return self.go_back(failback, &held, have, None).await?.ok_or_else(|| error.into());
+                }
+                Err(error @ PullError::NoKey(_)) if note.finish.is_some() => {
+                    return Err(anyhow::Error::from(error).context(
+                        "there may be a newer point: give the gateway the key; or stop the gateway, and say --finish --force, to finish without it; or --abort",
+                    ));
                 }
                 Err(error) => return Err(error.into()),
             };

@@ -164,10 +164,17 @@ pub(crate) fn known(state_dir: &Path, group: &Name, keeper: &Keeper, wanted: Key
 }
 
 /// Whether a volume of this host is encrypted, as its files say; `None`: there are none.
-pub(crate) fn seal_here(state_dir: &Path, group: &Name, volume: &Name) -> Option<Option<Seal>> {
+///
+/// # Errors
+/// When they cannot be read: then nobody can tell.
+pub(crate) fn seal_here(state_dir: &Path, group: &Name, volume: &Name) -> anyhow::Result<Option<Option<Seal>>> {
     let path = volumes_path(state_dir).join(group.as_str()).join(volume.as_str()).join("meta.json");
-    let meta = serde_json::from_slice::<VolumeMeta>(&std::fs::read(path).ok()?).ok()?;
-    Some(meta.digest_key.seal().copied())
+    let bytes = match std::fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.with_context(|| path.display().to_string())?,
+    };
+    let meta: VolumeMeta = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+    Ok(Some(meta.digest_key.seal().copied()))
 }
 
 fn unwrap(folder: &Path, there: &InFolder, keeper: &Keeper) -> anyhow::Result<GroupKey> {

@@ -25,7 +25,7 @@ use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
 use farside_objects::Location;
 use farside_region::{LedgerPosition, Name, Slot};
 use farside_store::{
-    FileTarget, FollowKeeper, FollowLook, FollowProgress, FollowStage, Follower, Following, GroupNames, StoreError,
+    FileTarget, FollowKeeper, FollowLook, FollowProgress, FollowStage, Follower, Following, GroupNames, StoreError, Unlocking,
 };
 use farside_transport::Backoff;
 use jiff::Timestamp;
@@ -911,7 +911,7 @@ impl Runner {
                     // What it held it holds until something is written; nobody can rely on it.
                     view.holds = None;
                 });
-                self.advance(&group, &look, &point, filling)?;
+                self.advance(&group, (&look, &keys), &point, filling)?;
                 match again {
                     true => self.release()?,
                     // Where there is always a newer one, too.
@@ -942,23 +942,29 @@ impl Runner {
             Err(StoreError::NoSuchPoint { .. }) => self.with_follower(None, |follower| follower.recognise()),
             other => {
                 let reader = other.map_err(of_store)?;
-                let progress = |_: FollowProgress| goes_on(&receiver, &entry);
+                let is_given = || !reader.is_sealed() || receiver.config().keeper_of(group.names()).is_some();
+                let progress = |_: FollowProgress| goes_on(&receiver, &entry) && is_given();
                 self.with_follower(None, |follower| follower.inspect(&reader, &progress))
             }
         }
     }
 
-    fn advance(&mut self, group: &GroupHandle, look: &FollowLook, point: &LastPoint, is_filling: bool) -> Result<(), Trouble> {
+    fn advance(
+        &mut self,
+        group: &GroupHandle,
+        (look, keys): (&FollowLook, &Arc<Unlocking>),
+        point: &LastPoint,
+        is_filling: bool,
+    ) -> Result<(), Trouble> {
         let begun = Instant::now();
         let (receiver, entry) = (Arc::clone(&self.receiver), Arc::clone(&self.entry));
         let volume = lock(&entry.definition).volume.clone();
         let base = |slot: Slot| open_base(&receiver, group, &volume, slot);
-        let keys = receiver.keys.of(&receiver.config(), group.names());
         let is_sealed = look.reader().is_sealed();
         let progress = |progress: FollowProgress| {
             lock(&entry.view).progress = progress;
             // What was given and is taken away is used no more.
-            goes_on(&receiver, &entry) && (!is_sealed || receiver.keys.is_current(group.names(), &keys))
+            goes_on(&receiver, &entry) && (!is_sealed || receiver.keys.is_current(&receiver.config(), group.names(), keys))
         };
         let slot = look.point().slot;
         let report = self
@@ -1030,7 +1036,8 @@ impl Runner {
         let progress = |progress: FollowProgress| {
             lock(&entry.view).progress = progress;
             // † Whoever waits for a promotion does not wait for this.
-            goes_on(&receiver, &entry) && lock(&entry.definition).promoted.is_none()
+            let is_given = !reader.is_sealed() || receiver.config().keeper_of(group.names()).is_some();
+            goes_on(&receiver, &entry) && lock(&entry.definition).promoted.is_none() && is_given
         };
         let now_ms = Timestamp::now().as_millisecond();
         let compared = self.with_follower(None, |follower| follower.verify(&reader, &progress));

@@ -16,14 +16,19 @@ use crate::config::Config;
 /// What was unwrapped so far.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    given: Mutex<BTreeMap<GroupNames, (Option<Keeper>, Arc<Unlocking>)>>,
+    given: Mutex<BTreeMap<GroupNames, Given>>,
 }
+
+/// What unwraps a group's key, and what came of that.
+type Given = (Option<Keeper>, Arc<Unlocking>);
 
 impl Keys {
     /// Forgets what the configuration does not name any more.
     pub(crate) fn keep_those_of(&self, config: &Config) {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         given.retain(|names, (keeper, _)| keeper.as_ref() == config.keeper_of(names));
+        // Whoever mended something reads the configuration again.
+        given.values().for_each(|(_, unlocking)| unlocking.forget_failures());
     }
 
     /// For a group, as the configuration has it now.
@@ -33,7 +38,7 @@ impl Keys {
         match given.get(names) {
             Some((known, unlocking)) if known.as_ref() == keeper => Arc::clone(unlocking),
             _ => {
-                let unlocking = Arc::new(Unlocking::new(keeper.cloned()));
+                let unlocking = Arc::new(Unlocking::for_service(keeper.cloned()));
                 given.insert(names.clone(), (keeper.cloned(), Arc::clone(&unlocking)));
                 unlocking
             }
@@ -43,9 +48,11 @@ impl Keys {
 
 impl Keys {
     /// Whether the configuration still says what this was made of.
-    pub(crate) fn is_current(&self, names: &GroupNames, unlocking: &Arc<Unlocking>) -> bool {
+    pub(crate) fn is_current(&self, config: &Config, names: &GroupNames, unlocking: &Arc<Unlocking>) -> bool {
         let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.get(names).is_some_and(|(_, known)| Arc::ptr_eq(known, unlocking))
+        // † Who looked into a configuration that is just being replaced may have put its keeper back.
+        let is_it = |(keeper, known): &Given| keeper.as_ref() == config.keeper_of(names) && Arc::ptr_eq(known, unlocking);
+        given.get(names).is_some_and(is_it)
     }
 }
 
@@ -94,7 +101,9 @@ mod tests {
         let keys = Keys::default();
         let first = keys.of(&with("/a"), &names);
         assert!(Arc::ptr_eq(&first, &keys.of(&with("/a"), &names)), "unwrapped once");
+        assert!(keys.is_current(&with("/a"), &names, &first) && !keys.is_current(&with("/b"), &names, &first));
         assert!(!Arc::ptr_eq(&first, &keys.of(&with("/b"), &names)));
+        assert!(!keys.is_current(&with("/a"), &names, &first));
         keys.keep_those_of(&Config::default());
         assert_eq!(Arc::strong_count(&first), 1, "nothing here holds it any more");
     }

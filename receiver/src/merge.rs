@@ -91,8 +91,11 @@ impl Runner {
                 return false;
             }
         };
-        let paced = Paced::new(&self.receiver);
-        let found = match look.find(&|bytes| paced.goes_on(bytes)) {
+        let (paced, is_sealed) = (Paced::new(&self.receiver), look.is_sealed());
+        // What was given and is taken away is used no more.
+        let is_given = || !is_sealed || self.receiver.keys.is_current(&self.receiver.config(), group.names(), &keys);
+        let goes_on = |bytes: u64| paced.goes_on(bytes) && is_given();
+        let found = match look.find(&goes_on) {
             Ok(found) => found,
             Err(error) => {
                 if !matches!(error, StoreError::Stopped) {
@@ -104,7 +107,7 @@ impl Runner {
         };
         let mut merged = false;
         for merge in &found.merges {
-            let tried = match look.write(merge, &|bytes| paced.goes_on(bytes)) {
+            let tried = match look.write(merge, &goes_on) {
                 Ok(tried) => tried,
                 Err(error) => {
                     tracing::warn!(group = %group.names(), %error, "nothing can be merged");

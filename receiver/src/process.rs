@@ -118,7 +118,7 @@ struct Granted {
 }
 
 /// Once all groups have stopped, followers are waited for so long.
-const FOLLOWERS_END: Duration = Duration::from_secs(10);
+const FOLLOWERS_END: Duration = Duration::from_secs(40);
 /// So much of the spare each source may draw, however many share it: its volumes' first claims.
 const SPARE_BYTES_MIN: u64 = 256 << 10;
 /// So much of its source's share each group may take to be its own until it looks again.

@@ -155,8 +155,11 @@ async fn answer_all(
                 if let Some(waiting) = waiting.take() {
                     (members, unlocking) = unlocked(receiver, group, host, waiting).await?;
                 }
-                if unlocking.as_ref().is_some_and(|known| !receiver.keys.is_current(group.names(), known)) {
-                    return Err((RefusalCode::Store, format!("{NO_KEY}any more: its key was taken away; its log says more")));
+                if unlocking.as_ref().is_some_and(|known| !receiver.keys.is_current(&receiver.config(), group.names(), known)) {
+                    return Err((
+                        RefusalCode::Store,
+                        format!("{NO_KEY}{} any more: the [[key]] of its group was changed in receiver.toml", query.volume),
+                    ));
                 }
                 // Whoever asks for more than may be open waits, unread.
                 let permit = Arc::clone(&open).acquire_owned().await.expect("it is never closed");

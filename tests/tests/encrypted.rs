@@ -431,6 +431,16 @@ fn a_gateway_that_was_given_the_key_does_what_it_does_for_others() {
     run(&mut copy);
     let again = run(&mut copy);
     assert!(String::from_utf8_lossy(&again.stdout).contains("has all of them"), "{again:?}");
+    // Not beside the key of something else, which would be taken for it.
+    let strange = new.path("strange");
+    fs::create_dir(&strange).expect("mkdir");
+    let kept = fs::read_to_string(folder.join("0")).expect("just copied");
+    let id = kept.split('"').skip_while(|word| *word != "key").nth(2).expect("its id").to_owned();
+    fs::write(strange.join("0"), kept.replace(&id, &"0".repeat(32))).expect("written");
+    let mut copy = program("farside");
+    copy.args(["key", "copy"]).arg(old.store()).args(["--of", "host1/default", "--to"]).arg(&strange);
+    let said = refused(&mut copy);
+    assert!(said.contains("is none of group") && !strange.join("1").exists(), "{said}");
     new.start_daemon();
     new.pair();
     run(&mut old.gateway(&["failover", "host1/default", "--stand-in", "host2"]));

@@ -19,7 +19,7 @@ use crate::replay::get;
 
 /// What could not be unwrapped is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(10);
-/// After so long no other wrapping is tried.
+/// A service tries no other wrapping after so long.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// So many are asked for at first: as a rule the key is among them.
 const FIRST: u64 = 4;
@@ -92,6 +92,8 @@ pub fn add_wrapping(backend: &dyn Backend, names: &GroupNames, bytes: &[u8]) -> 
 #[derive(Debug, Default)]
 pub struct Unlocking {
     keeper: Option<Keeper>,
+    /// After so long no other wrapping is tried, until the next time.
+    patience: Option<Duration>,
     known: Mutex<Known>,
 }
 
@@ -108,12 +110,24 @@ struct Failed {
     at: Instant,
     stored: Vec<StoredWrapping>,
     why: String,
+    /// The wrapping to begin with the next time: those before it were tried.
+    next: u64,
 }
 
 impl Unlocking {
-    /// Nothing is unwrapped before it is needed.
+    /// Nothing is unwrapped before it is needed; then every wrapping is tried, however long that takes.
     pub fn new(keeper: Option<Keeper>) -> Self {
-        Self { keeper, known: Mutex::default() }
+        Self { keeper, patience: None, known: Mutex::default() }
+    }
+
+    /// For a service, which nobody must hold up: where some wrappings take long, others are tried the next time.
+    pub fn for_service(keeper: Option<Keeper>) -> Self {
+        Self { patience: Some(PATIENCE), ..Self::new(keeper) }
+    }
+
+    /// What could not be had is tried again as soon as it is asked for.
+    pub fn forget_failures(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).failed = None;
     }
 
     /// The keys of a volume's content; of an encrypted one, unless somebody gave a key, those of who has none.
@@ -145,11 +159,15 @@ impl Unlocking {
             if let Some(failed) = known.failed.as_ref().filter(|failed| failed.key == seal.key && failed.at.elapsed() < AGAIN) {
                 return Err(needed(volume, seal, &failed.stored, failed.why.clone()));
             }
-            match unwrap(backend, names, seal, keeper)? {
-                Ok(key) => known.keys.push(key),
-                Err((stored, why)) => {
+            let from = known.failed.as_ref().filter(|failed| failed.key == seal.key).map_or(0, |failed| failed.next);
+            match unwrap(backend, names, seal, keeper, (from, self.patience))? {
+                Ok(key) => {
+                    known.failed = None;
+                    known.keys.push(key);
+                }
+                Err(Untold { stored, why, next }) => {
                     let error = needed(volume, seal, &stored, why.clone());
-                    known.failed = Some(Failed { key: seal.key, at: Instant::now(), stored, why });
+                    known.failed = Some(Failed { key: seal.key, at: Instant::now(), stored, why, next });
                     return Err(error);
                 }
             }
@@ -160,37 +178,51 @@ impl Unlocking {
     }
 }
 
-/// The key that a volume says, out of any of its wrappings that this opens; or the wrappings, and why none is.
+/// Wrappings that do not open, why, and which is to be tried first the next time.
+#[derive(Debug)]
+struct Untold {
+    stored: Vec<StoredWrapping>,
+    why: String,
+    next: u64,
+}
+
+/// The key that a volume says, out of any of its wrappings that this opens, those from a number on first. With a patience some may be left.
 fn unwrap(
     backend: &dyn Backend,
     names: &GroupNames,
     seal: &Seal,
     keeper: &Keeper,
-) -> Result<Result<GroupKey, (Vec<StoredWrapping>, String)>> {
-    let mut why = format!("`{keeper}` opens none of its wrappings");
-    let mut stored = Vec::new();
+    (from, patience): (u64, Option<Duration>),
+) -> Result<Result<GroupKey, Untold>> {
     // Whoever wrote the wrappings says what a passphrase costs: not of many groups at once.
     static PASSPHRASES: Mutex<()> = Mutex::new(());
-    let _one = matches!(keeper, Keeper::Passphrase(_) | Keeper::PassphraseFile(_))
-        .then(|| PASSPHRASES.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut why = format!("`{keeper}` opens none of its wrappings");
+    let mut stored = Vec::new();
     let begun = Instant::now();
-    for numbers in [0..FIRST, FIRST..WRAPPINGS_MAX] {
+    let halves = if from == 0 { vec![0..FIRST, FIRST..WRAPPINGS_MAX] } else { vec![from..WRAPPINGS_MAX, 0..from] };
+    for numbers in halves {
         let before = stored.len();
         stored.extend(wrappings_in(backend, names, numbers)?);
-        for wrapping in stored[before..].iter().filter_map(|stored| stored.wrapping.as_ref().ok()).filter(|w| w.key() == seal.key)
-        {
-            match wrapping.unwrap(keeper) {
+        let of_key = |stored: &&StoredWrapping| stored.wrapping.as_ref().is_ok_and(|wrapping| wrapping.key() == seal.key);
+        for found in stored[before..].iter().filter(of_key) {
+            if patience.is_some_and(|patience| begun.elapsed() >= patience) {
+                let next = found.number;
+                why.push_str("; it took long, and others are tried the next time");
+                return Ok(Err(Untold { stored, why, next }));
+            }
+            let Ok(wrapping) = &found.wrapping else { continue };
+            let is_costly = matches!(keeper, Keeper::Passphrase(_) | Keeper::PassphraseFile(_));
+            let one = is_costly.then(|| PASSPHRASES.lock().unwrap_or_else(PoisonError::into_inner));
+            let unwrapped = wrapping.unwrap(keeper);
+            drop(one);
+            match unwrapped {
                 Ok(key) => return Ok(Ok(key)),
                 Err(WrapError::OtherWay { .. }) => {}
                 Err(error) => why = error.to_string(),
             }
-            // A program that does not answer is not asked about each of them.
-            if begun.elapsed() >= PATIENCE {
-                return Ok(Err((stored, why)));
-            }
         }
     }
-    Ok(Err((stored, why)))
+    Ok(Err(Untold { stored, why, next: 0 }))
 }
 
 pub(crate) fn needed(volume: &VolumeMeta, seal: &Seal, stored: &[StoredWrapping], why: String) -> StoreError {

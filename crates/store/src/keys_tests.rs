@@ -159,7 +159,7 @@ fn wrapped_keys_are_asked_for_four_at_first() {
         let meta = TestVolume::new("v", 64).sealed(&group_key(number as u8 + 1)).meta;
         let seal = *meta.digest_key.seal().expect("sealed");
         let (key, counts) =
-            counting.during(|| unwrap(&*counting, &names, &seal, &Keeper::File(path.clone())).expect("read"));
+            counting.during(|| unwrap(&*counting, &names, &seal, &Keeper::File(path.clone()), (0, None)).expect("read"));
         assert_eq!(key.expect("its key").id(), seal.key);
         assert_eq!(counts.of(Request::Get) as u64, if number < FIRST { FIRST } else { WRAPPINGS_MAX }, "{number}");
     }
@@ -218,4 +218,24 @@ fn a_program_that_fails_is_not_started_by_each_who_waits_for_it() {
         }
     });
     assert_eq!(fs::read_to_string(count).expect("it was asked").lines().count(), 1);
+}
+
+/// Wrappings that take long keep no other from being tried, the next time.
+#[test]
+fn who_has_no_patience_goes_on_where_he_was() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let (file, names) = (key_file(&store, 1), GroupNames::new(name("host"), name("default")));
+    for byte in [2, 3, 1] {
+        group.keep_key(&wrapped(&group_key(1), &key_file(&store, byte))).expect("kept");
+    }
+    let reader = StoreReader::open(&store.path()).expect("open");
+    let volume = TestVolume::new("v", 64).sealed(&group_key(1));
+    let seal = *volume.meta.digest_key.seal().expect("sealed");
+    let tried = |from, patience| unwrap(&**reader.backend(), &names, &seal, &file, (from, patience)).expect("read");
+    assert_eq!(tried(0, None).expect("its key").id(), seal.key);
+    let left = tried(0, Some(Duration::ZERO)).expect_err("none was tried");
+    assert!(left.next == 0 && left.why.contains("the next time"), "{left:?}");
+    assert_eq!(tried(2, None).expect("the one that it begins with").id(), seal.key);
+    assert_eq!(tried(3, None).expect("those before it are tried as well").id(), seal.key);
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use farside_keys::{ContentKeys, GroupKey};
@@ -20,7 +21,7 @@ use crate::supervisor::Daemon;
 use crate::{keys, locked};
 
 /// What keeps the key is waited for so long: others wait for who waits.
-const KEY_WAIT: Duration = Duration::from_secs(30);
+const KEY_WAIT: Duration = Duration::from_secs(75);
 
 /// Whether a volume's disk can be brought to its part of a point, as far as that is a matter of the point.
 pub(super) fn fits(volume: &Name, point: &PullPoint) -> Result<(), String> {
@@ -35,10 +36,7 @@ pub(super) fn names_of(held: &[Held]) -> Vec<Name> {
 /// Holds what a receiver says of a volume against what this host knows of it.
 fn refuse_another_seal(told: &VolumeMeta, here: Option<Option<Seal>>, is_to_be: bool) -> Result<(), String> {
     let told_seal = told.digest_key.seal().copied();
-    let differs = match here {
-        Some(here) => here != told_seal,
-        None => is_to_be && told_seal.is_none(),
-    };
+    let differs = here.is_some_and(|here| here != told_seal) || (is_to_be && told_seal.is_none());
     if !differs {
         return Ok(());
     }
@@ -71,7 +69,10 @@ impl Daemon {
             fits(volume, point).map_err(PullError::NotThere)?;
             let member = point.members.iter().find(|member| member.meta.name == *volume).expect("it fits");
             let meta = &member.meta;
-            refuse_another_seal(meta, keys::seal_here(&state_path, &group, volume), is_to_be).map_err(PullError::NoKey)?;
+            let here = keys::seal_here(&state_path, &group, volume);
+            let here =
+                here.map_err(|why| PullError::NoKey(format!("whether volume {volume} is encrypted cannot be told: {why:#}")))?;
+            refuse_another_seal(meta, here, is_to_be).map_err(PullError::NoKey)?;
             let key = match meta.digest_key.seal() {
                 None => None,
                 Some(seal) => Some(self.key_of(failback, &group, &state_path, seal).await.map_err(|why| {
@@ -88,22 +89,24 @@ impl Daemon {
         Ok(all)
     }
 
-    /// The key of the group, which is kept as long as the failback.
+    /// The key of the group, which is kept as long as the failback. What takes too long goes on, and the next who asks has it.
     async fn key_of(&self, failback: &Failback, group: &Name, state_path: &Path, seal: &Seal) -> Result<GroupKey, String> {
-        let mut known = failback.key.lock().await;
-        if let Some(key) = known.as_ref().filter(|key| key.id() == seal.key) {
-            return Ok(key.clone());
-        }
         let encryption = self.group_config(group).encryption;
-        let keeper = encryption.ok_or("its group has no `encryption` and `key` in the configuration")?.keeper;
         let (group, state_path, wanted) = (group.clone(), state_path.to_owned(), seal.key);
-        let unwrap = tokio::task::spawn_blocking(move || {
-            keys::known(&state_path, &group, &keeper, wanted).map_err(|why| format!("{why:#}"))
-        });
-        let unwrapped = tokio::time::timeout(KEY_WAIT, unwrap).await;
-        let key =
-            unwrapped.map_err(|_| "what keeps it has not answered yet".to_owned())?.map_err(|error| error.to_string())??;
-        Ok(known.insert(key).clone())
+        let had = async {
+            let mut known = Arc::clone(&failback.key).lock_owned().await;
+            if let Some(key) = known.as_ref().filter(|key| key.id() == wanted) {
+                return Ok(key.clone());
+            }
+            let keeper = encryption.ok_or("its group has no `encryption` and `key` in the configuration")?.keeper;
+            let unwrap = move || {
+                let key = keys::known(&state_path, &group, &keeper, wanted).map_err(|why| format!("{why:#}"))?;
+                Ok(known.insert(key).clone())
+            };
+            tokio::task::spawn_blocking(unwrap).await.map_err(|error| error.to_string())?
+        };
+        let late = || Err("what keeps it has not answered yet".to_owned());
+        tokio::time::timeout(KEY_WAIT, had).await.unwrap_or_else(|_| late())
     }
 }
 
@@ -140,5 +143,25 @@ mod tests {
             let why = refuse_another_seal(told, here, is_to_be).expect_err("it differs");
             assert!(why.contains("key_differs") && why.contains("data"), "{why}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_clear() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (group, volume): (Name, Name) = ("db".parse().expect("a name"), "data".parse().expect("a name"));
+        let here = || keys::seal_here(dir.path(), &group, &volume);
+        assert_eq!(here().expect("nothing is there"), None);
+        let folder = crate::state_dir::volumes_path(dir.path()).join("db/data");
+        std::fs::create_dir_all(&folder).expect("mkdir");
+        let id = VolumeId([3; 16]);
+        let seal = GroupKey::new(Secret::new(&[1; 32])).seal(SealMode::EndToEnd, id);
+        for (digest_key, wanted) in [(farside_region::DigestKey::Sealed(seal), Some(seal)), ([7; 32].into(), None)] {
+            let (name, geometry) = (volume.clone(), Geometry::new(64 << 20).expect("a geometry"));
+            let meta = VolumeMeta { id, name, geometry, digest_key, generation: Generation(1) };
+            std::fs::write(folder.join("meta.json"), serde_json::to_vec(&meta).expect("plain data")).expect("written");
+            assert_eq!(here().expect("it is whole"), Some(wanted));
+        }
+        std::fs::write(folder.join("meta.json"), "{").expect("written");
+        assert!(here().expect_err("it is not whole").to_string().contains("meta.json"));
     }
 }

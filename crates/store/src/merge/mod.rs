@@ -116,11 +116,11 @@ impl Intervals {
     ///
     /// `has_key`: also of volumes that are encrypted.
     pub(crate) fn next(&mut self, image: &GroupImage, policy: &Policy, has_key: bool) -> Option<Interval> {
-        if let Some(next) = self.next_queued(image) {
+        if let Some(next) = self.next_queued(image, has_key) {
             return Some(next);
         }
         self.find(image, policy, has_key);
-        self.next_queued(image)
+        self.next_queued(image, has_key)
     }
 
     /// Whether there is one without a walk.
@@ -129,10 +129,13 @@ impl Intervals {
     }
 
     /// The next of those that were found, as it is now.
-    fn next_queued(&mut self, image: &GroupImage) -> Option<Interval> {
+    fn next_queued(&mut self, image: &GroupImage, has_key: bool) -> Option<Interval> {
         while let Some(Queued { volume, point, settled, parts: (first, last) }) = self.queue.pop_front() {
             let state = image.state();
             let Some(after) = state.interval(volume, point) else { continue };
+            if !has_key && state.volume(volume).is_some_and(|volume| volume.meta().digest_key.seal().is_some()) {
+                continue; // the key was taken away since
+            }
             let is_pinned = state.newest_pinned(volume).is_some_and(|pinned| pinned >= point);
             let of_it = |part: &&Part| {
                 part.name.layer.volume == volume && part.born <= point && after.is_none_or(|after| part.born > after)
@@ -308,6 +311,11 @@ impl MergeLook {
             keys => keys,
         };
         Ok(Self { keys, ..self })
+    }
+
+    /// Whether it is encrypted.
+    pub fn is_sealed(&self) -> bool {
+        self.keys.is_sealed()
     }
 
     /// Whose interval.
