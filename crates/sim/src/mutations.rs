@@ -270,6 +270,23 @@ pub const MUTATIONS: &[Mutation] = &[
         CORE,
         "fencing::l6_who_was_fenced_comes_back_on_a_persons_word_and_fences_the_other",
     ),
+    story("L6 a promotion outranks one volume of the group", LEDGER, "promotion::l6_a_promotion_outranks_every_volume"),
+    story(
+        "L6 a promotion fences the volumes of its point only",
+        LEDGER,
+        "promotion::l6_a_promotion_fences_volumes_that_no_point_holds_too",
+    ),
+    story(
+        "L6 a history that was taken back is called fenced",
+        LEDGER,
+        "promotion::l6_a_history_that_was_taken_back_is_not_fenced_by_its_own_claim",
+    ),
+    story("L6 who claimed is forgotten with its line", CORE, "fencing::l6_who_claimed_is_known_when_its_line_is_gone"),
+    story(
+        "L6 a yes that comes late drops what the one before was about",
+        CORE,
+        "fencing::l6_what_is_said_twice_of_a_history_holds_as_it_was_said",
+    ),
     story("L6 a yes to one promotion holds for the next", CORE, "fencing::l6_a_later_promotion_is_asked_about_again"),
     story("a claim gives a volume another key or seal", LEDGER, "stories::l4_a_volume_keeps_its_digest_key_or_its_seal"),
     story("an encrypted volume adopts what the ledger says", CORE, "sealed::l4_a_seal_is_never_adopted"),
