@@ -196,7 +196,11 @@ pub struct FollowLook {
 }
 
 impl FollowLook {
-    pub(crate) fn new(state: &State, reader: LazyPointReader, stage: &FollowStage) -> Result<Self> {
+    /// To the point that `reader` reads, which belongs to the group of `state`.
+    ///
+    /// # Errors
+    /// [`StoreError::TargetOfAnotherHistory`]; its content cannot be read here.
+    pub fn new(state: &State, reader: LazyPointReader, stage: &FollowStage) -> Result<Self> {
         reader.refuse_opaque()?;
         let point = reader.point();
         let gone = || StoreError::NoSuchPoint { point: point.to_string(), why: "its ledger does not go so far".to_owned() };
