@@ -58,6 +58,9 @@ pub(crate) struct Failover {
     wanted: Option<Slot>,
     forced: bool,
     stage: Stage,
+    /// The claims that fence are in the ledger.
+    #[serde(default)]
+    claimed: bool,
     /// The host that may publish in its place.
     #[serde(default)]
     stand_in: Option<Name>,
@@ -238,6 +241,7 @@ impl Failovers {
             wanted: request.point.map(Slot),
             forced: request.force,
             stage: Stage::Fencing,
+            claimed: false,
             stand_in,
             lose_staged: request.lose_staged,
             former: known.iter().flat_map(Failover::with_former).collect(),
@@ -409,13 +413,17 @@ impl Failovers {
             let Some(mut failover) = known else { return Ok(()) };
             let group = handle(receiver, names)?;
             match failover.stage {
-                Stage::Fencing => {
+                Stage::Fencing if !failover.claimed => {
                     let fence = Fence {
                         generation: Generation(failover.generation),
                         forced: failover.forced,
                         lose_staged: failover.lose_staged,
                     };
-                    ask(receiver, &group, |reply| Mail::Fence { fence, reply })?;
+                    // † Not the one that was asked for, if the source took its history back under that one since.
+                    failover.generation = ask(receiver, &group, |reply| Mail::Fence { fence, reply })?.0;
+                    failover.claimed = true;
+                }
+                Stage::Fencing => {
                     // Now none can be added.
                     failover.parted = look(receiver, &group, None)?.newest.map(|newest| Slot(newest.id.slot));
                     let point = match failover.wanted {

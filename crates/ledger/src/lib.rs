@@ -24,6 +24,7 @@ mod label;
 mod merges;
 mod packs;
 mod points;
+mod promotion;
 mod record;
 mod retention;
 mod state;

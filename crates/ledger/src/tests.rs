@@ -7,6 +7,7 @@ mod grid;
 mod labels;
 mod merges;
 mod packs;
+mod promotion;
 mod properties;
 mod retention;
 mod stories;

@@ -40,12 +40,15 @@ pub const FAULTS: &[(Fault, &str)] = &[
     (Fault::TornLedger, "fault: torn ledger"),
 ];
 
+/// What happens only in runs that are about it.
+pub const RARE_FAULTS: &[(Fault, &str)] = &[(Fault::Promote, "fault: promote"), (Fault::Rejoin, "fault: rejoin")];
+
 /// The name under which a fault is counted.
 ///
 /// # Panics
-/// When it is not in [`FAULTS`].
+/// When it is neither in [`FAULTS`] nor in [`RARE_FAULTS`].
 pub fn name_of(fault: Fault) -> &'static str {
-    FAULTS.iter().find(|f| f.0 == fault).map(|f| f.1).expect("every fault has a name")
+    FAULTS.iter().chain(RARE_FAULTS).find(|f| f.0 == fault).map(|f| f.1).expect("every fault has a name")
 }
 
 /// What a source may ask its driver for, and must in the gate.

@@ -336,6 +336,17 @@ impl Disk {
         out
     }
 
+    /// What is read from now on is what lies on the medium, where that is all that can be had: what a failed flush could not write is lost.
+    pub fn read_anew(&mut self) {
+        for (sector, n) in std::mem::take(&mut self.lost) {
+            let Some(versions) = self.cache.get_mut(&sector) else { continue };
+            versions.retain(|version| version.n > n);
+            let newest = versions.last().map_or(&self.durable[sector], |version| &version.value);
+            self.current[sector].clone_from(newest);
+        }
+        self.cache.retain(|_, versions| !versions.is_empty());
+    }
+
     /// What a failed flush left in doubt is what later flushes cover again. For a process that died before it could make the
     /// failure durable: nobody can know of it any more, and a rule that cannot be kept is not judged.
     pub fn forgive(&mut self) {

@@ -137,6 +137,8 @@ impl Run {
                 self.away(fault, volume);
                 return false;
             }
+            Fault::Promote => return self.promote(),
+            Fault::Rejoin => return self.rejoin(),
             Fault::Pin => return self.receiver.as_ref().is_some_and(|receiver| receiver.pin_something()),
             _ => return false,
         }
@@ -337,7 +339,7 @@ impl Run {
         true
     }
 
-    fn judge_new_life(&mut self, no: usize, tips: Tips) {
+    pub(crate) fn judge_new_life(&mut self, no: usize, tips: Tips) {
         let (world, site) = (self.world.clone(), self.world.site(no));
         site.life.set(world.new_life());
         self.judge.begin_life(&site, tips);

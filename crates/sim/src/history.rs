@@ -45,6 +45,8 @@ pub enum Refusal {
     Forked,
     /// The ledger lost what was seen.
     TargetRewound,
+    /// Somebody was promoted in its place.
+    Fenced,
 }
 
 /// Per volume, the newest record that published something of this history.
@@ -149,6 +151,7 @@ impl Histories {
                 // Two that claim in turns need not have published anything.
                 foreign || headless || world.sites().len() > 1
             }
+            Refusal::Fenced => unreachable!("another judge's"),
         };
         if right { Ok(()) } else { Err(format!("L6: v{volume} of site {} says {why:?} without a reason", site.no)) }
     }

@@ -13,10 +13,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use farside_ledger::{Body, CutTime, LayerKind, Layers, Record, Stamp, State, Verdict};
-use farside_region::{Geometry, LayerKey, Slot, Term, VolumeId};
+use farside_ledger::{Body, Claim, CutTime, LayerKind, Layers, Record, Stamp, State, Verdict};
+use farside_region::{Geometry, LayerKey, LedgerPosition, Slot, Term, VolumeId};
 use farside_store::GroupImage;
 
+use crate::failover::Failover;
 use crate::history::{Histories, Refusal, Tips};
 use crate::oracle::{Cut, Published, show};
 use crate::parts::{self, Content};
@@ -24,6 +25,7 @@ use crate::plan::Fault;
 use crate::receiver::Receiver;
 use crate::site::Site;
 use crate::source::{self, Source};
+use crate::succession::{Claimants, Claimed, Succession};
 use crate::world::{GRANULE_SECTORS, SECTOR, World};
 
 /// See the head of the file.
@@ -38,6 +40,7 @@ pub struct Judge {
     /// Per site and volume: changes of disk and map, and records, at the last look.
     seen: BTreeMap<(usize, usize), (u64, u64, u64)>,
     histories: Histories,
+    succession: Succession,
     looked_at: u64,
     clock: LedgerClock,
     ever_cloned: bool,
@@ -50,6 +53,7 @@ struct Before {
     heads: Vec<Vec<Published>>,
     clock: LedgerClock,
     pinned: BTreeMap<Slot, Slot>,
+    succession: Succession,
 }
 
 #[derive(Clone, Debug)]
@@ -94,6 +98,7 @@ impl Judge {
             healed: vec![false; world.volumes()],
             seen: BTreeMap::new(),
             histories: Histories::default(),
+            succession: Succession::default(),
             looked_at: 0,
             clock: LedgerClock::default(),
             ever_cloned: false,
@@ -128,6 +133,9 @@ impl Judge {
 
     /// A machine says that a volume is refused.
     pub fn on_refusal(&self, world: &World, site: &Site, volume: usize, why: Refusal) {
+        if why == Refusal::Fenced {
+            return world.check(self.succession.on_fenced(world, site, volume));
+        }
         world.check(self.histories.on_refusal(world, self.ledger(), site, volume, why));
     }
 
@@ -136,6 +144,7 @@ impl Judge {
         self.group = then.group.clone();
         self.heads.clone_from(&then.heads);
         self.points.clone_from(&then.points);
+        self.succession.clone_from(&then.succession);
         self.clock.clone_from(&then.clock);
         self.before.clone_from(&then.before);
         self.healed.fill(false);
@@ -153,7 +162,7 @@ impl Judge {
         self.group = crate::receiver::replay(world, slot);
         let Some(before) = self.before.get(slot as usize).cloned() else { return };
         self.before.truncate(slot as usize);
-        (self.heads, self.clock) = (before.heads, before.clock);
+        (self.heads, self.clock, self.succession) = (before.heads, before.clock, before.succession);
         world.pinned.replace(before.pinned);
         self.points.retain(|point, _| point.0 < slot);
         self.healed.fill(false);
@@ -169,7 +178,8 @@ impl Judge {
         };
         if world.plan.has(Fault::TornLedger) {
             let pinned = world.pinned.borrow().clone();
-            self.before.push(Before { heads: self.heads.clone(), clock: self.clock.clone(), pinned });
+            let succession = self.succession.clone();
+            self.before.push(Before { heads: self.heads.clone(), clock: self.clock.clone(), pinned, succession });
         }
         let before = self.ledger().points().len();
         let verdict = match self.group.apply(&record, digest, |part| parts::runs_of(world, part)) {
@@ -186,6 +196,10 @@ impl Judge {
             self.accepted += 1;
         }
         match &record.body {
+            Body::Claim(claim) if verdict == Verdict::Accepted => {
+                let fences = world.fences.borrow().contains(&digest);
+                self.on_claim(world, record.slot, claim, (record.stamp.writer, fences));
+            }
             Body::Layers(layers) if took_effect => self.on_layers(world, record.slot, layers),
             Body::Pin(pin) if took_effect => {
                 world.pinned.borrow_mut().insert(record.slot, pin.point);
@@ -202,6 +216,63 @@ impl Judge {
         }
     }
 
+    fn on_claim(&mut self, world: &World, slot: Slot, claim: &Claim, (writer, fences): ([u8; 16], bool)) {
+        let Some(volume) = world.volume_of(claim.volume.id) else {
+            return world.fail(format!("a claim of a volume that does not exist: {}", claim.volume.name));
+        };
+        let of_somebody = |by: &Claimants| by.get(&(volume, claim.volume.generation.0, claim.looked)).cloned();
+        let by = if fences { None } else { of_somebody(&world.claimants.borrow()) };
+        let claimed = Claimed { volume, slot, generation: claim.volume.generation.0, by: by.unwrap_or_default(), writer };
+        let newest = self.newest_point(volume);
+        world.check(self.succession.on_claim(world, claimed, newest));
+    }
+
+    /// The gateway says that a failover is done.
+    pub fn on_promoted(&mut self, world: &World, failover: &Failover) {
+        let whole = |point: &&PointTruth| failover.forced || !point.degraded;
+        let newest = self.points.iter().rev().find(|(_, point)| whole(point)).map(|(slot, _)| *slot);
+        let point = failover.point();
+        if failover.wanted.is_none() && point != newest {
+            return world.fail(format!("L6: the newest point is {newest:?}, and {point:?} was brought up in its place"));
+        }
+        if let Some(point) = point
+            && !world.pinned.borrow().values().any(|pinned| *pinned == point)
+        {
+            return world.fail(format!("L5: point {point} was brought up, and nothing keeps it"));
+        }
+        world.check(self.succession.on_promoted(failover.generation));
+    }
+
+    /// What a point holds of a volume, or its newest point if that one does not have it; as a restore leaves it.
+    pub fn restored(&self, volume: usize, point: Option<Slot>) -> Vec<u8> {
+        let of = |slot: &Slot| self.points.get(slot)?.images.get(&volume);
+        let newest = || self.points.values().rev().find_map(|p| p.images.get(&volume));
+        let image = point.as_ref().and_then(of).or_else(newest);
+        let bytes = |published: &Published| if let Published::Value(value) = published { *value } else { [0; SECTOR] };
+        image.map_or_else(|| vec![0; self.heads[volume].len() * SECTOR], |image| image.iter().flat_map(bytes).collect())
+    }
+
+    /// Where the newest point of a volume is.
+    pub fn newest_position(&self, volume: usize) -> Option<LedgerPosition> {
+        let slot = self.newest_point(volume)?;
+        Some(LedgerPosition { slot, digest: self.ledger().digest_at(slot)? })
+    }
+
+    /// What a point holds of a volume.
+    pub fn image_of(&self, volume: usize, point: Slot) -> Option<&Vec<Published>> {
+        self.points.get(&point)?.images.get(&volume)
+    }
+
+    /// Under which generation a volume was claimed last.
+    pub fn generation(&self, volume: usize) -> u64 {
+        self.succession.generation(volume)
+    }
+
+    /// Whether every volume was claimed above a generation.
+    pub fn is_taken_back(&self, generation: u64) -> bool {
+        (0..self.heads.len()).all(|volume| self.succession.generation(volume) > generation)
+    }
+
     fn on_layers(&mut self, world: &World, slot: Slot, layers: &Layers) {
         for entry in &layers.members {
             let Some(volume) = world.volume_of(entry.key.volume) else {
@@ -215,6 +286,9 @@ impl Judge {
             }
             let key = entry.key;
             if let Err(why) = self.histories.on_layer(world, self.group.state(), volume, key, slot) {
+                return world.fail(why);
+            }
+            if let Err(why) = self.succession.on_layer(world, volume, key) {
                 return world.fail(why);
             }
             for part in 0..entry.parts.len() as u32 {
@@ -271,7 +345,12 @@ impl Judge {
             }
             bad |= (0..self.heads[volume].len()).any(|s| self.was_bad(found, volume, s));
             images.insert(volume, self.heads[volume].clone());
-            self.healed[volume] |= found.no == 0;
+            self.healed[volume] |= Some(found.no) == world.main.get();
+            let author = world.authors.borrow().get(&entry.key).map(|author| author.site);
+            if author != Some(found.no) {
+                let why = format!("L6: point {slot} was cut on site {}, and its layer {} is of {author:?}", found.no, entry.key);
+                return world.fail(why);
+            }
         }
         if degraded {
             world.met("degraded point");
@@ -514,12 +593,12 @@ impl Judge {
 
     /// Published and disk are the same, and every volume has a point of after the healing began.
     pub fn converged(&self, world: &World) -> Result<(), String> {
-        for volume in (0..self.heads.len()).filter(|v| world.home().absent.get() != Some(*v)) {
+        let home = world.main();
+        for volume in (0..self.heads.len()).filter(|v| home.absent.get() != Some(*v)) {
             if !self.healed[volume] {
                 return Err(format!("v{volume} has no new point"));
             }
-            let image = world.home().image(volume);
-            let home = world.home();
+            let image = home.image(volume);
             let same = |s: usize| {
                 let lost = self.heads[volume][s] == Published::Unreadable && self.is_dead(&home, volume, s);
                 lost || self.heads[volume][s] == Published::Value(image[s])

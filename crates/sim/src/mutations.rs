@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::plan::{Fault, Plan, Trial};
+use crate::plan::{AWAY, Fault, NASTY, Plan, Trial};
 
 /// Who notices a mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,47 @@ fn slow_store(plan: &mut Plan) {
 /// Two compactors merge by chance, whatever else happens.
 pub fn merging(plan: &mut Plan) {
     plan.compactors = 2;
+}
+
+/// The group is failed over, again and again, beside whatever else happens.
+pub fn failovers(plan: &mut Plan) {
+    let elsewhere = |fault: &Fault| NASTY.contains(fault) || AWAY.contains(fault) || *fault == Fault::Past;
+    plan.faults.retain(|(fault, _)| !elsewhere(fault));
+    plan.faults.extend([(Fault::Promote, 1.5), (Fault::Rejoin, 0.5)]);
+    plan.fault_rate = plan.fault_rate.max(0.006);
+    plan.boot_rate = plan.boot_rate.max(0.05);
+    plan.receiver_rate = plan.receiver_rate.max(0.02);
+    plan.trial = Trial::None;
+    plan.full = false;
+    plan.state_dir_fills = false;
+    plan.smaller.clear();
+    plan.steps = 4000;
+}
+
+/// Disks follow the volumes, whatever else happens, and are handed over when a point is promoted.
+pub fn following(plan: &mut Plan) {
+    failovers(plan);
+    plan.follows = true;
+    plan.keep = 3;
+}
+
+/// Of those, runs in which the original is brought to what was published since, again and again.
+fn failbacks(plan: &mut Plan) {
+    failovers(plan);
+    only(plan, &[Fault::Promote, Fault::Rejoin, Fault::Reset]);
+    plan.faults[1].1 = 3.0;
+    plan.boot_rate = 0.5;
+    plan.receiver_rate = 0.1;
+}
+
+/// Of those, runs in which records of a receiver that died wake up beside its successor's.
+fn overtaken_fences(plan: &mut Plan) {
+    failovers(plan);
+    only(plan, &[Fault::Promote, Fault::Rejoin, Fault::StalledWriter]);
+    plan.faults[1].1 = 2.0;
+    plan.faults[2].1 = 6.0;
+    plan.fault_rate = 0.015;
+    plan.boot_rate = 0.5;
 }
 
 /// They do, and the ledger loses records.
@@ -253,24 +294,19 @@ pub const MUTATIONS: &[Mutation] = &[
     story("L10 quiet beside an unpublished layer", CORE, "stories::l10_lag_counts_from_what_is_published"),
     // The ledger's replay.
     story("a claim without the slot up to which it looked", LEDGER, "stories::l6_a_claim_names_the_slot_up_to_which_it_looked"),
-    story("L6 a lower generation claims", LEDGER, "stories::l6_a_lower_generation_is_fenced"),
-    story("L6 what was published since is taken back, too", CORE, "fencing::l6_what_was_published_since_is_not_taken_back"),
-    story(
-        "L6 a claim whose verdict was lost is another's promotion",
-        CORE,
-        "fencing::l6_a_claim_whose_verdict_was_lost_is_ones_own",
-    ),
-    story(
-        "L6 a stand-in fences the promotion",
-        CORE,
-        "fencing::l6_a_stand_in_publishes_under_the_promotion_and_is_fenced_by_the_next",
-    ),
-    story(
-        "L6 who takes a history back fences nobody",
-        CORE,
-        "fencing::l6_who_was_fenced_comes_back_on_a_persons_word_and_fences_the_other",
-    ),
-    story("L6 a yes to one promotion holds for the next", CORE, "fencing::l6_a_later_promotion_is_asked_about_again"),
+    // Promotion, and the way back. (Each has a directed schedule as well, in `ledger` or `replication`.)
+    seeds("L6 a lower generation claims", 800, Some(failovers)),
+    seeds("L6 a promotion outranks one volume of the group", 200, Some(failovers)),
+    seeds("L6 a promotion fences the volumes of its point only", 100, Some(failovers)),
+    seeds("L6 a history that was taken back is called fenced", 100, Some(failovers)),
+    seeds("L6 a fence that was overtaken goes on as it was", 4000, Some(overtaken_fences)),
+    seeds("L6 what was published since is taken back, too", 1500, Some(failbacks)),
+    seeds("L6 a yes that comes late drops what the one before was about", 1500, Some(failbacks)),
+    seeds("L6 a claim whose verdict was lost is another's promotion", 600, Some(failovers)),
+    seeds("L6 who claimed is forgotten with its line", 600, Some(failovers)),
+    seeds("L6 a stand-in fences the promotion", 100, Some(failovers)),
+    seeds("L6 who takes a history back fences nobody", 100, Some(failovers)),
+    seeds("L6 a yes to one promotion holds for the next", 100, Some(failovers)),
     story("a claim gives a volume another key or seal", LEDGER, "stories::l4_a_volume_keeps_its_digest_key_or_its_seal"),
     story("an encrypted volume adopts what the ledger says", CORE, "sealed::l4_a_seal_is_never_adopted"),
     story("a claim before its wrapped key", CORE, "sealed::l4_a_key_is_in_the_store_before_a_claim_that_names_it"),
@@ -361,9 +397,9 @@ pub const MUTATIONS: &[Mutation] = &[
     story("T4 a pack that a record may still name goes", STORE, "packs_tests::t4_a_pack_that_a_record_may_still_name_stays"),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),
     // What is kept equal to a point.
-    story("a follower writes before it says so", STORE, FOLLOWER_POWER),
-    story("a follower arrives before the flush", STORE, FOLLOWER_POWER),
-    story("a follower takes what it began for done", STORE, FOLLOWER_POWER),
+    seeds("a follower writes before it says so", 100, Some(following)),
+    seeds("a follower arrives before the flush", 100, Some(following)),
+    seeds("a follower takes what it began for done", 100, Some(following)),
     story("a follower goes back as it goes on", STORE, FOLLOWER_POWER),
     story("a follower does not look for strangers", STORE, "follower_tests::a_follower_notices_who_else_wrote_to_its_target"),
     story("a follower doubts nothing that it was writing", STORE, "follower_tests::what_a_death_leaves_in_doubt_is_compared"),

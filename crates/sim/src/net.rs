@@ -52,6 +52,8 @@ pub struct Network {
     flight: Vec<Message>,
     /// The connection that lives, and whose it is.
     alive: Vec<(usize, ConnId)>,
+    /// Whose each connection is, or was.
+    owners: Vec<usize>,
     last: u64,
     /// Whether anything gets through.
     pub up: bool,
@@ -74,12 +76,18 @@ impl Network {
         self.last += 1;
         let conn = ConnId(self.last);
         self.alive.push((site, conn));
+        self.owners.push(site);
         Some(conn)
     }
 
     /// The connection of a site that lives.
     pub fn alive(&self, site: usize) -> Option<ConnId> {
         self.alive.iter().find(|(s, _)| *s == site).map(|(_, conn)| *conn)
+    }
+
+    /// Whose a connection is, or was.
+    pub fn site_of(&self, conn: ConnId) -> usize {
+        self.owners[conn.0 as usize - 1]
     }
 
     /// All connections that live.

@@ -69,12 +69,16 @@ pub enum Fault {
     Past,
     /// A slot of the ledger rots, or its newest slots are lost; a person puts them back from a copy, or gives them up.
     TornLedger,
+    /// The group is failed over at the gateway, once more if it was; see `failover.rs`.
+    Promote,
+    /// The original takes its history back from whoever stands in for it, with its own disks or with what was published since.
+    Rejoin,
 }
 
-const NASTY: [Fault; 5] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback, Fault::Clone, Fault::TornLedger];
+pub(crate) const NASTY: [Fault; 5] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback, Fault::Clone, Fault::TornLedger];
 
 /// What happens to backings while nobody serves them.
-const AWAY: [Fault; 3] = [Fault::Grow, Fault::Offline, Fault::Swap];
+pub(crate) const AWAY: [Fault; 3] = [Fault::Grow, Fault::Offline, Fault::Swap];
 
 const TRIALS: [Trial; 13] = [
     Trial::None,
@@ -242,6 +246,8 @@ pub struct Plan {
     pub state_dir_fills: bool,
     /// How many merge parts at the same time. None by chance: seeds are what they were before there were any.
     pub compactors: usize,
+    /// A disk beside the receiver follows each volume. Not by chance either.
+    pub follows: bool,
 }
 
 impl Plan {
@@ -297,6 +303,7 @@ impl Plan {
             // (Drawn aside: seeds without a cadence are what they were before there was one.)
             publish_every: rng.clone().pick(&[0, 0, 20_000_000, 150_000_000]),
             compactors: 0,
+            follows: false,
         }
     }
 

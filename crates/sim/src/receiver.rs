@@ -12,6 +12,7 @@
 //! in the store before the slot that names them is written; files are deleted only after the record that gives them up.
 
 mod compactor;
+mod fence;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,11 +27,14 @@ use farside_wire::{DigestRun, PART_HEADER_BYTES, PartHeader};
 
 use crate::coverage;
 use crate::exec::Owner;
+use crate::failover;
 use crate::net::{ConnId, Load, To};
 use crate::parts::{self, Content};
+use crate::plan::Fault;
 use crate::source::short;
 use crate::store::PutResult;
 use crate::world::{SegmentKey, World};
+use fence::Fencing;
 
 /// What is kept back of a disk that has a size; half of it for pruning.
 pub const RESERVE_BYTES: u64 = 8_000;
@@ -54,6 +58,9 @@ pub struct Receiver {
     submissions: Cell<u64>,
     /// Merges that are being written, and those that were submitted.
     merging: RefCell<BTreeMap<LayerKey, Option<u64>>>,
+    /// A record is being put, a heartbeat too.
+    writing: Cell<bool>,
+    fencing: Fencing,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -133,21 +140,10 @@ impl Receiver {
     /// Begins a life: replay, sweep, and what landing holds.
     pub fn start(world: &Rc<World>) -> Rc<Self> {
         let owner = world.owner();
-        let group = open_group(world);
-        sweep(world, &group);
-        let landed = landed(world);
         let mut actions = Vec::new();
-        let config = Config {
-            group: world.names.group_id,
-            source: world.names.source.clone(),
-            group_name: world.names.group.clone(),
-            store: [9; 16],
-            layer_digest: farside_layer::layer_digest,
-            began: 0,
-            limits: core_limits(world),
-        };
-        let target = Target::new(config, group.state(), landed, &mut actions);
+        let (group, target) = enter(world, &mut actions);
         let writer = world.rng.borrow_mut().bytes16();
+        world.entered.set((world.step.get(), writer));
         let me = Rc::new(Self {
             world: world.clone(),
             owner,
@@ -161,6 +157,8 @@ impl Receiver {
             landing_now: Cell::new(0),
             submissions: Cell::new(0),
             merging: RefCell::default(),
+            writing: Cell::new(false),
+            fencing: Fencing::default(),
         });
         actions.into_iter().for_each(|action| me.act(action));
         me.grant();
@@ -169,6 +167,9 @@ impl Receiver {
         spawn("group", Box::pin(me.clone().events()));
         spawn("writer", Box::pin(me.clone().writes()));
         spawn("rticks", Box::pin(me.clone().ticks()));
+        if world.plan.has(Fault::Promote) {
+            spawn("fence", Box::pin(me.clone().fences()));
+        }
         (0..world.plan.compactors).for_each(|_| spawn("compactor", Box::pin(me.clone().compacts())));
         me
     }
@@ -183,10 +184,14 @@ impl Receiver {
 
     /// Something arrived.
     pub fn on_message(self: &Rc<Self>, conn: ConnId, load: Load) {
+        let Some(load) = self.admit(conn, load) else { return };
         let session = SessionId(conn.0);
         match load {
             Load::Control(bytes) => match farside_wire::decode_payload(&bytes) {
                 Ok(message) => {
+                    if self.is_new_beside_a_failover(conn, &message) {
+                        return;
+                    }
                     if !self.sessions.borrow().contains(&conn.0) {
                         // The first message of a connection opens its session; one that was closed stays closed.
                         if !self.world.seen_connections.borrow_mut().insert(conn.0) {
@@ -221,7 +226,7 @@ impl Receiver {
         let steps = self.world.steps();
         loop {
             steps.pause().await;
-            steps.until(|| !self.inbox.borrow().is_empty()).await;
+            steps.until(|| !self.inbox.borrow().is_empty() && !self.fencing.holds()).await;
             let event = self.inbox.borrow_mut().pop_front().expect("something is there");
             self.step(event);
         }
@@ -230,6 +235,11 @@ impl Receiver {
     fn step(&self, event: Event) {
         if !matches!(event, Event::Tick) {
             self.world.say(|| format!("receiver ← {}", short(&event)));
+        }
+        if let Event::Appended { outcome: AppendOutcome::Judged { records }, .. } = &event
+            && let Some((position, _)) = records.last()
+        {
+            self.world.told.set((position.slot.0, self.world.step.get()));
         }
         let mut actions = Vec::new();
         {
@@ -419,7 +429,8 @@ impl Receiver {
     pub fn pin_something(&self) -> bool {
         let group = self.group.borrow();
         let state = group.state();
-        let pins: Vec<Slot> = state.points().values().flat_map(|p| p.pins.keys().copied()).collect();
+        let pins = state.points().values().flat_map(|p| p.pins.iter().filter(|(_, why)| !why.starts_with(failover::PIN)));
+        let pins: Vec<Slot> = pins.map(|(pin, _)| *pin).collect();
         let points: Vec<Slot> = state.points().keys().copied().collect();
         let mut rng = self.world.rng.borrow_mut();
         let body = if !pins.is_empty() && rng.chance(0.4) {
@@ -438,7 +449,8 @@ impl Receiver {
         let steps = self.world.steps();
         loop {
             steps.pause().await;
-            steps.until(|| !self.appends.borrow().is_empty()).await;
+            steps.until(|| !self.appends.borrow().is_empty() && !self.fencing.holds()).await;
+            self.writing.set(true);
             let (ticket, records) = self.appends.borrow_mut().pop_front().expect("just seen");
             self.appending.set(!is_heartbeat(&records));
             if records.len() > 1 {
@@ -448,6 +460,7 @@ impl Receiver {
             steps.pause().await;
             self.push(Event::Appended { ticket, outcome });
             self.appending.set(false);
+            self.writing.set(false);
         }
     }
 
@@ -487,6 +500,9 @@ impl Receiver {
             };
             Attempt::of_all(group.state(), said.into_iter().map(draft).collect()).expect("records of the simulator are small")
         };
+        if self.fencing.holds() {
+            world.fences.borrow_mut().extend(attempt.records.iter().map(|(_, digest)| *digest));
+        }
         let slot = attempt.slot().0;
         let bytes = |(record, _): &(Record, _)| record.encode().expect("records of the simulator are small").bytes;
         let put = world.store.borrow_mut().put(slot, attempt.records.iter().map(bytes).collect());
@@ -697,6 +713,24 @@ impl Receiver {
 
 fn is_heartbeat(records: &[Dated]) -> bool {
     records.iter().all(|said| matches!(said.body, Body::Heartbeat(_)))
+}
+
+/// Replay, sweep, and what landing holds: a target that has heard of nobody.
+fn enter(world: &World, actions: &mut Vec<Action>) -> (GroupImage, Target) {
+    let group = open_group(world);
+    sweep(world, &group);
+    let landed = landed(world);
+    let config = Config {
+        group: world.names.group_id,
+        source: world.names.source.clone(),
+        group_name: world.names.group.clone(),
+        store: [9; 16],
+        layer_digest: farside_layer::layer_digest,
+        began: 0,
+        limits: core_limits(world),
+    };
+    let target = Target::new(config, group.state(), landed, actions);
+    (group, target)
 }
 
 /// The first half of opening a group is replay, the second the footers of what was not given up.

@@ -5,7 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use crate::exec;
+use crate::failback::Failback;
 use crate::faults::{HostSnapshot, StoreSnapshot};
+use crate::follower::Followed;
 use crate::history::Refusal;
 use crate::host::{HostOp, Workload};
 use crate::judge::Judge;
@@ -92,6 +94,10 @@ pub(crate) struct Run {
     pub(crate) trial_rate: Option<f64>,
     pub(crate) host_snapshots: Vec<HostSnapshot>,
     pub(crate) store_snapshots: Vec<StoreSnapshot>,
+    /// The original's disks are brought to what was published since it was failed over.
+    pub(crate) failback: Option<Failback>,
+    /// Disks that follow the volumes.
+    pub(crate) followers: Vec<Followed>,
 }
 
 impl Run {
@@ -131,8 +137,11 @@ impl Run {
             trial_rate: None,
             host_snapshots: Vec::new(),
             store_snapshots: Vec::new(),
+            failback: None,
+            followers: Vec::new(),
             world,
         };
+        run.followers_begin();
         if run.world.plan.steady || !run.world.plan.alone {
             run.receiver = Some(Receiver::start(&run.world));
         }
@@ -201,16 +210,20 @@ impl Run {
         world.say(|| "---- heal".into());
         world.healing.set(true);
         world.net.borrow_mut().up = true;
-        (1..self.sources.len()).for_each(|no| self.clone_is_destroyed(no));
-        let home = world.home();
-        home.all_disks().for_each(|disk| disk.borrow_mut().mend());
-        home.hung_until_us.borrow_mut().fill(0);
-        home.state_dir_full.set(false);
+        let stand_in = world.failover.borrow().as_ref().and_then(|failover| failover.stand_in);
+        (1..self.sources.len()).filter(|no| Some(*no) != stand_in).for_each(|no| self.clone_is_destroyed(no));
+        for site in world.sites() {
+            site.all_disks().for_each(|disk| disk.borrow_mut().mend());
+            site.hung_until_us.borrow_mut().fill(0);
+            site.state_dir_full.set(false);
+        }
         world.store_full_until_us.set(0);
         world.store_left.set(None);
         self.slow_until = [0; 4];
         self.churn();
-        home.state_dir.borrow_mut().iter_mut().for_each(|v| v.paused = false);
+        world.sites().iter().for_each(|site| site.state_dir.borrow_mut().iter_mut().for_each(|v| v.paused = false));
+        self.succession_settles();
+        let main = world.main.get().unwrap_or(0);
         self.judge.heal_begins(&world);
         // A write each now and then: convergence is not only of what was left over, and what could not be read is tried again
         // only with a layer (it makes no epoch by itself).
@@ -219,7 +232,7 @@ impl Run {
             if result.is_ok() && self.wrote {
                 break;
             }
-            if let Some(source) = self.sources[0].clone() {
+            if let Some(source) = self.sources[main].clone() {
                 for volume in 0..world.volumes() {
                     source.host(volume, HostOp::Write { first: 3, count: 1, fua: false });
                 }
@@ -233,6 +246,9 @@ impl Run {
         }
         if let Err(why) = result {
             world.fail(format!("NO CONVERGENCE: {why}"));
+        }
+        if world.bad().is_none() {
+            self.followers_settle();
         }
         self.judge.final_checks(&world, self.receiver.as_deref());
     }
@@ -255,7 +271,8 @@ impl Run {
     }
 
     fn converged(&self) -> Result<(), String> {
-        let source = self.sources[0].as_ref().ok_or("the source is down")?;
+        let main = self.world.main.get().unwrap_or(0);
+        let source = self.sources[main].as_ref().ok_or("the source is down")?;
         let receiver = self.receiver.as_ref().ok_or("the receiver is down")?;
         source.converged()?;
         receiver.converged()?;
@@ -295,6 +312,7 @@ impl Run {
         }
         self.kill_unsynced();
         self.revive();
+        self.followers_go_on();
         self.judge.look(&world, self.sources.iter().flatten(), self.receiver.as_deref());
     }
 
@@ -394,6 +412,7 @@ impl Run {
         let world = self.world.clone();
         let healing = world.healing.get();
         self.stalled_writers();
+        self.succession();
         for no in 0..self.sources.len() {
             self.revive_source(no);
         }
@@ -455,12 +474,11 @@ impl Run {
                     Refusal::Forked if no > 0 => "a clone is Forked",
                     Refusal::Forked => "Forked",
                     Refusal::TargetRewound => "TargetRewound",
+                    Refusal::Fenced => "Fenced",
                 });
                 self.judge.on_refusal(&world, source.site(), volume, why);
             }
-            if world.chance(0.02) {
-                source.accept(volume);
-            }
+            self.person_answers(no, volume, why);
         }
     }
 }

@@ -5,12 +5,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use farside_region::intent::BackingIdentity;
-use farside_region::{BootId, Geometry, LedgerPosition, RegionSet, Term};
+use farside_region::{BootId, Geometry, LedgerPosition, RegionSet, Slot, Term};
 
 use crate::disk::{Disk, Done, OpId};
 use crate::history::ClaimFacts;
 use crate::oracle::{Oracle, Value};
 use crate::rng::Rng;
+use crate::succession::Asker;
 use crate::world::{GRANULE_SHIFT, REGION_GRANULES_SHIFT, SECTOR, World};
 
 /// What a disk write of the host belongs to.
@@ -35,6 +36,8 @@ pub struct VolumeState {
     pub paused: bool,
     /// Which backing the volume had.
     pub backing: u64,
+    /// The generation under which it was claimed last; 0: never.
+    pub generation: u64,
 }
 
 /// A backing as the operating system shows it, and as the daemon does.
@@ -111,6 +114,12 @@ pub struct Site {
     pub tainted: RefCell<Vec<Option<u64>>>,
     /// Volumes that a person accepted, until a layer follows.
     pub accepted: RefCell<Vec<bool>>,
+    /// It publishes in place of the original.
+    pub stands_in: bool,
+    /// Per volume, the newest promotion that a person knew of who let this machine go on.
+    pub permitted: RefCell<Vec<u64>>,
+    /// Per volume, the point that its disk was brought to, from which a person takes the history back.
+    pub takes_back: RefCell<Vec<Option<Slot>>>,
     /// Which history of the machine this is: a rollback or a reinstallation begins another.
     pub life: Cell<u64>,
     /// What the present process found.
@@ -119,11 +128,13 @@ pub struct Site {
     pub claiming: RefCell<Vec<ClaimFacts>>,
     /// The step at which the present process began.
     pub attached_at: Cell<u64>,
+    /// And its present connection.
+    pub connected_at: Cell<u64>,
 }
 
 impl Site {
     /// A machine of zeroes.
-    pub fn new(no: usize, life: u64, largest: &[Geometry], map_bytes: usize, boot: BootId) -> Self {
+    pub fn new(no: usize, stands_in: bool, life: u64, largest: &[Geometry], map_bytes: usize, boot: BootId) -> Self {
         let sectors: Vec<usize> = largest.iter().map(|g| g.volume_bytes() as usize / SECTOR).collect();
         let sectors = &sectors[..];
         let backing = |g: &Geometry| Backing {
@@ -152,11 +163,20 @@ impl Site {
             source_alive: Cell::new(false),
             tainted: RefCell::new(vec![None; sectors.len()]),
             accepted: RefCell::new(vec![false; sectors.len()]),
+            stands_in,
+            takes_back: RefCell::new(vec![None; sectors.len()]),
+            permitted: RefCell::new(vec![1; sectors.len()]),
             life: Cell::new(life),
             start: RefCell::new(vec![Start::default(); sectors.len()]),
             claiming: RefCell::new(vec![ClaimFacts::default(); sectors.len()]),
             attached_at: Cell::new(0),
+            connected_at: Cell::new(0),
         }
+    }
+
+    /// Its present process, as claims tell it.
+    pub fn asker(&self) -> Asker {
+        Asker { site: self.no, attached_at: self.attached_at.get() }
     }
 
     /// All its disks: backings, then intent maps.

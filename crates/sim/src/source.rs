@@ -32,7 +32,7 @@ use farside_ledger::VolumeMeta;
 use farside_region::intent::{
     HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentLayout, Owed, SlotIndex, UncheckedOwed, recover_header,
 };
-use farside_region::{EpochId, Generation, RegionIndex, RegionSet, mutation};
+use farside_region::{EpochId, Generation, LedgerPosition, RegionIndex, RegionSet, mutation};
 use farside_replication::source::{Config, Event, PartRead, ReadPart, Source as Core, Start, VerifyChunk, VolumeSetup};
 use farside_shim::{
     Connection, Cooler, Group, IntentOwner, Queue, RegionState, Switcher, Tracking, Volume, VolumeConfig, Wake, Wakes,
@@ -181,7 +181,7 @@ impl Source {
         let config = Config {
             source: world.names.source.clone(),
             group: world.names.group.clone(),
-            stands_in: false,
+            stands_in: site.stands_in,
             instance: InstanceId(world.rng.borrow_mut().bytes16()),
             boot: site.boot.get(),
             layer_digest: farside_layer::layer_digest,
@@ -192,6 +192,7 @@ impl Source {
         site.flush_failures.borrow_mut().fill(0);
         site.acked_n.borrow_mut().iter_mut().for_each(|n| n.fill(0));
         site.accepted.borrow_mut().fill(false);
+        site.takes_back.borrow_mut().fill(None);
         site.attached_at.set(world.step.get());
         let attach = site.oracle.borrow_mut().attached(&images, world.now_us.get());
         let me = Rc::new(Self {
@@ -453,6 +454,7 @@ impl Source {
             match s.state {
                 State::Refused(RefusedWhy::Forked) => refused.push((volume, Refusal::Forked)),
                 State::Refused(RefusedWhy::TargetRewound) => refused.push((volume, Refusal::TargetRewound)),
+                State::Refused(RefusedWhy::Fenced) => refused.push((volume, Refusal::Fenced)),
                 State::Refused(why) => self.world.fail(format!("L6: v{volume} says {why:?}; nothing of that kind happens here")),
                 State::Behind(_) | State::Streaming => {
                     let passed = |step| self.volumes[volume].checked.get() > step;
@@ -469,7 +471,23 @@ impl Source {
     pub fn accept(&self, volume: usize) {
         self.say(|| format!("v{volume}: a person accepts"));
         self.site.accepted.borrow_mut()[volume] = true;
+        self.site.takes_back.borrow_mut()[volume] = None;
         self.push(Event::Accept { volume: self.world.names.ids[volume] });
+    }
+
+    /// The promotion that fences a volume, while it is.
+    pub fn fenced_by(&self, volume: usize) -> Option<u64> {
+        let status = self.core.borrow().status(self.world.mono_ns());
+        let known = status.volumes.iter().find(|s| s.volume == self.world.names.ids[volume])?;
+        known.fenced_by.map(|generation| generation.0)
+    }
+
+    /// A person says that the history goes on from that point, which the disk was brought to.
+    pub fn take_back(&self, volume: usize, at: LedgerPosition) {
+        self.say(|| format!("v{volume}: a person takes the history back from point {}", at.slot));
+        self.site.accepted.borrow_mut()[volume] = true;
+        self.site.takes_back.borrow_mut()[volume] = Some(at.slot);
+        self.push(Event::TakeBack { volume: self.world.names.ids[volume], at });
     }
 
     /// Everything published, cool, and nothing under way.
@@ -667,7 +685,7 @@ fn open_volume(
             name: world.names.volumes[v].clone(),
             geometry,
             digest_key: world.names.digest_key(world.names.ids[v]).into(),
-            generation: Generation(1),
+            generation: Generation(state.generation.max(1)),
         },
         confirmed: header.term,
         position: header.position,

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use farside_ledger::{KeptEnd, Policy};
-use farside_region::{BootId, Geometry, GroupId, LayerKey, Name, Slot, Term, VolumeId};
+use farside_region::{BootId, Geometry, GroupId, LayerKey, Name, RecordDigest, Slot, Term, VolumeId};
 
 use crate::exec::{Executor, Owner, Steps};
+use crate::failover::Failover;
 use crate::history::Author;
 use crate::net::Network;
 use crate::parts::Unpacked;
@@ -15,6 +16,7 @@ use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::site::{Site, Snapshot};
 use crate::store::MemoryStore;
+use crate::succession::Claimants;
 use crate::trace::Trace;
 
 /// Bytes in a sector of a backing disk: the smallest host write.
@@ -133,6 +135,19 @@ pub struct World {
     pub receiver_wall_off_ms: Cell<i64>,
     /// The same of the sources'.
     pub source_wall_off_ms: Cell<i64>,
+    /// What the gateway keeps of a failover of the group.
+    pub failover: RefCell<Option<Failover>>,
+    /// The machine that is to have the group; `None`: that is being decided.
+    pub main: Cell<Option<usize>>,
+    /// Who asked for a claim: volume, generation, up to where they had looked.
+    pub claimants: RefCell<Claimants>,
+    /// The step at which the receiver entered the group last, and what it signs with: of what came before, or was put by another process,
+    /// it does not know who asked.
+    pub entered: Cell<(u64, [u8; 16])>,
+    /// The newest slot of which its core was told that it is its own, and the step of that.
+    pub told: Cell<(u64, u64)>,
+    /// The records by which the gateway fences, by their digests.
+    pub fences: RefCell<BTreeSet<RecordDigest>>,
     /// Accepted pins that were not withdrawn, and the points they hold.
     pub pinned: RefCell<BTreeMap<Slot, Slot>>,
 }
@@ -142,7 +157,7 @@ impl World {
     pub fn new(mut rng: Rng, plan: Plan, trace: Trace, map_bytes: usize) -> Rc<Self> {
         let boot = BootId(rng.bytes16());
         let names = Names::new(&plan);
-        let home = Site::new(0, 1, &names.geometry, map_bytes, boot);
+        let home = Site::new(0, false, 1, &names.geometry, map_bytes, boot);
         for volume in 0..names.geometry.len() {
             home.has_size(volume, Self::first_bytes(&plan, volume));
             home.is_served_whole(volume);
@@ -165,6 +180,12 @@ impl World {
             met: RefCell::default(),
             healing: Cell::new(false),
             pinned: RefCell::default(),
+            failover: RefCell::default(),
+            main: Cell::new(Some(0)),
+            claimants: RefCell::default(),
+            fences: RefCell::default(),
+            entered: Cell::default(),
+            told: Cell::default(),
             store_full_until_us: Cell::new(0),
             store_left: Cell::new(None),
             receiver_wall_off_ms: Cell::new(0),
@@ -280,6 +301,11 @@ impl World {
         self.site(0)
     }
 
+    /// The machine that has the group, or had it last.
+    pub fn main(&self) -> Rc<Site> {
+        self.site(self.main.get().unwrap_or(0))
+    }
+
     /// One of the machines.
     pub fn site(&self, no: usize) -> Rc<Site> {
         self.sites.borrow()[no].clone()
@@ -296,9 +322,20 @@ impl World {
         let map_bytes = home.maps[0].borrow().image().len();
         let boot = BootId(self.rng.borrow_mut().bytes16());
         let no = self.sites.borrow().len();
-        let site = Rc::new(Site::new(no, self.new_life(), &self.names.geometry, map_bytes, boot));
+        let site = Rc::new(Site::new(no, false, self.new_life(), &self.names.geometry, map_bytes, boot));
         site.restore(snapshot);
         site.absent.set(home.absent.get());
+        self.sites.borrow_mut().push(site.clone());
+        site
+    }
+
+    /// Another machine is to stand in for the original, with disks that hold this.
+    pub fn add_stand_in(&self, images: &[Vec<u8>]) -> Rc<Site> {
+        let map_bytes = self.home().maps[0].borrow().image().len();
+        let boot = BootId(self.rng.borrow_mut().bytes16());
+        let no = self.sites.borrow().len();
+        let site = Rc::new(Site::new(no, true, self.new_life(), &self.names.geometry, map_bytes, boot));
+        site.disks.iter().zip(images).for_each(|(disk, image)| disk.borrow_mut().restore(image));
         self.sites.borrow_mut().push(site.clone());
         site
     }

@@ -19,12 +19,16 @@ fn threads() -> usize {
 
 /// More or other seeds: `FARSIDE_SIM_SEEDS=2000..9000 cargo test --release -p farside-sim`.
 fn seeds() -> std::ops::Range<u64> {
-    let asked = std::env::var("FARSIDE_SIM_SEEDS").ok();
+    seeds_of("FARSIDE_SIM_SEEDS", 0..2000)
+}
+
+fn seeds_of(variable: &str, usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let asked = std::env::var(variable).ok();
     let parsed = asked.and_then(|text| {
         let (from, to) = text.split_once("..")?;
         Some(from.parse().ok()?..to.parse().ok()?)
     });
-    parsed.unwrap_or(0..2000)
+    parsed.unwrap_or(usual)
 }
 
 #[test]
@@ -103,6 +107,63 @@ fn merges_break_no_law() {
         assert!(summary.met.get(what).is_some_and(|met| *met >= 20), "too rare: {what}; met: {:#?}", summary.met);
     }
 }
+
+/// The group is failed over while its source is alive, away, or has things under way; a receiver dies in the middle of it, or one of before
+/// wakes up; others stand in, and the original takes its history back.
+#[test]
+fn failovers_break_no_law() {
+    let options = Options { directed: Some(farside_sim::mutations::failovers), ..Options::default() };
+    let summary = sweep(seeds_of("FARSIDE_SIM_FAILOVERS", 0..400), threads(), options, false);
+    say(&summary.to_string());
+    assert!(summary.failures.is_empty(), "{summary}");
+    for (what, least) in MET_BY_FAILOVERS {
+        assert!(summary.met.get(what).is_some_and(|met| met >= least), "too rare: {what}; met: {:#?}", summary.met);
+    }
+}
+
+/// Disks follow the volumes, with kills and power cuts at every operation, syncs that fail, and strangers who write to them.
+#[test]
+fn followers_break_no_law() {
+    let options = Options { directed: Some(farside_sim::mutations::following), ..Options::default() };
+    let summary = sweep(seeds_of("FARSIDE_SIM_FOLLOWERS", 0..200), threads(), options, false);
+    say(&summary.to_string());
+    assert!(summary.failures.is_empty(), "{summary}");
+    for (what, least) in MET_BY_FOLLOWERS {
+        assert!(summary.met.get(what).is_some_and(|met| met >= least), "too rare: {what}; met: {:#?}", summary.met);
+    }
+}
+
+/// What these runs must meet.
+const MET_BY_FOLLOWERS: &[(&str, u64)] = &[
+    ("a follower arrives", 2000),
+    ("a follower dies on its way", 50),
+    ("a follower diverged", 500),
+    ("a follower is compared", 300),
+    ("a follower is healed", 200),
+    ("a follower's disk fails", 200),
+    ("a follower's disk is handed over", 100),
+    ("a stranger writes to a follower's disk", 300),
+];
+
+/// What these runs must meet.
+const MET_BY_FAILOVERS: &[(&str, u64)] = &[
+    ("Fenced", 500),
+    ("a failback", 80),
+    ("a failback is over", 60),
+    ("a failover", 200),
+    ("a failover after another", 150),
+    ("a failover publishes what is staged", 1),
+    ("a failover waits for a source that is alive", 300),
+    ("a history is taken back", 150),
+    ("a history is taken back before the fence", 10),
+    ("a host stands in", 300),
+    ("a host that does not stand in any more is turned away", 500),
+    ("a point is newer than what a failback brought", 1),
+    ("an older point is promoted", 15),
+    ("fault: promote", 500),
+    ("fault: rejoin", 100),
+    ("the original goes on with its own disks", 80),
+];
 
 #[test]
 fn every_mistake_is_noticed() {

@@ -197,7 +197,11 @@ pub struct FollowLook {
 }
 
 impl FollowLook {
-    pub(crate) fn new(state: &State, reader: LazyPointReader, stage: &FollowStage) -> Result<Self> {
+    /// To the point that `reader` reads, which belongs to the group of `state`.
+    ///
+    /// # Errors
+    /// [`StoreError::TargetOfAnotherHistory`]; [`StoreError::NoSuchPoint`].
+    pub fn new(state: &State, reader: LazyPointReader, stage: &FollowStage) -> Result<Self> {
         let point = reader.point();
         let gone = || StoreError::NoSuchPoint { point: point.to_string(), why: "its ledger does not go so far".to_owned() };
         let to = LedgerPosition { slot: point, digest: state.digest_at(point).ok_or_else(gone)? };

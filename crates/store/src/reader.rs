@@ -309,6 +309,22 @@ impl GroupReader {
 }
 
 impl PointReader<LazyImage> {
+    /// Opens a member of a point that the caller keeps retained, by a group's image and from any medium: for whoever has no group of a store
+    /// open, as the simulator.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchPoint`], [`StoreError::NotAMember`]; what the medium says.
+    pub fn over(
+        image: &GroupImage,
+        backend: &Arc<dyn Backend>,
+        names: &GroupNames,
+        point: Slot,
+        volume: VolumeId,
+    ) -> Result<Self> {
+        let segments = Arc::new(Segments::new(Arc::clone(backend), names.clone()));
+        Self::open_lazily(&Readers::None, image, &segments, point, volume)
+    }
+
     pub(crate) fn open_lazily(
         readers: &Readers,
         image: &GroupImage,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use farside_control::source::LastPoint;
 use farside_control::{ApiError, ErrorCode};
-use farside_ledger::{Body, Claim, Point, State, VolumeMeta};
+use farside_ledger::{Body, Point};
 use farside_region::{Generation, Slot};
 use farside_replication::target::Event;
 use farside_store::{Dated, GroupStore, StoreError};
@@ -83,7 +83,7 @@ impl Group {
         let left_out =
             state.volumes().filter(|(id, volume)| volume.last_layer().is_some() && chosen.is_none_or(|p| !has(p, *id)));
         Ok(PromotionLook {
-            generation: highest(state),
+            generation: state.highest_generation(),
             all_published: self.settled.contains(&self.names.source),
             newest: newest.map(|point| shown(state, point)),
             left_out: left_out
@@ -103,10 +103,12 @@ impl Group {
     /// claims nothing. What was staged is published before, whatever it costs; if it cannot be, nobody is fenced, unless that may be lost.
     ///
     /// Invariant: nothing of the source is heard between the first of the claims and the last.
-    pub(super) fn fence(&mut self, fence: &Fence) -> Result<(), ApiError> {
-        let generation = fence.generation;
+    ///
+    /// Gives the generation under which they are: another one where the source may have taken its history back since it was asked for.
+    pub(super) fn fence(&mut self, fence: &Fence) -> Result<Generation, ApiError> {
+        let generation = self.writable()?.state().fencing_generation(fence.generation);
         if claims_below(self.writable()?, generation).is_none() {
-            return Ok(());
+            return Ok(generation);
         }
         // † It may have come back while the store was away, and nobody was asked whether it is to be fenced alive.
         if let Some(alive) = self.sessions.values().map(|session| session.peer()).find(|_| !fence.forced) {
@@ -125,7 +127,7 @@ impl Group {
             self.happened(Event::Publish);
             self.work();
         }
-        let Place::Here(here) = &mut self.place else { return self.writable().map(drop) };
+        let Place::Here(here) = &mut self.place else { return self.writable().map(|_| generation) };
         // † A claim would make it void.
         if let (lost @ 1.., why) = (here.target.staged_points(), here.target.trouble().unwrap_or("the store is slow, or full")) {
             if !fence.lose_staged {
@@ -135,6 +137,8 @@ impl Group {
             }
             tracing::warn!(group = %self.names, points = lost, %why, "a failover loses points that could not be published");
         }
+        // † What was just published may have been the claim of a source that takes its history back.
+        let mut generation = here.store.state().fencing_generation(fence.generation);
         let mut tried = 0;
         while let Some(batch) = claims_below(&here.store, generation) {
             match here.store.append_all(batch) {
@@ -144,7 +148,11 @@ impl Group {
                         return Err(ApiError::new(ErrorCode::Conflict, message, "see `farside status` on this gateway"));
                     }
                 }
-                Err(StoreError::Overtaken { .. }) if tried < TRIED_MAX => tried += 1,
+                // † And so may be what a process before this one had put, and nobody knew of.
+                Err(StoreError::Overtaken { .. }) if tried < TRIED_MAX => {
+                    generation = here.store.state().fencing_generation(generation);
+                    tried += 1;
+                }
                 Err(error) => {
                     self.store_error(&error);
                     return Err(ApiError::new(ErrorCode::Unavailable, error.to_string(), "it is tried again by itself"));
@@ -155,7 +163,7 @@ impl Group {
         self.leave_with(format!("a copy of {} was promoted: generation {}", self.names, generation.0), Duration::ZERO);
         self.enter();
         tracing::warn!(group = %self.names, generation = generation.0, "a copy was promoted: the source before is fenced");
-        Ok(())
+        Ok(generation)
     }
 
     /// The store, if records can be put into this ledger.
@@ -169,23 +177,10 @@ impl Group {
     }
 }
 
-pub(super) fn highest(state: &State) -> Generation {
-    state.volumes().map(|(_, volume)| volume.meta().generation).max().unwrap_or(Generation(1))
-}
-
-/// Claims for volumes that are below a generation, as many as one object takes: all of a group's, but at the end of a run of slots.
+/// The records that fence, as many as one object takes: all of a group's, but at the end of a run of slots.
 fn claims_below(store: &GroupStore, generation: Generation) -> Option<Vec<Dated>> {
-    let state = store.state();
-    let below = state.volumes().filter(|(_, volume)| volume.meta().generation < generation);
     let room = usize::try_from(store.room()).unwrap_or(usize::MAX).max(1);
-    let claim = |(_, volume): (_, &farside_ledger::VolumeState)| Dated {
-        body: Body::Claim(Claim {
-            volume: VolumeMeta { generation, ..volume.meta().clone() },
-            looked: state.head(),
-            source: volume.source().clone(),
-        }),
-        ago: Duration::ZERO,
-    };
-    let claims: Vec<Dated> = below.map(claim).take(room).collect();
+    let claims = store.state().claims_below(generation).take(room);
+    let claims: Vec<Dated> = claims.map(|claim| Dated { body: Body::Claim(claim), ago: Duration::ZERO }).collect();
     (!claims.is_empty()).then_some(claims)
 }

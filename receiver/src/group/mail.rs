@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{PartEntry, VerifiedHow};
-use farside_region::{Name, Slot, VolumeId};
+use farside_region::{Generation, Name, Slot, VolumeId};
 use farside_replication::target::SessionId;
 use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
@@ -81,7 +81,7 @@ pub(crate) enum Mail {
     /// What a promotion would bring up: that point, or the newest.
     PromotionLook { wanted: Wanted, reply: oneshot::Sender<Result<PromotionLook, ApiError>> },
     /// Nothing of a lower generation is to be published any more.
-    Fence { fence: Fence, reply: oneshot::Sender<Result<(), ApiError>> },
+    Fence { fence: Fence, reply: oneshot::Sender<Result<Generation, ApiError>> },
     /// Who may stand in has changed.
     StandIn,
     /// The process stops.

@@ -5,7 +5,6 @@ use farside_region::{Generation, LedgerPosition, Name, RegionSet, Slot};
 use farside_store::LazyPointReader;
 use farside_wire::{PULL_MEMBERS_MAX, PULL_RANGES_MAX, PullMember, PullOther};
 
-use super::fence::highest;
 use super::gone_for_good;
 use super::{Group, Place};
 use crate::pull::pin_reason;
@@ -124,11 +123,11 @@ impl Group {
         Ok(PullLook {
             position: LedgerPosition { slot: point.slot, digest },
             epoch: point.epoch,
-            generation: highest(state),
+            generation: state.highest_generation(),
             promotion,
             is_since,
             passed_over: newest.filter(|newest| *newest > point.slot),
-            other: self.other_than(&ask.asker, highest(state)),
+            other: self.other_than(&ask.asker, state.highest_generation()),
             members,
         })
     }

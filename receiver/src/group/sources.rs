@@ -12,7 +12,6 @@ use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
 use farside_wire::{ClaimOutcome, ClaimVerdict, PartHeader, ReceiverMessage, RefusalCode, SourceMessage, decode_payload};
 
-use super::fence::highest;
 use super::{BeginPart, DENIED_AGAIN, Group, Here, PartOutcome, Place};
 use crate::door::{Session, refusal};
 use crate::status::way_out;
@@ -149,7 +148,10 @@ impl Group {
     /// source has by then would not be the newest of all any more.
     fn is_taken_back(&self) -> bool {
         let Place::Here(here) = &self.place else { return false };
-        self.receiver.failovers.promotion(&self.names).is_some_and(|(promotion, _)| highest(here.store.state()) > promotion)
+        self.receiver
+            .failovers
+            .promotion(&self.names)
+            .is_some_and(|(promotion, _)| here.store.state().highest_generation() > promotion)
     }
 
     pub(super) fn turn_away(&mut self, session: &Arc<Session>, code: RefusalCode, text: &str) {

@@ -173,6 +173,34 @@ async fn a_failover_that_is_killed_is_gone_on_with() {
     }
 }
 
+/// † The source took its history back after a second failover was asked for, and before that had fenced anybody: it has the very generation
+/// under which it was to be fenced. Whatever it published from there on would be published beside the copy that was promoted.
+#[tokio::test]
+async fn l6_a_history_that_was_taken_back_before_the_fence_is_fenced_as_well() {
+    let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
+    let content = granules(0, 20);
+    source.publish(&volume, 1, &content, LayerKind::Point).await;
+    drop(source);
+    let client = gateway.client();
+    client.failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    assert_eq!(promoted(&gateway).await.generation, 2);
+    let note = gateway.path("state/failovers/host1/default.json");
+    let asked = std::fs::read_to_string(&note).expect("kept");
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(3)).await;
+    wait_until("the failover to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    drop(back);
+    gateway.kill();
+    // What is durable then of the one that was asked for when nobody had taken anything back.
+    let mut asked: serde_json::Value = serde_json::from_str(&asked).expect("JSON");
+    (asked["generation"], asked["stage"]) = (3.into(), "fencing".into());
+    std::fs::write(&note, asked.to_string()).expect("written");
+    gateway.start().await;
+    assert_eq!(promoted(&gateway).await.generation, 4);
+    let mut woken = host.connect_when_ready("default").await;
+    assert!(matches!(claim_outcome(&mut woken, &volume, 3).await, ClaimOutcome::Void { reason: VoidReason::Fenced { .. } }));
+}
+
 /// The source takes the history back: the failover is over, and its follower follows again once a person says so.
 #[tokio::test]
 async fn who_takes_the_history_back_ends_the_failover() {

@@ -502,8 +502,10 @@ impl Source {
     /// The disk was brought to a point of the copy that was promoted, and takes the history back from that one: not if there is more.
     pub(super) fn take_back(&mut self, now: Nanos, id: VolumeId, at: LedgerPosition, out: &mut Vec<Action>) {
         self.accept(now, id, out);
-        if let Some(volume) = self.volumes.get_mut(&id) {
-            volume.takes_back_at = matches!(volume.standing, Standing::Refused(_)).then_some(at);
+        if let Some(volume) = self.volumes.get_mut(&id)
+            && matches!(volume.standing, Standing::Refused(_))
+        {
+            volume.takes_back_at = Some(at);
         }
     }
 
@@ -512,7 +514,10 @@ impl Source {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         let may =
             matches!(volume.standing, Standing::Refused(RefusedWhy::Forked | RefusedWhy::TargetRewound | RefusedWhy::Fenced));
-        volume.takes_back_at = None;
+        // † What was said of a refusal holds until there is an answer: said once more meanwhile, it is about nothing.
+        if may || mutation::on("L6 a yes that comes late drops what the one before was about") {
+            volume.takes_back_at = None;
+        }
         if volume.standing == Standing::Refused(RefusedWhy::Fenced) {
             // That promotion and no later one: nobody was asked about it.
             volume.outranks = volume.fenced_by;

@@ -9,8 +9,8 @@ use farside_ledger::{
 };
 use farside_region::{LayerKey, LedgerPosition, Seq, Slot, Term, VolumeId, mutation};
 use farside_wire::{
-    ClaimOutcome, ClaimVerdict, Compared, LossRecorded, LossReport, Lost, Notice, Published, ReceiverMessage, RefusalCode,
-    RequestId, Void,
+    ClaimOutcome, ClaimVerdict, Compared, InstanceId, LossRecorded, LossReport, Lost, Notice, Published, ReceiverMessage,
+    RefusalCode, RequestId, Void,
 };
 
 use super::api::{Action, AppendOutcome, Dated, DropWhy, Report, SessionId, Ticket};
@@ -20,11 +20,15 @@ use super::sessions::bounded;
 use super::{Target, Trouble};
 use crate::source::Nanos;
 
+/// A mistake.
+const FORGOTTEN: &str = "L6 who claimed is forgotten with its line";
 pub(super) const RETRIED: &str = "a layer retried at a later slot";
 
 #[derive(Clone, Debug)]
 pub(super) struct QueuedClaim {
     pub(super) session: SessionId,
+    /// The run of the source that asked. † Its session may be gone when the record is there; what it claimed is its own all the same.
+    pub(super) instance: InstanceId,
     pub(super) id: RequestId,
     pub(super) claim: Claim,
 }
@@ -616,13 +620,12 @@ impl Target {
         if verdict == Verdict::Accepted {
             self.empty_slices.remove(&volume);
         }
-        let session = self.sessions.get(&queued.session);
         let outcome = match verdict {
             Verdict::Accepted => {
                 let term = Term(position.slot.0);
-                match session {
-                    Some(session) => self.claimants.insert(volume, (term, session.instance)),
-                    None => self.claimants.remove(&volume),
+                match self.sessions.contains_key(&queued.session) || !mutation::on(FORGOTTEN) {
+                    true => self.claimants.insert(volume, (term, queued.instance)),
+                    false => self.claimants.remove(&volume),
                 };
                 self.drop_old_terms(volume, term, out);
                 ClaimOutcome::Accepted { position }

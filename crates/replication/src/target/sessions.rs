@@ -286,7 +286,8 @@ impl Target {
         }
         // Also of the same run: what is complete under the old term is published before that ends.
         self.hurried |= self.config.limits.publish_every > 0;
-        self.claims.push_back(QueuedClaim { session: from, id: request.id, claim: request.claim });
+        let Some(instance) = self.sessions.get(&from).map(|session| session.instance) else { return };
+        self.claims.push_back(QueuedClaim { session: from, instance, id: request.id, claim: request.claim });
     }
 
     /// What to keep is for the one whose view of the ledger holds to say (T7): somebody who met a gateway with an older, a

@@ -4,7 +4,7 @@ use farside_region::mutation::tell;
 use farside_region::{Generation, RegionSet, Slot};
 use farside_wire::{ClaimOutcome, ClaimVerdict, CurrentVolume, NewestPoint, ReceiverMessage, RequestId, SourceMessage};
 
-use super::directed::{Host, at, current, layer, refused, regions};
+use super::directed::{Gateway, Host, at, current, layer, refused, regions};
 use super::world::volume;
 use crate::source::{Action, Event, RefusedWhy, Start};
 
@@ -140,6 +140,24 @@ fn l6_what_was_published_since_is_not_taken_back() {
     });
 }
 
+/// Said twice, the second time while the ledger is asked already, it holds as it was said.
+#[test]
+fn l6_what_is_said_twice_of_a_history_holds_as_it_was_said() {
+    tell(&[("L6 a yes that comes late drops what the one before was about", "it would be overwritten")], || {
+        let mut host = fenced();
+        host.event(Event::TakeBack { volume: volume(1), at: at(10) });
+        host.event(Event::AllHot { volume: volume(1) });
+        host.event(Event::TakeBack { volume: volume(1), at: at(10) });
+        let epoch =
+            farside_ledger::EpochInfo { boot: farside_region::BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: 3 };
+        let newest_point = Some(NewestPoint { position: at(11), epoch });
+        let newer = promoted(2).map(|theirs| CurrentVolume { newest_point, ..theirs });
+        host.answer_ledger(1, Vec::new(), newer, Some(11));
+        assert!(claim(&mut host).is_none(), "it would be overwritten");
+        assert_eq!(refused(&host, 1), Some(RefusedWhy::Fenced));
+    });
+}
+
 /// A claim that was taken, and whose verdict a broken line took, is this host's own, and no promotion that a person has to be asked about.
 #[test]
 fn l6_a_claim_whose_verdict_was_lost_is_ones_own() {
@@ -164,6 +182,27 @@ fn l6_a_claim_whose_verdict_was_lost_is_ones_own() {
         host.reconnect();
         host.answer_ledger(1, Vec::new(), by(farside_wire::InstanceId([0xEE; 16])), Some(11));
         assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None));
+    });
+}
+
+/// The line breaks while the record of a claim is being put: whoever asks next is told whose it is.
+#[test]
+fn l6_who_claimed_is_known_when_its_line_is_gone() {
+    tell(&[("L6 who claimed is forgotten with its line", "its own claim would fence it")], || {
+        let mut gateway = Gateway::new();
+        let claim = farside_ledger::Claim { volume: super::world::meta(1), looked: None, source: super::world::name("host") };
+        gateway.hear(1, SourceMessage::Claim(farside_wire::ClaimRequest { id: RequestId(1), claim }));
+        gateway.event(crate::target::Event::Closed { session: crate::target::SessionId(1) });
+        assert_eq!(gateway.append().map(|appended| appended.1), Some(farside_ledger::Verdict::Accepted));
+        gateway.hello(2, 1, 2);
+        let question = farside_wire::ReadLedger { id: RequestId(2), volume: volume(1), position: None, after: None };
+        gateway.hear(2, SourceMessage::ReadLedger(question));
+        let current = gateway.said().into_iter().find_map(|m| match m {
+            ReceiverMessage::LedgerSlice(slice) => slice.current,
+            _ => None,
+        });
+        let claimant = current.expect("it is claimed").claimant;
+        assert_eq!(claimant, Some(farside_wire::InstanceId([1; 16])), "its own claim would fence it");
     });
 }
 

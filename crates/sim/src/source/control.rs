@@ -130,6 +130,9 @@ impl Source {
         }
         let now = self.world.mono_ns();
         let halt = matches!(event, Event::Halt);
+        if matches!(event, Event::Connected { .. }) {
+            self.site.connected_at.set(self.world.step.get());
+        }
         let mut actions = Vec::new();
         match &event {
             Event::Tick(tick) => self.say(|| {
@@ -249,7 +252,11 @@ impl Source {
                 }
             }
             Action::LossKept { volume } => self.loss_kept(self.vol(volume)),
-            // Keys are the same in every life here; removal and reports have no further consequence.
+            // Keys are the same in every life here.
+            Action::AdoptMeta { meta } => {
+                site.write_state(self.vol(meta.id).index, |s| s.generation = meta.generation.0);
+            }
+            // Removal and reports have no further consequence.
             _ => {}
         }
     }
@@ -261,6 +268,8 @@ impl Source {
             SourceMessage::Claim(ClaimRequest { claim, .. }) => {
                 let vol = self.vol(claim.volume.id);
                 vol.checked.set(step);
+                let said = (vol.index, claim.volume.generation.0, claim.looked);
+                self.world.claimants.borrow_mut().entry(said).or_default().insert(site.asker());
                 site.claiming.borrow_mut()[vol.index] = self.claim_facts(vol.index);
             }
             SourceMessage::Resume(query) => self.vol(query.volume).checked.set(step),
