@@ -193,7 +193,7 @@ async fn l6_a_history_that_was_taken_back_before_the_fence_is_fenced_as_well() {
     gateway.kill();
     // What is durable then of the one that was asked for when nobody had taken anything back.
     let mut asked: serde_json::Value = serde_json::from_str(&asked).expect("JSON");
-    (asked["generation"], asked["stage"]) = (3.into(), "fencing".into());
+    (asked["generation"], asked["stage"], asked["claimed"]) = (3.into(), "fencing".into(), false.into());
     std::fs::write(&note, asked.to_string()).expect("written");
     gateway.start().await;
     assert_eq!(promoted(&gateway).await.generation, 4);
