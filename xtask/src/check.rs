@@ -62,6 +62,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-service",
             "farside-ledger",
             "farside-layer",
+            "farside-keys",
             "farside-wire",
             "farside-blockio",
             "farside-replication",
