@@ -25,7 +25,8 @@ use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
 use farside_objects::Location;
 use farside_region::{LedgerPosition, Name, Slot};
 use farside_store::{
-    FileTarget, FollowKeeper, FollowLook, FollowProgress, FollowStage, Follower, Following, GroupNames, StoreError, Unlocking,
+    FileTarget, FollowKeeper, FollowLook, FollowProgress, FollowStage, Follower, Following, GroupNames, LazyPointReader,
+    StoreError, Unlocking,
 };
 use farside_transport::Backoff;
 use jiff::Timestamp;
@@ -942,8 +943,7 @@ impl Runner {
             Err(StoreError::NoSuchPoint { .. }) => self.with_follower(None, |follower| follower.recognise()),
             other => {
                 let reader = other.map_err(of_store)?;
-                let is_given = || !reader.is_sealed() || receiver.config().keeper_of(group.names()).is_some();
-                let progress = |_: FollowProgress| goes_on(&receiver, &entry) && is_given();
+                let progress = |_: FollowProgress| goes_on(&receiver, &entry) && is_given(&receiver, group, &reader);
                 self.with_follower(None, |follower| follower.inspect(&reader, &progress))
             }
         }
@@ -1036,8 +1036,7 @@ impl Runner {
         let progress = |progress: FollowProgress| {
             lock(&entry.view).progress = progress;
             // † Whoever waits for a promotion does not wait for this.
-            let is_given = !reader.is_sealed() || receiver.config().keeper_of(group.names()).is_some();
-            goes_on(&receiver, &entry) && lock(&entry.definition).promoted.is_none() && is_given
+            goes_on(&receiver, &entry) && lock(&entry.definition).promoted.is_none() && is_given(&receiver, group, &reader)
         };
         let now_ms = Timestamp::now().as_millisecond();
         let compared = self.with_follower(None, |follower| follower.verify(&reader, &progress));
@@ -1099,12 +1098,12 @@ fn goes_on(receiver: &Receiver, entry: &Entry) -> bool {
     }
 }
 
-fn open_base(
-    receiver: &Receiver,
-    group: &GroupHandle,
-    volume: &Name,
-    point: Slot,
-) -> Result<farside_store::LazyPointReader, StoreError> {
+/// Whether what is read may still be read here.
+fn is_given(receiver: &Receiver, group: &GroupHandle, reader: &LazyPointReader) -> bool {
+    !reader.is_sealed() || receiver.config().keeper_of(group.names()).is_some()
+}
+
+fn open_base(receiver: &Receiver, group: &GroupHandle, volume: &Name, point: Slot) -> Result<LazyPointReader, StoreError> {
     let asked = ask_group(receiver, group, |reply| Mail::FollowBase { volume: volume.clone(), point, reply });
     let reader = asked.map_err(|error| match error {
         FollowError::Store(error) => error,

@@ -130,6 +130,17 @@ impl Unlocking {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).failed = None;
     }
 
+    /// Keys that are here as they are, and those of an encrypted volume where they are not.
+    pub(crate) fn open(
+        &self,
+        keys: ContentKeys,
+        backend: &dyn Backend,
+        names: &GroupNames,
+        volume: &VolumeMeta,
+    ) -> Result<ContentKeys> {
+        if matches!(keys, ContentKeys::Opaque) { self.keys(backend, names, volume) } else { Ok(keys) }
+    }
+
     /// The keys of a volume's content; of an encrypted one, unless somebody gave a key, those of who has none.
     pub(crate) fn keys_if_given(&self, backend: &dyn Backend, names: &GroupNames, volume: &VolumeMeta) -> Result<ContentKeys> {
         match (volume.digest_key.seal(), &self.keeper) {

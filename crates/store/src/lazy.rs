@@ -108,9 +108,7 @@ impl PointReader<LazyImage> {
     /// # Errors
     /// [`StoreError::KeyNeeded`](crate::StoreError::KeyNeeded); what the file system says.
     pub fn unlocked(mut self, unlocking: &Unlocking) -> Result<Self> {
-        if self.is_opaque() {
-            self.keys = unlocking.keys(&*self.segments.backend, &self.segments.names, &self.volume)?;
-        }
+        self.keys = unlocking.open(self.keys.clone(), &*self.segments.backend, &self.segments.names, &self.volume)?;
         Ok(self)
     }
 

@@ -102,14 +102,14 @@ impl Daemon {
         drop(puller);
         self.heard(&failback, &point);
         locked(&failback.note).generation = point.generation.0;
+        let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
         // Without them it could not come back.
-        let keys = self.keys_to(&failback, &point, &volumes.iter().map(|volume| volume.name.clone()).collect::<Vec<_>>()).await;
+        let keys = self.keys_to(&failback, &point, &names).await;
         keys.map_err(super::unreachable)?;
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
         }
         let claimed = self.claim_all(&group, &volumes).await?;
-        let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
         let failback = Arc::new(failback);
         // † First: from here on nothing that is new to the group gets into it.
         locked(&self.failbacks.all).insert(group.clone(), failback.clone());

@@ -306,10 +306,7 @@ impl MergeLook {
     /// # Errors
     /// Those of that.
     pub fn unlocked(self, unlocking: &Unlocking) -> Result<Self> {
-        let keys = match self.keys {
-            ContentKeys::Opaque => unlocking.keys(&*self.segments.backend, &self.segments.names, &self.volume)?,
-            keys => keys,
-        };
+        let keys = unlocking.open(self.keys, &*self.segments.backend, &self.segments.names, &self.volume)?;
         Ok(Self { keys, ..self })
     }
 
