@@ -15,7 +15,7 @@ HOURS_2 = 2 * 3600 * 1000
 MERGE = 1 << 63
 STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
-         10: "pack_places", 11: "verified", 12: "claim", 13: "map", 14: "decree", 15: "layers"}
+         10: "pack_places", 11: "verified", 12: "claim", 13: "map", 14: "decree", 15: "layers", 16: "layers"}
 
 
 class Postcard:
@@ -76,6 +76,12 @@ class Postcard:
     def parts(self):
         return self.many(lambda: (self.layer_key(), self.many(self.u)))
 
+    def label(self):
+        consistency = self.u()
+        require(consistency < 3, "the body", "has a label that is none")
+        span = Struct(span=self.raw(16), cut=self.raw(16), groups=self.u(), wall=self.i()) if consistency == 2 else None
+        return Struct(consistency=consistency, span=span, title=self.text(), hooks=self.text())
+
     def body(self, number):
         kind = KINDS[number]
         if kind == "claim":
@@ -91,8 +97,8 @@ class Postcard:
                 members=self.many(lambda: Struct(
                     key=self.layer_key(), digest=self.raw(32), parts=self.many(lambda: (self.u(), self.raw(32))),
                     regions=self.ranges(), unreadable=self.ranges(), bytes=self.u())))
-            layers.label = Struct(consistency=self.u(), title=self.text(), hooks=self.text()) if number == 15 else None
-            require(layers.label is None or layers.label.consistency < 2, "the body", "has a label that is none")
+            layers.label = self.label() if number in (15, 16) else None
+            require(layers.label is None or (layers.label.span is not None) == (number == 16), "the body", "has a label of the other kind")
             return layers
         if kind == "heartbeat":
             return Struct(members=self.many(lambda: (self.raw(16), self.u())), position=self.u(), digest=self.raw(32),

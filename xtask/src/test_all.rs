@@ -107,7 +107,7 @@ fn steps() -> anyhow::Result<Vec<Step>> {
         ),
         step(
             "models",
-            "the four protocols under loom",
+            "the five protocols under loom",
             Work::Tests(cargo(&[
                 "test",
                 "--release",

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::label::Label;
 use crate::record::{Body, Claim, Layers, Prune, PrunePolicy, Record, Stamp};
 
 /// The largest record. A point whose regions do not fit must be published as slices.
@@ -37,6 +38,8 @@ const KIND_MAP: u16 = 13;
 const KIND_DECREE: u16 = 14;
 /// Layers of a point of which something is said.
 const KIND_LABELLED: u16 = 15;
+/// The same, of a cut of several groups: who does not know of those refuses the kind.
+const KIND_SPANNED: u16 = 16;
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,8 +178,12 @@ impl Record {
                 let (kind, epoch, members) = from_postcard(body)?;
                 Body::Layers(Layers { kind, epoch, label: None, members })
             }
-            KIND_LABELLED => {
-                let (kind, epoch, members, label) = from_postcard(body)?;
+            KIND_LABELLED | KIND_SPANNED => {
+                let is_spanned = kind == KIND_SPANNED;
+                let (kind, epoch, members, label): (_, _, _, Box<Label>) = from_postcard(body)?;
+                if label.consistency.span_cut().is_some() != is_spanned {
+                    return Err(DecodeError::Body);
+                }
                 Body::Layers(Layers { kind, epoch, label: Some(label), members })
             }
             KIND_HEARTBEAT => Body::Heartbeat(from_postcard(body)?),
@@ -201,7 +208,10 @@ fn layers_body(layers: &Layers) -> (u16, Vec<u8>) {
     let Layers { kind, epoch, label, members } = layers;
     match label {
         None => (KIND_LAYERS, to_postcard(&(kind, epoch, members))),
-        Some(label) => (KIND_LABELLED, to_postcard(&(kind, epoch, members, label))),
+        Some(label) => {
+            let record = if label.consistency.span_cut().is_some() { KIND_SPANNED } else { KIND_LABELLED };
+            (record, to_postcard(&(kind, epoch, members, label)))
+        }
     }
 }
 

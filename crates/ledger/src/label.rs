@@ -41,6 +41,40 @@ pub enum Consistency {
     Crash,
     /// They were quiesced: every hook of the group had done its part before the cut, and none was over before it.
     Application,
+    /// As after a power cut of several hosts at one moment: groups of others were cut together with this one.
+    Span(SpanCut),
+}
+
+/// A cut of several groups as one. Their points are one only together: a cut that some of them do not hold is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SpanCut {
+    /// Of which span: see [`SpanCut::span_id`].
+    pub span: [u8; 16],
+    /// Which cut: drawn at random.
+    pub cut: [u8; 16],
+    /// How many groups it is of.
+    pub groups: u16,
+    /// When it was begun, by the wall clock of who began it, in milliseconds since 1970: the same in all of them.
+    pub wall_ms: i64,
+}
+
+impl SpanCut {
+    /// The id of a span of that name.
+    pub fn span_id(name: &str) -> [u8; 16] {
+        let mut id = [0; 16];
+        id.copy_from_slice(&blake3::derive_key("farside 2026 span id v1", name.as_bytes())[..16]);
+        id
+    }
+}
+
+impl Consistency {
+    /// The cut of several groups that it is of.
+    pub fn span_cut(&self) -> Option<SpanCut> {
+        match self {
+            Self::Span(cut) => Some(*cut),
+            Self::Crash | Self::Application => None,
+        }
+    }
 }
 
 fn bounded(text: &str) -> String {
@@ -64,8 +98,23 @@ impl Point {
         self.label.as_ref().map_or(Consistency::Crash, |label| label.consistency)
     }
 
-    fn is_of_applications(&self) -> bool {
-        self.consistency() == Consistency::Application && !self.degraded
+    /// Which points it is one of, and stands for cells of a grid among: application-consistent ones, or those of a span. `None`: it is
+    /// as all others, or degraded.
+    fn kin(&self) -> Option<Kin> {
+        match self.consistency() {
+            _ if self.degraded => None,
+            Consistency::Crash => None,
+            Consistency::Application => Some(Kin::Applications),
+            Consistency::Span(cut) => Some(Kin::Span(cut.span)),
+        }
+    }
+
+    /// When it was cut, as far as cells of a grid go. † The groups of a span keep the same ones, whatever their ledgers' times are.
+    fn cell_ms(&self) -> u64 {
+        match self.consistency() {
+            Consistency::Span(cut) => u64::try_from(cut.wall_ms).unwrap_or(0),
+            Consistency::Crash | Consistency::Application => self.time_ms,
+        }
     }
 
     /// Whether a volume is a member of it.
@@ -75,51 +124,60 @@ impl Point {
 }
 
 impl State {
-    /// [`State::prunable`], without the application-consistent points that the policy would keep if there were no others: they are rare
-    /// among crash-consistent ones, and would stand for no cell of a grid but by chance.
+    /// [`State::prunable`], without the application-consistent points, and those of spans, that the policy would keep if there were no
+    /// others: they are rare among crash-consistent ones, and would stand for no cell of a grid but by chance.
     ///
-    /// Of the points of a volume that were quiesced, and are sound, it keeps the newest [`Policy::keep`], and for each rule of the grid the
+    /// Of the points of a volume that are of one kin, and are sound, it keeps the newest [`Policy::keep`], and for each rule of the grid the
     /// first of each cell. The answer only grows until a pin comes in, as that of [`State::prunable`] does: newer ones only add to those
     /// that are newer, what is first in its cell stays that, and is needed the longest of all in the cell.
-    pub fn prunable_beside_applications(&self, policy: &Policy) -> Vec<Slot> {
+    pub fn prunable_beside_kin(&self, policy: &Policy) -> Vec<Slot> {
         let mut prunable = self.prunable(policy);
         if prunable.is_empty() {
             return prunable;
         }
-        let quiesced: Vec<&Point> = self.points().values().filter(|point| point.is_of_applications()).collect();
-        let newest = newest_of_each(&quiesced, policy.keep.max(1));
-        prunable.retain(|slot| match quiesced.binary_search_by_key(slot, |point| point.slot) {
-            Ok(at) => {
-                let is_new = |id: &VolumeId| newest.get(id).is_none_or(|oldest| slot >= oldest);
-                let is_first = |id: VolumeId| {
-                    let before = quiesced[..at].iter().rfind(|before| before.holds(id)).copied();
-                    self.age_clock_ms() < first_of_a_cell_until_ms(policy, quiesced[at], before)
-                };
-                !quiesced[at].members.iter().map(|member| member.key.volume).any(|id| is_new(&id) || is_first(id))
-            }
-            Err(_) => true,
+        let mut all = BTreeMap::<Kin, Vec<&Point>>::new();
+        self.points().values().filter_map(|point| Some((point.kin()?, point))).for_each(|(kin, point)| {
+            all.entry(kin).or_default().push(point);
+        });
+        let newest: BTreeMap<Kin, _> =
+            all.iter().map(|(kin, points)| (*kin, newest_of_each(points, policy.keep.max(1)))).collect();
+        prunable.retain(|slot| {
+            let Some(kin) = self.points().get(slot).and_then(Point::kin) else { return true };
+            let (points, newest) = (&all[&kin], &newest[&kin]);
+            let at = points.binary_search_by_key(slot, |point| point.slot).expect("it is one of its kin");
+            let is_new = |id: &VolumeId| newest.get(id).is_none_or(|oldest| slot >= oldest);
+            let is_first = |id: VolumeId| {
+                let before = points[..at].iter().rfind(|before| before.holds(id)).copied();
+                self.age_clock_ms() < first_of_a_cell_until_ms(policy, points[at], before)
+            };
+            !points[at].members.iter().map(|member| member.key.volume).any(|id| is_new(&id) || is_first(id))
         });
         prunable
     }
 
-    /// Up to when, by the age clock, a rule of the grid needs a point for a volume among those that were quiesced; 0: none does.
-    pub(crate) fn stands_among_applications_until_ms(&self, policy: &Policy, volume: VolumeId, point: &Point) -> u64 {
-        if !point.is_of_applications() {
-            return 0;
-        }
+    /// Up to when, by the age clock, a rule of the grid needs a point that is of some kin for a volume among those; 0: none does.
+    pub(crate) fn stands_among_kin_until_ms(&self, policy: &Policy, volume: VolumeId, point: &Point) -> u64 {
+        let Some(kin) = point.kin() else { return 0 };
         let before = self.points().range(..point.slot).rev().map(|(_, before)| before);
         first_of_a_cell_until_ms(
             policy,
             point,
-            before.filter(|before| before.is_of_applications()).find(|before| before.holds(volume)),
+            before.filter(|before| before.kin() == Some(kin)).find(|before| before.holds(volume)),
         )
     }
 }
 
+/// Points that stand for cells of a grid among themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kin {
+    Applications,
+    Span([u8; 16]),
+}
+
 /// The oldest of the newest `keep` of each volume; of a volume with fewer than that nothing.
-fn newest_of_each(quiesced: &[&Point], keep: u32) -> BTreeMap<VolumeId, Slot> {
+fn newest_of_each(points: &[&Point], keep: u32) -> BTreeMap<VolumeId, Slot> {
     let (mut seen, mut oldest) = (BTreeMap::<VolumeId, u32>::new(), BTreeMap::new());
-    for point in quiesced.iter().rev() {
+    for point in points.iter().rev() {
         for member in &point.members {
             let count = seen.entry(member.key.volume).or_default();
             *count += 1;
@@ -133,6 +191,6 @@ fn newest_of_each(quiesced: &[&Point], keep: u32) -> BTreeMap<VolumeId, Slot> {
 
 /// Up to when, by the age clock, a rule needs a point that is the first of its cell after the one `before`.
 fn first_of_a_cell_until_ms(policy: &Policy, point: &Point, before: Option<&Point>) -> u64 {
-    let is_first = |rule: &&Rule| before.is_none_or(|before| rule.cell(before.time_ms) != rule.cell(point.time_ms));
+    let is_first = |rule: &&Rule| before.is_none_or(|before| rule.cell(before.cell_ms()) != rule.cell(point.cell_ms()));
     policy.grid.rules().iter().filter(is_first).map(|rule| rule.lapses_at_ms(point)).max().unwrap_or(0)
 }

@@ -172,7 +172,7 @@ impl State {
         match point.pins.is_empty() {
             true => {
                 let stands = Measure::aged(self, policy).stands_until_ms(point, held);
-                let among_applications = self.stands_among_applications_until_ms(policy, volume, point);
+                let among_applications = self.stands_among_kin_until_ms(policy, volume, point);
                 point.age_clock_ms.saturating_add(policy.span_ms).max(stands).max(among_applications)
             }
             false => u64::MAX,

@@ -58,6 +58,10 @@ fn label() -> Label {
     Label::new(Consistency::Application, "before the upgrade", "postgresql, srv")
 }
 
+fn span_cut(n: u8) -> SpanCut {
+    SpanCut { span: SpanCut::span_id("erp"), cut: [n; 16], groups: 3, wall_ms: 1_700_000_000_000 }
+}
+
 fn epoch() -> EpochInfo {
     EpochInfo { boot: BootId([5; 16]), mono_before_ns: 10, mono_after_ns: 20, wall_ms: 1_700_000_000_000 }
 }

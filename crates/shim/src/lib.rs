@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | queue thread, one per [`Queue`] | [`Request`] | `advance` → [`Step::Io`] → do it → `io_done` → `advance` … → [`Step::Complete`] |
 //! | intent thread, one per volume | [`IntentOwner`] | `next_commit` → write the slots, fdatasync → `committed` |
-//! | control thread, one per group | [`Switcher`], [`Cooler`] | `begin` → `poll` until [`Frozen`] … `conclude`, `release` |
+//! | control thread, one per group | [`Switcher`], [`Cooler`], [`Group::hold`] | `begin` → `poll` until [`Frozen`] … `conclude`, `release` |
 //! | sender thread, one per volume | [`FrozenReader`] | `next` → read → `read_done` |
 //!
 //! Whoever has to wait is called back through its [`Wake`] as soon as asking again may help.
@@ -27,6 +27,7 @@ mod claims;
 mod cool;
 mod epoch_map;
 mod frozen;
+mod hold;
 mod in_flight;
 mod intent;
 mod limits;
@@ -52,6 +53,7 @@ mod volume;
 pub use bell::{NoWake, Wake};
 pub use cool::{CoolStep, Cooler};
 pub use frozen::{FrozenReader, HeldRun, Next, ReadVerdict};
+pub use hold::HoldId;
 pub use intent::{Commit, IntentOwner, PageWrite};
 pub use limits::Limits;
 #[cfg(any(test, feature = "mutations"))]

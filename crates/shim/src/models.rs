@@ -1,4 +1,4 @@
-//! The four protocols under loom, over the very code that runs: switch, claim, pass, cooling. Each model is small (one or two
+//! The five protocols under loom, over the very code that runs: switch, claim, pass, cooling, hold. Each model is small (one or two
 //! regions of one granule, one or two writers) and is explored to a preemption bound of 3; each has a mutation that must make
 //! it fail, so that a model that checks nothing is noticed.
 //!
@@ -457,4 +457,57 @@ fn an_entry_at_the_owner_clears_its_own_batch_only() {
 #[test]
 fn clearing_in_the_cooling_window_is_false_clean() {
     assert!(fails(cooling_model(1, Mutations::only(Mutation::ClearInCoolingWindow))));
+}
+
+/// Two hosts, and an application that writes at the second when its write at the first is complete. Somebody holds both, switches both,
+/// and asks both whether the hold lasted, while a timer may end the first. Cuts of which it did are one moment.
+fn hold_model(believes_expired: bool, cuts_early: bool, mutations: Mutations) -> impl Fn() + Sync + Send + 'static {
+    move || {
+        let (sites, lanes): (Vec<_>, Vec<_>) = (0..2).map(|_| site(1, 1, mutations)).unzip();
+        let durable = Arc::new(AtomicBool::new(true));
+        let disks: Vec<_> = sites.iter().map(|site| site.disk.clone()).collect();
+        let application = thread::spawn(move || {
+            let mut epochs =
+                lanes.into_iter().flatten().zip(&disks).map(|(mut lane, disk)| write(&mut lane, disk, 0, 2, &durable));
+            (epochs.next().expect("one"), epochs.next().expect("and another"))
+        });
+        let cut = |site: &Site, hold: HoldId| {
+            let mut switcher = Switcher::new(site.group.clone());
+            let epoch = switcher.begin(Kind::Cut, Vec::new()).expect("free");
+            (epoch, site.group.let_go(hold))
+        };
+        let first = sites[0].group.hold().expect("free");
+        let early = cuts_early.then(|| cut(&sites[0], first));
+        let second = sites[1].group.hold().expect("free");
+        let group = sites[1].group.clone();
+        let timer = thread::spawn(move || group.let_go(second));
+        let (cut_of_first, first_lasted) = early.unwrap_or_else(|| cut(&sites[0], first));
+        let (cut_of_second, second_lasted) = cut(&sites[1], second);
+        let expired = timer.join().expect("no panic");
+        assert_ne!(expired, second_lasted, "a hold is ended once");
+        let (a, b) = application.join().expect("no panic: nobody sleeps for ever");
+        if first_lasted && (second_lasted || believes_expired) {
+            assert!(a <= cut_of_first || b > cut_of_second, "the second write is in the cut, and the first is not");
+        }
+    }
+}
+
+#[test]
+fn groups_that_are_held_are_cut_as_one() {
+    explore(2, hold_model(false, false, Mutations::default()));
+}
+
+#[test]
+fn a_write_past_the_hold_is_cut_without_what_it_followed() {
+    assert!(fails(hold_model(false, false, Mutations::only(Mutation::PastTheHold))));
+}
+
+#[test]
+fn a_hold_that_ran_out_proves_nothing() {
+    assert!(fails(hold_model(true, false, Mutations::default())));
+}
+
+#[test]
+fn a_cut_before_all_are_held_proves_nothing() {
+    assert!(fails(hold_model(false, true, Mutations::default())));
 }

@@ -62,6 +62,8 @@ pub enum Mutation {
     NoMark = 1 << 26,
     /// A failed flush that nobody was told of before the attach is told to nobody after it.
     UntoldFlushForgotten = 1 << 27,
+    /// A write begins while its group is held.
+    PastTheHold = 1 << 28,
 }
 
 #[cfg(any(test, feature = "mutations"))]
@@ -96,6 +98,7 @@ impl Mutation {
         ("a write waits while it is announced", Self::WaitAnnounced),
         ("a pass leaves out without being announced", Self::LeaveOutUnannounced),
         ("R13 a write is not marked", Self::NoMark),
+        ("a write begins while its group is held", Self::PastTheHold),
     ];
 }
 

@@ -78,6 +78,8 @@ pub enum ParkKey {
     Drain,
     /// Somebody else's claim on a frozen granule.
     Claim,
+    /// The hold of a group that is cut together with others.
+    Hold,
 }
 
 /// Why a request failed.
@@ -157,6 +159,10 @@ struct Piece {
 enum Phase {
     Read,
     Reading,
+    /// A write that may not begin yet; `is_short`: the look at its mark covers it.
+    Held {
+        is_short: bool,
+    },
     /// Look at all regions of the rest of the request.
     Intent,
     /// Mark the next piece.
@@ -208,6 +214,9 @@ impl Request {
             Op::Trim(_, fua) => (first, Pass::Zero { no_hole: false }, fua),
             Op::WriteZeroes { no_hole, fua, .. } => (first, Pass::Zero { no_hole }, fua),
         };
+        // † Looked at once, and before anything of it: a request that is on its way was issued before the hold.
+        let is_held = matches!(phase, Phase::Mark | Phase::Intent) && volume.is_held();
+        let phase = if is_held { Phase::Held { is_short } } else { phase };
         Self { phase, pass, at, end, fua, entry: None, slot }
     }
 
@@ -234,6 +243,8 @@ impl Request {
                     self.phase = Phase::Reading;
                     return Step::Io(Io::Read(extent(self.at, self.end)));
                 }
+                Phase::Held { .. } if queue.volume.is_held() => return Step::Park(ParkKey::Hold),
+                Phase::Held { is_short } => self.phase = if is_short { Phase::Mark } else { Phase::Intent },
                 Phase::Intent => match self.intent(&queue.volume) {
                     Intent::Waiting => return Step::Park(ParkKey::Intent),
                     Intent::Hot => self.phase = Phase::Mark,

@@ -4,9 +4,10 @@ use farside_region::intent::{IntentBlock, PageIndex};
 use farside_region::{EpochId, GranuleSet, MapId, RegionIndex, RegionRange, RegionSet};
 use thiserror::Error;
 
+use crate::hold::Gate;
 use crate::mutation::mutated;
 use crate::side_buffer::SideBuffer;
-use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, fence};
+use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, Weak, fence};
 use crate::volume::{CUT, Grace, SEALED, frozen_word};
 use crate::{IntentOwner, Limits, Queue, Volume, VolumeConfig, Wakes};
 
@@ -17,9 +18,13 @@ use crate::{IntentOwner, Limits, Queue, Volume, VolumeConfig, Wakes};
 #[derive(Debug)]
 pub struct Group {
     epoch: AtomicU64,
+    /// Beside the counter: a write reads both.
+    pub(crate) gate: Gate,
     side: Mutex<SideBuffer>,
     granule_bytes: u64,
     volumes: AtomicU32,
+    /// Those that are open. Never locked on a queue's thread.
+    open: Mutex<Vec<Weak<Volume>>>,
 }
 
 impl Group {
@@ -27,9 +32,11 @@ impl Group {
     pub fn new(limits: &Limits, granule_bytes: u64) -> Arc<Self> {
         Arc::new(Self {
             epoch: AtomicU64::new(1),
+            gate: Gate::new(),
             side: Mutex::new(SideBuffer::new(limits.side_buffer_bytes, granule_bytes)),
             granule_bytes,
             volumes: AtomicU32::new(0),
+            open: Mutex::new(Vec::new()),
         })
     }
 
@@ -56,6 +63,11 @@ impl Group {
         };
         let ordinal = self.volumes.fetch_add(1, Ordering::Relaxed);
         let volume = Arc::new(Volume::new(self.clone(), ordinal, &config, wakes, &hot));
+        {
+            let mut open = self.open.lock().expect("nobody panics under this lock");
+            open.retain(|volume| volume.strong_count() > 0);
+            open.push(Arc::downgrade(&volume));
+        }
         if config.volume_bytes_before < config.geometry.volume_bytes() {
             let old_last = config.volume_bytes_before.saturating_sub(1) / config.geometry.region_bytes();
             let old_last = old_last + u64::from(mutated!(volume, OldLastStaysCold));
@@ -75,6 +87,11 @@ impl Group {
 
     pub(crate) fn side(&self) -> MutexGuard<'_, SideBuffer> {
         self.side.lock().expect("nobody panics under this lock")
+    }
+
+    /// The volumes that are open.
+    pub(crate) fn volumes(&self) -> Vec<Arc<Volume>> {
+        self.open.lock().expect("nobody panics under this lock").iter().filter_map(Weak::upgrade).collect()
     }
 
     /// (granules in use or reserved, granules in all) of the side buffer.

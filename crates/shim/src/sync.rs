@@ -2,7 +2,7 @@
 
 #[cfg(not(feature = "loom"))]
 pub(crate) use std::sync::{
-    Arc, Mutex, MutexGuard,
+    Arc, Mutex, MutexGuard, Weak,
     atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
 
@@ -12,4 +12,4 @@ pub(crate) use loom::sync::{
     atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
 #[cfg(feature = "loom")]
-pub(crate) use std::sync::Arc;
+pub(crate) use std::sync::{Arc, Weak};

@@ -484,7 +484,7 @@ impl GroupImage {
             return None;
         }
         let looked = self.state.head()?;
-        let mut points = self.state.prunable_beside_applications(policy);
+        let mut points = self.state.prunable_beside_kin(policy);
         points.retain(|point| !kept.contains(point));
         points.truncate(PRUNE_POINTS_MAX);
         let without: BTreeSet<Slot> = points.iter().copied().collect();

@@ -33,6 +33,15 @@ fn samples() -> Vec<(&'static str, Record)> {
                 kind: LayerKind::Point,
                 epoch: epoch(),
                 label: Some(Box::new(label())),
+                members: vec![member.clone()],
+            }),
+        ),
+        (
+            "point of a span",
+            Body::Layers(Layers {
+                kind: LayerKind::Point,
+                epoch: epoch(),
+                label: Some(Box::new(Label::new(Consistency::Span(span_cut(0x5c)), "", "span erp"))),
                 members: vec![member],
             }),
         ),

@@ -63,7 +63,7 @@ fn what_is_consistent_has_its_own_places_in_the_policy() {
     }
     let by_the_policy = w.state.prunable(&policy);
     assert!(by_the_policy.len() > quiesced.len() && quiesced[..18].iter().all(|slot| by_the_policy.contains(slot)));
-    let gone = w.state.prunable_beside_applications(&policy);
+    let gone = w.state.prunable_beside_kin(&policy);
     let kept: Vec<Slot> = quiesced.iter().copied().filter(|slot| !gone.contains(slot)).collect();
     let first_of_each_hour: Vec<Slot> = quiesced.iter().copied().step_by(4).collect();
     let expected: BTreeSet<Slot> = first_of_each_hour.into_iter().chain(quiesced[18..].iter().copied()).collect();
@@ -77,12 +77,54 @@ fn what_is_consistent_has_its_own_places_in_the_policy() {
     let looked = w.state.head().expect("not empty");
     let body = Body::Prune(Prune { looked, policy: PrunePolicy::Aged(policy.clone()), points: gone, parts: Vec::new() });
     assert_eq!(w.put(body), Verdict::Accepted);
-    assert!(w.state.prunable_beside_applications(&policy).is_empty());
+    assert!(w.state.prunable_beside_kin(&policy).is_empty());
     // Out of the window they go, but for the newest two.
     for _ in 0..30 {
         w.pass_ms(3_600_000);
         w.point(&[1]);
     }
-    let gone = w.state.prunable_beside_applications(&policy);
+    let gone = w.state.prunable_beside_kin(&policy);
     assert_eq!(quiesced.iter().filter(|slot| w.state.points().contains_key(slot) && !gone.contains(slot)).count(), 2);
+}
+
+/// Two groups of a span, whose ledgers' times differ, under one policy: they keep the points of the same cuts.
+#[test]
+fn groups_of_a_span_keep_the_same_cuts() {
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    let policy = Policy { grid: Grid::of([(minutes(60), minutes(6 * 60))]), ..Policy::without_grid(2, 0) };
+    let kept = |late_ms: u64| {
+        let mut w = claimed();
+        w.pass_ms(late_ms);
+        let mut cuts = Vec::new();
+        for minute in 0..300u16 {
+            if minute % 15 == 7 {
+                let wall_ms = 1_700_000_000_000 + 60_000 * i64::from(minute);
+                let cut = SpanCut { cut: [minute as u8; 16], wall_ms, ..span_cut(0) };
+                cuts.push((labelled(&mut w, &[1], said(Consistency::Span(cut), "")), minute));
+            } else {
+                w.point(&[1]);
+            }
+            w.pass_ms(60_000);
+        }
+        let gone = w.state.prunable_beside_kin(&policy);
+        cuts.retain(|(slot, _)| !gone.contains(slot));
+        cuts.into_iter().map(|(_, minute)| minute).collect::<Vec<_>>()
+    };
+    let of_one = kept(0);
+    assert!((6..9).contains(&of_one.len()), "the first of each hour, and the newest two: {of_one:?}");
+    for late in [1, 7, 29, 46] {
+        assert_eq!(kept(late * 60_000), of_one, "the other ledger is {late} min behind");
+    }
+}
+
+#[test]
+fn a_cut_of_a_span_says_so_by_the_kind_of_its_record() {
+    let mut w = claimed();
+    let cut = span_cut(7);
+    let slot = labelled(&mut w, &[1], said(Consistency::Span(cut), ""));
+    assert_eq!(w.state.points()[&slot].consistency().span_cut(), Some(cut));
+    let cached = State::from_cache(&w.state.to_cache()).expect("our own");
+    assert_eq!(cached, w.state);
+    let text = |filter: PointFilter| w.state.points().values().filter(|p| filter.fits(p)).count();
+    assert_eq!(text(PointFilter { consistent: true, ..PointFilter::default() }), 0, "no application was quiesced for it");
 }
