@@ -64,10 +64,16 @@ impl Features {
     pub const LABELS: Self = Self(32);
     /// In a receiver's greeting on a connection that pulls: [`SourceMessage::PullFork`](crate::SourceMessage::PullFork) is understood.
     pub const FORK: Self = Self(64);
+    /// Points of groups of several hosts that were cut as one are understood, and connections over which that is conducted.
+    pub const SPANS: Self = Self(256);
+    /// In a source's greeting: the connection is there to be cut with groups of other hosts, and for nothing else. Only to a receiver that has
+    /// said [`Features::SPANS`] on a connection that publishes.
+    pub const SPAN: Self = Self(512);
     /// What a receiver of this build can do on a connection that pulls.
     pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0);
     /// What this build can do on a connection that publishes.
-    pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0);
+    pub const OURS: Self =
+        Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0 | Self::SPANS.0);
 
     /// What both can do.
     #[must_use]

@@ -15,6 +15,7 @@ mod messages;
 mod part;
 mod points;
 mod pull;
+mod span;
 
 #[cfg(test)]
 mod tests;
@@ -37,3 +38,4 @@ pub use pull::{
     ForkPin, NO_KEY, PULL_ANSWER_BYTES_MAX, PULL_CHUNK_BYTES_MAX, PULL_GRANULES_MAX, PULL_MEMBERS_MAX, PULL_OPEN_MAX,
     PULL_RANGES_MAX, PullBegin, PullChunk, PullFork, PullMember, PullOther, PullPoint, PullQuery,
 };
+pub use span::{SPAN_HOLD_US_MAX, SpanAsk, SpanSay};

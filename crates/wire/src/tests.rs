@@ -1,7 +1,8 @@
 //! Golden bytes, hostile input, versions.
 
 use farside_ledger::{
-    Claim, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerKind, PointFilter, Policy, Rule, VoidReason, VolumeMeta,
+    Claim, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerKind, PointFilter, Policy, Rule, SpanCut, VoidReason,
+    VolumeMeta,
 };
 use farside_region::{
     BootId, DigestKey, Generation, Geometry, GranuleDigest, GranuleIndex, GranuleRun, KeyId, LayerKey, LedgerPosition, Name,
@@ -112,6 +113,10 @@ fn from_source() -> Vec<SourceMessage> {
         SourceMessage::LabelledEnd(LabelledEnd { label: label(), end }),
         SourceMessage::PullFork(PullFork { id, over: Some(position()), pin: ForkPin::Pin("b".parse().expect("a name")) }),
         SourceMessage::PullFork(PullFork { id, over: None, pin: ForkPin::Leave }),
+        SourceMessage::Span(SpanSay::Ready { cut: [0x5c; 16] }),
+        SourceMessage::Span(SpanSay::Held { cut: [0x5c; 16] }),
+        SourceMessage::Span(SpanSay::HasCut { cut: [0x5c; 16], was_held: true, held_us: 300 }),
+        SourceMessage::Span(SpanSay::Not { cut: [0x5c; 16], why: "busy".to_owned() }),
     ]
 }
 
@@ -199,7 +204,15 @@ fn from_receiver() -> Vec<ReceiverMessage> {
         ReceiverMessage::Damage(Damage { volumes: vec![DamagedVolume { volume, segments: 300 }] }),
         ReceiverMessage::PullPoint(pull_point(regions())),
         ReceiverMessage::Pulled(PullChunk { id, part_bytes: 1 << 20, bytes: vec![0x5a; 3] }),
+        ReceiverMessage::Span(SpanAsk::Prepare { cut: span_cut(), span: name("erp") }),
+        ReceiverMessage::Span(SpanAsk::Hold { cut: [0x5c; 16], for_us: 20_000 }),
+        ReceiverMessage::Span(SpanAsk::Cut { cut: [0x5c; 16] }),
+        ReceiverMessage::Span(SpanAsk::Over { cut: [0x5c; 16], is_one: true }),
     ]
+}
+
+fn span_cut() -> SpanCut {
+    SpanCut { span: [0x5a; 16], cut: [0x5c; 16], groups: 3, wall_ms: 1_700_000_000_000 }
 }
 
 fn pull_point(touched: RegionSet) -> PullPoint {
@@ -311,6 +324,17 @@ fn limits_of_messages_are_checked_when_they_are_read() {
     let answer = ReceiverMessage::DigestAnswer(DigestAnswer { id, volume, start, runs });
     let bytes = encode_payload(&answer).expect("fits");
     assert!(matches!(decode_payload::<ReceiverMessage>(&bytes), Err(DecodeError::Limit(_))));
+}
+
+#[test]
+fn a_hold_is_bounded_by_whoever_reads_of_it() {
+    let hold = |for_us| ReceiverMessage::Span(SpanAsk::Hold { cut: [1; 16], for_us });
+    let back = |message: &ReceiverMessage| decode_payload::<ReceiverMessage>(&encode_payload(message).expect("fits"));
+    assert_eq!(back(&hold(SPAN_HOLD_US_MAX)), Ok(hold(SPAN_HOLD_US_MAX)));
+    assert_eq!(back(&hold(SPAN_HOLD_US_MAX + 1)), Err(DecodeError::Limit("the time of a hold")));
+    let not = SourceMessage::Span(SpanSay::Not { cut: [1; 16], why: "x".repeat(TEXT_BYTES_MAX + 1) });
+    let read = decode_payload::<SourceMessage>(&encode_payload(&not).expect("fits"));
+    assert_eq!(read, Err(DecodeError::Limit("the reason why nothing is cut")));
 }
 
 #[test]
@@ -485,8 +509,9 @@ proptest! {
     }
 
     #[test]
-    fn flipped_bytes_never_panic(which in 0usize..23, at in any::<prop::sample::Index>(), value in any::<u8>()) {
+    fn flipped_bytes_never_panic(which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), value in any::<u8>()) {
         let (sources, receivers) = (from_source(), from_receiver());
+        let which = which.index(sources.len() + receivers.len());
         if which < sources.len() {
             let mut bytes = encode_payload(&sources[which]).expect("fits").to_vec();
             let i = at.index(bytes.len());
@@ -530,6 +555,14 @@ const GOLDEN_SOURCE: [&str; 22] = [
     "110107757067726164650373727600[dd*16]e807e9070101[aa*16]03ac0202[ee*32]02020304010000[80*4]04",
     "12070105[bb*32]010162",
     "12070000",
+    "1300[5c*16]",
+    "1301[5c*16]",
+    "1302[5c*16]01ac02",
+    "1303[5c*16]0462757379",
+    "1300[5c*16]",
+    "1301[5c*16]",
+    "1302[5c*16]01ac02",
+    "1303[5c*16]0462757379",
 ];
 const GOLDEN_RECEIVER: [&str; 17] = [
     "000100[22*16]",
@@ -549,5 +582,13 @@ const GOLDEN_RECEIVER: [&str; 17] = [
     "0e01[aa*16]ac02",
     "0f0705[bb*32][dd*16]e807e907010201020101ac020101077374616e6462790101[aa*16]0464617461[80*4]040c16[cc*32]01[80*4]04010202030401",
     "1007808040035a5a5a",
+    "1100[5a*16][5c*16]0380a0abfef96203657270",
+    "1101[5c*16]a09c01",
+    "1102[5c*16]",
+    "1103[5c*16]01",
+    "1100[5a*16][5c*16]0380a0abfef96203657270",
+    "1101[5c*16]a09c01",
+    "1102[5c*16]",
+    "1103[5c*16]01",
 ];
 const GOLDEN_PART: &str = "4653505401000000[aa*16]03[00*7]2c01[00*6]07000000999074c6";
