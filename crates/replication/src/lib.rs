@@ -15,6 +15,7 @@
 //! time-outs of connections (the processes).
 
 pub mod source;
+pub mod span;
 pub mod target;
 
 #[cfg(test)]

@@ -182,6 +182,7 @@ const STORE: &str = "farside-store";
 /// A power cut at every operation of a follower.
 const FOLLOWER_POWER: &str = "follower_tests::whenever_the_power_goes_a_follower_says_what_it_holds_and_arrives";
 const DAEMON: &str = "farside-daemon";
+const SPANS: &str = "span::mistakes_of_a_span_are_noticed";
 const VIEW: &str = "farside-view";
 
 /// All of them. `xtask check` holds this list against the sources and against the tables in `ARCHITECTURE.md`.
@@ -316,6 +317,14 @@ pub const MUTATIONS: &[Mutation] = &[
         CORE,
         "hostile::the_position_rule_is_asked_with_what_old_layers_really_touched",
     ),
+    Mutation {
+        name: "a write begins while its group is held",
+        caught_by: CaughtBy::Loom("models::a_write_past_the_hold_is_cut_without_what_it_followed"),
+        directed: None,
+    },
+    story("a span is cut before all of it is held", CORE, SPANS),
+    story("a span forgives a hold that ran out", CORE, SPANS),
+    story("a hold that ran out is said to have stood", CORE, SPANS),
     story("R13 a write is not marked", DAEMON, "canary::tests::r13_a_tap_that_does_not_mark_is_noticed"),
     story("a slow line is a hung disk", CORE, "stories::a_slow_line_is_not_taken_for_a_hung_disk"),
     story(

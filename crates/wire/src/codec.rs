@@ -66,6 +66,8 @@ impl Features {
     pub const FORK: Self = Self(64);
     /// Points of groups of several hosts that were cut as one are understood, and connections over which that is conducted.
     pub const SPANS: Self = Self(256);
+    /// What it takes to say of a point that it is of such a cut.
+    pub const LABELS_OF_SPANS: Self = Self(Self::LABELS.0 | Self::SPANS.0);
     /// In a source's greeting: the connection is there to be cut with groups of other hosts, and for nothing else. Only to a receiver that has
     /// said [`Features::SPANS`] on a connection that publishes.
     pub const SPAN: Self = Self(512);

@@ -39,7 +39,7 @@ pub use api::{
 };
 pub use status::{Behind, NotConverging, PointStatus, Progress, RefusedWhy, State, Status, VolumeStatus};
 pub use verify::{VerifyOutcome, VerifyReport};
-pub use wish::{Wish, WishState, WishStatus};
+pub use wish::{Around, Wish, WishState, WishStatus};
 
 use cutter::Taken;
 use volume::{HeatFor, Layer, Reclaim, Service, Volume};

@@ -254,7 +254,10 @@ impl Source {
             }
         }
         let end = EpochEnd { kind, epoch: info, members };
-        let label = self.label_of(id).filter(|_| kind == LayerKind::Point && self.features.has(Features::LABELS));
+        let label = self.label_of(id).filter(|label| {
+            let is_of_span = label.consistency.span_cut().is_some();
+            kind == LayerKind::Point && self.features.has(if is_of_span { Features::LABELS_OF_SPANS } else { Features::LABELS })
+        });
         self.send(
             match label {
                 Some(label) => SourceMessage::LabelledEnd(LabelledEnd { label: *label, end }),

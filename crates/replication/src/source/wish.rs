@@ -1,4 +1,5 @@
-//! Points that somebody asks for: with a title, and with the group's applications quiesced around the cut.
+//! Points that somebody asks for: with a title, and with the group's applications quiesced around the cut; or with its writes held, for a
+//! cut together with groups of other hosts, of which one that fails is not tried again: whoever conducts it begins another.
 //!
 //! Invariants:
 //! - A point is called application-consistent only if the driver said, *after* the switch, that everything was quiet from before the
@@ -16,7 +17,7 @@
 
 use std::collections::VecDeque;
 
-use farside_ledger::{Consistency, Label, LayerKind};
+use farside_ledger::{Consistency, Label, LayerKind, SpanCut};
 use farside_region::{EpochId, Name, VolumeId, mutation};
 use farside_wire::Features;
 
@@ -37,8 +38,25 @@ pub struct Wish {
     pub id: u64,
     /// What it is to be called; may be empty.
     pub title: String,
-    /// Whether applications are to be quiesced.
-    pub hooks: bool,
+    /// Whether something is to be quiet around its cut, and what.
+    pub around: Around,
+}
+
+/// What a wished cut is taken in the middle of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Around {
+    /// Nothing.
+    Nothing,
+    /// The group's applications are quiesced.
+    Hooks,
+    /// The group's writes are held, as are those of the other groups of that cut.
+    Span(SpanCut, Name),
+}
+
+impl Around {
+    fn is_span(&self) -> bool {
+        matches!(self, Self::Span(..))
+    }
 }
 
 /// How a wish gets on.
@@ -105,7 +123,7 @@ pub(super) enum Labelled {
 impl Wished {
     fn label(&self) -> Labelled {
         match &self.failed {
-            None if self.wish.hooks => Labelled::Pending,
+            None if self.wish.around != Around::Nothing => Labelled::Pending,
             failed => {
                 let why = failed.as_deref().unwrap_or_default();
                 Labelled::Said(Box::new(Label::new(Consistency::Crash, &self.wish.title, why)))
@@ -216,7 +234,7 @@ impl Source {
     pub(super) fn quiesced(&mut self, now: Nanos, wish: u64, result: Result<(), String>, out: &mut Vec<Action>) {
         let is_awaited = self.wishes.waiting.front().is_some_and(|w| w.wish.id == wish && w.stage == Stage::Quiescing);
         match (is_awaited, result) {
-            (true, Err(why)) if self.wishes.waiting.front().is_some_and(|w| w.is_unwanted) => {
+            (true, Err(why)) if self.wishes.waiting.front().is_some_and(|w| w.is_unwanted || w.wish.around.is_span()) => {
                 self.wishes.waiting.pop_front();
                 out.push(Action::Report { volume: None, what: Report::WishDropped { wish, why } });
             }
@@ -259,18 +277,28 @@ impl Source {
         self.set_wish_stage(Stage::Cut(id));
     }
 
-    /// Whether applications were quiet all along.
+    /// Whether applications were quiet all along; or whether all groups of the span were cut while all were held.
     pub(super) fn resumed(&mut self, id: EpochId, result: Result<String, String>, out: &mut Vec<Action>) {
-        let title =
-            self.wishes.waiting.front().filter(|w| w.stage == Stage::Cut(id)).map(|w| w.wish.title.clone()).unwrap_or_default();
-        let label = match &result {
-            Ok(said) => Label::new(Consistency::Application, &title, said),
-            Err(why) => Label::new(Consistency::Crash, &title, why),
+        let wish = self.wishes.waiting.front().filter(|w| w.stage == Stage::Cut(id)).map(|w| w.wish.clone());
+        let title = wish.as_ref().map(|wish| wish.title.as_str()).unwrap_or_default();
+        let span = wish.as_ref().and_then(|wish| match &wish.around {
+            Around::Span(cut, span) => Some((*cut, span)),
+            Around::Nothing | Around::Hooks => None,
+        });
+        let is_of_span = span.is_some();
+        let label = match (&result, span) {
+            (Ok(said), None) => Label::new(Consistency::Application, title, said),
+            (Ok(_), Some((cut, span))) => Label::new(Consistency::Span(cut), title, &format!("span {span}")),
+            (Err(why), _) => Label::new(Consistency::Crash, title, why),
         };
         if let Some(epoch) = self.epochs.get_mut(&id).filter(|e| e.label == Labelled::Pending) {
-            epoch.label = Labelled::Said(Box::new(label));
+            // Of a cut that is none together with others nothing is to be said.
+            let is_nothing = is_of_span && result.is_err();
+            epoch.label = if is_nothing { Labelled::Not } else { Labelled::Said(Box::new(label)) };
         }
-        if let Err(why) = result {
+        if let Err(why) = result
+            && !is_of_span
+        {
             out.push(Action::Report { volume: None, what: Report::HooksFailed { why } });
         }
     }
@@ -291,13 +319,13 @@ impl Source {
     pub(super) fn wish_published(&mut self, id: EpochId, point: PointStatus, out: &mut Vec<Action>) {
         if self.wishes.waiting.front().is_some_and(|w| w.stage == Stage::Cut(id)) {
             let Wished { wish, .. } = self.wishes.waiting.pop_front().expect("just seen");
-            let is_asked = wish.hooks || !wish.title.is_empty();
+            let is_asked = wish.around != Around::Nothing || !wish.title.is_empty();
             let is_kept = self.features.has(Features::LABELS) || !is_asked;
             let label = match is_kept {
                 true => self.label_of(id),
                 false => Some(Box::new(Label::new(Consistency::Crash, "", NO_LABELS))),
             };
-            if wish.hooks && !is_kept {
+            if wish.around == Around::Hooks && !is_kept {
                 out.push(Action::Report { volume: None, what: Report::HooksFailed { why: NO_LABELS.to_owned() } });
             }
             out.push(Action::Report { volume: None, what: Report::WishDone { wish: wish.id, point, label } });
@@ -318,7 +346,7 @@ impl Source {
         let is_stopping = self.phase != Phase::Running;
         let Some(first) = self.wishes.waiting.front_mut() else { return };
         let wish = first.wish.id;
-        if is_stopping || first.is_unwanted {
+        if is_stopping || first.is_unwanted || first.wish.around.is_span() {
             self.wishes.waiting.pop_front();
             let why = if is_stopping { STOPPING } else { why }.to_owned();
             return out.push(Action::Report { volume: None, what: Report::WishDropped { wish, why } });
@@ -327,7 +355,7 @@ impl Source {
         first.stage = Stage::Due { not_before: now.saturating_add(pause) };
         first.tries += 1;
         first.failed = None;
-        if first.wish.hooks && first.tries >= TRIES_IN_VAIN {
+        if first.wish.around == Around::Hooks && first.tries >= TRIES_IN_VAIN {
             let why = format!("tried {} times in vain: {why}", first.tries);
             out.push(Action::Report { volume: None, what: Report::HooksFailed { why } });
         }

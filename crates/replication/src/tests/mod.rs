@@ -9,6 +9,7 @@ mod peers;
 mod quiet;
 mod random;
 mod sealed;
+mod span;
 mod stories;
 mod verify;
 mod world;

@@ -8,7 +8,7 @@ use farside_wire::{EpochEnd, Features, LabelledEnd, Published, ReceiverMessage, 
 
 use super::directed::{Host, at, granules};
 use super::world::{World, volume};
-use crate::source::{Action, DemoteCause, Event, Report, Start, Wish, WishState};
+use crate::source::{Action, Around, DemoteCause, Event, Report, Start, Wish, WishState};
 
 /// What hooks do in the toy world, and what may be said of it.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ impl World {
     pub(super) fn wish(&mut self) {
         let hooks = self.rng.one_in(2);
         let id = self.rng.next();
-        self.to(Event::Wish(Wish { id, title: "wished".to_owned(), hooks }));
+        self.to(wish_of("wished", id, hooks));
     }
 
     pub(super) fn answer_hooks(&mut self) -> bool {
@@ -87,7 +87,12 @@ impl World {
 }
 
 fn wish(id: u64, hooks: bool) -> Event {
-    Event::Wish(Wish { id, title: "upgrade".to_owned(), hooks })
+    wish_of("upgrade", id, hooks)
+}
+
+fn wish_of(title: &str, id: u64, hooks: bool) -> Event {
+    let around = if hooks { Around::Hooks } else { Around::Nothing };
+    Event::Wish(Wish { id, title: title.to_owned(), around })
 }
 
 fn quiesces(host: &mut Host) -> Option<u64> {

@@ -1,0 +1,288 @@
+//! A source's part in the cuts of a span. It stands beside [`Source`](crate::source::Source), which has a wish for each.
+//!
+//! ```text
+//! Idle ─prepare─► Waiting ─all could be cut─► Ready ─hold─► Held ─cut─► Cutting ─switched─► Cut ─over─► Idle
+//!                    └──────────┴───────────────┴────────────┴────────────┴── given up: no answer in time, connection gone, over(none)
+//! ```
+//!
+//! Invariants:
+//! - It says that it was held only if the hold that it began *for this cut* stood until after the switch.
+//! - A point is called one of a span only if whoever conducts said so over the connection on which the cut was asked for.
+//! - Whatever ends it, the hold is ended, the wish is given up, and a cut that was taken is told what it is.
+
+use farside_ledger::SpanCut;
+use farside_region::{EpochId, Name, mutation};
+use farside_wire::{SpanAsk, SpanSay};
+
+use super::conductor::CutId;
+use crate::source::{Nanos, SECOND};
+
+/// To be ready, and to hear what follows; longer than whoever conducts waits.
+const PATIENCE: Nanos = 15 * SECOND;
+/// From the switch to its being over. No later cut ends meanwhile.
+const OVER: Nanos = 10 * SECOND;
+
+/// What happened. `H`: a hold, as the driver knows it.
+#[derive(Clone, Debug)]
+pub enum MemberEvent<H> {
+    /// The receiver asks for something. `wish`: a fresh number, if it takes a wish.
+    Asked {
+        /// Over which connection.
+        connection: u64,
+        /// What.
+        ask: SpanAsk,
+        /// A number that no wish had.
+        wish: u64,
+    },
+    /// A connection is over.
+    Ended {
+        /// Which.
+        connection: u64,
+    },
+    /// [`Action::Quiesce`](crate::source::Action::Quiesce) of its wish: all volumes can be cut now.
+    CanCut {
+        /// Its wish.
+        wish: u64,
+    },
+    /// What came of [`MemberAction::Hold`]; `None`: it is held already, or cannot be.
+    Holds {
+        /// The hold.
+        hold: Option<H>,
+    },
+    /// [`Action::Resume`](crate::source::Action::Resume), after the hold was ended.
+    Switched {
+        /// What was cut, if anything was.
+        epoch: Option<EpochId>,
+        /// The hold stood until it was ended.
+        lasted: bool,
+        /// For so long, in microseconds.
+        held_us: u32,
+    },
+    /// The wish is over before anything was cut, or what was cut is no point.
+    Dropped {
+        /// Its wish.
+        wish: u64,
+        /// Why.
+        why: String,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberAction<H> {
+    /// Answer.
+    Say {
+        /// Over which connection.
+        connection: u64,
+        /// What.
+        say: SpanSay,
+    },
+    /// [`Event::Wish`](crate::source::Event::Wish) around [`Around::Span`](crate::source::Around::Span).
+    Wish {
+        /// Its number.
+        wish: u64,
+        /// Which cut.
+        cut: SpanCut,
+        /// Of which span.
+        span: Name,
+    },
+    /// [`Event::ForgetWish`](crate::source::Event::ForgetWish).
+    Forget {
+        /// Its number.
+        wish: u64,
+    },
+    /// Hold the group, and end that by yourself after so long; then [`MemberEvent::Holds`].
+    Hold {
+        /// In microseconds.
+        for_us: u32,
+    },
+    /// [`Event::Quiesced`](crate::source::Event::Quiesced): cut now, or give up.
+    Quiesced {
+        /// Its wish.
+        wish: u64,
+        /// Why not.
+        result: Result<(), String>,
+    },
+    /// End the hold.
+    LetGo {
+        /// Which.
+        hold: H,
+    },
+    /// [`Event::Resumed`](crate::source::Event::Resumed): what the cut is.
+    Tell {
+        /// Which epoch.
+        epoch: EpochId,
+        /// `Ok`: one with those of the other groups.
+        result: Result<(), String>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step<H> {
+    Waiting,
+    Ready,
+    Holding,
+    Held(H),
+    Cutting(H),
+    Cut(EpochId),
+}
+
+#[derive(Clone, Debug)]
+struct Part<H> {
+    connection: u64,
+    cut: CutId,
+    wish: u64,
+    step: Step<H>,
+    until: Nanos,
+}
+
+/// One group's part in the cuts of its span.
+#[derive(Debug)]
+pub struct SpanMember<H> {
+    part: Option<Part<H>>,
+}
+
+impl<H> Default for SpanMember<H> {
+    fn default() -> Self {
+        Self { part: None }
+    }
+}
+
+impl<H: Copy> SpanMember<H> {
+    /// Takes one event; appends what is to be done, in order.
+    pub fn step(&mut self, now: Nanos, event: MemberEvent<H>, out: &mut Vec<MemberAction<H>>) {
+        match event {
+            MemberEvent::Asked { connection, ask, wish } => self.asked(now, connection, ask, wish, out),
+            MemberEvent::Ended { connection } if self.is_over(connection) => {
+                self.give_up("the connection to the receiver ended", false, out);
+            }
+            MemberEvent::CanCut { wish } if self.is_at(wish, |step| matches!(step, Step::Waiting)) => {
+                self.reach(now, Step::Ready, PATIENCE, |cut| SpanSay::Ready { cut }, out);
+            }
+            MemberEvent::Holds { hold } if self.part.as_ref().is_some_and(|part| matches!(part.step, Step::Holding)) => {
+                match hold {
+                    Some(hold) => self.reach(now, Step::Held(hold), PATIENCE, |cut| SpanSay::Held { cut }, out),
+                    None => self.give_up("its writes cannot be held", true, out),
+                }
+            }
+            // Nobody waits for it any more.
+            MemberEvent::Holds { hold: Some(hold) } => out.push(MemberAction::LetGo { hold }),
+            MemberEvent::Switched { epoch, lasted, held_us } => self.switched(now, epoch, lasted, held_us, out),
+            MemberEvent::Dropped { wish, why } if self.is_at(wish, |_| true) => self.dropped(&why, out),
+            MemberEvent::Tick if self.part.as_ref().is_some_and(|part| now >= part.until) => {
+                self.give_up("it was not over in time", true, out);
+            }
+            MemberEvent::Ended { .. }
+            | MemberEvent::CanCut { .. }
+            | MemberEvent::Holds { .. }
+            | MemberEvent::Dropped { .. }
+            | MemberEvent::Tick => {}
+        }
+    }
+
+    /// Whether a wish is this one's.
+    pub fn has_wish(&self, wish: u64) -> bool {
+        self.is_at(wish, |_| true)
+    }
+
+    /// The hold that stands, as far as this knows: to be ended as soon as the switch is.
+    pub fn hold(&self) -> Option<H> {
+        match self.part.as_ref()?.step {
+            Step::Held(hold) | Step::Cutting(hold) => Some(hold),
+            Step::Waiting | Step::Ready | Step::Holding | Step::Cut(_) => None,
+        }
+    }
+
+    /// When it gives up by itself.
+    pub fn due(&self) -> Option<Nanos> {
+        self.part.as_ref().map(|part| part.until)
+    }
+
+    fn is_over(&self, connection: u64) -> bool {
+        self.part.as_ref().is_some_and(|part| part.connection == connection)
+    }
+
+    fn is_at(&self, wish: u64, step: impl FnOnce(&Step<H>) -> bool) -> bool {
+        self.part.as_ref().is_some_and(|part| part.wish == wish && step(&part.step))
+    }
+
+    fn asked(&mut self, now: Nanos, connection: u64, ask: SpanAsk, wish: u64, out: &mut Vec<MemberAction<H>>) {
+        if let SpanAsk::Prepare { cut, span } = ask {
+            // Who conducts has another one in mind: perhaps it died meanwhile.
+            self.give_up("another cut was begun", false, out);
+            let until = now.saturating_add(PATIENCE);
+            self.part = Some(Part { connection, cut: cut.cut, wish, step: Step::Waiting, until });
+            return out.push(MemberAction::Wish { wish, cut, span });
+        }
+        let Some(part) = self.part.as_mut().filter(|part| part.connection == connection) else { return };
+        match (ask, part.step) {
+            (SpanAsk::Hold { cut, for_us }, Step::Ready) if part.cut == cut => {
+                part.step = Step::Holding;
+                out.push(MemberAction::Hold { for_us });
+            }
+            (SpanAsk::Cut { cut }, Step::Held(hold)) if part.cut == cut => {
+                part.step = Step::Cutting(hold);
+                out.push(MemberAction::Quiesced { wish: part.wish, result: Ok(()) });
+            }
+            (SpanAsk::Over { cut, is_one: true }, Step::Cut(epoch)) if part.cut == cut => {
+                self.part = None;
+                out.push(MemberAction::Tell { epoch, result: Ok(()) });
+            }
+            (SpanAsk::Over { cut, .. }, _) if part.cut == cut => self.give_up("another group missed it", false, out),
+            _ => {}
+        }
+    }
+
+    fn reach(
+        &mut self,
+        now: Nanos,
+        step: Step<H>,
+        patience: Nanos,
+        say: impl FnOnce(CutId) -> SpanSay,
+        out: &mut Vec<MemberAction<H>>,
+    ) {
+        let Some(part) = &mut self.part else { return };
+        (part.step, part.until) = (step, now.saturating_add(patience));
+        out.push(MemberAction::Say { connection: part.connection, say: say(part.cut) });
+    }
+
+    fn switched(&mut self, now: Nanos, epoch: Option<EpochId>, lasted: bool, held_us: u32, out: &mut Vec<MemberAction<H>>) {
+        match (self.part.as_ref().map(|part| part.step), epoch) {
+            (Some(Step::Cutting(_)), Some(epoch)) => {
+                let was_held = lasted || mutation::on("a hold that ran out is said to have stood");
+                self.reach(now, Step::Cut(epoch), OVER, |cut| SpanSay::HasCut { cut, was_held, held_us }, out);
+            }
+            (Some(Step::Cutting(_)), None) => self.give_up("it could not be cut when all were held", true, out),
+            // It was given up before.
+            (_, Some(epoch)) => out.push(MemberAction::Tell { epoch, result: Err("it was given up".to_owned()) }),
+            (_, None) => {}
+        }
+    }
+
+    /// By its owner.
+    fn dropped(&mut self, why: &str, out: &mut Vec<MemberAction<H>>) {
+        let Some(part) = self.part.take() else { return };
+        if let Step::Held(hold) | Step::Cutting(hold) = part.step {
+            out.push(MemberAction::LetGo { hold });
+        }
+        out.push(MemberAction::Say { connection: part.connection, say: SpanSay::Not { cut: part.cut, why: why.to_owned() } });
+    }
+
+    fn give_up(&mut self, why: &str, says: bool, out: &mut Vec<MemberAction<H>>) {
+        let Some(Part { connection, cut, wish, step, .. }) = self.part.take() else { return };
+        let given_up = || MemberAction::Quiesced { wish, result: Err(why.to_owned()) };
+        match step {
+            Step::Waiting => out.push(MemberAction::Forget { wish }),
+            Step::Ready | Step::Holding => out.push(given_up()),
+            Step::Held(hold) => out.extend([MemberAction::LetGo { hold }, given_up()]),
+            // † It may be switching at this very moment: what comes of that is told when it comes.
+            Step::Cutting(hold) => out.push(MemberAction::LetGo { hold }),
+            Step::Cut(epoch) => out.push(MemberAction::Tell { epoch, result: Err(why.to_owned()) }),
+        }
+        if says {
+            out.push(MemberAction::Say { connection, say: SpanSay::Not { cut, why: why.to_owned() } });
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Groups of several hosts that are cut as one: who conducts that, at the receiver, and who takes part in it, at each source.
+//!
+//! Why the cuts of one round are one moment is said in `farside_shim::Group::hold`.
+
+mod conductor;
+mod member;
+
+pub use conductor::{Conductor, CutId, SpanAction, SpanConfig, SpanEvent, SpanLimits, SpanOutcome};
+pub use member::{MemberAction, MemberEvent, SpanMember};
