@@ -260,9 +260,10 @@ pub(crate) fn takes(bytes: Option<u64>) -> String {
 pub(crate) fn marks(point: &Point) -> String {
     let consistent = point.consistency == Consistency::Application;
     // A hook that failed is to be seen among points that are as they should be.
-    let failed = !consistent && !point.hooks.is_empty();
+    let failed = point.consistency == Consistency::Crash && !point.hooks.is_empty();
     let marks = [
         (consistent, "consistent"),
+        (point.consistency == Consistency::Cohort, "cohort"),
         (failed, "hook failed"),
         (point.pinned, "pinned"),
         (point.degraded, "degraded"),
@@ -299,7 +300,11 @@ fn text(point: &Point) -> String {
     }
     text.push_str(&table.to_string());
     if !point.hooks.is_empty() {
-        let what = if point.consistency == Consistency::Application { "hooks" } else { "! hooks" };
+        let what = match point.consistency {
+            Consistency::Application => "hooks",
+            Consistency::Cohort => "cut as one with the groups of its cohort",
+            _ => "! hooks",
+        };
         text.push_str(&format!("\n{what}: {}\n", point.hooks));
     }
     for verified in &point.verified {

@@ -71,7 +71,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &TakeArgs) -> Resu
 }
 
 fn failed(taken: &PointTaken) -> bool {
-    taken.consistency != Consistency::Application && !taken.hooks.is_empty()
+    taken.consistency == Consistency::Crash && !taken.hooks.is_empty()
 }
 
 fn text(group: &str, taken: &PointTaken) -> String {

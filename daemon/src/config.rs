@@ -90,6 +90,8 @@ pub struct GroupConfig {
     pub consistent_every: Option<Duration>,
     /// How long applications are held at most.
     pub hook_hold: Duration,
+    /// How long writes may be held while the group is cut as one with groups of other hosts; `None`: it never is.
+    pub cohort_hold: Option<Duration>,
 }
 
 impl GroupConfig {
@@ -115,6 +117,7 @@ impl Default for GroupConfig {
             hooks: Vec::new(),
             consistent_every: None,
             hook_hold: hooks::HOLD,
+            cohort_hold: None,
         }
     }
 }
@@ -364,6 +367,8 @@ struct GroupText {
     consistent_every: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hook_hold: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cohort_hold: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -479,6 +484,9 @@ impl Config {
                 let (old, new) = (words(old.consistent_every), words(new.consistent_every));
                 changes.live.push(format!("group {name}: consistent_every {old} → {new}"));
             }
+            if old.cohort_hold != new.cohort_hold {
+                changes.live.push(format!("group {name}: cohort_hold {:?} → {:?}", old.cohort_hold, new.cohort_hold));
+            }
         }
         if self.bandwidth != new.bandwidth {
             changes.live.push(format!("[bandwidth] rate {} → {}", self.bandwidth.words(), new.bandwidth.words()));
@@ -555,7 +563,7 @@ impl Config {
     }
 
     /// Writes a group's own drop-in; it is read after the main file and wins.
-    /// `encryption`, `key`, `stand_in_for` and `hook_hold` are not among them: they are said by a person, and stay what that file says of
+    /// `encryption`, `key`, `stand_in_for`, `hook_hold` and `cohort_hold` are not among them: they are said by a person, and stay what that file says of
     /// them.
     ///
     /// # Errors
@@ -590,6 +598,7 @@ impl Config {
         // The last of several wins.
         let stand_in_for = there.group.iter().rev().find_map(|group| group.stand_in_for.clone());
         let hook_hold = there.group.iter().rev().find_map(|group| group.hook_hold.clone());
+        let cohort_hold = there.group.iter().rev().find_map(|group| group.cohort_hold.clone());
         let sealed = there.group.into_iter().rfind(|group| group.encryption.is_some());
         let (encryption, key) = sealed.map_or((None, None), |sealed| (sealed.encryption, sealed.key));
         let text = GroupText {
@@ -604,6 +613,7 @@ impl Config {
             stand_in_for,
             consistent_every: Some(hooks::words_of_every(group.consistent_every)),
             hook_hold,
+            cohort_hold,
         };
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
         Ok(path)
@@ -709,6 +719,9 @@ impl Merge {
             }
             if let Some(text) = &g.hook_hold {
                 group.hook_hold = hooks::parse_hold(text).map_err(|what| fault("hook_hold", what))?;
+            }
+            if let Some(text) = &g.cohort_hold {
+                group.cohort_hold = hooks::parse_cohort_hold(text).map_err(|what| fault("cohort_hold", what))?;
             }
             match (&g.encryption, &g.key) {
                 (None, None) => {}
@@ -956,6 +969,7 @@ mod tests {
             [&GroupConfig {
                 encryption,
                 stand_in_for: "web1".parse().ok(),
+                cohort_hold: Some(Duration::from_millis(20)),
                 consistent_every: Some(Duration::from_secs(900)),
                 hooks: c.groups.values().next().expect("one").hooks.clone(),
                 ..said.clone()
@@ -985,6 +999,7 @@ mod tests {
             "if_absent",
             "consistent_every",
             "hook_hold",
+            "cohort_hold",
             "command",
             "freeze",
             "timeout",
@@ -1122,7 +1137,7 @@ mod tests {
         // Said there by a person, after the start.
         std::fs::write(
             c.drop_ins().join("group-g.toml"),
-            "[[group]]\nname='g'\nkeep=3\n[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\nstand_in_for='w'\nhook_hold='3s'\n",
+            "[[group]]\nname='g'\nkeep=3\n[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\nstand_in_for='w'\nhook_hold='3s'\ncohort_hold='15ms'\n",
         )
         .expect("written");
         c.write_group(
@@ -1168,6 +1183,7 @@ mod tests {
                 hooks: c.group(&v.group).hooks,
                 consistent_every: Some(Duration::from_secs(900)),
                 hook_hold: Duration::from_secs(3),
+                cohort_hold: Some(Duration::from_millis(15)),
             }
         );
         assert_eq!(c.group(&v.group).hooks.len(), 1);

@@ -33,11 +33,13 @@ use crate::volume::{IntentOrder, Served, Surroundings};
 use crate::watch::{Bypass, Noticed, Sight};
 use closing::Away;
 pub(crate) use closing::{Ending, Opening};
+use cohort::Cohort;
 pub(crate) use notes::{Ask, Leaving, Left, Note, TakenBack};
 use quiet::Quiet;
 pub(crate) use quiet::Taken;
 
 mod closing;
+mod cohort;
 mod notes;
 mod quiet;
 
@@ -183,6 +185,9 @@ impl GroupStart {
             unkept: Vec::new(),
             away: Away::default(),
             quiet: Quiet::default(),
+            cohort: Cohort::default(),
+            dial: self.dial,
+            instance: self.instance,
             link: None,
             dialing: link.abort_handle(),
             actions: Vec::new(),
@@ -346,6 +351,9 @@ pub(crate) struct Control {
     unkept: Vec<Member>,
     away: Away,
     quiet: Quiet,
+    cohort: Cohort,
+    dial: Arc<dyn farside_transport::Dial>,
+    instance: farside_wire::InstanceId,
     pub(crate) link: Option<Link>,
     actions: Vec<Action>,
     /// Cuts being read: who has not been read to the end.
@@ -410,6 +418,7 @@ impl Control {
             self.offer_cooling(now);
         }
         self.look_after_wishes(now);
+        self.look_after_cohort(now);
         if now >= self.next_again {
             self.next_again = now + AGAIN;
             self.remind_of_lost_taps();
@@ -423,7 +432,16 @@ impl Control {
 
     /// One event through the state machine, and all that follows from it.
     pub(crate) fn step(&mut self, event: Event) {
+        self.feed(event);
+        self.carry_out();
+    }
+
+    /// One event through the state machine; what follows from it waits for [`Control::carry_out`].
+    fn feed(&mut self, event: Event) {
         self.source.step(monotonic_ns(), event, &mut self.actions);
+    }
+
+    fn carry_out(&mut self) {
         while !self.actions.is_empty() {
             for action in std::mem::take(&mut self.actions) {
                 self.act(action);
@@ -490,6 +508,9 @@ impl Control {
             Note::Quiesced(attempt, result) => self.quiesced(attempt, result),
             Note::Resumed(epoch, result) => self.resumed(epoch, result),
             Note::LeftOver(why) => self.left_over(why),
+            Note::CohortUp(number) => self.cohort_is_up(number),
+            Note::CohortAsks(number, ask) => self.cohort_asks(number, ask),
+            Note::CohortEnded(number, why) => self.cohort_ended(number, why),
             Note::Opened(opened, reply) => {
                 let (served, setup) = *opened;
                 if self.stopping {
@@ -668,6 +689,7 @@ impl Control {
                 }
             }),
             Action::Quiesce { wish } => self.quiesce(wish),
+            Action::CanCut { wish } => self.can_cut(wish),
             Action::Resume { epoch } => self.resume(epoch),
             Action::LossKept { volume } => self.loss_kept(volume),
             Action::Removed { volume } => self.removed(volume),
@@ -1041,6 +1063,7 @@ impl Control {
                 debug!(%name, slot = %position.slot, ?kind, members, "published");
             }
             Report::WishDone { wish, point, label } => self.wish_done(wish, &point, label.as_deref()),
+            Report::WishDropped { wish, why } if self.cohort_wish_dropped(wish, &why) => {}
             Report::WishDropped { wish, why } => self.end_wish(wish, Err(anyhow::anyhow!(why))),
             Report::HooksFailed { why } => self.hooks_failed(why),
             Report::State(state) => info!(%name, ?state, "state"),

@@ -75,6 +75,19 @@ pub(crate) fn parse_hold(text: &str) -> Result<Duration, String> {
     within(text, Duration::from_secs(1), HOLD_MAX)
 }
 
+/// `cohort_hold`.
+pub(crate) fn parse_cohort_hold(text: &str) -> Result<Option<Duration>, String> {
+    let max = Duration::from_micros(u64::from(farside_wire::COHORT_HOLD_US_MAX));
+    match text {
+        "none" => Ok(None),
+        text => match parse_duration(text) {
+            Ok(hold) if !hold.is_zero() && hold <= max => Ok(Some(hold)),
+            Ok(_) => Err(format!("`{text}` is not between 1 ms and {} ms", max.as_millis())),
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
 fn within(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     let duration = parse_duration(text).map_err(|e| e.to_string())?;
     match (min..=max).contains(&duration) && duration.subsec_nanos().is_multiple_of(1_000_000) {

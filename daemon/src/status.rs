@@ -33,6 +33,7 @@ pub(crate) fn last_point(position: &LedgerPosition, wall_ms: i64) -> LastPoint {
 pub(crate) fn said_of(label: Option<&Label>) -> (Consistency, String, String) {
     let consistency = match label.map(|label| label.consistency) {
         Some(farside_ledger::Consistency::Application) => Consistency::Application,
+        Some(farside_ledger::Consistency::Cohort(_)) => Consistency::Cohort,
         Some(farside_ledger::Consistency::Crash) | None => Consistency::Crash,
     };
     let (title, hooks) = label.map(|label| (label.title.clone(), label.hooks.clone())).unwrap_or_default();
@@ -90,6 +91,7 @@ impl Control {
             eta_ms: rates.eta_ms(backlog_bytes).filter(|_| behind && converging && backlog_bytes > 0),
             last_point: newest.map(|p| last_point(&p.position, p.epoch.wall_ms)),
             consistent: self.consistent_status(),
+            cohort: self.cohort_status(),
             points_published: self.published,
             layers_unpublished: status.volumes.iter().map(|v| v.unpublished_layers as u64).sum(),
             reasons: group_reasons(self, &status),

@@ -634,6 +634,7 @@ impl Daemon {
                 None => old.consistent_every,
             },
             hook_hold: old.hook_hold,
+            cohort_hold: old.cohort_hold,
             hooks: old.hooks,
             stand_in_for: old.stand_in_for,
             rate: match &settings.rate {

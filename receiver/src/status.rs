@@ -391,6 +391,7 @@ pub fn point(names: &GroupNames, point: &PointInfo) -> Point {
         verified: point.proofs.iter().map(|(how, proof)| verified(how, proof)).collect(),
         consistency: match point.label.as_ref().map(|label| label.consistency) {
             Some(farside_ledger::Consistency::Application) => Consistency::Application,
+            Some(farside_ledger::Consistency::Cohort(_)) => Consistency::Cohort,
             Some(farside_ledger::Consistency::Crash) | None => Consistency::Crash,
         },
         title: point.label.as_ref().map(|label| label.title.clone()).unwrap_or_default(),

@@ -79,8 +79,8 @@ class Postcard:
     def label(self):
         consistency = self.u()
         require(consistency < 3, "the body", "has a label that is none")
-        span = Struct(span=self.raw(16), cut=self.raw(16), groups=self.u(), wall=self.i()) if consistency == 2 else None
-        return Struct(consistency=consistency, span=span, title=self.text(), hooks=self.text())
+        cohort = Struct(cohort=self.raw(16), cut=self.raw(16), groups=self.u(), wall=self.i()) if consistency == 2 else None
+        return Struct(consistency=consistency, cohort=cohort, title=self.text(), hooks=self.text())
 
     def body(self, number):
         kind = KINDS[number]
@@ -98,7 +98,7 @@ class Postcard:
                     key=self.layer_key(), digest=self.raw(32), parts=self.many(lambda: (self.u(), self.raw(32))),
                     regions=self.ranges(), unreadable=self.ranges(), bytes=self.u())))
             layers.label = self.label() if number in (15, 16) else None
-            require(layers.label is None or (layers.label.span is not None) == (number == 16), "the body", "has a label of the other kind")
+            require(layers.label is None or (layers.label.cohort is not None) == (number == 16), "the body", "has a label of the other kind")
             return layers
         if kind == "heartbeat":
             return Struct(members=self.many(lambda: (self.raw(16), self.u())), position=self.u(), digest=self.raw(32),

@@ -118,7 +118,7 @@ def show(ledger):
     for slot, point in ledger.points.items():
         names = ", ".join(f"{ledger.volumes[volume_id].name} ({size} bytes)" for volume_id, size in point.members.items())
         pins = "".join(f", pinned: {reason}" for reason in point.pins.values())
-        label = f", {['crash', 'application', 'span'][point.label.consistency]}-consistent: {point.label.title} ({point.label.hooks})" if point.label else ""
+        label = f", {['crash', 'application', 'cohort'][point.label.consistency]}-consistent: {point.label.title} ({point.label.hooks})" if point.label else ""
         print(f"point {slot} of {ledger.name}: {names}, {point.wall} ms since 1970{label}{', degraded' * point.degraded}{pins}")
     kinds = [kind for kind, verdict in ledger.verdicts if verdict == "accepted"]
     print(f"records of {ledger.name}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))))

@@ -62,6 +62,9 @@ pub enum Consistency {
     Crash,
     /// Every hook of the group had done its part before the cut, and none was over before it.
     Application,
+    /// As after a power cut of several hosts at one moment: the group was cut as one with groups of other hosts. `hooks` is the name of that
+    /// cohort, as the gateway has it.
+    Cohort,
 }
 
 /// That a point was verified.

@@ -97,6 +97,8 @@ pub struct GroupStatus {
     pub last_point: Option<LastPoint>,
     /// Its points that are asked for, and for which its hooks quiesce applications; `None`: it has no hooks, and none is asked for.
     pub consistent: Option<ConsistentStatus>,
+    /// Its cuts together with groups of other hosts; `None`: its configuration does not allow them.
+    pub cohort: Option<CohortStatus>,
     /// Points published since the daemon started.
     pub points_published: u64,
     /// Layers on their way: frozen, sent or staged, and not published.
@@ -113,6 +115,26 @@ pub struct GroupStatus {
     pub side_buffer: SideBuffer,
     /// What a cut may presently hold; shrinks after an overflow and grows back.
     pub cut_budget_bytes: u64,
+}
+
+/// A group's cuts together with groups of other hosts, since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct CohortStatus {
+    /// The cohort that it was last asked to be cut with.
+    pub name: Option<String>,
+    /// How long writes may be held for that, at most.
+    pub hold_max_us: u64,
+    /// Whether the gateway can ask for such a cut now.
+    pub connected: bool,
+    /// If not: why.
+    pub why_not: Option<String>,
+    /// Cuts that were one with those of the other groups.
+    pub cuts: u64,
+    /// Those that were taken here, and are none of the cohort.
+    pub missed: u64,
+    /// The longest time for which writes were held.
+    pub held_us_max: u64,
 }
 
 /// Switches and cuts of a group since the daemon started.

@@ -39,7 +39,7 @@ const KIND_DECREE: u16 = 14;
 /// Layers of a point of which something is said.
 const KIND_LABELLED: u16 = 15;
 /// The same, of a cut of several groups: who does not know of those refuses the kind.
-const KIND_SPANNED: u16 = 16;
+const KIND_COHORT: u16 = 16;
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,10 +178,10 @@ impl Record {
                 let (kind, epoch, members) = from_postcard(body)?;
                 Body::Layers(Layers { kind, epoch, label: None, members })
             }
-            KIND_LABELLED | KIND_SPANNED => {
-                let is_spanned = kind == KIND_SPANNED;
+            KIND_LABELLED | KIND_COHORT => {
+                let is_of_cohort = kind == KIND_COHORT;
                 let (kind, epoch, members, label): (_, _, _, Box<Label>) = from_postcard(body)?;
-                if label.consistency.span_cut().is_some() != is_spanned {
+                if label.consistency.cohort_cut().is_some() != is_of_cohort {
                     return Err(DecodeError::Body);
                 }
                 Body::Layers(Layers { kind, epoch, label: Some(label), members })
@@ -209,7 +209,7 @@ fn layers_body(layers: &Layers) -> (u16, Vec<u8>) {
     match label {
         None => (KIND_LAYERS, to_postcard(&(kind, epoch, members))),
         Some(label) => {
-            let record = if label.consistency.span_cut().is_some() { KIND_SPANNED } else { KIND_LABELLED };
+            let record = if label.consistency.cohort_cut().is_some() { KIND_COHORT } else { KIND_LABELLED };
             (record, to_postcard(&(kind, epoch, members, label)))
         }
     }

@@ -42,14 +42,14 @@ pub enum Consistency {
     /// They were quiesced: every hook of the group had done its part before the cut, and none was over before it.
     Application,
     /// As after a power cut of several hosts at one moment: groups of others were cut together with this one.
-    Span(SpanCut),
+    Cohort(CohortCut),
 }
 
 /// A cut of several groups as one. Their points are one only together: a cut that some of them do not hold is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SpanCut {
-    /// Of which span: see [`SpanCut::span_id`].
-    pub span: [u8; 16],
+pub struct CohortCut {
+    /// Of which cohort: see [`CohortCut::cohort_id`].
+    pub cohort: [u8; 16],
     /// Which cut: drawn at random.
     pub cut: [u8; 16],
     /// How many groups it is of.
@@ -58,20 +58,20 @@ pub struct SpanCut {
     pub wall_ms: i64,
 }
 
-impl SpanCut {
-    /// The id of a span of that name.
-    pub fn span_id(name: &str) -> [u8; 16] {
+impl CohortCut {
+    /// The id of a cohort of that name.
+    pub fn cohort_id(name: &str) -> [u8; 16] {
         let mut id = [0; 16];
-        id.copy_from_slice(&blake3::derive_key("farside 2026 span id v1", name.as_bytes())[..16]);
+        id.copy_from_slice(&blake3::derive_key("farside 2026 cohort id v1", name.as_bytes())[..16]);
         id
     }
 }
 
 impl Consistency {
     /// The cut of several groups that it is of.
-    pub fn span_cut(&self) -> Option<SpanCut> {
+    pub fn cohort_cut(&self) -> Option<CohortCut> {
         match self {
-            Self::Span(cut) => Some(*cut),
+            Self::Cohort(cut) => Some(*cut),
             Self::Crash | Self::Application => None,
         }
     }
@@ -98,21 +98,21 @@ impl Point {
         self.label.as_ref().map_or(Consistency::Crash, |label| label.consistency)
     }
 
-    /// Which points it is one of, and stands for cells of a grid among: application-consistent ones, or those of a span. `None`: it is
+    /// Which points it is one of, and stands for cells of a grid among: application-consistent ones, or those of a cohort. `None`: it is
     /// as all others, or degraded.
     fn kin(&self) -> Option<Kin> {
         match self.consistency() {
             _ if self.degraded => None,
             Consistency::Crash => None,
             Consistency::Application => Some(Kin::Applications),
-            Consistency::Span(cut) => Some(Kin::Span(cut.span)),
+            Consistency::Cohort(cut) => Some(Kin::Cohort(cut.cohort)),
         }
     }
 
-    /// When it was cut, as far as cells of a grid go. † The groups of a span keep the same ones, whatever their ledgers' times are.
+    /// When it was cut, as far as cells of a grid go. † The groups of a cohort keep the same ones, whatever their ledgers' times are.
     fn cell_ms(&self) -> u64 {
         match self.consistency() {
-            Consistency::Span(cut) => u64::try_from(cut.wall_ms).unwrap_or(0),
+            Consistency::Cohort(cut) => u64::try_from(cut.wall_ms).unwrap_or(0),
             Consistency::Crash | Consistency::Application => self.time_ms,
         }
     }
@@ -124,7 +124,7 @@ impl Point {
 }
 
 impl State {
-    /// [`State::prunable`], without the application-consistent points, and those of spans, that the policy would keep if there were no
+    /// [`State::prunable`], without the application-consistent points, and those of cohorts, that the policy would keep if there were no
     /// others: they are rare among crash-consistent ones, and would stand for no cell of a grid but by chance.
     ///
     /// Of the points of a volume that are of one kin, and are sound, it keeps the newest [`Policy::keep`], and for each rule of the grid the
@@ -171,7 +171,7 @@ impl State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kin {
     Applications,
-    Span([u8; 16]),
+    Cohort([u8; 16]),
 }
 
 /// The oldest of the newest `keep` of each volume; of a volume with fewer than that nothing.

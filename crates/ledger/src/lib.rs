@@ -41,7 +41,7 @@ pub use checkpoint::{
 pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
 pub use identity::{group_id, volume_id};
 pub use kept::KeptEnd;
-pub use label::{Consistency, Label, SpanCut};
+pub use label::{CohortCut, Consistency, Label};
 pub use merges::{MergeFact, Published};
 pub use packs::{PackId, PackPlaces, PackUse, PackedPart, PackedParts, Place};
 pub use points::PointFilter;

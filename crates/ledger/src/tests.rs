@@ -58,8 +58,8 @@ fn label() -> Label {
     Label::new(Consistency::Application, "before the upgrade", "postgresql, srv")
 }
 
-fn span_cut(n: u8) -> SpanCut {
-    SpanCut { span: SpanCut::span_id("erp"), cut: [n; 16], groups: 3, wall_ms: 1_700_000_000_000 }
+fn cohort_cut(n: u8) -> CohortCut {
+    CohortCut { cohort: CohortCut::cohort_id("erp"), cut: [n; 16], groups: 3, wall_ms: 1_700_000_000_000 }
 }
 
 fn epoch() -> EpochInfo {

@@ -14,8 +14,8 @@
 //! Deliberately not here: the write path and its claims (`shim`), bytes of parts (`layer`), files (`store`), threads and
 //! time-outs of connections (the processes).
 
+pub mod cohort;
 pub mod source;
-pub mod span;
 pub mod target;
 
 #[cfg(test)]

@@ -182,7 +182,7 @@ const STORE: &str = "farside-store";
 /// A power cut at every operation of a follower.
 const FOLLOWER_POWER: &str = "follower_tests::whenever_the_power_goes_a_follower_says_what_it_holds_and_arrives";
 const DAEMON: &str = "farside-daemon";
-const SPANS: &str = "span::mistakes_of_a_span_are_noticed";
+const COHORTS: &str = "cohort::mistakes_of_a_cohort_are_noticed";
 const VIEW: &str = "farside-view";
 
 /// All of them. `xtask check` holds this list against the sources and against the tables in `ARCHITECTURE.md`.
@@ -322,9 +322,9 @@ pub const MUTATIONS: &[Mutation] = &[
         caught_by: CaughtBy::Loom("models::a_write_past_the_hold_is_cut_without_what_it_followed"),
         directed: None,
     },
-    story("a span is cut before all of it is held", CORE, SPANS),
-    story("a span forgives a hold that ran out", CORE, SPANS),
-    story("a hold that ran out is said to have stood", CORE, SPANS),
+    story("a cohort is cut before all of it is held", CORE, COHORTS),
+    story("a cohort forgives a hold that ran out", CORE, COHORTS),
+    story("a hold that ran out is said to have stood", CORE, COHORTS),
     story("R13 a write is not marked", DAEMON, "canary::tests::r13_a_tap_that_does_not_mark_is_noticed"),
     story("a slow line is a hung disk", CORE, "stories::a_slow_line_is_not_taken_for_a_hung_disk"),
     story(

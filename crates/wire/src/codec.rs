@@ -65,17 +65,17 @@ impl Features {
     /// In a receiver's greeting on a connection that pulls: [`SourceMessage::PullFork`](crate::SourceMessage::PullFork) is understood.
     pub const FORK: Self = Self(64);
     /// Points of groups of several hosts that were cut as one are understood, and connections over which that is conducted.
-    pub const SPANS: Self = Self(256);
+    pub const COHORTS: Self = Self(256);
     /// What it takes to say of a point that it is of such a cut.
-    pub const LABELS_OF_SPANS: Self = Self(Self::LABELS.0 | Self::SPANS.0);
+    pub const LABELS_OF_COHORTS: Self = Self(Self::LABELS.0 | Self::COHORTS.0);
     /// In a source's greeting: the connection is there to be cut with groups of other hosts, and for nothing else. Only to a receiver that has
-    /// said [`Features::SPANS`] on a connection that publishes.
-    pub const SPAN: Self = Self(512);
+    /// said [`Features::COHORTS`] on a connection that publishes.
+    pub const COHORT: Self = Self(512);
     /// What a receiver of this build can do on a connection that pulls.
     pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0);
     /// What this build can do on a connection that publishes.
     pub const OURS: Self =
-        Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0 | Self::SPANS.0);
+        Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0 | Self::COHORTS.0);
 
     /// What both can do.
     #[must_use]

@@ -11,11 +11,11 @@
 //! Deliberately not here: connections and their frames, order of messages, what any of it means (`replication`), the bytes of a part (`layer`).
 
 mod codec;
+mod cohort;
 mod messages;
 mod part;
 mod points;
 mod pull;
-mod span;
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +24,7 @@ pub use codec::{
     DecodeError, EncodeError, Features, Message, PAYLOAD_BYTES_MAX, VERSION_MAX, VERSION_MIN, VersionRange, decode_payload,
     encode_payload,
 };
+pub use cohort::{COHORT_HOLD_US_MAX, CohortAsk, CohortSay};
 pub use messages::{
     ClaimOutcome, ClaimRequest, ClaimVerdict, Compared, Credit, CurrentVolume, DAMAGED_VOLUMES_MAX, DIGEST_GRANULES_MAX, Damage,
     DamagedVolume, DigestAnswer, DigestQuery, DigestRun, END_MEMBERS_MAX, END_RANGES_MAX, EndMember, EpochEnd, HeldLayer,
@@ -38,4 +39,3 @@ pub use pull::{
     ForkPin, NO_KEY, PULL_ANSWER_BYTES_MAX, PULL_CHUNK_BYTES_MAX, PULL_GRANULES_MAX, PULL_MEMBERS_MAX, PULL_OPEN_MAX,
     PULL_RANGES_MAX, PullBegin, PullChunk, PullFork, PullMember, PullOther, PullPoint, PullQuery,
 };
-pub use span::{SPAN_HOLD_US_MAX, SpanAsk, SpanSay};

@@ -11,7 +11,7 @@ use farside_region::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DecodeError, Features, PointAnswer, PointQuery, PullBegin, PullChunk, PullFork, PullPoint, PullQuery, SpanAsk, SpanSay,
+    CohortAsk, CohortSay, DecodeError, Features, PointAnswer, PointQuery, PullBegin, PullChunk, PullFork, PullPoint, PullQuery,
     VersionRange,
 };
 
@@ -87,8 +87,8 @@ pub enum SourceMessage {
     /// Which point the asker's disks went their own way from; answered by [`ReceiverMessage::PullPoint`], or by a refusal. Where the receiver has
     /// [`Features::FORK`].
     PullFork(PullFork),
-    /// An answer to [`ReceiverMessage::Span`]. Only on a connection that is there for it: [`Features::SPAN`].
-    Span(SpanSay),
+    /// An answer to [`ReceiverMessage::Cohort`]. Only on a connection that is there for it: [`Features::COHORT`].
+    Cohort(CohortSay),
 }
 
 /// From the receiver.
@@ -130,8 +130,8 @@ pub enum ReceiverMessage {
     PullPoint(PullPoint),
     /// A piece of the answer to [`SourceMessage::Pull`].
     Pulled(PullChunk),
-    /// Groups of several hosts are to be cut as one. Only on a connection that is there for it: [`Features::SPAN`].
-    Span(SpanAsk),
+    /// Groups of several hosts are to be cut as one. Only on a connection that is there for it: [`Features::COHORT`].
+    Cohort(CohortAsk),
 }
 
 /// Who calls.
@@ -624,7 +624,7 @@ impl SourceMessage {
             }
             Self::WrappedKey(bytes) if bytes.len() > WRAPPED_KEY_BYTES_MAX => Err(DecodeError::Limit("bytes of a wrapped key")),
             Self::Pull(query) => query.check_limits(),
-            Self::Span(say) => say.check_limits(),
+            Self::Cohort(say) => say.check_limits(),
             Self::Points(query) if query.text_bytes() > TEXT_BYTES_MAX => {
                 Err(DecodeError::Limit("the reason in a question about points"))
             }
@@ -662,7 +662,7 @@ impl ReceiverMessage {
             }
             Self::PullPoint(point) => point.check_limits(),
             Self::Pulled(chunk) => chunk.check_limits(),
-            Self::Span(ask) => ask.check_limits(),
+            Self::Cohort(ask) => ask.check_limits(),
             Self::DigestAnswer(answer) => {
                 let total = answer.runs.iter().try_fold(0u64, |sum, run| sum.checked_add(run.granules()));
                 match total {

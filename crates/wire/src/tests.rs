@@ -1,7 +1,7 @@
 //! Golden bytes, hostile input, versions.
 
 use farside_ledger::{
-    Claim, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerKind, PointFilter, Policy, Rule, SpanCut, VoidReason,
+    Claim, CohortCut, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerKind, PointFilter, Policy, Rule, VoidReason,
     VolumeMeta,
 };
 use farside_region::{
@@ -113,10 +113,10 @@ fn from_source() -> Vec<SourceMessage> {
         SourceMessage::LabelledEnd(LabelledEnd { label: label(), end }),
         SourceMessage::PullFork(PullFork { id, over: Some(position()), pin: ForkPin::Pin("b".parse().expect("a name")) }),
         SourceMessage::PullFork(PullFork { id, over: None, pin: ForkPin::Leave }),
-        SourceMessage::Span(SpanSay::Ready { cut: [0x5c; 16] }),
-        SourceMessage::Span(SpanSay::Held { cut: [0x5c; 16] }),
-        SourceMessage::Span(SpanSay::HasCut { cut: [0x5c; 16], was_held: true, held_us: 300 }),
-        SourceMessage::Span(SpanSay::Not { cut: [0x5c; 16], why: "busy".to_owned() }),
+        SourceMessage::Cohort(CohortSay::Ready { cut: [0x5c; 16] }),
+        SourceMessage::Cohort(CohortSay::Held { cut: [0x5c; 16] }),
+        SourceMessage::Cohort(CohortSay::HasCut { cut: [0x5c; 16], was_held: true, held_us: 300 }),
+        SourceMessage::Cohort(CohortSay::Not { cut: [0x5c; 16], why: "busy".to_owned() }),
     ]
 }
 
@@ -204,15 +204,15 @@ fn from_receiver() -> Vec<ReceiverMessage> {
         ReceiverMessage::Damage(Damage { volumes: vec![DamagedVolume { volume, segments: 300 }] }),
         ReceiverMessage::PullPoint(pull_point(regions())),
         ReceiverMessage::Pulled(PullChunk { id, part_bytes: 1 << 20, bytes: vec![0x5a; 3] }),
-        ReceiverMessage::Span(SpanAsk::Prepare { cut: span_cut(), span: name("erp") }),
-        ReceiverMessage::Span(SpanAsk::Hold { cut: [0x5c; 16], for_us: 20_000 }),
-        ReceiverMessage::Span(SpanAsk::Cut { cut: [0x5c; 16] }),
-        ReceiverMessage::Span(SpanAsk::Over { cut: [0x5c; 16], is_one: true }),
+        ReceiverMessage::Cohort(CohortAsk::Prepare { cut: cohort_cut(), cohort: name("erp") }),
+        ReceiverMessage::Cohort(CohortAsk::Hold { cut: [0x5c; 16], for_us: 20_000 }),
+        ReceiverMessage::Cohort(CohortAsk::Cut { cut: [0x5c; 16] }),
+        ReceiverMessage::Cohort(CohortAsk::Over { cut: [0x5c; 16], is_one: true }),
     ]
 }
 
-fn span_cut() -> SpanCut {
-    SpanCut { span: [0x5a; 16], cut: [0x5c; 16], groups: 3, wall_ms: 1_700_000_000_000 }
+fn cohort_cut() -> CohortCut {
+    CohortCut { cohort: [0x5a; 16], cut: [0x5c; 16], groups: 3, wall_ms: 1_700_000_000_000 }
 }
 
 fn pull_point(touched: RegionSet) -> PullPoint {
@@ -328,11 +328,11 @@ fn limits_of_messages_are_checked_when_they_are_read() {
 
 #[test]
 fn a_hold_is_bounded_by_whoever_reads_of_it() {
-    let hold = |for_us| ReceiverMessage::Span(SpanAsk::Hold { cut: [1; 16], for_us });
+    let hold = |for_us| ReceiverMessage::Cohort(CohortAsk::Hold { cut: [1; 16], for_us });
     let back = |message: &ReceiverMessage| decode_payload::<ReceiverMessage>(&encode_payload(message).expect("fits"));
-    assert_eq!(back(&hold(SPAN_HOLD_US_MAX)), Ok(hold(SPAN_HOLD_US_MAX)));
-    assert_eq!(back(&hold(SPAN_HOLD_US_MAX + 1)), Err(DecodeError::Limit("the time of a hold")));
-    let not = SourceMessage::Span(SpanSay::Not { cut: [1; 16], why: "x".repeat(TEXT_BYTES_MAX + 1) });
+    assert_eq!(back(&hold(COHORT_HOLD_US_MAX)), Ok(hold(COHORT_HOLD_US_MAX)));
+    assert_eq!(back(&hold(COHORT_HOLD_US_MAX + 1)), Err(DecodeError::Limit("the time of a hold")));
+    let not = SourceMessage::Cohort(CohortSay::Not { cut: [1; 16], why: "x".repeat(TEXT_BYTES_MAX + 1) });
     let read = decode_payload::<SourceMessage>(&encode_payload(&not).expect("fits"));
     assert_eq!(read, Err(DecodeError::Limit("the reason why nothing is cut")));
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 use farside_control::source::{Accept, VerifyStatus};
 use farside_region::{EpochId, Generation, LedgerPosition, Term, VolumeId};
-use farside_wire::{PointAnswer, PointQueryKind, ReceiverMessage};
+use farside_wire::{CohortAsk, PointAnswer, PointQueryKind, ReceiverMessage};
 use tokio::sync::oneshot;
 
 use super::{Ending, Farewell, Opening, Served, Taken};
@@ -50,6 +50,12 @@ pub(crate) enum Note {
     Resumed(EpochId, Result<String, String>),
     /// What a guard could not end was tried again: why it may still be quiesced.
     LeftOver(Option<String>),
+    /// The connection of that number stands on which the group is cut with groups of other hosts.
+    CohortUp(u64),
+    /// What is asked for there.
+    CohortAsks(u64, CohortAsk),
+    /// It ended, or could not be had, and why.
+    CohortEnded(u64, String),
     /// A volume is open and its tap is served.
     Opened(Box<(Served, Box<farside_replication::source::VolumeSetup>)>, oneshot::Sender<anyhow::Result<()>>),
     Ask(Ask),

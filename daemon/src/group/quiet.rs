@@ -13,7 +13,7 @@ use farside_control::source::{ConsistentStatus, HooksFailure, LastPoint, PointTa
 use farside_hooks::{Outcome, Plan, Ran, Run, Stage};
 use farside_ledger::Label;
 use farside_region::{EpochId, Name};
-use farside_replication::source::{Event, PointStatus, Wish, WishState};
+use farside_replication::source::{Around, Event, PointStatus, Wish, WishState};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -96,7 +96,7 @@ impl Default for LeftOver {
 }
 
 impl Quiet {
-    fn next_wish(&mut self) -> u64 {
+    pub(super) fn next_wish(&mut self) -> u64 {
         self.last_wish += 1;
         self.last_wish
     }
@@ -130,7 +130,7 @@ impl Control {
             let id = self.quiet.next_wish();
             (self.quiet.by_the_clock, self.quiet.next) = (Some(id), Some(now + every));
             self.say_what_is_lacking();
-            self.step(Event::Wish(Wish { id, title: String::new(), hooks: true }));
+            self.step(Event::Wish(Wish { id, title: String::new(), around: Around::Hooks }));
         }
     }
 
@@ -145,7 +145,8 @@ impl Control {
         let id = self.quiet.next_wish();
         self.quiet.asked.insert(id, reply);
         self.say_what_is_lacking();
-        self.step(Event::Wish(Wish { id, title, hooks: hooks.unwrap_or(has_hooks) }));
+        let around = if hooks.unwrap_or(has_hooks) { Around::Hooks } else { Around::Nothing };
+        self.step(Event::Wish(Wish { id, title, around }));
     }
 
     /// Volumes of the group that are configured and not open, or about to go: a point of all is none without them.
@@ -206,6 +207,9 @@ impl Control {
 
     /// Whoever is held goes on.
     pub(super) fn resume(&mut self, epoch: Option<EpochId>) {
+        if self.switched_for_cohort(epoch) {
+            return;
+        }
         self.quiet.resuming = epoch.map(|epoch| (epoch, Instant::now()));
         if let Some(holds) = self.quiet.holds.take() {
             let _ = holds.what_was_cut.send(epoch); // it waits for that
@@ -314,7 +318,9 @@ impl Control {
                     let names: Vec<&str> = volumes.iter().map(Name::as_str).collect();
                     format!("waits for {}: all volumes of the group are cut together", names.join(", "))
                 }
-                WishState::Quiescing => "waits for its hooks, which quiesce applications".to_owned(),
+                WishState::Quiescing => {
+                    "waits for its hooks, which quiesce applications, or for the groups of its cohort".to_owned()
+                }
                 WishState::Cut => "is cut, and on its way".to_owned(),
             };
             what + &again

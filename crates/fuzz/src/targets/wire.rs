@@ -113,9 +113,9 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         SourceMessage::TrackingLost(LossReport { id, volume: of, term: Term(0) }),
         SourceMessage::Compared(Compared { volume: of, term: Term(0), position: position(5) }),
         SourceMessage::Publish,
-        SourceMessage::Span(SpanSay::Ready { cut: [2; 16] }),
-        SourceMessage::Span(SpanSay::HasCut { cut: [2; 16], was_held: true, held_us: 300 }),
-        SourceMessage::Span(SpanSay::Not { cut: [2; 16], why: "busy".to_owned() }),
+        SourceMessage::Cohort(CohortSay::Ready { cut: [2; 16] }),
+        SourceMessage::Cohort(CohortSay::HasCut { cut: [2; 16], was_held: true, held_us: 300 }),
+        SourceMessage::Cohort(CohortSay::Not { cut: [2; 16], why: "busy".to_owned() }),
     ]
 }
 

@@ -37,11 +37,11 @@ fn samples() -> Vec<(&'static str, Record)> {
             }),
         ),
         (
-            "point of a span",
+            "point of a cohort",
             Body::Layers(Layers {
                 kind: LayerKind::Point,
                 epoch: epoch(),
-                label: Some(Box::new(Label::new(Consistency::Span(span_cut(0x5c)), "", "span erp"))),
+                label: Some(Box::new(Label::new(Consistency::Cohort(cohort_cut(0x5c)), "", "cohort erp"))),
                 members: vec![member],
             }),
         ),

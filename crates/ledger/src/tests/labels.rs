@@ -87,9 +87,9 @@ fn what_is_consistent_has_its_own_places_in_the_policy() {
     assert_eq!(quiesced.iter().filter(|slot| w.state.points().contains_key(slot) && !gone.contains(slot)).count(), 2);
 }
 
-/// Two groups of a span, whose ledgers' times differ, under one policy: they keep the points of the same cuts.
+/// Two groups of a cohort, whose ledgers' times differ, under one policy: they keep the points of the same cuts.
 #[test]
-fn groups_of_a_span_keep_the_same_cuts() {
+fn groups_of_a_cohort_keep_the_same_cuts() {
     let minutes = |n: u64| Duration::from_secs(60 * n);
     let policy = Policy { grid: Grid::of([(minutes(60), minutes(6 * 60))]), ..Policy::without_grid(2, 0) };
     let kept = |late_ms: u64| {
@@ -99,8 +99,8 @@ fn groups_of_a_span_keep_the_same_cuts() {
         for minute in 0..300u16 {
             if minute % 15 == 7 {
                 let wall_ms = 1_700_000_000_000 + 60_000 * i64::from(minute);
-                let cut = SpanCut { cut: [minute as u8; 16], wall_ms, ..span_cut(0) };
-                cuts.push((labelled(&mut w, &[1], said(Consistency::Span(cut), "")), minute));
+                let cut = CohortCut { cut: [minute as u8; 16], wall_ms, ..cohort_cut(0) };
+                cuts.push((labelled(&mut w, &[1], said(Consistency::Cohort(cut), "")), minute));
             } else {
                 w.point(&[1]);
             }
@@ -118,11 +118,11 @@ fn groups_of_a_span_keep_the_same_cuts() {
 }
 
 #[test]
-fn a_cut_of_a_span_says_so_by_the_kind_of_its_record() {
+fn a_cut_of_a_cohort_says_so_by_the_kind_of_its_record() {
     let mut w = claimed();
-    let cut = span_cut(7);
-    let slot = labelled(&mut w, &[1], said(Consistency::Span(cut), ""));
-    assert_eq!(w.state.points()[&slot].consistency().span_cut(), Some(cut));
+    let cut = cohort_cut(7);
+    let slot = labelled(&mut w, &[1], said(Consistency::Cohort(cut), ""));
+    assert_eq!(w.state.points()[&slot].consistency().cohort_cut(), Some(cut));
     let cached = State::from_cache(&w.state.to_cache()).expect("our own");
     assert_eq!(cached, w.state);
     let text = |filter: PointFilter| w.state.points().values().filter(|p| filter.fits(p)).count();

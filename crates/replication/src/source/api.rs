@@ -623,7 +623,12 @@ pub enum Action {
         /// For which wish.
         wish: u64,
     },
-    /// Let them go on, at once. Only after they were quiet, once.
+    /// All volumes can be cut, for a wish that is one of a cohort: [`Event::Quiesced`] follows, when all of that are held, or why not.
+    CanCut {
+        /// For which wish.
+        wish: u64,
+    },
+    /// Let them go on, at once. Only after they were quiet, once; or held.
     Resume {
         /// The epoch that was cut meanwhile: [`Event::Resumed`] follows, always. `None`: none was, and nobody waits for an answer.
         epoch: Option<EpochId>,

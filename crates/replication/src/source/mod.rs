@@ -357,6 +357,14 @@ impl Source {
         self.everything_is_quiet()
     }
 
+    /// What both sides can do, on the newest connection; nothing before its greeting.
+    pub fn features(&self) -> Features {
+        match self.link {
+            Link::Up { .. } => self.features,
+            Link::Down | Link::Greeting { .. } => Features::default(),
+        }
+    }
+
     /// Whether an [`Action::Switch`] awaits its [`Event::SwitchDone`].
     pub fn switching(&self) -> bool {
         self.switching.is_some()

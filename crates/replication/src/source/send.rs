@@ -255,8 +255,9 @@ impl Source {
         }
         let end = EpochEnd { kind, epoch: info, members };
         let label = self.label_of(id).filter(|label| {
-            let is_of_span = label.consistency.span_cut().is_some();
-            kind == LayerKind::Point && self.features.has(if is_of_span { Features::LABELS_OF_SPANS } else { Features::LABELS })
+            let is_of_cohort = label.consistency.cohort_cut().is_some();
+            kind == LayerKind::Point
+                && self.features.has(if is_of_cohort { Features::LABELS_OF_COHORTS } else { Features::LABELS })
         });
         self.send(
             match label {

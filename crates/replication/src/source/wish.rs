@@ -17,7 +17,7 @@
 
 use std::collections::VecDeque;
 
-use farside_ledger::{Consistency, Label, LayerKind, SpanCut};
+use farside_ledger::{CohortCut, Consistency, Label, LayerKind};
 use farside_region::{EpochId, Name, VolumeId, mutation};
 use farside_wire::Features;
 
@@ -50,12 +50,12 @@ pub enum Around {
     /// The group's applications are quiesced.
     Hooks,
     /// The group's writes are held, as are those of the other groups of that cut.
-    Span(SpanCut, Name),
+    Cohort(CohortCut, Name),
 }
 
 impl Around {
-    fn is_span(&self) -> bool {
-        matches!(self, Self::Span(..))
+    fn is_cohort(&self) -> bool {
+        matches!(self, Self::Cohort(..))
     }
 }
 
@@ -190,11 +190,11 @@ impl Source {
         if !is_due(first) || !self.can_cut_all(now) {
             return false;
         }
-        let id = first.wish.id;
+        let (id, is_of_cohort) = (first.wish.id, first.wish.around.is_cohort());
         match first.label() {
             Labelled::Pending => {
                 self.set_wish_stage(Stage::Quiescing);
-                out.push(Action::Quiesce { wish: id });
+                out.push(if is_of_cohort { Action::CanCut { wish: id } } else { Action::Quiesce { wish: id } });
             }
             label => self.switch_for_a_wish(now, label, out),
         }
@@ -234,7 +234,7 @@ impl Source {
     pub(super) fn quiesced(&mut self, now: Nanos, wish: u64, result: Result<(), String>, out: &mut Vec<Action>) {
         let is_awaited = self.wishes.waiting.front().is_some_and(|w| w.wish.id == wish && w.stage == Stage::Quiescing);
         match (is_awaited, result) {
-            (true, Err(why)) if self.wishes.waiting.front().is_some_and(|w| w.is_unwanted || w.wish.around.is_span()) => {
+            (true, Err(why)) if self.wishes.waiting.front().is_some_and(|w| w.is_unwanted || w.wish.around.is_cohort()) => {
                 self.wishes.waiting.pop_front();
                 out.push(Action::Report { volume: None, what: Report::WishDropped { wish, why } });
             }
@@ -277,27 +277,27 @@ impl Source {
         self.set_wish_stage(Stage::Cut(id));
     }
 
-    /// Whether applications were quiet all along; or whether all groups of the span were cut while all were held.
+    /// Whether applications were quiet all along; or whether all groups of the cohort were cut while all were held.
     pub(super) fn resumed(&mut self, id: EpochId, result: Result<String, String>, out: &mut Vec<Action>) {
         let wish = self.wishes.waiting.front().filter(|w| w.stage == Stage::Cut(id)).map(|w| w.wish.clone());
         let title = wish.as_ref().map(|wish| wish.title.as_str()).unwrap_or_default();
-        let span = wish.as_ref().and_then(|wish| match &wish.around {
-            Around::Span(cut, span) => Some((*cut, span)),
+        let cohort = wish.as_ref().and_then(|wish| match &wish.around {
+            Around::Cohort(cut, cohort) => Some((*cut, cohort)),
             Around::Nothing | Around::Hooks => None,
         });
-        let is_of_span = span.is_some();
-        let label = match (&result, span) {
+        let is_of_cohort = cohort.is_some();
+        let label = match (&result, cohort) {
             (Ok(said), None) => Label::new(Consistency::Application, title, said),
-            (Ok(_), Some((cut, span))) => Label::new(Consistency::Span(cut), title, &format!("span {span}")),
+            (Ok(_), Some((cut, cohort))) => Label::new(Consistency::Cohort(cut), title, cohort.as_str()),
             (Err(why), _) => Label::new(Consistency::Crash, title, why),
         };
         if let Some(epoch) = self.epochs.get_mut(&id).filter(|e| e.label == Labelled::Pending) {
             // Of a cut that is none together with others nothing is to be said.
-            let is_nothing = is_of_span && result.is_err();
+            let is_nothing = is_of_cohort && result.is_err();
             epoch.label = if is_nothing { Labelled::Not } else { Labelled::Said(Box::new(label)) };
         }
         if let Err(why) = result
-            && !is_of_span
+            && !is_of_cohort
         {
             out.push(Action::Report { volume: None, what: Report::HooksFailed { why } });
         }
@@ -346,7 +346,7 @@ impl Source {
         let is_stopping = self.phase != Phase::Running;
         let Some(first) = self.wishes.waiting.front_mut() else { return };
         let wish = first.wish.id;
-        if is_stopping || first.is_unwanted || first.wish.around.is_span() {
+        if is_stopping || first.is_unwanted || first.wish.around.is_cohort() {
             self.wishes.waiting.pop_front();
             let why = if is_stopping { STOPPING } else { why }.to_owned();
             return out.push(Action::Report { volume: None, what: Report::WishDropped { wish, why } });

@@ -1,6 +1,7 @@
 //! Source against target in memory.
 
 mod cadence;
+mod cohort;
 mod directed;
 mod fencing;
 mod hostile;
@@ -9,7 +10,6 @@ mod peers;
 mod quiet;
 mod random;
 mod sealed;
-mod span;
 mod stories;
 mod verify;
 mod world;

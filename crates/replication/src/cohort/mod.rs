@@ -5,5 +5,5 @@
 mod conductor;
 mod member;
 
-pub use conductor::{Conductor, CutId, SpanAction, SpanConfig, SpanEvent, SpanLimits, SpanOutcome};
-pub use member::{MemberAction, MemberEvent, SpanMember};
+pub use conductor::{CohortAction, CohortConfig, CohortEvent, CohortLimits, CohortOutcome, Conductor, CutId};
+pub use member::{CohortMember, MemberAction, MemberEvent};

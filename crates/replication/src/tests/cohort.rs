@@ -4,30 +4,31 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use farside_ledger::SpanCut;
+use farside_ledger::CohortCut;
 use farside_region::{EpochId, mutation};
-use farside_wire::{SpanAsk, SpanSay};
+use farside_wire::{CohortAsk, CohortSay};
 
 use super::world::{Rng, name};
-use crate::source::{Nanos, SECOND};
-use crate::span::{
-    Conductor, CutId, MemberAction, MemberEvent, SpanAction, SpanConfig, SpanEvent, SpanLimits, SpanMember, SpanOutcome,
+use crate::cohort::{
+    CohortAction, CohortConfig, CohortEvent, CohortLimits, CohortMember, CohortOutcome, Conductor, CutId, MemberAction,
+    MemberEvent,
 };
+use crate::source::{Nanos, SECOND};
 
 type Group = usize;
 
 /// A host: its gate and epoch counter, as the write path has them, and how its wish gets on, as `Source` has it.
 #[derive(Default)]
 struct Site {
-    member: SpanMember<u64>,
+    member: CohortMember<u64>,
     held: Option<u64>,
     epoch: u64,
-    wish: Option<(u64, SpanCut, Wished)>,
+    wish: Option<(u64, CohortCut, Wished)>,
     /// Cut, and not known yet what it is.
-    pending: BTreeMap<u64, SpanCut>,
+    pending: BTreeMap<u64, CohortCut>,
     connection: Option<u64>,
-    to_conductor: VecDeque<SpanSay>,
-    to_member: VecDeque<SpanAsk>,
+    to_conductor: VecDeque<CohortSay>,
+    to_member: VecDeque<CohortAsk>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,22 +81,22 @@ impl World {
     }
 
     fn conductor(count: usize, now: Nanos) -> Conductor<Group> {
-        let config = SpanConfig { name: name("erp"), groups: (0..count).collect(), every: SECOND, hold_us: 20_000 };
-        Conductor::new(config, SpanLimits::default(), now)
+        let config = CohortConfig { name: name("erp"), groups: (0..count).collect(), every: SECOND, hold_us: 20_000 };
+        Conductor::new(config, CohortLimits::default(), now)
     }
 
-    fn conduct(&mut self, event: SpanEvent<Group>) {
+    fn conduct(&mut self, event: CohortEvent<Group>) {
         let mut out = Vec::new();
         self.conductor.step(self.now, event, &mut out);
         for action in out {
             match action {
-                SpanAction::Ask { group, connection, ask } => {
+                CohortAction::Ask { group, connection, ask } => {
                     let site = &mut self.sites[group];
                     if site.connection == Some(connection) {
                         site.to_member.push_back(ask);
                     }
                 }
-                SpanAction::Done(SpanOutcome { cut, result }) => {
+                CohortAction::Done(CohortOutcome { cut, result }) => {
                     *self.outcomes.entry(result.is_ok()).or_default() += 1;
                     if result.is_ok() {
                         self.one.insert(cut.cut);
@@ -177,7 +178,7 @@ impl World {
 
     fn resume(&mut self, group: Group, epoch: Option<u64>) {
         let site = &mut self.sites[group];
-        let hold = site.member.hold();
+        let hold = site.member.cutting();
         let lasted = hold.is_some() && site.held == hold;
         if lasted {
             site.held = None;
@@ -214,7 +215,7 @@ impl World {
             60..=79 => {
                 if let Some(say) = self.sites[group].to_conductor.pop_front() {
                     let connection = self.sites[group].connection.expect("it has not ended");
-                    self.conduct(SpanEvent::Said { group, connection, say });
+                    self.conduct(CohortEvent::Said { group, connection, say });
                 }
             }
             80..=87 => match self.sites[group].wish {
@@ -230,14 +231,14 @@ impl World {
             88..=92 => {
                 self.cuts += 1;
                 let cut = u128::from(self.cuts).to_le_bytes();
-                self.conduct(SpanEvent::Tick { cut, wall_ms: 0 });
+                self.conduct(CohortEvent::Tick { cut, wall_ms: 0 });
                 self.member(group, MemberEvent::Tick);
             }
             93 => self.sites[group].held = self.sites[group].held.filter(|_| !self.rng.one_in(3)),
             94..=96 if self.sites[group].connection.is_none() => {
                 self.connections += 1;
                 self.sites[group].connection = Some(self.connections);
-                self.conduct(SpanEvent::Joined { group, connection: self.connections });
+                self.conduct(CohortEvent::Joined { group, connection: self.connections });
             }
             97 if self.rng.one_in(4) => self.hang_up(group, true),
             98 if self.rng.one_in(20) => {
@@ -254,7 +255,7 @@ impl World {
         self.sites[group].to_conductor.clear();
         self.sites[group].to_member.clear();
         if is_heard {
-            self.conduct(SpanEvent::Left { group, connection });
+            self.conduct(CohortEvent::Left { group, connection });
         }
         self.member(group, MemberEvent::Ended { connection });
     }
@@ -290,7 +291,7 @@ fn run(seed: u64) -> (usize, BTreeMap<bool, u32>) {
             if world.sites[group].connection.is_none() {
                 world.connections += 1;
                 world.sites[group].connection = Some(world.connections);
-                world.conduct(SpanEvent::Joined { group, connection: world.connections });
+                world.conduct(CohortEvent::Joined { group, connection: world.connections });
             }
         }
     }
@@ -299,7 +300,7 @@ fn run(seed: u64) -> (usize, BTreeMap<bool, u32>) {
 }
 
 #[test]
-fn cuts_of_a_span_are_one_moment() {
+fn cuts_of_a_cohort_are_one_moment() {
     let (mut whole, mut good, mut bad) = (0, 0, 0);
     for seed in 0..400 {
         let (held, outcomes) = run(seed);
@@ -311,11 +312,11 @@ fn cuts_of_a_span_are_one_moment() {
 }
 
 #[test]
-fn mistakes_of_a_span_are_noticed() {
+fn mistakes_of_a_cohort_are_noticed() {
     let one_moment = "a cut holds a write, and not one that was complete before";
     for (mistake, words) in [
-        ("a span is cut before all of it is held", one_moment),
-        ("a span forgives a hold that ran out", one_moment),
+        ("a cohort is cut before all of it is held", one_moment),
+        ("a cohort forgives a hold that ran out", one_moment),
         ("a hold that ran out is said to have stood", one_moment),
     ] {
         mutation::tell(&[(mistake, words)], || (0..400).for_each(|seed| _ = run(seed)));
@@ -326,28 +327,29 @@ fn mistakes_of_a_span_are_noticed() {
 fn a_group_that_misses_is_named_and_tried_ever_less_often() {
     let mut conductor = World::conductor(2, 0);
     let mut out = Vec::new();
-    let tick = |n: u8| SpanEvent::Tick { cut: [n; 16], wall_ms: 0 };
-    conductor.step(0, SpanEvent::Joined { group: 0, connection: 1 }, &mut out);
+    let tick = |n: u8| CohortEvent::Tick { cut: [n; 16], wall_ms: 0 };
+    conductor.step(0, CohortEvent::Joined { group: 0, connection: 1 }, &mut out);
     let mut begun = Vec::new();
     for second in 0..100 {
         conductor.step(second * SECOND, tick(second as u8), &mut out);
         for action in out.drain(..) {
-            let SpanAction::Done(SpanOutcome { result: Err((who, why)), .. }) = action else { panic!("{action:?}") };
+            let CohortAction::Done(CohortOutcome { result: Err((who, why)), .. }) = action else { panic!("{action:?}") };
             assert!(who == Some(1) && why.contains("not connected"), "{who:?}: {why}");
             begun.push(second);
         }
     }
     assert_eq!(begun, [0, 1, 3, 7, 15, 31, 47, 63, 79, 95]);
-    conductor.step(100 * SECOND, SpanEvent::Joined { group: 1, connection: 2 }, &mut out);
-    conductor.step(100 * SECOND, SpanEvent::Wanted, &mut out);
+    conductor.step(100 * SECOND, CohortEvent::Joined { group: 1, connection: 2 }, &mut out);
+    conductor.step(100 * SECOND, CohortEvent::Wanted, &mut out);
     conductor.step(100 * SECOND, tick(200), &mut out);
     assert_eq!(out.len(), 2, "both are asked at once where somebody wants it: {out:?}");
     // One of them is never ready.
-    let ready = SpanSay::Ready { cut: [200; 16] };
-    conductor.step(101 * SECOND, SpanEvent::Said { group: 0, connection: 1, say: ready }, &mut out);
+    let ready = CohortSay::Ready { cut: [200; 16] };
+    conductor.step(101 * SECOND, CohortEvent::Said { group: 0, connection: 1, say: ready }, &mut out);
     out.clear();
     conductor.step(110 * SECOND, tick(201), &mut out);
-    let over = |group, connection| SpanAction::Ask { group, connection, ask: SpanAsk::Over { cut: [200; 16], is_one: false } };
+    let over =
+        |group, connection| CohortAction::Ask { group, connection, ask: CohortAsk::Over { cut: [200; 16], is_one: false } };
     assert_eq!(out[..2], [over(0, 1), over(1, 2)], "nobody waits any longer");
-    assert!(matches!(&out[2], SpanAction::Done(SpanOutcome { result: Err((Some(1), _)), .. })), "{out:?}");
+    assert!(matches!(&out[2], CohortAction::Done(CohortOutcome { result: Err((Some(1), _)), .. })), "{out:?}");
 }

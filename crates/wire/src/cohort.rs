@@ -6,34 +6,34 @@
 //! source:     ready ─► held ─► has cut
 //! ```
 
-use farside_ledger::SpanCut;
+use farside_ledger::CohortCut;
 use farside_region::Name;
 use serde::{Deserialize, Serialize};
 
 use crate::{DecodeError, TEXT_BYTES_MAX};
 
 /// Writes are never held for longer, whatever is asked for, in microseconds.
-pub const SPAN_HOLD_US_MAX: u32 = 1_000_000;
+pub const COHORT_HOLD_US_MAX: u32 = 1_000_000;
 
 /// What the receiver wants, which conducts a cut.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub enum SpanAsk {
-    /// Begin no other cut, and say when all volumes could be cut at once. Answered by [`SpanSay::Ready`] or [`SpanSay::Not`].
+pub enum CohortAsk {
+    /// Begin no other cut, and say when all volumes could be cut at once. Answered by [`CohortSay::Ready`] or [`CohortSay::Not`].
     Prepare {
         /// What its point is to say of itself.
-        cut: SpanCut,
-        /// The span's name.
-        span: Name,
+        cut: CohortCut,
+        /// The cohort's name.
+        cohort: Name,
     },
-    /// Let no write begin, for so long at most by your own clock. Answered by [`SpanSay::Held`] or [`SpanSay::Not`].
+    /// Let no write begin, for so long at most by your own clock. Answered by [`CohortSay::Held`] or [`CohortSay::Not`].
     Hold {
         /// Which cut.
         cut: [u8; 16],
         /// For so long, in microseconds.
         for_us: u32,
     },
-    /// Cut, and let go. All are held. Answered by [`SpanSay::HasCut`] or [`SpanSay::Not`].
+    /// Cut, and let go. All are held. Answered by [`CohortSay::HasCut`] or [`CohortSay::Not`].
     Cut {
         /// Which.
         cut: [u8; 16],
@@ -50,7 +50,7 @@ pub enum SpanAsk {
 /// What a source answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub enum SpanSay {
+pub enum CohortSay {
     /// All volumes can be cut at once, and wait for that.
     Ready {
         /// Which cut.
@@ -79,7 +79,7 @@ pub enum SpanSay {
     },
 }
 
-impl SpanSay {
+impl CohortSay {
     /// Which cut it is about.
     pub fn cut(&self) -> [u8; 16] {
         match self {
@@ -95,10 +95,10 @@ impl SpanSay {
     }
 }
 
-impl SpanAsk {
+impl CohortAsk {
     pub(crate) fn check_limits(&self) -> Result<(), DecodeError> {
         match self {
-            Self::Hold { for_us, .. } if *for_us > SPAN_HOLD_US_MAX => Err(DecodeError::Limit("the time of a hold")),
+            Self::Hold { for_us, .. } if *for_us > COHORT_HOLD_US_MAX => Err(DecodeError::Limit("the time of a hold")),
             _ => Ok(()),
         }
     }

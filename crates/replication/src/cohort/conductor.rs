@@ -1,4 +1,4 @@
-//! Conducts the cuts of a *span*: groups of several hosts that are cut as one.
+//! Conducts the cuts of a *cohort*: groups of several hosts that are cut as one.
 //!
 //! Sans-I/O as the rest: [`Conductor::step`] takes what happened and says what is to be told to whom.
 //!
@@ -17,18 +17,18 @@
 
 use std::collections::BTreeMap;
 
-use farside_ledger::SpanCut;
+use farside_ledger::CohortCut;
 use farside_region::{Name, mutation};
-use farside_wire::{SpanAsk, SpanSay};
+use farside_wire::{CohortAsk, CohortSay};
 
 use crate::source::{Nanos, SECOND};
 
 /// Which cut, as it is drawn.
 pub type CutId = [u8; 16];
 
-/// How a span is cut.
+/// How a cohort is cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpanConfig<G> {
+pub struct CohortConfig<G> {
     /// What people call it.
     pub name: Name,
     /// The groups, each once; at least two.
@@ -41,7 +41,7 @@ pub struct SpanConfig<G> {
 
 /// All time limits of a conductor but the hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpanLimits {
+pub struct CohortLimits {
     /// From the first question until all are ready: they begin no other cut meanwhile.
     pub prepare: Nanos,
     /// For an answer when all are there to give it at once.
@@ -50,7 +50,7 @@ pub struct SpanLimits {
     pub pause_max: u32,
 }
 
-impl Default for SpanLimits {
+impl Default for CohortLimits {
     fn default() -> Self {
         Self { prepare: 10 * SECOND, answer: 2 * SECOND, pause_max: 16 }
     }
@@ -58,7 +58,7 @@ impl Default for SpanLimits {
 
 /// What happened.
 #[derive(Clone, Debug)]
-pub enum SpanEvent<G> {
+pub enum CohortEvent<G> {
     /// A group's connection stands; connections are numbered upwards.
     Joined {
         /// Whose.
@@ -80,7 +80,7 @@ pub enum SpanEvent<G> {
         /// Over which connection.
         connection: u64,
         /// What.
-        say: SpanSay,
+        say: CohortSay,
     },
     /// Time has passed. `cut`: a fresh random id, and the wall clock, for a cut that may be begun now.
     Tick {
@@ -95,7 +95,7 @@ pub enum SpanEvent<G> {
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SpanAction<G> {
+pub enum CohortAction<G> {
     /// Tell a group's source.
     Ask {
         /// Which group.
@@ -103,17 +103,17 @@ pub enum SpanAction<G> {
         /// Over which connection.
         connection: u64,
         /// What.
-        ask: SpanAsk,
+        ask: CohortAsk,
     },
     /// A cut is over.
-    Done(SpanOutcome<G>),
+    Done(CohortOutcome<G>),
 }
 
 /// What became of a cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpanOutcome<G> {
+pub struct CohortOutcome<G> {
     /// Which.
-    pub cut: SpanCut,
+    pub cut: CohortCut,
     /// How long writes were held at most, in microseconds, if it is one; otherwise who missed it, if anybody did, and why it is none.
     pub result: Result<u32, (Option<G>, String)>,
 }
@@ -121,7 +121,7 @@ pub struct SpanOutcome<G> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
     Idle,
-    Running { cut: SpanCut, step: Step, until: Nanos },
+    Running { cut: CohortCut, step: Step, until: Nanos },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,11 +148,11 @@ struct Asked {
     has_answered: bool,
 }
 
-/// Conducts the cuts of one span.
+/// Conducts the cuts of one cohort.
 #[derive(Debug)]
 pub struct Conductor<G> {
-    config: SpanConfig<G>,
-    limits: SpanLimits,
+    config: CohortConfig<G>,
+    limits: CohortLimits,
     /// The newest connection of each group.
     here: BTreeMap<G, u64>,
     stage: Stage,
@@ -163,24 +163,24 @@ pub struct Conductor<G> {
 }
 
 impl<G: Clone + Ord> Conductor<G> {
-    /// Of a span of which nobody is here yet; its first cut is due at once.
+    /// Of a cohort of which nobody is here yet; its first cut is due at once.
     ///
     /// # Panics
     /// With fewer than two groups, or more than 65,535.
-    pub fn new(config: SpanConfig<G>, limits: SpanLimits, now: Nanos) -> Self {
-        assert!((2..=usize::from(u16::MAX)).contains(&config.groups.len()), "a span has at least two groups");
+    pub fn new(config: CohortConfig<G>, limits: CohortLimits, now: Nanos) -> Self {
+        assert!((2..=usize::from(u16::MAX)).contains(&config.groups.len()), "a cohort has at least two groups");
         let (here, asked) = (BTreeMap::new(), BTreeMap::new());
         Self { config, limits, here, stage: Stage::Idle, asked, held_us: 0, next: now, failures: 0 }
     }
 
     /// Takes one event; appends what is to be done.
-    pub fn step(&mut self, now: Nanos, event: SpanEvent<G>, out: &mut Vec<SpanAction<G>>) {
+    pub fn step(&mut self, now: Nanos, event: CohortEvent<G>, out: &mut Vec<CohortAction<G>>) {
         match event {
-            SpanEvent::Joined { group, connection } => self.joined(now, group, connection, out),
-            SpanEvent::Left { group, connection } => self.left(now, &group, connection, out),
-            SpanEvent::Said { group, connection, say } => self.said(now, &group, connection, say, out),
-            SpanEvent::Tick { cut, wall_ms } => self.tick(now, cut, wall_ms, out),
-            SpanEvent::Wanted => self.next = self.next.min(now),
+            CohortEvent::Joined { group, connection } => self.joined(now, group, connection, out),
+            CohortEvent::Left { group, connection } => self.left(now, &group, connection, out),
+            CohortEvent::Said { group, connection, say } => self.said(now, &group, connection, say, out),
+            CohortEvent::Tick { cut, wall_ms } => self.tick(now, cut, wall_ms, out),
+            CohortEvent::Wanted => self.next = self.next.min(now),
         }
     }
 
@@ -202,7 +202,7 @@ impl<G: Clone + Ord> Conductor<G> {
         }
     }
 
-    fn joined(&mut self, now: Nanos, group: G, connection: u64, out: &mut Vec<SpanAction<G>>) {
+    fn joined(&mut self, now: Nanos, group: G, connection: u64, out: &mut Vec<CohortAction<G>>) {
         if !self.config.groups.contains(&group) || self.here.get(&group).is_some_and(|known| *known >= connection) {
             return;
         }
@@ -213,7 +213,7 @@ impl<G: Clone + Ord> Conductor<G> {
         self.here.insert(group, connection);
     }
 
-    fn left(&mut self, now: Nanos, group: &G, connection: u64, out: &mut Vec<SpanAction<G>>) {
+    fn left(&mut self, now: Nanos, group: &G, connection: u64, out: &mut Vec<CohortAction<G>>) {
         if self.here.get(group) != Some(&connection) {
             return;
         }
@@ -223,41 +223,42 @@ impl<G: Clone + Ord> Conductor<G> {
         }
     }
 
-    fn said(&mut self, now: Nanos, group: &G, connection: u64, say: SpanSay, out: &mut Vec<SpanAction<G>>) {
+    fn said(&mut self, now: Nanos, group: &G, connection: u64, say: CohortSay, out: &mut Vec<CohortAction<G>>) {
         let Stage::Running { cut, step, .. } = self.stage else { return };
         let Some(asked) = self.asked.get_mut(group) else { return };
         if say.cut() != cut.cut || asked.connection != connection {
             return;
         }
         match (step, &say) {
-            (_, SpanSay::Not { why, .. }) => return self.fail(now, Some(group.clone()), why.clone(), out),
-            (Step::Preparing, SpanSay::Ready { .. }) | (Step::Holding, SpanSay::Held { .. }) => {}
-            (Step::Cutting, SpanSay::HasCut { was_held: true, held_us, .. }) => self.held_us = self.held_us.max(*held_us),
-            (Step::Cutting, SpanSay::HasCut { was_held: false, .. }) if mutation::on("a span forgives a hold that ran out") => {}
-            (Step::Cutting, SpanSay::HasCut { was_held: false, .. }) => {
+            (_, CohortSay::Not { why, .. }) => return self.fail(now, Some(group.clone()), why.clone(), out),
+            (Step::Preparing, CohortSay::Ready { .. }) | (Step::Holding, CohortSay::Held { .. }) => {}
+            (Step::Cutting, CohortSay::HasCut { was_held: true, held_us, .. }) => self.held_us = self.held_us.max(*held_us),
+            (Step::Cutting, CohortSay::HasCut { was_held: false, .. })
+                if mutation::on("a cohort forgives a hold that ran out") => {}
+            (Step::Cutting, CohortSay::HasCut { was_held: false, .. }) => {
                 let why = format!("its hold of {} ms was over before it was cut", f64::from(self.config.hold_us) / 1000.0);
                 return self.fail(now, Some(group.clone()), why, out);
             }
             _ => return,
         }
         asked.has_answered = true;
-        let is_hasty = step == Step::Holding && mutation::on("a span is cut before all of it is held");
+        let is_hasty = step == Step::Holding && mutation::on("a cohort is cut before all of it is held");
         if is_hasty || self.asked.values().all(|asked| asked.has_answered) {
             self.go_on(now, cut, step, out);
         }
     }
 
-    fn go_on(&mut self, now: Nanos, cut: SpanCut, step: Step, out: &mut Vec<SpanAction<G>>) {
+    fn go_on(&mut self, now: Nanos, cut: CohortCut, step: Step, out: &mut Vec<CohortAction<G>>) {
         let id = cut.cut;
         let (step, ask) = match step {
-            Step::Preparing => (Step::Holding, SpanAsk::Hold { cut: id, for_us: self.config.hold_us }),
-            Step::Holding => (Step::Cutting, SpanAsk::Cut { cut: id }),
+            Step::Preparing => (Step::Holding, CohortAsk::Hold { cut: id, for_us: self.config.hold_us }),
+            Step::Holding => (Step::Cutting, CohortAsk::Cut { cut: id }),
             Step::Cutting => {
-                self.tell_all(&SpanAsk::Over { cut: id, is_one: true }, out);
+                self.tell_all(&CohortAsk::Over { cut: id, is_one: true }, out);
                 self.asked.clear();
                 self.stage = Stage::Idle;
                 self.failures = 0;
-                return out.push(SpanAction::Done(SpanOutcome { cut, result: Ok(self.held_us) }));
+                return out.push(CohortAction::Done(CohortOutcome { cut, result: Ok(self.held_us) }));
             }
         };
         self.stage = Stage::Running { cut, step, until: now.saturating_add(self.limits.answer) };
@@ -265,7 +266,7 @@ impl<G: Clone + Ord> Conductor<G> {
         self.tell_all(&ask, out);
     }
 
-    fn tick(&mut self, now: Nanos, cut: CutId, wall_ms: i64, out: &mut Vec<SpanAction<G>>) {
+    fn tick(&mut self, now: Nanos, cut: CutId, wall_ms: i64, out: &mut Vec<CohortAction<G>>) {
         match &self.stage {
             Stage::Running { until, step, .. } if now >= *until => {
                 let late = self.asked.iter().find(|(_, asked)| !asked.has_answered).map(|(group, _)| group.clone());
@@ -277,9 +278,9 @@ impl<G: Clone + Ord> Conductor<G> {
         }
     }
 
-    fn begin(&mut self, now: Nanos, id: CutId, wall_ms: i64, out: &mut Vec<SpanAction<G>>) {
+    fn begin(&mut self, now: Nanos, id: CutId, wall_ms: i64, out: &mut Vec<CohortAction<G>>) {
         let groups = u16::try_from(self.config.groups.len()).expect("checked when it was made");
-        let cut = SpanCut { span: SpanCut::span_id(self.config.name.as_str()), cut: id, groups, wall_ms };
+        let cut = CohortCut { cohort: CohortCut::cohort_id(self.config.name.as_str()), cut: id, groups, wall_ms };
         self.next = now.saturating_add(self.config.every);
         self.held_us = 0;
         if let Some(absent) = self.absent().into_iter().next() {
@@ -298,27 +299,27 @@ impl<G: Clone + Ord> Conductor<G> {
             .map(|(group, connection)| (group.clone(), Asked { connection: *connection, has_answered: false }))
             .collect();
         self.stage = Stage::Running { cut, step: Step::Preparing, until: now.saturating_add(self.limits.prepare) };
-        self.tell_all(&SpanAsk::Prepare { cut, span: self.config.name.clone() }, out);
+        self.tell_all(&CohortAsk::Prepare { cut, cohort: self.config.name.clone() }, out);
     }
 
-    fn fail(&mut self, now: Nanos, who: Option<G>, why: String, out: &mut Vec<SpanAction<G>>) {
+    fn fail(&mut self, now: Nanos, who: Option<G>, why: String, out: &mut Vec<CohortAction<G>>) {
         let Stage::Running { cut, .. } = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
-        self.tell_all(&SpanAsk::Over { cut: cut.cut, is_one: false }, out);
+        self.tell_all(&CohortAsk::Over { cut: cut.cut, is_one: false }, out);
         self.asked.clear();
         self.missed(now, cut, who, why, out);
     }
 
     /// A member that keeps missing cuts keeps the others from their own ones for ever less of the time.
-    fn missed(&mut self, now: Nanos, cut: SpanCut, who: Option<G>, why: String, out: &mut Vec<SpanAction<G>>) {
+    fn missed(&mut self, now: Nanos, cut: CohortCut, who: Option<G>, why: String, out: &mut Vec<CohortAction<G>>) {
         let times = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX).min(self.limits.pause_max.max(1));
         self.failures = self.failures.saturating_add(1);
         self.next = now.saturating_add(self.config.every.saturating_mul(u64::from(times)));
-        out.push(SpanAction::Done(SpanOutcome { cut, result: Err((who, why)) }));
+        out.push(CohortAction::Done(CohortOutcome { cut, result: Err((who, why)) }));
     }
 
-    fn tell_all(&self, ask: &SpanAsk, out: &mut Vec<SpanAction<G>>) {
+    fn tell_all(&self, ask: &CohortAsk, out: &mut Vec<CohortAction<G>>) {
         for (group, asked) in &self.asked {
-            out.push(SpanAction::Ask { group: group.clone(), connection: asked.connection, ask: ask.clone() });
+            out.push(CohortAction::Ask { group: group.clone(), connection: asked.connection, ask: ask.clone() });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A source's part in the cuts of a span. It stands beside [`Source`](crate::source::Source), which has a wish for each.
+//! A source's part in the cuts of a cohort. It stands beside [`Source`](crate::source::Source), which has a wish for each.
 //!
 //! ```text
 //! Idle ─prepare─► Waiting ─all could be cut─► Ready ─hold─► Held ─cut─► Cutting ─switched─► Cut ─over─► Idle
@@ -7,12 +7,12 @@
 //!
 //! Invariants:
 //! - It says that it was held only if the hold that it began *for this cut* stood until after the switch.
-//! - A point is called one of a span only if whoever conducts said so over the connection on which the cut was asked for.
+//! - A point is called one of a cohort only if whoever conducts said so over the connection on which the cut was asked for.
 //! - Whatever ends it, the hold is ended, the wish is given up, and a cut that was taken is told what it is.
 
-use farside_ledger::SpanCut;
+use farside_ledger::CohortCut;
 use farside_region::{EpochId, Name, mutation};
-use farside_wire::{SpanAsk, SpanSay};
+use farside_wire::{CohortAsk, CohortSay};
 
 use super::conductor::CutId;
 use crate::source::{Nanos, SECOND};
@@ -30,7 +30,7 @@ pub enum MemberEvent<H> {
         /// Over which connection.
         connection: u64,
         /// What.
-        ask: SpanAsk,
+        ask: CohortAsk,
         /// A number that no wish had.
         wish: u64,
     },
@@ -39,7 +39,7 @@ pub enum MemberEvent<H> {
         /// Which.
         connection: u64,
     },
-    /// [`Action::Quiesce`](crate::source::Action::Quiesce) of its wish: all volumes can be cut now.
+    /// [`Action::CanCut`](crate::source::Action::CanCut) of its wish: all volumes can be cut now.
     CanCut {
         /// Its wish.
         wish: u64,
@@ -77,16 +77,16 @@ pub enum MemberAction<H> {
         /// Over which connection.
         connection: u64,
         /// What.
-        say: SpanSay,
+        say: CohortSay,
     },
-    /// [`Event::Wish`](crate::source::Event::Wish) around [`Around::Span`](crate::source::Around::Span).
+    /// [`Event::Wish`](crate::source::Event::Wish) around [`Around::Cohort`](crate::source::Around::Cohort).
     Wish {
         /// Its number.
         wish: u64,
         /// Which cut.
-        cut: SpanCut,
-        /// Of which span.
-        span: Name,
+        cut: CohortCut,
+        /// Of which cohort.
+        cohort: Name,
     },
     /// [`Event::ForgetWish`](crate::source::Event::ForgetWish).
     Forget {
@@ -138,19 +138,19 @@ struct Part<H> {
     until: Nanos,
 }
 
-/// One group's part in the cuts of its span.
+/// One group's part in the cuts of its cohort.
 #[derive(Debug)]
-pub struct SpanMember<H> {
+pub struct CohortMember<H> {
     part: Option<Part<H>>,
 }
 
-impl<H> Default for SpanMember<H> {
+impl<H> Default for CohortMember<H> {
     fn default() -> Self {
         Self { part: None }
     }
 }
 
-impl<H: Copy> SpanMember<H> {
+impl<H: Copy> CohortMember<H> {
     /// Takes one event; appends what is to be done, in order.
     pub fn step(&mut self, now: Nanos, event: MemberEvent<H>, out: &mut Vec<MemberAction<H>>) {
         match event {
@@ -159,11 +159,11 @@ impl<H: Copy> SpanMember<H> {
                 self.give_up("the connection to the receiver ended", false, out);
             }
             MemberEvent::CanCut { wish } if self.is_at(wish, |step| matches!(step, Step::Waiting)) => {
-                self.reach(now, Step::Ready, PATIENCE, |cut| SpanSay::Ready { cut }, out);
+                self.reach(now, Step::Ready, PATIENCE, |cut| CohortSay::Ready { cut }, out);
             }
             MemberEvent::Holds { hold } if self.part.as_ref().is_some_and(|part| matches!(part.step, Step::Holding)) => {
                 match hold {
-                    Some(hold) => self.reach(now, Step::Held(hold), PATIENCE, |cut| SpanSay::Held { cut }, out),
+                    Some(hold) => self.reach(now, Step::Held(hold), PATIENCE, |cut| CohortSay::Held { cut }, out),
                     None => self.give_up("its writes cannot be held", true, out),
                 }
             }
@@ -187,11 +187,11 @@ impl<H: Copy> SpanMember<H> {
         self.is_at(wish, |_| true)
     }
 
-    /// The hold that stands, as far as this knows: to be ended as soon as the switch is.
-    pub fn hold(&self) -> Option<H> {
+    /// The hold that is to be ended as soon as the switch that was asked for is over.
+    pub fn cutting(&self) -> Option<H> {
         match self.part.as_ref()?.step {
-            Step::Held(hold) | Step::Cutting(hold) => Some(hold),
-            Step::Waiting | Step::Ready | Step::Holding | Step::Cut(_) => None,
+            Step::Cutting(hold) => Some(hold),
+            Step::Waiting | Step::Ready | Step::Holding | Step::Held(_) | Step::Cut(_) => None,
         }
     }
 
@@ -208,29 +208,29 @@ impl<H: Copy> SpanMember<H> {
         self.part.as_ref().is_some_and(|part| part.wish == wish && step(&part.step))
     }
 
-    fn asked(&mut self, now: Nanos, connection: u64, ask: SpanAsk, wish: u64, out: &mut Vec<MemberAction<H>>) {
-        if let SpanAsk::Prepare { cut, span } = ask {
+    fn asked(&mut self, now: Nanos, connection: u64, ask: CohortAsk, wish: u64, out: &mut Vec<MemberAction<H>>) {
+        if let CohortAsk::Prepare { cut, cohort } = ask {
             // Who conducts has another one in mind: perhaps it died meanwhile.
             self.give_up("another cut was begun", false, out);
             let until = now.saturating_add(PATIENCE);
             self.part = Some(Part { connection, cut: cut.cut, wish, step: Step::Waiting, until });
-            return out.push(MemberAction::Wish { wish, cut, span });
+            return out.push(MemberAction::Wish { wish, cut, cohort });
         }
         let Some(part) = self.part.as_mut().filter(|part| part.connection == connection) else { return };
         match (ask, part.step) {
-            (SpanAsk::Hold { cut, for_us }, Step::Ready) if part.cut == cut => {
+            (CohortAsk::Hold { cut, for_us }, Step::Ready) if part.cut == cut => {
                 part.step = Step::Holding;
                 out.push(MemberAction::Hold { for_us });
             }
-            (SpanAsk::Cut { cut }, Step::Held(hold)) if part.cut == cut => {
+            (CohortAsk::Cut { cut }, Step::Held(hold)) if part.cut == cut => {
                 part.step = Step::Cutting(hold);
                 out.push(MemberAction::Quiesced { wish: part.wish, result: Ok(()) });
             }
-            (SpanAsk::Over { cut, is_one: true }, Step::Cut(epoch)) if part.cut == cut => {
+            (CohortAsk::Over { cut, is_one: true }, Step::Cut(epoch)) if part.cut == cut => {
                 self.part = None;
                 out.push(MemberAction::Tell { epoch, result: Ok(()) });
             }
-            (SpanAsk::Over { cut, .. }, _) if part.cut == cut => self.give_up("another group missed it", false, out),
+            (CohortAsk::Over { cut, .. }, _) if part.cut == cut => self.give_up("another group missed it", false, out),
             _ => {}
         }
     }
@@ -240,7 +240,7 @@ impl<H: Copy> SpanMember<H> {
         now: Nanos,
         step: Step<H>,
         patience: Nanos,
-        say: impl FnOnce(CutId) -> SpanSay,
+        say: impl FnOnce(CutId) -> CohortSay,
         out: &mut Vec<MemberAction<H>>,
     ) {
         let Some(part) = &mut self.part else { return };
@@ -252,7 +252,7 @@ impl<H: Copy> SpanMember<H> {
         match (self.part.as_ref().map(|part| part.step), epoch) {
             (Some(Step::Cutting(_)), Some(epoch)) => {
                 let was_held = lasted || mutation::on("a hold that ran out is said to have stood");
-                self.reach(now, Step::Cut(epoch), OVER, |cut| SpanSay::HasCut { cut, was_held, held_us }, out);
+                self.reach(now, Step::Cut(epoch), OVER, |cut| CohortSay::HasCut { cut, was_held, held_us }, out);
             }
             (Some(Step::Cutting(_)), None) => self.give_up("it could not be cut when all were held", true, out),
             // It was given up before.
@@ -267,7 +267,7 @@ impl<H: Copy> SpanMember<H> {
         if let Step::Held(hold) | Step::Cutting(hold) = part.step {
             out.push(MemberAction::LetGo { hold });
         }
-        out.push(MemberAction::Say { connection: part.connection, say: SpanSay::Not { cut: part.cut, why: why.to_owned() } });
+        out.push(MemberAction::Say { connection: part.connection, say: CohortSay::Not { cut: part.cut, why: why.to_owned() } });
     }
 
     fn give_up(&mut self, why: &str, says: bool, out: &mut Vec<MemberAction<H>>) {
@@ -282,7 +282,7 @@ impl<H: Copy> SpanMember<H> {
             Step::Cut(epoch) => out.push(MemberAction::Tell { epoch, result: Err(why.to_owned()) }),
         }
         if says {
-            out.push(MemberAction::Say { connection, say: SpanSay::Not { cut, why: why.to_owned() } });
+            out.push(MemberAction::Say { connection, say: CohortSay::Not { cut, why: why.to_owned() } });
         }
     }
 }
