@@ -8,6 +8,7 @@ use farside_control::{Address, PointRef};
 use farside_keys::Keeper;
 
 use crate::branch::BranchCommand;
+use crate::cohort::CohortCommand;
 use crate::cutover::CutoverArgs;
 use crate::demo::DemoArgs;
 use crate::failback::FailbackArgs;
@@ -196,6 +197,10 @@ pub(crate) enum Command {
     Commit(CommitArgs),
     /// This host was failed over: take the history back, with its disks as they are.
     Rollback(RollbackArgs),
+
+    /// Have groups of several hosts cut as one.
+    #[command(subcommand)]
+    Cohort(CohortCommand),
 
     /// Keep files and block devices of the gateway equal to a volume's points.
     #[command(subcommand)]

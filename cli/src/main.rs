@@ -5,6 +5,7 @@
 
 mod args;
 mod branch;
+mod cohort;
 mod completions;
 mod confirm;
 mod cost;
@@ -163,6 +164,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Job(command) => job::run(&cli.global, &hosts, command).await,
         Command::Branch(command) => branch::run(&cli.global, &hosts, command).await,
         Command::Failback(args) => failback::run(&cli.global, &hosts, args).await,
+        Command::Cohort(command) => cohort::run(&cli.global, &hosts, command).await,
         Command::Follower(command) => follower::run(&cli.global, &hosts, command).await,
         Command::Restore(args) => restore::run(&cli.global, &hosts, &args).await,
         Command::Key(command) => key::run(&cli.global, command),

@@ -6,14 +6,15 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
+use farside_control::cohort::{CohortCut, CohortStatus};
 use farside_control::failover::{FailoverRequest, FailoverStatus};
 use farside_control::follower::{FollowerAdd, FollowerStatus};
 use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::Done;
 use farside_control::{
-    Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, PageMaker, PinRequest, Point, PointPage, PointRef, Reloaded,
-    TooManyGroups, Verification, no_such_point,
+    Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PageMaker, PinRequest, Point, PointPage, PointRef,
+    Reloaded, TooManyGroups, Verification, no_such_point,
 };
 use farside_ledger::PointFilter;
 use farside_region::{Name, Slot};
@@ -24,6 +25,7 @@ use farside_transport::BookError;
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
+use crate::cohort;
 use crate::follow::Followers;
 use crate::group::{GroupHandle, PointChange};
 use crate::points::PointsAsk;
@@ -31,6 +33,8 @@ use crate::process::Receiver;
 use crate::status;
 
 const HOUR_S: u64 = 3600;
+/// Cuts of a cohort that are listed unless more are asked for.
+const CUTS_LISTED: usize = 20;
 /// A token that is good for longer is an open door.
 const TOKEN_LIFETIME_S_MAX: u64 = 30 * 24 * HOUR_S;
 
@@ -56,6 +60,9 @@ fn routes() -> Routes<Arc<Receiver>> {
         .delete(routes::VERIFICATION, verification_stop)
         .get(routes::FAILOVERS, failovers)
         .post(routes::FAILOVERS, failover)
+        .get(routes::COHORTS, cohorts)
+        .get(routes::COHORT_CUTS, cohort_cuts)
+        .post(routes::COHORT_CUTS, cohort_take)
         .get(routes::FOLLOWERS, followers)
         .post(routes::FOLLOWERS, follower_add)
         .get(routes::FOLLOWER, follower)
@@ -292,6 +299,35 @@ async fn failover(State(receiver): Here, request: Result<Json<FailoverRequest>, 
     let Json(request) = request.map_err(bad_request)?;
     let begun = tokio::task::spawn_blocking(move || receiver.failovers.begin(&receiver, &request));
     Ok(Json(begun.await.map_err(ApiError::internal)??))
+}
+
+async fn cohorts(State(receiver): Here) -> Answer<Vec<CohortStatus>> {
+    Ok(Json(cohort::show(&receiver).await))
+}
+
+fn no_such_cohort(name: &str) -> ApiError {
+    ApiError::not_found("cohort", name, "`farside cohort list` shows those that receiver.toml has")
+}
+
+async fn cohort_cuts(
+    State(receiver): Here,
+    Path(name): Path<String>,
+    query: Result<Query<PointsQuery>, QueryRejection>,
+) -> Answer<Vec<CohortCut>> {
+    let Query(query) = query.map_err(bad_request)?;
+    let config = receiver.config();
+    let wanted = config.cohorts.iter().find(|cohort| cohort.name.as_str() == name).ok_or_else(|| no_such_cohort(&name))?;
+    let unknown = |why: String| ApiError::new(ErrorCode::Unavailable, why, "see `farside status`; then try again");
+    let mut cuts = cohort::points(&receiver, wanted).await.map_err(unknown)?;
+    cuts.truncate(query.limit.map_or(CUTS_LISTED, |limit| limit as usize).min(POINTS_LISTED_MAX));
+    Ok(Json(cuts))
+}
+
+async fn cohort_take(State(receiver): Here, Path(name): Path<String>) -> Answer<Done> {
+    match receiver.cohorts.wanted(&name) {
+        true => Ok(Json(Done { message: format!("cohort {name} is being cut: `farside cohort list` shows what comes of it") })),
+        false => Err(no_such_cohort(&name).into()),
+    }
 }
 
 async fn followers(State(receiver): Here) -> Answer<Vec<FollowerStatus>> {

@@ -13,7 +13,7 @@ use farside_objects::{Location, LocationError};
 use farside_region::Name;
 use farside_service::files::{self, File, FileError, Step};
 use farside_store::GroupNames;
-use farside_wire::END_MEMBERS_MAX;
+use farside_wire::{COHORT_HOLD_US_MAX, END_MEMBERS_MAX};
 use serde::Deserialize;
 
 use crate::locks::{LockProgram, REFLINK};
@@ -32,6 +32,11 @@ const PUBLISH_EVERY_MAX: Duration = Duration::from_secs(3600);
 pub const DEFAULT_PORT: u16 = 7400;
 
 /// How long a program that locks may take, unless something else is said.
+/// Of a cohort whose configuration does not say it.
+const COHORT_EVERY: Duration = Duration::from_secs(60);
+const COHORT_HOLD: Duration = Duration::from_millis(20);
+const COHORT_GROUPS_MAX: usize = 256;
+const DAY: Duration = Duration::from_secs(86_400);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
@@ -79,6 +84,8 @@ pub struct Config {
     pub locks: Vec<LockProgram>,
     /// What unwraps the keys of encrypted groups that this gateway was given.
     pub keys: Vec<GivenKey>,
+    /// Groups of several hosts that are cut as one.
+    pub cohorts: Vec<Cohort>,
     /// How often points are verified.
     pub verify: Verify,
     /// See [`Merge`].
@@ -92,6 +99,19 @@ pub struct GivenKey {
     pub of: Option<GroupNames>,
     /// What unwraps it.
     pub keeper: Keeper,
+}
+
+/// `[[cohort]]`: groups of several hosts that are cut as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cohort {
+    /// What it is called.
+    pub name: Name,
+    /// Its groups, at least two.
+    pub groups: Vec<GroupNames>,
+    /// How often they are cut.
+    pub every: Duration,
+    /// How long their hosts' writes are held for that, at most; a host may allow less.
+    pub hold: Duration,
 }
 
 /// So many write requests in such a time.
@@ -271,6 +291,16 @@ struct FileText {
     merge: MergeTable,
     lock: Vec<LockTable>,
     key: Vec<KeyTable>,
+    cohort: Vec<CohortTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CohortTable {
+    name: Name,
+    groups: Vec<String>,
+    every: Option<String>,
+    hold: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -365,8 +395,15 @@ impl Default for Config {
             merge: Merge::default(),
             locks: Vec::new(),
             keys: Vec::new(),
+            cohorts: Vec::new(),
         }
     }
+}
+
+/// `HOST/GROUP`.
+fn names_of(text: &str) -> Option<GroupNames> {
+    let (source, group) = text.split_once('/')?;
+    Some(GroupNames::new(source.parse().ok()?, group.parse().ok()?))
 }
 
 impl Config {
@@ -377,7 +414,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         for mut file in files::read::<FileText>(path, path == Path::new(DEFAULT_PATH))? {
-            let FileText { receiver, limits, retention, verify, merge, lock, key } = std::mem::take(&mut file.content);
+            let FileText { receiver, limits, retention, verify, merge, lock, key, cohort } = std::mem::take(&mut file.content);
             config.lay_receiver(&file, receiver)?;
             config.lay_limits(&file, &limits)?;
             config.lay_retention(&file, retention)?;
@@ -385,6 +422,7 @@ impl Config {
             config.lay_merge(&file, &merge)?;
             config.lay_locks(&file, lock)?;
             config.lay_keys(&file, key)?;
+            config.lay_cohorts(&file, cohort)?;
         }
         Ok(config)
     }
@@ -565,11 +603,7 @@ impl Config {
         let mut here = Vec::new();
         for (at, table) in tables.into_iter().enumerate() {
             let fault = |key: &str, what: String| file.fault(&[Step::Key("key"), Step::At(at), Step::Key(key)], what);
-            let names = |text: &str| {
-                let (source, group) = text.split_once('/')?;
-                Some(GroupNames::new(source.parse().ok()?, group.parse().ok()?))
-            };
-            let of = match (table.of.as_str(), names(&table.of)) {
+            let of = match (table.of.as_str(), names_of(&table.of)) {
                 ("*", _) => None,
                 (_, Some(names)) => Some(names),
                 (said, None) => return Err(fault("of", format!("`{said}` is neither HOST/GROUP nor `*`"))),
@@ -584,6 +618,50 @@ impl Config {
             self.keys.push(GivenKey { of, keeper });
         }
         Ok(())
+    }
+
+    fn lay_cohorts(&mut self, file: &File<FileText>, tables: Vec<CohortTable>) -> Result<(), ConfigError> {
+        for (at, table) in tables.into_iter().enumerate() {
+            let fault = |key: &str, what: String| file.fault(&[Step::Key("cohort"), Step::At(at), Step::Key(key)], what);
+            let mut groups = Vec::new();
+            for said in &table.groups {
+                let names = names_of(said).ok_or_else(|| fault("groups", format!("`{said}` is not HOST/GROUP")))?;
+                if groups.contains(&names) {
+                    return Err(fault("groups", format!("`{said}` is there twice")));
+                }
+                // † Each group has one hold at a time, and each of its points is one of one cohort.
+                let others = self.cohorts.iter().filter(|other| other.name != table.name);
+                if let Some(other) = others.into_iter().find(|other| other.groups.contains(&names)) {
+                    return Err(fault("groups", format!("`{said}` is in cohort {} already", other.name)));
+                }
+                groups.push(names);
+            }
+            if !(2..=COHORT_GROUPS_MAX).contains(&groups.len()) {
+                return Err(fault("groups", format!("2 to {COHORT_GROUPS_MAX} groups, each as HOST/GROUP")));
+            }
+            let every = match table.every.as_deref().map(parse_span) {
+                None => COHORT_EVERY,
+                Some(Ok(every)) if (Duration::from_secs(1)..=DAY).contains(&every) => every,
+                Some(Ok(_)) => return Err(fault("every", "1s to 1d".to_owned())),
+                Some(Err(error)) => return Err(fault("every", error.to_string())),
+            };
+            let max = Duration::from_micros(u64::from(COHORT_HOLD_US_MAX));
+            let hold = match table.hold.as_deref().map(parse_span) {
+                None => COHORT_HOLD,
+                Some(Ok(hold)) if !hold.is_zero() && hold <= max => hold,
+                Some(Ok(_)) => return Err(fault("hold", format!("1ms to {}ms", max.as_millis()))),
+                Some(Err(error)) => return Err(fault("hold", error.to_string())),
+            };
+            // A later file's replaces it.
+            self.cohorts.retain(|other| other.name != table.name);
+            self.cohorts.push(Cohort { name: table.name, groups, every, hold });
+        }
+        Ok(())
+    }
+
+    /// The cohort of a group, if it is in one.
+    pub fn cohort_of(&self, names: &GroupNames) -> Option<&Cohort> {
+        self.cohorts.iter().find(|cohort| cohort.groups.contains(names))
     }
 
     /// What unwraps the key of a group, if this gateway was given that.
@@ -633,6 +711,7 @@ impl Config {
         };
         let is_same = self.keys == new.keys;
         live("[[key]]", words(&self.keys), if is_same { words(&self.keys) } else { format!("{} (changed)", words(&new.keys)) });
+        live("[[cohort]]", format!("{:?}", self.cohorts), format!("{:?}", new.cohorts));
         live("[receiver] advertise", format!("{:?}", self.advertise), format!("{:?}", new.advertise));
         let number = |n: usize| n.to_string();
         live("[limits] groups_per_source", number(self.limits.groups_per_source), number(new.limits.groups_per_source));
@@ -659,6 +738,7 @@ impl Config {
         live("[merge] rate", self.merge.rate.to_string(), new.merge.rate.to_string());
         next.locks.clone_from(&new.locks);
         next.keys.clone_from(&new.keys);
+        next.cohorts.clone_from(&new.cohorts);
         next.advertise.clone_from(&new.advertise);
         next.publish_budget = new.publish_budget;
         next.limits.groups_per_source = new.limits.groups_per_source;

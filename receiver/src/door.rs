@@ -20,6 +20,7 @@ use farside_wire::{
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout;
 
+use crate::cohort;
 use crate::group::{GroupHandle, Mail, gone_for_good};
 use crate::landing;
 use crate::process::Receiver;
@@ -275,6 +276,9 @@ pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connectio
     let group = match greet(&receiver, &session, &source).await {
         Ok((group, SourceMessage::Hello(hello))) if hello.features.has(Features::PULL) => {
             return pull::serve(receiver, connection, group, hello).await;
+        }
+        Ok((group, SourceMessage::Hello(hello))) if hello.features.has(Features::COHORT) => {
+            return cohort::serve(receiver, connection, group, hello).await;
         }
         Ok((group, hello)) => {
             let _ = group.tell(Mail::Connected { session: Arc::clone(&session) }).await;

@@ -265,6 +265,9 @@ impl Group {
             Mail::Points { ask, reply } => {
                 let _ = reply.send(self.with_state(|state| ask.find(state, &self.found())));
             }
+            Mail::CohortCuts { cohort, reply } => {
+                let _ = reply.send(self.with_state(|state| crate::cohort::cuts_of(state, &cohort)));
+            }
             Mail::PointEnds { ask, reply } => {
                 let _ = reply.send(self.with_state(|state| ask.ends(state, &self.found())));
             }

@@ -33,6 +33,7 @@
 mod api;
 pub mod args;
 mod budget;
+mod cohort;
 pub mod config;
 mod door;
 mod failover;

@@ -26,6 +26,7 @@ use farside_transport::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::budget::Budget;
+use crate::cohort::Cohorts;
 use crate::config::{Config, ConfigError, ListenTcp};
 use crate::failover::{self, Failovers};
 use crate::follow::Followers;
@@ -104,6 +105,7 @@ pub(crate) struct Receiver {
     pub(crate) followers: Followers,
     pub(crate) failovers: Failovers,
     pub(crate) keys: Keys,
+    pub(crate) cohorts: Cohorts,
     pub(crate) budget: Budget,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
@@ -200,7 +202,7 @@ impl Receiver {
     }
 
     /// Reads the configuration again. An invalid one changes nothing.
-    pub(crate) fn reload(&self) -> Result<Reloaded, ConfigError> {
+    pub(crate) fn reload(self: &Arc<Self>) -> Result<Reloaded, ConfigError> {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         systemd::reloading();
         let taken = Config::load(&self.path).map(|new| self.config().take_over(&new));
@@ -216,6 +218,7 @@ impl Receiver {
         self.config.store(Arc::clone(&config));
         // † Not before: whoever asks in between would have what was taken out kept.
         self.keys.keep_those_of(&config);
+        Cohorts::apply(self, &config);
         tracing::info!(changed = changes.live.len(), "configuration read again");
         changes.live.iter().for_each(|what| tracing::info!(%what, "changed"));
         changes.needs_restart.iter().for_each(|what| tracing::warn!(%what, "changes with the next restart only"));
@@ -383,6 +386,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         followers: Followers::default(),
         failovers: Failovers::default(),
         keys: Keys::default(),
+        cohorts: Cohorts::default(),
         budget: Budget::default(),
         runtime,
         started: Instant::now(),

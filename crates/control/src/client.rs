@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use crate::cohort::{CohortCut, CohortStatus};
 use crate::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackStatus};
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
@@ -332,6 +333,21 @@ impl Client {
     /// Failovers that are not over.
     pub async fn failovers(&self) -> Result<Vec<FailoverStatus>, ClientError> {
         self.get(routes::FAILOVERS).await
+    }
+
+    /// All cohorts.
+    pub async fn cohorts(&self) -> Result<Vec<CohortStatus>, ClientError> {
+        self.get(routes::COHORTS).await
+    }
+
+    /// The newest cuts of a cohort of which every group has its point.
+    pub async fn cohort_cuts(&self, name: &str, query: &PointsQuery) -> Result<Vec<CohortCut>, ClientError> {
+        self.get(&routes::cohort_cuts(name, query)).await
+    }
+
+    /// Cuts a cohort now.
+    pub async fn cohort_take(&self, name: &str) -> Result<Done, ClientError> {
+        self.call(Method::POST, &routes::cohort(name), Bytes::new()).await
     }
 
     /// Begins a failover, or says what one would do.

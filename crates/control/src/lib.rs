@@ -8,6 +8,7 @@
 
 pub mod client;
 mod code;
+pub mod cohort;
 mod duration;
 mod error;
 pub mod failback;

@@ -13,6 +13,7 @@ use utoipa::openapi::{
 use utoipa::{IntoParams as _, ToSchema};
 
 use crate::client::Daemon;
+use crate::cohort::{CohortCut, CohortStatus};
 use crate::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackStatus};
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
@@ -154,6 +155,16 @@ pub fn operations() -> Vec<Operation> {
         op(Receiver, "GET", routes::FAILOVERS, "Failovers that are not over", Described::list::<FailoverStatus>()),
         op(Receiver, "POST", routes::FAILOVERS, "Fence a group's source, and promote a point", Described::of::<FailoverStatus>())
             .taking::<FailoverRequest>(),
+        op(Receiver, "GET", routes::COHORTS, "Groups of several hosts that are cut as one", Described::list::<CohortStatus>()),
+        op(
+            Receiver,
+            "GET",
+            routes::COHORT_CUTS,
+            "The newest cuts of a cohort of which every group has its point",
+            Described::list::<CohortCut>(),
+        )
+        .with_query(),
+        op(Receiver, "POST", routes::COHORT_CUTS, "Cut a cohort now", Described::of::<Done>()),
         op(Receiver, "GET", routes::FOLLOWERS, "All followers", Described::list::<FollowerStatus>()),
         op(Receiver, "POST", routes::FOLLOWERS, "Keep a file or device equal to a point", follower()).taking::<FollowerAdd>(),
         op(Receiver, "GET", routes::FOLLOWER, "One follower", follower()),

@@ -78,6 +78,13 @@ pub const RELOAD: &str = "/v1/reload";
 /// [`Done`](crate::source::Done).
 pub const SOURCE: &str = "/v1/sources/{source}";
 
+/// Receiver, `GET`: all [`CohortStatus`](crate::cohort::CohortStatus).
+pub const COHORTS: &str = "/v1/cohorts";
+
+/// Receiver, `GET` with [`PointsQuery`] (only its limit counts): the newest [`CohortCut`](crate::cohort::CohortCut)s of which every group has
+/// its point. `POST`: cut it now; [`Done`](crate::source::Done).
+pub const COHORT_CUTS: &str = "/v1/cohorts/{cohort}/cuts";
+
 /// Receiver, `GET`: all [`FollowerStatus`](crate::follower::FollowerStatus); `POST`
 /// [`FollowerAdd`](crate::follower::FollowerAdd): the new one.
 pub const FOLLOWERS: &str = "/v1/followers";
@@ -163,6 +170,16 @@ pub fn source(name: &str) -> String {
 /// One of the paths of followers, for one of them.
 pub fn follower(path: &str, name: &str) -> String {
     fill(path, name)
+}
+
+/// [`COHORT_CUTS`] of one.
+pub fn cohort(name: &str) -> String {
+    fill(COHORT_CUTS, name)
+}
+
+/// [`COHORT_CUTS`] with a query.
+pub fn cohort_cuts(name: &str, query: &PointsQuery) -> String {
+    with_query(cohort(name), query)
 }
 
 /// [`BRANCH`] of one.

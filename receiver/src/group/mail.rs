@@ -2,13 +2,14 @@
 //!
 //! Invariant: what waits for a group is bounded by number and by size; those who tell it wait in turn.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
-use farside_ledger::{PartEntry, VerifiedHow};
+use farside_ledger::{CohortCut, PartEntry, VerifiedHow};
 use farside_region::{Generation, Name, Slot, VolumeId};
 use farside_replication::target::SessionId;
 use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
@@ -42,6 +43,9 @@ pub(crate) enum PointChange {
     Verified { how: VerifiedHow },
 }
 
+/// Points of a group that are of cuts of a cohort, by cut.
+pub(crate) type CohortCuts = HashMap<[u8; 16], (CohortCut, PointId)>;
+
 /// What a group is told.
 #[derive(Debug)]
 pub(crate) enum Mail {
@@ -60,6 +64,8 @@ pub(crate) enum Mail {
     Part { session: SessionId, header: PartHeader, outcome: PartOutcome },
     /// The API wants some of the points, newest first.
     Points { ask: PointsAsk, reply: oneshot::Sender<Result<PointsFound, String>> },
+    /// Those that are of cuts of that cohort.
+    CohortCuts { cohort: String, reply: oneshot::Sender<Result<CohortCuts, String>> },
     /// The oldest and the newest of them.
     PointEnds { ask: PointsAsk, reply: oneshot::Sender<Result<Option<(PointInfo, PointInfo)>, String>> },
     /// The API wants to see how the group is now.
@@ -159,6 +165,12 @@ impl GroupHandle {
     pub(crate) async fn points(&self, ask: PointsAsk) -> Result<PointsFound, String> {
         let (reply, answer) = oneshot::channel();
         self.answer(Mail::Points { ask, reply }, answer).await
+    }
+
+    /// Its points that are of cuts of that cohort.
+    pub(crate) async fn cohort_cuts(&self, cohort: &str) -> Result<CohortCuts, String> {
+        let (reply, answer) = oneshot::channel();
+        self.answer(Mail::CohortCuts { cohort: cohort.to_owned(), reply }, answer).await
     }
 
     /// The oldest of all that the filter wants, and the newest.

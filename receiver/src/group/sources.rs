@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use farside_ledger::{PartEntry, VoidReason, volume_id};
+use farside_ledger::{CohortCut, Consistency, Label, PartEntry, VoidReason, volume_id};
 use farside_replication::target::{Event, SessionId};
 use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
@@ -40,7 +40,22 @@ impl Group {
         }
     }
 
-    pub(super) fn message(&mut self, session: SessionId, message: Box<SourceMessage>, arrived: Instant) {
+    /// What a source says of its points decides what is kept of them: it may not draw cohorts as it likes.
+    fn check_label(&self, label: &mut Label) {
+        let Some(cut) = label.consistency.cohort_cut() else { return };
+        let config = self.receiver.config();
+        let is_known =
+            config.cohort_of(&self.names).is_some_and(|cohort| CohortCut::cohort_id(cohort.name.as_str()) == cut.cohort);
+        if !is_known {
+            *label =
+                Label::new(Consistency::Crash, &label.title, "it says that it is of a cohort which this gateway does not have");
+        }
+    }
+
+    pub(super) fn message(&mut self, session: SessionId, mut message: Box<SourceMessage>, arrived: Instant) {
+        if let SourceMessage::LabelledEnd(labelled) = &mut *message {
+            self.check_label(&mut labelled.label);
+        }
         // A session that was closed stays closed.
         let Some(link) = self.sessions.get(&session).cloned() else { return };
         let here = match &self.place {

@@ -163,7 +163,7 @@ pub struct Conductor<G> {
 }
 
 impl<G: Clone + Ord> Conductor<G> {
-    /// Of a cohort of which nobody is here yet; its first cut is due at once.
+    /// Of a cohort of which nobody is here yet; its first cut is due at `now`.
     ///
     /// # Panics
     /// With fewer than two groups, or more than 65,535.

@@ -1,0 +1,77 @@
+//! Cohorts: groups of several hosts that a gateway has cut as one.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::PointId;
+
+/// How a cohort is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct CohortStatus {
+    /// Its name.
+    pub name: String,
+    /// How often it is cut.
+    pub every_ms: u64,
+    /// How long writes are held for that at its hosts, at most.
+    pub hold_us: u64,
+    /// Its groups.
+    pub groups: Vec<CohortGroup>,
+    /// Cuts that were one, since the gateway started.
+    pub cuts: u64,
+    /// Those that were begun and came to nothing.
+    pub missed: u64,
+    /// The longest hold of the last cut, in microseconds.
+    pub held_us: Option<u64>,
+    /// Why the last attempt came to nothing, if it did.
+    pub trouble: Option<CohortTrouble>,
+    /// The newest cut of which every group has its point.
+    pub newest: Option<CohortCut>,
+    /// How many such cuts there are.
+    pub points: u64,
+    /// Why some groups cannot be asked for their points.
+    pub unknown: Option<String>,
+}
+
+/// One of its groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct CohortGroup {
+    /// `HOST/GROUP`.
+    pub group: String,
+    /// Whether its host is there to be cut with the others.
+    pub connected: bool,
+}
+
+/// Why a cut came to nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct CohortTrouble {
+    /// When.
+    pub at: Timestamp,
+    /// The group that missed it, if one did.
+    pub group: Option<String>,
+    /// Why.
+    pub why: String,
+}
+
+/// A cut of which every group has its point: together these are one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct CohortCut {
+    /// Its id.
+    pub id: String,
+    /// When it was begun, by the gateway's clock.
+    pub at: Timestamp,
+    /// The point of each group.
+    pub points: Vec<CohortPoint>,
+}
+
+/// A group's part of a cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CohortPoint {
+    /// `HOST/GROUP`.
+    pub group: String,
+    /// Its point.
+    pub point: PointId,
+}
