@@ -36,6 +36,8 @@ pub const DEFAULT_PORT: u16 = 7400;
 const COHORT_EVERY: Duration = Duration::from_secs(60);
 const COHORT_HOLD: Duration = Duration::from_millis(20);
 const COHORT_GROUPS_MAX: usize = 256;
+/// `every` is at least so many times `hold`.
+const COHORT_HOLDS_APART: u32 = 10;
 const DAY: Duration = Duration::from_secs(86_400);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
@@ -652,6 +654,10 @@ impl Config {
                 Some(Ok(_)) => return Err(fault("hold", format!("1ms to {}ms", max.as_millis()))),
                 Some(Err(error)) => return Err(fault("hold", error.to_string())),
             };
+            // The hosts would refuse to be held so often.
+            if every < hold * COHORT_HOLDS_APART {
+                return Err(fault("hold", format!("at most a {COHORT_HOLDS_APART}th of `every`, {} ms", every.as_millis() / 10)));
+            }
             // A later file's replaces it.
             self.cohorts.retain(|other| other.name != table.name);
             self.cohorts.push(Cohort { name: table.name, groups, every, hold });
@@ -798,8 +804,11 @@ mod tests {
         assert_eq!(config.listen_tcp, Some(ListenTcp::At(config.listen)), "where it is if nothing is said");
         assert_eq!(config.locks.iter().map(|lock| lock.timeout).collect::<Vec<_>>(), [LOCK_TIMEOUT]);
         let (listen_tcp, locks, keys) = (config.listen_tcp, config.locks.clone(), config.keys.clone());
+        let cohorts = config.cohorts.clone();
+        assert!(matches!(&cohorts[..], [Cohort { every: COHORT_EVERY, hold: COHORT_HOLD, .. }]), "an example with defaults");
         assert_eq!(keys.len(), 1, "an example");
-        let default = Config { name, api_group, advertise, store_credentials, listen_tcp, locks, keys, ..Config::default() };
+        let default =
+            Config { name, api_group, advertise, store_credentials, listen_tcp, locks, keys, cohorts, ..Config::default() };
         assert_eq!(config, default);
         for key in [
             "name",
@@ -911,6 +920,17 @@ mod tests {
             ("[[lock]]\nname = \"reflink\"\nprogram = [\"/x\"]", "receiver.toml, line 2: name: "),
             ("[[lock]]\nname = \"x\"\nprogram = [\"x\"]", "receiver.toml, line 3: program: "),
             ("[[lock]]\nname = \"x\"\nprogram = [\"/x\"]\ntimeout = \"2d\"", "receiver.toml, line 4: timeout: "),
+            ("[[cohort]]\nname = \"c\"\ngroups = [\"a/b\"]", "receiver.toml, line 3: groups: 2 to 256 groups"),
+            ("[[cohort]]\nname = \"c\"\ngroups = [\"a/b\", \"c\"]", "receiver.toml, line 3: groups: `c` is not HOST/GROUP"),
+            ("[[cohort]]\nname = \"c\"\ngroups = [\"a/b\", \"a/b\"]", "receiver.toml, line 3: groups: `a/b` is there twice"),
+            (
+                "[[cohort]]\nname = \"c\"\ngroups = [\"a/b\", \"c/d\"]\n[[cohort]]\nname = \"d\"\ngroups = [\"c/d\", \"e/f\"]",
+                "receiver.toml, line 6: groups: `c/d` is in cohort c already",
+            ),
+            (
+                "[[cohort]]\nname = \"c\"\ngroups = [\"a/b\", \"c/d\"]\nevery = \"1s\"\nhold = \"200ms\"",
+                "receiver.toml, line 5: hold: at most a 10th of `every`, 100 ms",
+            ),
             ("[[key]]\nof = \"db\"\nkey = \"file:/x\"", "receiver.toml, line 2: of: `db` is neither HOST/GROUP nor `*`"),
             (
                 "[[key]]\nof = \"*\"\nkey = \"file:/x\"\n[[key]]\nof = \"*\"\nkey = \"file:/y\"",

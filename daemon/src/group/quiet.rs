@@ -306,7 +306,8 @@ impl Control {
     }
 
     pub(crate) fn consistent_status(&self) -> Option<ConsistentStatus> {
-        let wishes = self.source.wishes();
+        let mut wishes = self.source.wishes();
+        wishes.retain(|wish| !wish.is_of_cohort);
         if self.config.hooks.is_empty() && wishes.is_empty() {
             return None;
         }
@@ -318,9 +319,7 @@ impl Control {
                     let names: Vec<&str> = volumes.iter().map(Name::as_str).collect();
                     format!("waits for {}: all volumes of the group are cut together", names.join(", "))
                 }
-                WishState::Quiescing => {
-                    "waits for its hooks, which quiesce applications, or for the groups of its cohort".to_owned()
-                }
+                WishState::Quiescing => "waits for its hooks, which quiesce applications".to_owned(),
                 WishState::Cut => "is cut, and on its way".to_owned(),
             };
             what + &again

@@ -6,7 +6,8 @@
 //! `PROGRESS` promises, or a newer one: what a power cut may leave. `farside-vm-load put DEVICE AT BYTES flush|fua|nothing` writes
 //! something there past the page cache, and ends when the device has said that it is durable, or at once.
 //! `farside-vm-load count FIRST SECOND PROGRESS FROM` counts on two devices for ever: on the second only after the first has called a
-//! number durable. `farside-vm-load hop DEVICE AT CPU PROGRESS FROM` counts at two places of one device, `AT` and half of its length
+//! number durable. `farside-vm-load counts PORT DEVICE` counts for a `count` of another machine, whose SECOND is `tcp:ADDRESS:PORT`.
+//! `farside-vm-load hop DEVICE AT CPU PROGRESS FROM` counts at two places of one device, `AT` and half of its length
 //! behind that: at the second, on the other of two processors, only after the first has been written. `farside-vm-load counter IMAGE
 //! [AT]` says how far it had come at one of them.
 //!
@@ -14,7 +15,8 @@
 //! while the other is being written.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
@@ -40,9 +42,8 @@ fn main() -> io::Result<()> {
             write(Path::new(folder), Path::new(progress), Path::new(stop), Duration::from_millis(number(pause_ms)?))
         }
         ["check", folder, progress] => check(Path::new(folder), Path::new(progress)),
-        ["count", first, second, progress, from] => {
-            count([Path::new(first), Path::new(second)], Path::new(progress), number(from)?)
-        }
+        ["count", first, second, progress, from] => count(Path::new(first), second, Path::new(progress), number(from)?),
+        ["counts", port, device] => count_for_another(number(port)?, Path::new(device)),
         ["hop", device, at, cpu, progress, from] => {
             hop(Path::new(device), number(at)?, number(cpu)?, Path::new(progress), number(from)?)
         }
@@ -51,7 +52,7 @@ fn main() -> io::Result<()> {
         ["put", device, at, bytes, how] => put(Path::new(device), number(at)?, number(bytes)?, how),
         _ => Err(io::Error::other(
             "farside-vm-load write FOLDER PROGRESS STOP [PAUSE_MS] | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua|nothing | \
-             count FIRST SECOND PROGRESS FROM | hop DEVICE AT CPU PROGRESS FROM | counter IMAGE [AT]",
+             count FIRST SECOND PROGRESS FROM | counts PORT DEVICE | hop DEVICE AT CPU PROGRESS FROM | counter IMAGE [AT]",
         )),
     }
 }
@@ -122,10 +123,42 @@ fn put(device: &Path, at: u64, bytes: u64, how: &str) -> io::Result<()> {
     if how == "flush" { to.sync_data() } else { Ok(()) }
 }
 
-fn count(devices: [&Path; 2], progress: &Path, from: u64) -> io::Result<()> {
-    let open = |device| File::options().write(true).custom_flags(O_DIRECT | O_DSYNC).open(device);
-    let devices = [open(devices[0])?, open(devices[1])?];
-    numbers(progress, from, |n, block| devices.iter().try_for_each(|device| device.write_all_at(block, n % PLACES * PLACE)))
+fn durable(device: &Path) -> io::Result<File> {
+    File::options().write(true).custom_flags(O_DIRECT | O_DSYNC).open(device)
+}
+
+fn count(first: &Path, second: &str, progress: &Path, from: u64) -> io::Result<()> {
+    let first = durable(first)?;
+    let write = |device: &File, n: u64, block: &[u8]| device.write_all_at(block, n % PLACES * PLACE);
+    let Some(address) = second.strip_prefix("tcp:") else {
+        let second = durable(Path::new(second))?;
+        return numbers(progress, from, |n, block| write(&first, n, block).and_then(|()| write(&second, n, block)));
+    };
+    let mut second = TcpStream::connect(address)?;
+    second.set_nodelay(true)?;
+    numbers(progress, from, |n, block| {
+        write(&first, n, block)?;
+        second.write_all(&n.to_le_bytes())?;
+        second.read_exact(&mut [0; 8])
+    })
+}
+
+/// Until who asks for it has gone.
+fn count_for_another(port: u64, device: &Path) -> io::Result<()> {
+    let device = durable(device)?;
+    let port = u16::try_from(port).map_err(io::Error::other)?;
+    let (mut asker, _) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?.accept()?;
+    asker.set_nodelay(true)?;
+    let mut buffer = vec![0; 2 * ALIGN];
+    let aligned = buffer.as_ptr().align_offset(ALIGN);
+    let block = &mut buffer[aligned..aligned + ALIGN];
+    let mut number = [0; 8];
+    while asker.read_exact(&mut number).is_ok() {
+        block[..8].copy_from_slice(&number);
+        device.write_all_at(block, u64::from_le_bytes(number) % PLACES * PLACE)?;
+        asker.write_all(&number)?;
+    }
+    Ok(())
 }
 
 /// Writes numbers from `from` on, each in an aligned block of its own, and says of each that it was written.

@@ -164,7 +164,7 @@ impl<H: Copy> CohortMember<H> {
             MemberEvent::Holds { hold } if self.part.as_ref().is_some_and(|part| matches!(part.step, Step::Holding)) => {
                 match hold {
                     Some(hold) => self.reach(now, Step::Held(hold), PATIENCE, |cut| CohortSay::Held { cut }, out),
-                    None => self.give_up("its writes cannot be held", true, out),
+                    None => self.give_up("its writes cannot be held, or not so soon after the last time", true, out),
                 }
             }
             // Nobody waits for it any more.

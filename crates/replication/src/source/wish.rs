@@ -66,6 +66,8 @@ pub struct WishStatus {
     pub id: u64,
     /// What it is to be called.
     pub title: String,
+    /// Whether it is a cut together with groups of other hosts.
+    pub is_of_cohort: bool,
     /// What is going on.
     pub state: WishState,
     /// How often it was tried in vain.
@@ -386,7 +388,13 @@ impl Source {
                 Stage::Quiescing => WishState::Quiescing,
                 Stage::Switching | Stage::Cut(_) => WishState::Cut,
             };
-            WishStatus { id: w.wish.id, title: w.wish.title.clone(), state, tries: w.tries }
+            WishStatus {
+                id: w.wish.id,
+                title: w.wish.title.clone(),
+                is_of_cohort: w.wish.around.is_cohort(),
+                state,
+                tries: w.tries,
+            }
         })
         .collect()
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use farside_ledger::{Consistency, Label, LayerKind, Layers};
+use farside_ledger::{CohortCut, Consistency, Label, LayerKind, Layers};
 use farside_region::{EpochId, RegionSet};
 use farside_wire::{EpochEnd, Features, LabelledEnd, Published, ReceiverMessage, SourceMessage};
 
@@ -53,7 +53,7 @@ impl Applications {
     pub(super) fn published(&mut self, epoch: (u8, EpochId), layers: &Layers, volumes: usize) {
         let Some(label) = &layers.label else { return };
         assert_eq!(layers.kind, LayerKind::Point, "fuzzy layers are called something");
-        if label.consistency == Consistency::Application {
+        if label.consistency != Consistency::Crash {
             assert!(self.truly.contains(&epoch), "a point is called consistent, and was not");
             assert_eq!(layers.members.len(), volumes, "a consistent point lacks a volume");
             self.consistent += 1;
@@ -65,7 +65,10 @@ impl World {
     pub(super) fn wish(&mut self) {
         let hooks = self.rng.one_in(2);
         let id = self.rng.next();
-        self.to(wish_of("wished", id, hooks));
+        let others = self.rng.one_in(4).then(|| Around::Cohort(cohort_cut(), super::world::name("erp")));
+        self.to(
+            others.map_or_else(|| wish_of("wished", id, hooks), |around| Event::Wish(Wish { id, title: String::new(), around }))
+        );
     }
 
     pub(super) fn answer_hooks(&mut self) -> bool {
@@ -284,4 +287,103 @@ fn wishes_wait_for_volumes_and_are_bounded() {
     host.add(1, None, None, RegionSet::new(), Start::Clean);
     host.tick(&[]);
     assert!(host.did(|a| matches!(a, Action::Switch { .. }).then_some(())).is_none(), "not without a connection");
+}
+
+fn cohort_cut() -> CohortCut {
+    CohortCut { cohort: CohortCut::cohort_id("erp"), cut: [7; 16], groups: 2, wall_ms: 5 }
+}
+
+fn can_cut(host: &mut Host) -> Option<u64> {
+    host.did(|a| match a {
+        Action::CanCut { wish } => Some(*wish),
+        _ => None,
+    })
+}
+
+fn dropped(host: &mut Host) -> Option<String> {
+    host.did(|a| match a {
+        Action::Report { what: Report::WishDropped { wish: 7, why }, .. } => Some(why.clone()),
+        _ => None,
+    })
+}
+
+/// A host that is ready to be cut with others.
+fn ready_for_others(features: Features) -> Host {
+    let mut host = Host::streaming_to(features);
+    let around = Around::Cohort(cohort_cut(), super::world::name("erp"));
+    host.event(Event::Wish(Wish { id: 7, title: String::new(), around }));
+    assert_eq!((can_cut(&mut host), quiesces(&mut host)), (Some(7), None), "no hook runs for it");
+    host
+}
+
+fn cut_with_others(host: &mut Host) -> EpochId {
+    host.event(Event::Quiesced { wish: 7, result: Ok(()) });
+    let epoch = host.switch(vec![(1, granules(1, 1)), (2, granules(0, 0))]);
+    assert_eq!(resumes(host), Some(Some(epoch)), "in the same step: writes are held");
+    host.read(1, 1);
+    epoch
+}
+
+#[test]
+fn a_point_is_called_one_of_a_cohort_when_all_were_held() {
+    let mut host = ready_for_others(Features::LABELS_OF_COHORTS);
+    host.tick(&[1]);
+    let switch = |a: &Action| matches!(a, Action::Switch { .. }).then_some(());
+    assert_eq!(host.did(switch), None, "no other cut begins that this one would have to wait for");
+    let epoch = cut_with_others(&mut host);
+    assert!(says_no_end(&host), "nobody knows yet whether the others were cut while all were held");
+    host.event(Event::Resumed { epoch, result: Ok(String::new()) });
+    let (label, end) = labelled(&mut host);
+    assert_eq!(label, Label::new(Consistency::Cohort(cohort_cut()), "", "erp"));
+    assert_eq!((end.kind, end.members.len()), (LayerKind::Point, 2));
+}
+
+fn ends_without_a_label(host: &mut Host) -> EpochEnd {
+    host.take(|m| match m {
+        SourceMessage::EpochEnd(end) => Some(end.clone()),
+        SourceMessage::LabelledEnd(end) => panic!("{end:?}"),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_cut_that_others_missed_is_an_ordinary_one() {
+    let mut host = ready_for_others(Features::LABELS_OF_COHORTS);
+    let epoch = cut_with_others(&mut host);
+    host.event(Event::Resumed { epoch, result: Err("another group missed it".to_owned()) });
+    let end = ends_without_a_label(&mut host);
+    assert_eq!(end.kind, LayerKind::Point);
+    let layers = end.members.iter().map(|m| m.key).collect();
+    host.hear(ReceiverMessage::Published(Published { position: at(5), kind: LayerKind::Point, layers }));
+    assert!(host.source.wishes().is_empty(), "who conducts begins another");
+
+    // To a receiver that would not know what to do with it nothing is said of it.
+    let mut host = ready_for_others(Features::LABELS);
+    let epoch = cut_with_others(&mut host);
+    host.event(Event::Resumed { epoch, result: Ok(String::new()) });
+    ends_without_a_label(&mut host);
+}
+
+#[test]
+fn a_cut_with_others_is_tried_once() {
+    let mut host = ready_for_others(Features::LABELS_OF_COHORTS);
+    host.event(Event::Quiesced { wish: 7, result: Err("another group missed it".to_owned()) });
+    assert_eq!(dropped(&mut host).as_deref(), Some("another group missed it"));
+    assert!(host.source.wishes().is_empty() && resumes(&mut host).is_none());
+
+    let mut host = ready_for_others(Features::LABELS_OF_COHORTS);
+    let connection = host.connection();
+    host.event(Event::Disconnected { connection });
+    host.event(Event::Quiesced { wish: 7, result: Ok(()) });
+    assert_eq!(resumes(&mut host), Some(None), "nobody is held for what cannot be cut");
+    assert!(dropped(&mut host).is_some() && host.source.wishes().is_empty());
+
+    let mut host = ready_for_others(Features::LABELS_OF_COHORTS);
+    let epoch = cut_with_others(&mut host);
+    host.event(Event::Demoted { epoch, why: DemoteCause::SideBuffer });
+    assert!(dropped(&mut host).is_some() && host.source.wishes().is_empty(), "not one that was given up, either");
+
+    let mut host = ready_for_others(Features::LABELS_OF_COHORTS);
+    host.event(Event::Drain);
+    assert!(dropped(&mut host).is_some() && host.source.wishes().is_empty(), "a stop waits for nobody");
 }

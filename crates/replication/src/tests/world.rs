@@ -461,7 +461,7 @@ impl World {
                 }
             }
             A::WithdrawTrackingLost { volume } => self.disks.get_mut(&volume).expect("a disk").loss = Loss::None,
-            A::Quiesce { wish } => self.applications.asked(wish),
+            A::Quiesce { wish } | A::CanCut { wish } => self.applications.asked(wish),
             A::Resume { epoch } => self.applications.let_go(epoch),
             A::AdoptMeta { .. } | A::Removed { .. } => {}
         }

@@ -1,0 +1,208 @@
+//! Groups of two hosts that are cut as one, beside an application that writes at the second only what it has written at the first.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+
+use farside_tests::load::{self, counter_in};
+use farside_tests::verify::connect;
+use farside_tests::{Endurance, Site, VolumeSpec, json, run, wait_for, wait_until};
+use serde_json::Value;
+
+const BYTES: u64 = 16 << 20;
+const GROUPS: [&str; 2] = ["host1/default", "host2/default"];
+
+/// Appends to a configuration.
+fn add(site: &Site, name: &str, text: &str) {
+    let mut file = File::options().append(true).open(site.path(name)).expect("a configuration");
+    file.write_all(text.as_bytes()).expect("written");
+}
+
+fn allow(site: &Site, hold: &str) {
+    let drop_in = site.path("host/farsided.d");
+    std::fs::create_dir_all(&drop_in).expect("made");
+    let text = format!("[[group]]\nname = \"default\"\ncohort_hold = \"{hold}\"\n");
+    std::fs::write(drop_in.join("50-cohort.toml"), text).expect("written");
+}
+
+/// Two hosts of one gateway; both allow it to hold their writes for so long.
+fn hosts(hold: &str) -> [Site; 2] {
+    let spec = VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() };
+    let mut first = Site::new(&[spec], "200ms", 1000);
+    let mut second = first.another_host("host2", "200ms", 1000);
+    let cohort = format!(
+        "[[cohort]]\nname = \"erp\"\ngroups = [\"{}\", \"{}\"]\nevery = \"2s\"\nhold = \"{hold}\"\n",
+        GROUPS[0], GROUPS[1]
+    );
+    add(&first, "gateway/receiver.toml", &cohort);
+    allow(&first, hold);
+    allow(&second, hold);
+    first.start_all();
+    second.start_daemon();
+    second.pair();
+    first.wait_quiet();
+    second.wait_quiet();
+    [first, second]
+}
+
+/// How the cohort is.
+fn cohort(site: &Site) -> Value {
+    let output = site.gateway(&["--json", "cohort", "list"]).output().expect("it runs");
+    let all: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    all[0].clone()
+}
+
+fn cuts(site: &Site) -> Vec<Value> {
+    json(&mut site.gateway(&["cohort", "cuts", "erp", "--limit", "1000"])).as_array().expect("a list").clone()
+}
+
+/// The point of each group in a cut.
+fn points(cut: &Value) -> [String; 2] {
+    let all = cut["points"].as_array().expect("points");
+    assert_eq!(all.iter().map(|point| point["group"].as_str().expect("a name")).collect::<Vec<_>>(), GROUPS);
+    [0, 1].map(|at| all[at]["point"].as_str().expect("an id").to_owned())
+}
+
+fn one_moment(site: &Site, cut: &Value) -> u64 {
+    let [first, second] = points(cut);
+    let [a, b] =
+        [("host1/default/data", first), ("host2/default/data", second)].map(|(volume, point)| counter_in(site, volume, &point));
+    assert!(a == b || a == b + 1, "{cut}: at {a} on the one host, and at {b} on the other");
+    b
+}
+
+fn both_are_here(site: &Site) {
+    wait_until("both hosts", || {
+        let now = cohort(site);
+        let all = now["groups"].as_array().is_some_and(|all| all.iter().all(|group| group["connected"] == true));
+        if all { Ok(()) } else { Err(now.to_string()) }
+    });
+}
+
+fn more_cuts(site: &Site, than: usize) -> Vec<Value> {
+    wait_until("more cuts", || {
+        let now = cuts(site);
+        if now.len() > than { Ok(now) } else { Err(format!("{} of {than}: {}", now.len(), cohort(site))) }
+    })
+}
+
+#[test]
+fn what_a_cut_holds_of_one_host_it_holds_of_the_other() {
+    let [first, second] = hosts("200ms");
+    both_are_here(&first);
+    let endurance = Endurance::from_environment(0);
+    let writer = load::dependent_writes(first.tap("data"), second.tap("data"));
+    // By where the second host is in them.
+    let (mut seen, mut checked) = (BTreeSet::new(), BTreeSet::new());
+    while checked.len() < 12 || endurance.goes_on() {
+        run(&mut first.gateway(&["cohort", "take", "erp"]));
+        let newest = wait_until("a newer cut", || {
+            let newest = cuts(&first).into_iter().next().filter(|cut| !checked.contains(cut["id"].as_str().expect("an id")));
+            newest.ok_or_else(|| cohort(&first).to_string())
+        });
+        seen.insert(one_moment(&first, &newest));
+        checked.insert(newest["id"].as_str().expect("an id").to_owned());
+    }
+    writer.end();
+    endurance.report(&format!("{} cuts of two hosts, each one moment", checked.len()));
+    assert!(seen.len() > 3, "under load they differ: {seen:?}");
+    let all = cuts(&first);
+    for host in [&first, &second] {
+        let group = host.status()["groups"][0]["cohort"].clone();
+        assert!(group["cuts"].as_u64() >= Some(all.len() as u64) && group["held_us_max"].as_u64() > Some(0), "{group}");
+    }
+    let listed = json(first.farside().args(["point", "list", "data"]));
+    let of_cohort = |point: &&Value| point["consistency"] == "cohort" && point["hooks"] == "erp";
+    assert!(listed.as_array().expect("a list").iter().filter(of_cohort).count() >= all.len(), "{listed}");
+    first.check_store();
+}
+
+/// A member that is gone, stopped, or never lets itself be held is named, holds up nobody, and is back by itself.
+#[test]
+fn a_host_that_misses_a_cut_is_named_and_holds_nobody_up() {
+    let [mut first, mut second] = hosts("200ms");
+    both_are_here(&first);
+    let missed = |site: &Site, why: &str| {
+        wait_until("the one that missed it", || {
+            run(&mut site.gateway(&["cohort", "take", "erp"]));
+            let trouble = cohort(site)["trouble"].clone();
+            let is_it = trouble["group"] == GROUPS[1] && trouble["why"].as_str().is_some_and(|said| said.contains(why));
+            if is_it { Ok(()) } else { Err(trouble.to_string()) }
+        });
+    };
+    let mut client = connect(&first.tap("data"));
+    let mut goes_on = |site: &Site, byte: u8| {
+        client.write(0, &[byte; 4096], 0).expect("nobody is held for ever");
+        site.wait_quiet();
+    };
+
+    // Stopped in the middle of whatever it does: it does not answer, and its connection stands.
+    let process = second.daemon.as_ref().expect("it runs");
+    process.signal(libc::SIGSTOP);
+    missed(&first, "in time");
+    goes_on(&first, 1);
+    process.signal(libc::SIGCONT);
+    both_are_here(&first);
+    let known = cuts(&first).len();
+    run(&mut first.gateway(&["cohort", "take", "erp"]));
+    more_cuts(&first, known);
+
+    second.daemon.take().expect("it runs").kill();
+    missed(&first, "not connected");
+    goes_on(&first, 2);
+    let known = cuts(&first).len();
+    second.start_daemon();
+    second.wait_quiet();
+    both_are_here(&first);
+    run(&mut first.gateway(&["cohort", "take", "erp"]));
+    more_cuts(&first, known);
+
+    // Whoever conducts dies, and knows of every cut by the ledgers.
+    let known = cuts(&first);
+    first.receiver.take().expect("it runs").kill();
+    goes_on_without_gateway(&first);
+    first.start_receiver();
+    let back = wait_for("its interface", || {
+        UnixStream::connect(first.path("gateway/api.sock")).ok()?;
+        Some(())
+    });
+    let () = back;
+    wait_until("what it knew", || {
+        let output = first.gateway(&["--json", "cohort", "cuts", "erp", "--limit", "1000"]).output().expect("it runs");
+        let now: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let now = now.as_array().cloned().unwrap_or_default();
+        if known.iter().all(|cut| now.contains(cut)) { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    both_are_here(&first);
+    run(&mut first.gateway(&["cohort", "take", "erp"]));
+    more_cuts(&first, known.len());
+
+    // It takes back that it may be held.
+    std::fs::remove_file(second.path("host/farsided.d/50-cohort.toml")).expect("it was there");
+    run(second.farside().arg("reload"));
+    missed(&first, "does not let itself be cut");
+}
+
+fn goes_on_without_gateway(site: &Site) {
+    connect(&site.tap("data")).write(0, &[3; 4096], 0).expect("nobody waits for a gateway");
+}
+
+/// Holds that run out before all are cut make no cut, whatever is allowed: an application waits no longer than was allowed.
+#[test]
+fn a_hold_is_no_longer_than_its_host_allows() {
+    let [first, second] = hosts("200ms");
+    allow(&second, "1ms");
+    run(second.farside().arg("reload"));
+    both_are_here(&first);
+    let writer = load::dependent_writes(first.tap("data"), second.tap("data"));
+    wait_until("cuts, or holds that ran out", || {
+        run(&mut first.gateway(&["cohort", "take", "erp"]));
+        let now = cohort(&first);
+        let begun = now["cuts"].as_u64().unwrap_or(0) + now["missed"].as_u64().unwrap_or(0);
+        if begun >= 6 { Ok(()) } else { Err(now.to_string()) }
+    });
+    writer.end();
+    first.wait_quiet();
+    cuts(&first).iter().for_each(|cut| _ = one_moment(&first, cut));
+}
