@@ -12,7 +12,7 @@ use std::time::Duration;
 use farside_objects::{Location, LocationError};
 use farside_region::Name;
 use farside_service::files::{self, File, FileError, Step};
-use farside_store::GroupNames;
+use farside_store::{GroupNames, Keepers};
 use farside_wire::END_MEMBERS_MAX;
 use serde::Deserialize;
 
@@ -24,6 +24,8 @@ pub const DEFAULT_PATH: &str = "/etc/farside/receiver.toml";
 const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
 /// How long points that are staged wait for others, unless something else is said.
 pub const PUBLISH_EVERY: Duration = Duration::from_secs(30);
+/// A store holds 64 wrapped keys of a group, and hosts and people put some there, too.
+const AT_REST_KEEPERS_MAX: usize = 8;
 /// The fewest requests of a budget: with fewer, what cannot wait takes all of them.
 const PUBLISH_BUDGET_MIN: u32 = 100;
 /// The longest that staged points may wait for others.
@@ -79,6 +81,8 @@ pub struct Config {
     pub locks: Vec<LockProgram>,
     /// What unwraps the keys of encrypted groups that this gateway was given.
     pub keys: Vec<GivenKey>,
+    /// Which groups it encrypts at rest itself.
+    pub at_rest: Vec<AtRest>,
     /// How often points are verified.
     pub verify: Verify,
     /// See [`Merge`].
@@ -92,6 +96,15 @@ pub struct GivenKey {
     pub of: Option<GroupNames>,
     /// What unwraps it.
     pub keeper: Keeper,
+}
+
+/// `[[at_rest]]`: groups that this gateway keeps encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AtRest {
+    /// Which group; `None`: each that has no entry of its own.
+    pub of: Option<GroupNames>,
+    /// Who keeps the key that it draws for each, every one of them the same; none: it is kept in clear.
+    pub keepers: Vec<Keeper>,
 }
 
 /// So many write requests in such a time.
@@ -271,6 +284,14 @@ struct FileText {
     merge: MergeTable,
     lock: Vec<LockTable>,
     key: Vec<KeyTable>,
+    at_rest: Vec<AtRestTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AtRestTable {
+    of: Option<String>,
+    keys: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -365,6 +386,7 @@ impl Default for Config {
             merge: Merge::default(),
             locks: Vec::new(),
             keys: Vec::new(),
+            at_rest: Vec::new(),
         }
     }
 }
@@ -377,7 +399,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         for mut file in files::read::<FileText>(path, path == Path::new(DEFAULT_PATH))? {
-            let FileText { receiver, limits, retention, verify, merge, lock, key } = std::mem::take(&mut file.content);
+            let FileText { receiver, limits, retention, verify, merge, lock, key, at_rest } = std::mem::take(&mut file.content);
             config.lay_receiver(&file, receiver)?;
             config.lay_limits(&file, &limits)?;
             config.lay_retention(&file, retention)?;
@@ -385,6 +407,7 @@ impl Config {
             config.lay_merge(&file, &merge)?;
             config.lay_locks(&file, lock)?;
             config.lay_keys(&file, key)?;
+            config.lay_at_rest(&file, at_rest)?;
         }
         Ok(config)
     }
@@ -565,15 +588,7 @@ impl Config {
         let mut here = Vec::new();
         for (at, table) in tables.into_iter().enumerate() {
             let fault = |key: &str, what: String| file.fault(&[Step::Key("key"), Step::At(at), Step::Key(key)], what);
-            let names = |text: &str| {
-                let (source, group) = text.split_once('/')?;
-                Some(GroupNames::new(source.parse().ok()?, group.parse().ok()?))
-            };
-            let of = match (table.of.as_str(), names(&table.of)) {
-                ("*", _) => None,
-                (_, Some(names)) => Some(names),
-                (said, None) => return Err(fault("of", format!("`{said}` is neither HOST/GROUP nor `*`"))),
-            };
+            let of = group_or_all(&table.of).map_err(|what| fault("of", what))?;
             let keeper = Keeper::for_service(&table.key).map_err(|what| fault("key", what))?;
             if here.contains(&of) {
                 return Err(fault("of", format!("`{}` has a key in this file already", table.of)));
@@ -586,10 +601,39 @@ impl Config {
         Ok(())
     }
 
-    /// What unwraps the key of a group, if this gateway was given that.
-    pub fn keeper_of(&self, names: &GroupNames) -> Option<&Keeper> {
+    fn lay_at_rest(&mut self, file: &File<FileText>, tables: Vec<AtRestTable>) -> Result<(), ConfigError> {
+        let mut here = Vec::new();
+        for (at, table) in tables.into_iter().enumerate() {
+            let fault = |key: &str, what: String| file.fault(&[Step::Key("at_rest"), Step::At(at), Step::Key(key)], what);
+            let said = table.of.as_deref().unwrap_or("*");
+            let of = group_or_all(said).map_err(|what| fault("of", what))?;
+            let keepers: Result<Vec<Keeper>, String> = table.keys.iter().map(|text| Keeper::for_service(text)).collect();
+            let keepers = keepers.map_err(|what| fault("keys", what))?;
+            if keepers.len() > AT_REST_KEEPERS_MAX {
+                return Err(fault("keys", format!("at most {AT_REST_KEEPERS_MAX}")));
+            }
+            if here.contains(&of) {
+                return Err(fault("of", format!("`{said}` is in this file already")));
+            }
+            here.push(of.clone());
+            // A later file's replaces it.
+            self.at_rest.retain(|other| other.of != of);
+            self.at_rest.push(AtRest { of, keepers });
+        }
+        Ok(())
+    }
+
+    /// What unwraps the keys of a group here.
+    pub fn keepers_of(&self, names: &GroupNames) -> Keepers {
         let of = |wanted: Option<&GroupNames>| self.keys.iter().find(|given| given.of.as_ref() == wanted);
-        of(Some(names)).or_else(|| of(None)).map(|given| &given.keeper)
+        let given = of(Some(names)).or_else(|| of(None)).map(|given| given.keeper.clone());
+        Keepers { given, at_rest: self.at_rest_of(names).to_vec() }
+    }
+
+    /// Who keeps the key of a group that is to be encrypted at rest; nobody: it is not.
+    pub fn at_rest_of(&self, names: &GroupNames) -> &[Keeper] {
+        let of = |wanted: Option<&GroupNames>| self.at_rest.iter().find(|said| said.of.as_ref() == wanted);
+        of(Some(names)).or_else(|| of(None)).map_or(&[], |said| &said.keepers)
     }
 
     /// This configuration with what can change while the receiver runs taken from `new`, and what that is.
@@ -622,17 +666,22 @@ impl Config {
         };
         live("[[lock]]", format!("{:?}", self.locks), format!("{:?}", new.locks));
         // Without a program's arguments: some are secrets.
-        let words = |keys: &[GivenKey]| {
-            let of = |key: &GivenKey| key.of.as_ref().map_or("*".to_owned(), ToString::to_string);
-            let by = |keeper: &Keeper| match keeper {
+        let words = |kept: Vec<(&Option<GroupNames>, Vec<&Keeper>)>| {
+            let by = |keeper: &&Keeper| match keeper {
                 Keeper::Command(words) => format!("command:{}", words.first().map_or("", String::as_str)),
                 other => other.to_string(),
             };
-            let all: Vec<String> = keys.iter().map(|key| format!("{} {}", of(key), by(&key.keeper))).collect();
-            format!("[{}]", all.join(", "))
+            let one = |(of, keepers): &(&Option<GroupNames>, Vec<&Keeper>)| {
+                let of = of.as_ref().map_or("*".to_owned(), ToString::to_string);
+                format!("{of} {}", keepers.iter().map(by).collect::<Vec<_>>().join(" and "))
+            };
+            format!("[{}]", kept.iter().map(one).collect::<Vec<_>>().join(", "))
         };
-        let is_same = self.keys == new.keys;
-        live("[[key]]", words(&self.keys), if is_same { words(&self.keys) } else { format!("{} (changed)", words(&new.keys)) });
+        let keys = |config: &Self| words(config.keys.iter().map(|key| (&key.of, vec![&key.keeper])).collect());
+        let changed = |is_same: bool, text: String| if is_same { text } else { format!("{text} (changed)") };
+        live("[[key]]", keys(self), changed(self.keys == new.keys, keys(new)));
+        let at_rest = |config: &Self| words(config.at_rest.iter().map(|one| (&one.of, one.keepers.iter().collect())).collect());
+        live("[[at_rest]]", at_rest(self), changed(self.at_rest == new.at_rest, at_rest(new)));
         live("[receiver] advertise", format!("{:?}", self.advertise), format!("{:?}", new.advertise));
         let number = |n: usize| n.to_string();
         live("[limits] groups_per_source", number(self.limits.groups_per_source), number(new.limits.groups_per_source));
@@ -659,6 +708,7 @@ impl Config {
         live("[merge] rate", self.merge.rate.to_string(), new.merge.rate.to_string());
         next.locks.clone_from(&new.locks);
         next.keys.clone_from(&new.keys);
+        next.at_rest.clone_from(&new.at_rest);
         next.advertise.clone_from(&new.advertise);
         next.publish_budget = new.publish_budget;
         next.limits.groups_per_source = new.limits.groups_per_source;
@@ -667,6 +717,18 @@ impl Config {
         next.verify = new.verify.clone();
         next.merge = new.merge.clone();
         (next, changes)
+    }
+}
+
+fn group_or_all(text: &str) -> Result<Option<GroupNames>, String> {
+    let names = |text: &str| {
+        let (source, group) = text.split_once('/')?;
+        Some(GroupNames::new(source.parse().ok()?, group.parse().ok()?))
+    };
+    match (text, names(text)) {
+        ("*", _) => Ok(None),
+        (_, Some(names)) => Ok(Some(names)),
+        (said, None) => Err(format!("`{said}` is neither HOST/GROUP nor `*`")),
     }
 }
 
@@ -718,8 +780,10 @@ mod tests {
         assert_eq!(config.listen_tcp, Some(ListenTcp::At(config.listen)), "where it is if nothing is said");
         assert_eq!(config.locks.iter().map(|lock| lock.timeout).collect::<Vec<_>>(), [LOCK_TIMEOUT]);
         let (listen_tcp, locks, keys) = (config.listen_tcp, config.locks.clone(), config.keys.clone());
-        assert_eq!(keys.len(), 1, "an example");
-        let default = Config { name, api_group, advertise, store_credentials, listen_tcp, locks, keys, ..Config::default() };
+        let at_rest = config.at_rest.clone();
+        assert_eq!((keys.len(), at_rest.len(), at_rest[0].keepers.len()), (1, 1, 2), "examples");
+        let default =
+            Config { name, api_group, advertise, store_credentials, listen_tcp, locks, keys, at_rest, ..Config::default() };
         assert_eq!(config, default);
         for key in [
             "name",
@@ -751,6 +815,9 @@ mod tests {
             "every_in_bucket",
             "rate",
             "after_start",
+            "of",
+            "key",
+            "keys",
         ] {
             assert!(all.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not in the shipped file");
         }
@@ -791,9 +858,28 @@ mod tests {
         let of = |group: &str| GroupNames::new("web".parse().expect("a name"), group.parse().expect("a name"));
         let main = "[[key]]\nof = \"*\"\nkey = \"file:/all\"\n[[key]]\nof = \"web/db\"\nkey = \"file:/old\"";
         let config = load(main, &[("10-db.toml", "[[key]]\nof = \"web/db\"\nkey = \"file:/db\"")]).expect("valid");
-        let keeper = |group: &str| config.keeper_of(&of(group)).map(ToString::to_string);
+        let keeper = |group: &str| config.keepers_of(&of(group)).given.as_ref().map(ToString::to_string);
         assert_eq!((keeper("db").as_deref(), keeper("scratch").as_deref()), (Some("file:/db"), Some("file:/all")));
-        assert_eq!(load("", &[]).expect("valid").keeper_of(&of("db")), None);
+        assert_eq!(load("", &[]).expect("valid").keepers_of(&of("db")), Keepers::default());
+    }
+
+    /// Who says less than that something is to be in clear has it encrypted.
+    #[test]
+    fn what_is_encrypted_at_rest_is_all_of_it_but_what_is_said() {
+        let of = |group: &str| GroupNames::new("web".parse().expect("a name"), group.parse().expect("a name"));
+        let main = "[[at_rest]]\nkeys = [\"file:/a\", \"file:/b\"]\n[[at_rest]]\nof = \"web/scratch\"\nkeys = []";
+        let config = load(main, &[("10.toml", "[[at_rest]]\nof = \"web/db\"\nkeys = [\"file:/c\"]")]).expect("valid");
+        let words = |config: &Config, group| config.at_rest_of(&of(group)).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(words(&config, "web"), ["file:/a", "file:/b"]);
+        assert_eq!(words(&config, "db"), ["file:/c"]);
+        assert!(words(&config, "scratch").is_empty() && words(&load("", &[]).expect("valid"), "web").is_empty());
+        assert_eq!(config.keepers_of(&of("db")).at_rest.len(), 1);
+        // It holds from now on, and is said without what may be a secret.
+        let program = load("[[at_rest]]\nkeys = [\"command:/kms --token hunter2\"]", &[]).expect("valid");
+        let (next, changes) = config.take_over(&program);
+        assert_eq!(next.at_rest, program.at_rest);
+        assert!(changes.needs_restart.is_empty() && changes.live.len() == 1, "{changes:?}");
+        assert!(changes.live[0].contains("* command:/kms (changed)") && !changes.live[0].contains("hunter2"), "{changes:?}");
     }
 
     #[test]
@@ -838,6 +924,10 @@ mod tests {
             ),
             ("[[key]]\nof = \"a/b\"\nkey = \"passphrase\"", "receiver.toml, line 3: key: nobody is there"),
             ("[[key]]\nof = \"a/b\"\nkey = \"file:x\"", "receiver.toml, line 3: key: must be an absolute path"),
+            ("[[at_rest]]\nof = \"db\"\nkeys = []", "receiver.toml, line 2: of: `db` is neither HOST/GROUP nor `*`"),
+            ("[[at_rest]]\nkeys = []\n[[at_rest]]\nof = \"*\"\nkeys = []", "line 4: of: `*` is in this file already"),
+            ("[[at_rest]]\nkeys = [\"file:/x\", \"passphrase\"]", "receiver.toml, line 2: keys: nobody is there"),
+            ("[[at_rest]]\nof = \"*\"", "missing field `keys`"),
             ("[receiver]\nlisten_tcp = \"7400\"", "receiver.toml, line 2: listen_tcp: "),
             ("[receiver]\nname = \"a b\"", "not a valid name"),
             ("[receiver]\nadvertise = [\"gateway\"]", "line 2: advertise: "),

@@ -64,10 +64,14 @@ impl Features {
     pub const LABELS: Self = Self(32);
     /// In a receiver's greeting on a connection that pulls: [`SourceMessage::PullFork`](crate::SourceMessage::PullFork) is understood.
     pub const FORK: Self = Self(64);
+    /// Volumes that the gateway encrypts at rest: claims of them, [`SourceMessage::KeyWanted`](crate::SourceMessage::KeyWanted) and its answer are
+    /// understood.
+    pub const AT_REST: Self = Self(128);
     /// What a receiver of this build can do on a connection that pulls.
-    pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0);
+    pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0 | Self::AT_REST.0);
     /// What this build can do on a connection that publishes.
-    pub const OURS: Self = Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0);
+    pub const OURS: Self =
+        Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0 | Self::AT_REST.0);
 
     /// What both can do.
     #[must_use]

@@ -113,6 +113,7 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         SourceMessage::TrackingLost(LossReport { id, volume: of, term: Term(0) }),
         SourceMessage::Compared(Compared { volume: of, term: Term(0), position: position(5) }),
         SourceMessage::Publish,
+        SourceMessage::KeyWanted,
     ]
 }
 
@@ -181,6 +182,7 @@ pub(super) fn from_receiver(n: u8) -> Vec<ReceiverMessage> {
         ReceiverMessage::Damage(Damage { volumes: vec![DamagedVolume { volume: of, segments: 2 }] }),
         ReceiverMessage::Damage(Damage::default()),
         ReceiverMessage::Pulled(PullChunk { id: RequestId(1), part_bytes: 9, bytes: vec![7; 3] }),
+        ReceiverMessage::GroupKey(GroupKeyAnswer(Some([n; 32]))),
     ]
 }
 

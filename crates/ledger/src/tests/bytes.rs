@@ -173,7 +173,14 @@ fn damage_is_told_from_what_is_newer() {
 /// Who does not know of encryption must see that he does not, and nobody may read zeroes as a key.
 #[test]
 fn a_claim_is_of_the_kind_that_says_what_it_is() {
-    let others = [(0, 12_u16, "no seal"), (0, 16, "no seal"), (1, 1, "a seal"), (1, 16, "another mode"), (2, 1, "a seal"), (2, 12, "another mode")];
+    let others = [
+        (0, 12_u16, "no seal"),
+        (0, 16, "no seal"),
+        (1, 1, "a seal"),
+        (1, 16, "another mode"),
+        (2, 1, "a seal"),
+        (2, 12, "another mode"),
+    ];
     for (at, other, why) in others {
         let mut bytes = samples()[at].1.encode().expect("small").bytes;
         bytes[10..12].copy_from_slice(&other.to_le_bytes());
