@@ -25,6 +25,7 @@ pages!(
     "tracking_lost",
     "key_missing",
     "key_differs",
+    "in_clear",
     "cohort_missed",
     "hooks_failed",
     "not_paired",

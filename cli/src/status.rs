@@ -2,11 +2,12 @@
 //!
 //! The first line is the verdict: what a person asks at 3 a.m. Everything else says why.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use farside_control::client::{Client, Daemon};
-use farside_control::receiver::ReceiverStatus;
+use farside_control::receiver::{ReceiverGroup, ReceiverStatus};
 use farside_control::source::{Carrier, Connection, ConsistentStatus, GroupStatus, SourceStatus, VolumeState, VolumeStatus};
 use farside_control::{Code, Reason, Severity};
 use serde::Serialize;
@@ -423,6 +424,9 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
     } else {
         text.push_str(&format!("\n{}", table.fit(look)));
     }
+    for (source, group) in status.sources.iter().flat_map(|source| source.groups.iter().map(move |group| (source, group))) {
+        text.extend(encrypted(group).map(|how| format!("{}/{} is kept {how}\n", source.name, group.name)));
+    }
     if !status.followers.is_empty() {
         text.push_str(&format!("\n{}", follower::list(look, &status.followers)));
     }
@@ -439,11 +443,43 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
     text
 }
 
+/// How the volumes of a group lie in the store, if some are encrypted.
+fn encrypted(group: &ReceiverGroup) -> Option<String> {
+    let mut ways: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for volume in &group.volumes {
+        ways.entry(volume.encryption.as_deref().unwrap_or("in clear")).or_default().push(&volume.name);
+    }
+    let words = |way: &str| if way == "in clear" { way.to_owned() } else { format!("encrypted {way}") };
+    match ways.len() {
+        0 => None,
+        1 => ways.keys().find(|way| **way != "in clear").map(|way| words(way)),
+        _ => Some(
+            ways.iter().map(|(way, names)| format!("{} ({})", words(way), names.join(", "))).collect::<Vec<_>>().join(" and "),
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use farside_control::source::{BehindWhat, Progress};
 
     use super::*;
+
+    #[test]
+    fn how_a_group_is_kept_is_said_where_it_is_not_in_clear() {
+        let volume = |name: &str, how: Option<&str>| farside_control::receiver::ReceiverVolume {
+            name: name.into(),
+            encryption: how.map(Into::into),
+            ..Default::default()
+        };
+        let group = |volumes| ReceiverGroup { volumes, ..ReceiverGroup::default() };
+        assert_eq!(encrypted(&group(vec![])), None);
+        assert_eq!(encrypted(&group(vec![volume("a", None)])), None);
+        let how = encrypted(&group(vec![volume("a", Some("at-rest")), volume("b", Some("at-rest"))]));
+        assert_eq!(how.as_deref(), Some("encrypted at-rest"));
+        let mixed = encrypted(&group(vec![volume("a", Some("at-rest")), volume("old", None)])).expect("some");
+        assert_eq!(mixed, "encrypted at-rest (a) and in clear (old)");
+    }
 
     #[test]
     fn unknown_lag_is_not_zero() {

@@ -420,12 +420,11 @@ impl Daemon {
         let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect()));
         let puller = self.puller(&group, &failback).await.map_err(unreachable)?;
         let point = puller.point(None).await.map_err(unreachable)?;
-        drop(puller);
         self.heard(&failback, &point);
         locked(&failback.note).generation = point.promotion.unwrap_or(point.generation).0;
-        self.keys_to(&failback, &point, &volumes.iter().map(|volume| volume.name.clone()).collect::<Vec<_>>())
-            .await
-            .map_err(unreachable)?;
+        let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
+        self.keys_to(&failback, &puller, &point, &names).await.map_err(unreachable)?;
+        drop(puller);
         let base = note::base(&self.state_path(), &group, locked(&failback.note).generation);
         locked(&failback.note).branch =
             if request.discard_branch { Branch::Discarded } else { Branch::Wanted { base: base.clone() } };
@@ -732,7 +731,7 @@ impl Daemon {
         point: &PullPoint,
         keeping: Option<(Name, Keeping)>,
     ) -> anyhow::Result<()> {
-        let keys = self.keys_to(failback, point, &names_of(held)).await?;
+        let keys = self.keys_to(failback, puller, point, &names_of(held)).await?;
         let mut disks = failback.disks.lock().await;
         let note = locked(&failback.note).clone();
         let Stage::Held { at, applying } = note.stage else { return Ok(()) };

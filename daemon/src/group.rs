@@ -157,6 +157,7 @@ impl GroupStart {
             source: self.around.source.clone(),
             group: self.name.clone(),
             stands_in: self.config.stand_in_for.is_some(),
+            asks_for_key: self.config.encryption.is_none(),
             instance: self.instance,
             policy: policy(&self.config),
             boot: self.around.boot,
@@ -189,6 +190,7 @@ impl GroupStart {
             dial: self.dial,
             instance: self.instance,
             link: None,
+            key_answered: None,
             dialing: link.abort_handle(),
             actions: Vec::new(),
             cuts: HashMap::new(),
@@ -343,6 +345,8 @@ pub(crate) struct Control {
     pub(crate) connector: watch::Receiver<farside_transport::ConnectorState>,
     /// What connects, for ever.
     dialing: tokio::task::AbortHandle,
+    /// The newest connection on which the gateway said whether the group is to be encrypted at rest.
+    key_answered: Option<u64>,
     pub(crate) shim: Arc<farside_shim::Group>,
     switcher: Switcher,
     pub(crate) source: Source,
@@ -500,6 +504,7 @@ impl Control {
                         let _ = reply.send(Ok(answer));
                     }
                 }
+                ReceiverMessage::GroupKey(answer) => self.key_given(connection, answer.0.as_ref()),
                 ReceiverMessage::Damage(damage) => {
                     self.damaged = damage.volumes.iter().map(|damaged| (damaged.volume, damaged.segments)).collect();
                 }
@@ -531,6 +536,23 @@ impl Control {
         self.points.clear();
         self.damaged.clear();
         self.step(Event::Disconnected { connection });
+    }
+
+    /// The gateway answered whether it wants the group encrypted at rest.
+    fn key_given(&mut self, connection: u64, key: Option<&[u8; 32]>) {
+        let Some(link) = self.link.as_ref().filter(|link| link.number == connection) else { return };
+        if let Err(why) = self.around.keys.give(key) {
+            return self.hang_up(link, &why, false);
+        }
+        self.key_answered = Some(connection);
+        self.say_seals();
+    }
+
+    /// What that makes of the volumes that are here.
+    fn say_seals(&mut self) {
+        let Some(connection) = self.key_answered else { return };
+        let seals = self.around.keys.seals(self.members.keys().copied());
+        self.step(Event::KeyAnswered { connection, seals });
     }
 
     /// What speaks against sending anything of this group, as far as keys go.
@@ -983,6 +1005,7 @@ impl Control {
             self.disconnected(link.number);
         }
         self.step(Event::AddVolume(setup));
+        self.say_seals(); // before the machine hears what the ledger says of it
         let member = self.members.get_mut(&id).expect("just inserted");
         // Their notes came before it was a member.
         let lost = member.served.tap_lost.get().cloned();

@@ -3,7 +3,11 @@
 //! Invariants: a key is drawn once, and a wrapping of it is durable here before a volume is told that it is encrypted with it. Without the
 //! key volumes are served and tracked, and nothing is sent; nothing of an encrypted volume ever goes out in clear, nor of one that is to
 //! be. It deliberately knows no store: what lies here is handed to the gateway with every connection.
+//!
+//! A group without `encryption` takes the key that its gateway gives, if that encrypts at rest: for its memory, and nowhere else; it is asked for
+//! with every connection. Whoever has a key of his own takes none.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use farside_control::source::EncryptionStatus;
-use farside_keys::{ARGON2_DEFAULT, ContentKeys, GroupKey, Keeper, WRAPPING_BYTES_MAX, WRAPPINGS_MAX, WrapError, Wrapping};
+use farside_keys::{
+    ARGON2_DEFAULT, ContentKeys, GroupKey, Keeper, Secret, WRAPPING_BYTES_MAX, WRAPPINGS_MAX, WrapError, Wrapping,
+};
 use farside_ledger::VolumeMeta;
 use farside_region::{DigestKey, KeyId, Name, Seal, SealMode, VolumeId};
 use tracing::{error, info};
@@ -26,6 +32,9 @@ const AGAIN: Duration = Duration::from_secs(10);
 const SAID_AGAIN: Duration = Duration::from_secs(6 * 3600);
 /// Who needs it at once waits no longer than this.
 const PATIENCE: Duration = Duration::from_secs(75);
+
+/// A gateway gives a group one key, and after a change of stores another one. What was given stays as long as something may be encrypted with it.
+const GIVEN_MAX: usize = 16;
 
 /// `encryption` and `key` of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +77,18 @@ pub(crate) struct GroupKeys {
     stands_in_for: Option<Name>,
     state_dir: PathBuf,
     held: Mutex<Held>,
+    given: Mutex<Given>,
     changed: Condvar,
     /// The configuration says something else by now.
     outdated: AtomicBool,
+}
+
+/// What the gateway gave.
+#[derive(Debug, Default)]
+struct Given {
+    keys: BTreeMap<KeyId, GroupKey>,
+    /// On the newest connection.
+    newest: Option<KeyId>,
 }
 
 #[derive(Debug)]
@@ -211,6 +229,7 @@ impl GroupKeys {
             stands_in_for,
             state_dir,
             held: Mutex::new(Held::Asked),
+            given: Mutex::default(),
             changed: Condvar::new(),
             outdated: AtomicBool::new(false),
         })
@@ -304,7 +323,7 @@ impl GroupKeys {
         Ok(key)
     }
 
-    /// A volume of the group that was told to be encrypted.
+    /// A volume of the group that was told to be encrypted here.
     fn sealed_volume(&self) -> anyhow::Result<Option<String>> {
         let group = volumes_path(&self.state_dir).join(self.group.as_str());
         let entries = match std::fs::read_dir(&group) {
@@ -316,7 +335,7 @@ impl GroupKeys {
             // One that cannot be read is nothing that was encrypted by a key that is gone: its opening says what is wrong.
             let meta = std::fs::read(entry.path().join("meta.json")).ok();
             let meta = meta.and_then(|bytes| serde_json::from_slice::<VolumeMeta>(&bytes).ok());
-            if meta.is_some_and(|meta| meta.digest_key.seal().is_some()) {
+            if meta.is_some_and(|meta| meta.digest_key.seal().is_some_and(|seal| seal.mode == SealMode::EndToEnd)) {
                 return Ok(Some(entry.file_name().to_string_lossy().into_owned()));
             }
         }
@@ -386,10 +405,57 @@ impl GroupKeys {
         Ok(DigestKey::Sealed(key.seal(encryption.mode, id)))
     }
 
+    fn given(&self) -> MutexGuard<'_, Given> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the gateway answered about the key of the group.
+    ///
+    /// # Errors
+    /// Why it is not taken.
+    pub(crate) fn give(&self, bytes: Option<&[u8; 32]>) -> Result<(), String> {
+        if let Some(Encryption { mode, .. }) = &self.encryption {
+            // † Or whoever runs the gateway could have it encrypted with a key that he knows.
+            return Err(format!(
+                "the gateway gave a key for group {}, which this host encrypts {} itself: it is not taken",
+                self.group,
+                mode.word()
+            ));
+        }
+        let mut given = self.given();
+        given.newest = None;
+        let Some(bytes) = bytes else { return Ok(()) };
+        let key = GroupKey::new(Secret::new(bytes));
+        let id = key.id();
+        if !given.keys.contains_key(&id) {
+            if given.keys.len() >= GIVEN_MAX {
+                return Err(format!(
+                    "the gateway gave {GIVEN_MAX} keys for group {} since farsided was started: restart it",
+                    self.group
+                ));
+            }
+            info!(group = %self.group, key = %id, "the gateway keeps the group encrypted at rest, and gave the key");
+            given.keys.insert(id, key);
+        }
+        given.newest = Some(id);
+        Ok(())
+    }
+
+    /// What the key that the gateway gave on the newest connection makes of these volumes.
+    pub(crate) fn seals(&self, volumes: impl Iterator<Item = VolumeId>) -> BTreeMap<VolumeId, Seal> {
+        let given = self.given();
+        let Some(key) = given.newest.and_then(|id| given.keys.get(&id)) else { return BTreeMap::new() };
+        volumes.map(|id| (id, key.seal(SealMode::AtRest, id))).collect()
+    }
+
     /// For people.
-    pub(crate) fn status(&self) -> Option<EncryptionStatus> {
-        let mode = self.encryption.as_ref()?.mode.word().to_owned();
-        Some(EncryptionStatus { mode, key: self.key().ok().map(|key| key.id().to_string()) })
+    pub(crate) fn status<'m>(&self, mut volumes: impl Iterator<Item = &'m VolumeMeta>) -> Option<EncryptionStatus> {
+        if let Some(Encryption { mode, .. }) = &self.encryption {
+            return Some(EncryptionStatus { mode: mode.word().to_owned(), key: self.key().ok().map(|key| key.id().to_string()) });
+        }
+        let seal = volumes.find_map(|volume| volume.digest_key.seal().filter(|seal| seal.mode == SealMode::AtRest))?;
+        let key = self.given().keys.contains_key(&seal.key).then(|| seal.key.to_string());
+        Some(EncryptionStatus { mode: seal.mode.word().to_owned(), key })
     }
 
     /// Why nothing of these volumes may be sent now; `None`: it may.
@@ -406,6 +472,13 @@ impl GroupKeys {
                  under another name",
                 volume.name
             )),
+            // Its key is the gateway's to give; nothing is asked of the volume before.
+            (DigestKey::Sealed(seal), None) if seal.mode == SealMode::AtRest => None,
+            (DigestKey::Sealed(seal), Some(_)) if seal.mode == SealMode::AtRest => Some(format!(
+                "volume {} is kept encrypted at rest by its gateway, and its group is to be encrypted end to end: that begins with a first sync, of a \
+                 volume under another name",
+                volume.name
+            )),
             (DigestKey::Sealed(_), None) => {
                 Some(format!("volume {} is encrypted, and its group has no `encryption` and `key` any more", volume.name))
             }
@@ -420,6 +493,11 @@ impl GroupKeys {
     /// # Panics
     /// When there was an [objection](Self::objection).
     pub(crate) fn content_keys(&self, id: VolumeId, digest_key: &DigestKey) -> ContentKeys {
+        if let (None, Some(seal)) = (&self.encryption, digest_key.seal().filter(|seal| seal.mode == SealMode::AtRest)) {
+            let given = self.given();
+            let key = given.keys.get(&seal.key).expect("nothing is sent before the gateway gave the key, and it stays");
+            return ContentKeys::unseal(key, id, seal).expect("a seal is taken over only with the key that was given for it");
+        }
         let key = self.encryption.as_ref().map(|_| self.key().expect("nothing is sent before the key is here, and it stays"));
         assert!(key.is_none() || digest_key.seal().is_some(), "a volume of an encrypted group is not sent in clear");
         let keys = ContentKeys::of(digest_key, id, key.as_ref()).expect("nothing is sent of a volume with another key");
@@ -440,12 +518,12 @@ impl GroupKeys {
     }
 }
 
-/// What keys the digests that are kept of superblocks, in the state directory. No secret: who can read them can read the disk.
-pub(crate) fn sentinel_key(digest_key: &DigestKey) -> [u8; 32] {
-    match digest_key {
-        DigestKey::Clear(key) => *key,
-        DigestKey::Sealed(seal) => seal.commitment,
-    }
+/// What keys the digests that are kept of superblocks, in the state directory. No secret: who can read them can read the disk. It follows from the
+/// id alone: a volume may take over another digest key, or a seal, and is not another disk for that.
+pub(crate) fn sentinel_key(id: VolumeId) -> [u8; 32] {
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(&id.0);
+    key
 }
 
 #[cfg(test)]
@@ -472,6 +550,40 @@ mod tests {
         let geometry = farside_region::Geometry::new(1 << 20).expect("valid");
         let generation = farside_region::Generation(1);
         VolumeMeta { id: VolumeId([3; 16]), name: name("data"), geometry, digest_key, generation }
+    }
+
+    #[test]
+    fn the_gateways_key_is_for_who_has_none_of_his_own() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let keys = GroupKeys::start(dir.path(), &name("db"), None, None).expect("none is needed");
+        let id = VolumeId([3; 16]);
+        assert!(keys.seals([id].into_iter()).is_empty());
+        keys.give(Some(&[7; 32])).expect("taken");
+        let seal = keys.seals([id].into_iter())[&id];
+        assert_eq!(seal.mode, SealMode::AtRest);
+        let volume = meta(DigestKey::Sealed(seal));
+        assert_eq!(keys.objection([&volume].into_iter()), None);
+        assert!(keys.content_keys(id, &volume.digest_key).is_sealed());
+        let shown = keys.status([&volume].into_iter()).expect("encrypted");
+        assert_eq!((shown.mode.as_str(), shown.key), ("at-rest", Some(seal.key.to_string())));
+        // Another connection, to a gateway that encrypts nothing: what is under way ends with the key that it has.
+        keys.give(None).expect("taken");
+        assert!(keys.seals([id].into_iter()).is_empty() && keys.content_keys(id, &volume.digest_key).is_sealed());
+        // It is nowhere but in memory.
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 0);
+        let again = GroupKeys::start(dir.path(), &name("db"), None, None).expect("none is needed");
+        assert_eq!(again.objection([&volume].into_iter()), None, "it is asked for");
+        assert_eq!(again.status([&volume].into_iter()).expect("encrypted").key, None);
+        // Whoever gives many is not believed.
+        let why = (1..=GIVEN_MAX as u8 + 1).find_map(|byte| again.give(Some(&[byte; 32])).err()).expect("too many");
+        assert!(why.contains("restart it"), "{why}");
+
+        let own = started(dir.path(), key_file(dir.path(), 1));
+        let why = own.give(Some(&[7; 32])).expect_err("it has its own");
+        assert!(why.contains("end-to-end") && own.seals([id].into_iter()).is_empty(), "{why}");
+        assert!(own.give(None).is_err());
+        let why = own.objection([&volume].into_iter()).expect("it began at rest");
+        assert!(why.contains("at rest"), "{why}");
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Control {
             keep: self.config.keep,
             span_ms: self.config.span().as_millis() as u64,
             grid: self.config.grid.to_string(),
-            encryption: self.around.keys.status(),
+            encryption: self.around.keys.status(self.members.values().map(|member| &member.served.meta)),
             state: worst,
             lag_ms: lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
             staged_lag_ms: staged_lag.filter(|_| !volumes.is_empty()).map(|ns| ns / 1_000_000),
@@ -298,6 +298,14 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
         let todo = "wait: older points stay good, and new ones follow when all is compared";
         say(severity, Code::TrackingLost, format!("everything is compared, since {doubt}"), todo);
     }
+    if v.is_in_clear {
+        say(
+            Warning,
+            Code::InClear,
+            "the gateway keeps new volumes encrypted, and this one is in its store in clear".into(),
+            "it goes on as it is; to have it encrypted, remove it and add it under another name, with a first sync (`farside explain in_clear`)",
+        );
+    }
     let dir = member.served.dir.display();
     let unmarked = member.unmarked.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
     match &v.state {
@@ -332,9 +340,9 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
         State::Refused(RefusedWhy::Key) => say(
             Error,
             Code::KeyDiffers,
-            "the volume is encrypted in the store and not here, or here and not there, or with another key".into(),
-            "a volume keeps the key that it began with: bring its wrapped key and the configuration back, or remove the volume and add it \
-             under another name (`farside explain key_differs`)",
+            "the volume is encrypted in the store and not here, or here and not there, or with another key, or the gateway does not give its key".into(),
+            "a volume keeps the key that it began with: bring its wrapped key and the configuration back, here or on the gateway, or remove the volume and add \
+             it under another name (`farside explain key_differs`)",
         ),
         State::TrackingLost => say(
             Error,

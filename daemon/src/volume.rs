@@ -212,7 +212,7 @@ impl Served {
         around.backings.take(&config, &around.source)?;
         let geometry = Geometry::new(device.size()).with_context(|| config.backing.display().to_string())?;
         let meta = load_meta(&dir, &config, around, geometry)?;
-        let sentinel_key = sentinel_key(&meta.digest_key);
+        let sentinel_key = sentinel_key(meta.id);
         let mut fresh = [0; 16];
         getrandom::fill(&mut fresh).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
         // An earlier run of this boot lost track, and could say so only there.
@@ -637,7 +637,7 @@ impl Served {
         if let Some(guard) = self.guard.take() {
             guard.end();
         }
-        let sentinels = Sentinels::look(&self.device, u64::MAX, &sentinel_key(&self.meta.digest_key)).ok().flatten();
+        let sentinels = Sentinels::look(&self.device, u64::MAX, &sentinel_key(self.meta.id)).ok().flatten();
         if let Err(error) = Sentinels::keep_or_forget(sentinels.as_ref(), &self.dir, true) {
             error!(volume = %self.config.name, %error, "superblocks cannot be kept: the next start compares what was hot");
             return false;

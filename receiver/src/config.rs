@@ -12,7 +12,7 @@ use std::time::Duration;
 use farside_objects::{Location, LocationError};
 use farside_region::Name;
 use farside_service::files::{self, File, FileError, Step};
-use farside_store::GroupNames;
+use farside_store::{GroupNames, Keepers};
 use farside_wire::{COHORT_HOLD_US_MAX, END_MEMBERS_MAX};
 use serde::Deserialize;
 
@@ -24,6 +24,8 @@ pub const DEFAULT_PATH: &str = "/etc/farside/receiver.toml";
 const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
 /// How long points that are staged wait for others, unless something else is said.
 pub const PUBLISH_EVERY: Duration = Duration::from_secs(30);
+/// A store holds 64 wrapped keys of a group, and hosts and people put some there, too.
+const AT_REST_KEEPERS_MAX: usize = 8;
 /// The fewest requests of a budget: with fewer, what cannot wait takes all of them.
 const PUBLISH_BUDGET_MIN: u32 = 100;
 /// The longest that staged points may wait for others.
@@ -86,6 +88,8 @@ pub struct Config {
     pub locks: Vec<LockProgram>,
     /// What unwraps the keys of encrypted groups that this gateway was given.
     pub keys: Vec<GivenKey>,
+    /// Which groups it encrypts at rest itself.
+    pub at_rest: Vec<AtRest>,
     /// Groups of several hosts that are cut as one.
     pub cohorts: Vec<Cohort>,
     /// How often points are verified.
@@ -114,6 +118,15 @@ pub struct Cohort {
     pub every: Duration,
     /// How long their hosts' writes are held for that, at most; a host may allow less.
     pub hold: Duration,
+}
+
+/// `[[at_rest]]`: groups that this gateway keeps encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AtRest {
+    /// Which group; `None`: each that has no entry of its own.
+    pub of: Option<GroupNames>,
+    /// Who keeps the key that it draws for each, every one of them the same; none: it is kept in clear.
+    pub keepers: Vec<Keeper>,
 }
 
 /// So many write requests in such a time.
@@ -293,6 +306,7 @@ struct FileText {
     merge: MergeTable,
     lock: Vec<LockTable>,
     key: Vec<KeyTable>,
+    at_rest: Vec<AtRestTable>,
     cohort: Vec<CohortTable>,
 }
 
@@ -303,6 +317,13 @@ struct CohortTable {
     groups: Vec<String>,
     every: Option<String>,
     hold: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AtRestTable {
+    of: Option<String>,
+    keys: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -397,6 +418,7 @@ impl Default for Config {
             merge: Merge::default(),
             locks: Vec::new(),
             keys: Vec::new(),
+            at_rest: Vec::new(),
             cohorts: Vec::new(),
         }
     }
@@ -416,7 +438,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         for mut file in files::read::<FileText>(path, path == Path::new(DEFAULT_PATH))? {
-            let FileText { receiver, limits, retention, verify, merge, lock, key, cohort } = std::mem::take(&mut file.content);
+            let FileText { receiver, limits, retention, verify, merge, lock, key, at_rest, cohort } =
+                std::mem::take(&mut file.content);
             config.lay_receiver(&file, receiver)?;
             config.lay_limits(&file, &limits)?;
             config.lay_retention(&file, retention)?;
@@ -424,6 +447,7 @@ impl Config {
             config.lay_merge(&file, &merge)?;
             config.lay_locks(&file, lock)?;
             config.lay_keys(&file, key)?;
+            config.lay_at_rest(&file, at_rest)?;
             config.lay_cohorts(&file, cohort)?;
         }
         Ok(config)
@@ -605,11 +629,7 @@ impl Config {
         let mut here = Vec::new();
         for (at, table) in tables.into_iter().enumerate() {
             let fault = |key: &str, what: String| file.fault(&[Step::Key("key"), Step::At(at), Step::Key(key)], what);
-            let of = match (table.of.as_str(), names_of(&table.of)) {
-                ("*", _) => None,
-                (_, Some(names)) => Some(names),
-                (said, None) => return Err(fault("of", format!("`{said}` is neither HOST/GROUP nor `*`"))),
-            };
+            let of = group_or_all(&table.of).map_err(|what| fault("of", what))?;
             let keeper = Keeper::for_service(&table.key).map_err(|what| fault("key", what))?;
             if here.contains(&of) {
                 return Err(fault("of", format!("`{}` has a key in this file already", table.of)));
@@ -618,6 +638,28 @@ impl Config {
             // A later file's replaces it.
             self.keys.retain(|other| other.of != of);
             self.keys.push(GivenKey { of, keeper });
+        }
+        Ok(())
+    }
+
+    fn lay_at_rest(&mut self, file: &File<FileText>, tables: Vec<AtRestTable>) -> Result<(), ConfigError> {
+        let mut here = Vec::new();
+        for (at, table) in tables.into_iter().enumerate() {
+            let fault = |key: &str, what: String| file.fault(&[Step::Key("at_rest"), Step::At(at), Step::Key(key)], what);
+            let said = table.of.as_deref().unwrap_or("*");
+            let of = group_or_all(said).map_err(|what| fault("of", what))?;
+            let keepers: Result<Vec<Keeper>, String> = table.keys.iter().map(|text| Keeper::for_service(text)).collect();
+            let keepers = keepers.map_err(|what| fault("keys", what))?;
+            if keepers.len() > AT_REST_KEEPERS_MAX {
+                return Err(fault("keys", format!("at most {AT_REST_KEEPERS_MAX}")));
+            }
+            if here.contains(&of) {
+                return Err(fault("of", format!("`{said}` is in this file already")));
+            }
+            here.push(of.clone());
+            // A later file's replaces it.
+            self.at_rest.retain(|other| other.of != of);
+            self.at_rest.push(AtRest { of, keepers });
         }
         Ok(())
     }
@@ -648,7 +690,7 @@ impl Config {
                 Some(Err(error)) => return Err(fault("every", error.to_string())),
             };
             let max = Duration::from_micros(u64::from(COHORT_HOLD_US_MAX));
-            let hold = match table.hold.as_deref().map(parse_span) {
+            let hold = match table.hold.as_deref().map(parse_duration) {
                 None => COHORT_HOLD,
                 Some(Ok(hold)) if !hold.is_zero() && hold <= max => hold,
                 Some(Ok(_)) => return Err(fault("hold", format!("1ms to {}ms", max.as_millis()))),
@@ -670,10 +712,17 @@ impl Config {
         self.cohorts.iter().find(|cohort| cohort.groups.contains(names))
     }
 
-    /// What unwraps the key of a group, if this gateway was given that.
-    pub fn keeper_of(&self, names: &GroupNames) -> Option<&Keeper> {
+    /// What unwraps the keys of a group here.
+    pub fn keepers_of(&self, names: &GroupNames) -> Keepers {
         let of = |wanted: Option<&GroupNames>| self.keys.iter().find(|given| given.of.as_ref() == wanted);
-        of(Some(names)).or_else(|| of(None)).map(|given| &given.keeper)
+        let given = of(Some(names)).or_else(|| of(None)).map(|given| given.keeper.clone());
+        Keepers { given, at_rest: self.at_rest_of(names).to_vec() }
+    }
+
+    /// Who keeps the key of a group that is to be encrypted at rest; nobody: it is not.
+    pub fn at_rest_of(&self, names: &GroupNames) -> &[Keeper] {
+        let of = |wanted: Option<&GroupNames>| self.at_rest.iter().find(|said| said.of.as_ref() == wanted);
+        of(Some(names)).or_else(|| of(None)).map_or(&[], |said| &said.keepers)
     }
 
     /// This configuration with what can change while the receiver runs taken from `new`, and what that is.
@@ -706,17 +755,22 @@ impl Config {
         };
         live("[[lock]]", format!("{:?}", self.locks), format!("{:?}", new.locks));
         // Without a program's arguments: some are secrets.
-        let words = |keys: &[GivenKey]| {
-            let of = |key: &GivenKey| key.of.as_ref().map_or("*".to_owned(), ToString::to_string);
-            let by = |keeper: &Keeper| match keeper {
+        let words = |kept: Vec<(&Option<GroupNames>, Vec<&Keeper>)>| {
+            let by = |keeper: &&Keeper| match keeper {
                 Keeper::Command(words) => format!("command:{}", words.first().map_or("", String::as_str)),
                 other => other.to_string(),
             };
-            let all: Vec<String> = keys.iter().map(|key| format!("{} {}", of(key), by(&key.keeper))).collect();
-            format!("[{}]", all.join(", "))
+            let one = |(of, keepers): &(&Option<GroupNames>, Vec<&Keeper>)| {
+                let of = of.as_ref().map_or("*".to_owned(), ToString::to_string);
+                format!("{of} {}", keepers.iter().map(by).collect::<Vec<_>>().join(" and "))
+            };
+            format!("[{}]", kept.iter().map(one).collect::<Vec<_>>().join(", "))
         };
-        let is_same = self.keys == new.keys;
-        live("[[key]]", words(&self.keys), if is_same { words(&self.keys) } else { format!("{} (changed)", words(&new.keys)) });
+        let keys = |config: &Self| words(config.keys.iter().map(|key| (&key.of, vec![&key.keeper])).collect());
+        let changed = |is_same: bool, text: String| if is_same { text } else { format!("{text} (changed)") };
+        live("[[key]]", keys(self), changed(self.keys == new.keys, keys(new)));
+        let at_rest = |config: &Self| words(config.at_rest.iter().map(|one| (&one.of, one.keepers.iter().collect())).collect());
+        live("[[at_rest]]", at_rest(self), changed(self.at_rest == new.at_rest, at_rest(new)));
         live("[[cohort]]", format!("{:?}", self.cohorts), format!("{:?}", new.cohorts));
         live("[receiver] advertise", format!("{:?}", self.advertise), format!("{:?}", new.advertise));
         let number = |n: usize| n.to_string();
@@ -744,6 +798,7 @@ impl Config {
         live("[merge] rate", self.merge.rate.to_string(), new.merge.rate.to_string());
         next.locks.clone_from(&new.locks);
         next.keys.clone_from(&new.keys);
+        next.at_rest.clone_from(&new.at_rest);
         next.cohorts.clone_from(&new.cohorts);
         next.advertise.clone_from(&new.advertise);
         next.publish_budget = new.publish_budget;
@@ -753,6 +808,14 @@ impl Config {
         next.verify = new.verify.clone();
         next.merge = new.merge.clone();
         (next, changes)
+    }
+}
+
+fn group_or_all(text: &str) -> Result<Option<GroupNames>, String> {
+    match (text, names_of(text)) {
+        ("*", _) => Ok(None),
+        (_, Some(names)) => Ok(Some(names)),
+        (said, None) => Err(format!("`{said}` is neither HOST/GROUP nor `*`")),
     }
 }
 
@@ -804,11 +867,11 @@ mod tests {
         assert_eq!(config.listen_tcp, Some(ListenTcp::At(config.listen)), "where it is if nothing is said");
         assert_eq!(config.locks.iter().map(|lock| lock.timeout).collect::<Vec<_>>(), [LOCK_TIMEOUT]);
         let (listen_tcp, locks, keys) = (config.listen_tcp, config.locks.clone(), config.keys.clone());
-        let cohorts = config.cohorts.clone();
+        let (at_rest, cohorts) = (config.at_rest.clone(), config.cohorts.clone());
+        assert_eq!((keys.len(), at_rest.len(), at_rest[0].keepers.len()), (1, 1, 2), "examples");
         assert!(matches!(&cohorts[..], [Cohort { every: COHORT_EVERY, hold: COHORT_HOLD, .. }]), "an example with defaults");
-        assert_eq!(keys.len(), 1, "an example");
-        let default =
-            Config { name, api_group, advertise, store_credentials, listen_tcp, locks, keys, cohorts, ..Config::default() };
+        let examples = Config { keys, at_rest, cohorts, locks, ..Config::default() };
+        let default = Config { name, api_group, advertise, store_credentials, listen_tcp, ..examples };
         assert_eq!(config, default);
         for key in [
             "name",
@@ -840,6 +903,9 @@ mod tests {
             "every_in_bucket",
             "rate",
             "after_start",
+            "of",
+            "key",
+            "keys",
         ] {
             assert!(all.iter().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not in the shipped file");
         }
@@ -880,9 +946,28 @@ mod tests {
         let of = |group: &str| GroupNames::new("web".parse().expect("a name"), group.parse().expect("a name"));
         let main = "[[key]]\nof = \"*\"\nkey = \"file:/all\"\n[[key]]\nof = \"web/db\"\nkey = \"file:/old\"";
         let config = load(main, &[("10-db.toml", "[[key]]\nof = \"web/db\"\nkey = \"file:/db\"")]).expect("valid");
-        let keeper = |group: &str| config.keeper_of(&of(group)).map(ToString::to_string);
+        let keeper = |group: &str| config.keepers_of(&of(group)).given.as_ref().map(ToString::to_string);
         assert_eq!((keeper("db").as_deref(), keeper("scratch").as_deref()), (Some("file:/db"), Some("file:/all")));
-        assert_eq!(load("", &[]).expect("valid").keeper_of(&of("db")), None);
+        assert_eq!(load("", &[]).expect("valid").keepers_of(&of("db")), Keepers::default());
+    }
+
+    /// Who says less than that something is to be in clear has it encrypted.
+    #[test]
+    fn what_is_encrypted_at_rest_is_all_of_it_but_what_is_said() {
+        let of = |group: &str| GroupNames::new("web".parse().expect("a name"), group.parse().expect("a name"));
+        let main = "[[at_rest]]\nkeys = [\"file:/a\", \"file:/b\"]\n[[at_rest]]\nof = \"web/scratch\"\nkeys = []";
+        let config = load(main, &[("10.toml", "[[at_rest]]\nof = \"web/db\"\nkeys = [\"file:/c\"]")]).expect("valid");
+        let words = |config: &Config, group| config.at_rest_of(&of(group)).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(words(&config, "web"), ["file:/a", "file:/b"]);
+        assert_eq!(words(&config, "db"), ["file:/c"]);
+        assert!(words(&config, "scratch").is_empty() && words(&load("", &[]).expect("valid"), "web").is_empty());
+        assert_eq!(config.keepers_of(&of("db")).at_rest.len(), 1);
+        // It holds from now on, and is said without what may be a secret.
+        let program = load("[[at_rest]]\nkeys = [\"command:/kms --token hunter2\"]", &[]).expect("valid");
+        let (next, changes) = config.take_over(&program);
+        assert_eq!(next.at_rest, program.at_rest);
+        assert!(changes.needs_restart.is_empty() && changes.live.len() == 1, "{changes:?}");
+        assert!(changes.live[0].contains("* command:/kms (changed)") && !changes.live[0].contains("hunter2"), "{changes:?}");
     }
 
     #[test]
@@ -938,6 +1023,10 @@ mod tests {
             ),
             ("[[key]]\nof = \"a/b\"\nkey = \"passphrase\"", "receiver.toml, line 3: key: nobody is there"),
             ("[[key]]\nof = \"a/b\"\nkey = \"file:x\"", "receiver.toml, line 3: key: must be an absolute path"),
+            ("[[at_rest]]\nof = \"db\"\nkeys = []", "receiver.toml, line 2: of: `db` is neither HOST/GROUP nor `*`"),
+            ("[[at_rest]]\nkeys = []\n[[at_rest]]\nof = \"*\"\nkeys = []", "line 4: of: `*` is in this file already"),
+            ("[[at_rest]]\nkeys = [\"file:/x\", \"passphrase\"]", "receiver.toml, line 2: keys: nobody is there"),
+            ("[[at_rest]]\nof = \"*\"", "missing field `keys`"),
             ("[receiver]\nlisten_tcp = \"7400\"", "receiver.toml, line 2: listen_tcp: "),
             ("[receiver]\nname = \"a b\"", "not a valid name"),
             ("[receiver]\nadvertise = [\"gateway\"]", "line 2: advertise: "),

@@ -1100,7 +1100,7 @@ fn goes_on(receiver: &Receiver, entry: &Entry) -> bool {
 
 /// Whether what is read may still be read here.
 fn is_given(receiver: &Receiver, group: &GroupHandle, reader: &LazyPointReader) -> bool {
-    !reader.is_sealed() || receiver.config().keeper_of(group.names()).is_some()
+    reader.seal_mode().is_none_or(|mode| keys::is_given(&receiver.config(), group.names(), mode))
 }
 
 fn open_base(receiver: &Receiver, group: &GroupHandle, volume: &Name, point: Slot) -> Result<LazyPointReader, StoreError> {

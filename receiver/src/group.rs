@@ -24,6 +24,7 @@ use farside_transport::{Backoff, CloseCode};
 use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
 
+use self::at_rest::Asker;
 pub(crate) use self::fence::{Fence, PromotionLook, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
 pub(crate) use self::mail::{BeginPart, GroupHandle, Mail, PartOutcome, PointChange};
@@ -40,6 +41,7 @@ use crate::status::{GroupView, since_1970};
 use crate::vault::Generation;
 
 mod actions;
+mod at_rest;
 mod fence;
 mod follow;
 mod mail;
@@ -69,6 +71,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
     let (mail, mailbox) = mpsc::channel(MAIL_MAX);
     let view = Arc::new(ArcSwap::from_pointee(GroupView::new(&names)));
     let room = Arc::new(Semaphore::new(FRAME_BYTES_MAX));
+    let own_mail = mail.downgrade();
     let handle = GroupHandle { names: names.clone(), mail, room, view: Arc::clone(&view) };
     let thread = std::thread::Builder::new().name(format!("g:{}", names.group)).spawn(move || {
         let _guard = AbortOnPanic;
@@ -105,6 +108,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
             torn_again: None,
             torn_patience: Backoff::new(TORN_AGAIN.0, TORN_AGAIN.1),
+            at_rest: at_rest::AtRest::new(own_mail),
         };
         group.run(mailbox);
     })?;
@@ -170,6 +174,8 @@ struct Group {
     /// When a torn ledger is read again.
     torn_again: Option<Instant>,
     torn_patience: Backoff,
+    /// The key that the group is kept encrypted with.
+    at_rest: at_rest::AtRest,
 }
 
 enum Place {
@@ -297,6 +303,8 @@ impl Group {
                 let _ = reply.send(self.fence(&fence));
             }
             Mail::StandIn => self.refuse_strangers(),
+            Mail::GiveKey { reply } => self.give_key(Asker::Pull(reply)),
+            Mail::KeyObtained { obtained } => self.key_obtained(*obtained),
             Mail::FollowBase { volume, point, reply } => {
                 let _ = reply.send(self.follow_base(&volume, point));
             }
@@ -350,6 +358,7 @@ impl Group {
                 self.keep_ends();
                 self.prune_if_due();
                 self.say_damage();
+                self.keep_key_as_configured();
                 let budget = self.budget();
                 budget.into_iter().for_each(|event| self.happened(event));
                 self.happened(Event::Tick);

@@ -16,8 +16,9 @@ use farside_region::{GranuleDigest, GranuleIndex, GranuleRun, LayerKey, Name, Re
 use farside_store::{DigestRun, LazyPointReader, StoreError, Unlocking};
 use farside_transport::{CloseCode, Closed, Connection};
 use farside_wire::{
-    Features, ForkPin, NO_KEY, PULL_CHUNK_BYTES_MAX, PULL_OPEN_MAX, PullChunk, PullFork, PullPoint, PullQuery, ReceiverHello,
-    ReceiverMessage, RefusalCode, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
+    Features, ForkPin, GroupKeyAnswer, NO_KEY, PULL_CHUNK_BYTES_MAX, PULL_OPEN_MAX, PullChunk, PullFork, PullPoint, PullQuery,
+    ReceiverHello, ReceiverMessage, RefusalCode, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload,
+    encode_payload,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -151,6 +152,13 @@ async fn answer_all(
             continue;
         }
         match message {
+            SourceMessage::KeyWanted => {
+                let late = || Err(format!("{NO_KEY}{} yet: what keeps its key has not answered", group.names()));
+                let key = tokio::time::timeout(KEY_WAIT, group.key()).await.unwrap_or_else(|_| late());
+                let key = key.map_err(|text| (RefusalCode::Store, text))?;
+                let answer = GroupKeyAnswer(key.map(|key| *key.secret().bytes()));
+                say(connection, &ReceiverMessage::GroupKey(answer)).await;
+            }
             SourceMessage::Pull(query) => {
                 if let Some(waiting) = waiting.take() {
                     (members, unlocking) = unlocked(receiver, group, host, waiting).await?;

@@ -133,6 +133,7 @@ impl GroupView {
                 seq: volume.last_seq().0,
                 staged: staged.get(&id).copied().unwrap_or(0),
                 last_point: state.newest_point_of(id).and_then(shown),
+                encryption: volume.meta().digest_key.seal().map(|seal| seal.mode.word().to_owned()),
             })
             .collect();
         group.volumes.sort_by(|a, b| a.name.cmp(&b.name));

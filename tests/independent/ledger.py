@@ -15,7 +15,7 @@ HOURS_2 = 2 * 3600 * 1000
 MERGE = 1 << 63
 STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 KINDS = {1: "claim", 2: "layers", 3: "heartbeat", 4: "pin", 5: "unpin", 6: "prune", 7: "void", 8: "tracking_lost", 9: "prune",
-         10: "pack_places", 11: "verified", 12: "claim", 13: "map", 14: "decree", 15: "layers", 16: "layers"}
+         10: "pack_places", 11: "verified", 12: "claim", 13: "map", 14: "decree", 15: "layers", 16: "claim", 17: "layers"}
 
 
 class Postcard:
@@ -70,7 +70,7 @@ class Postcard:
         if key != bytes(32):
             return key
         key += self.raw(49)
-        require(key[32] == 1, "the body", "has a mode of encryption that nobody knows")
+        require(key[32] in (1, 2), "the body", "has a mode of encryption that nobody knows")
         return key
 
     def parts(self):
@@ -89,7 +89,8 @@ class Postcard:
                            key=self.digest_key(), generation=self.u(), looked=self.option(self.u), source=self.name())
             is_shape = 0 < claim.bytes <= 1 << 52 and 0 <= claim.region - claim.granule <= 10
             require(is_shape, "the body", "has a volume of no shape")
-            require((len(claim.key) > 32) == (number == 12), "the body", "is of a claim of the other kind")
+            mode = claim.key[32] if len(claim.key) > 32 else 0
+            require({1: 0, 12: 1, 16: 2}[number] == mode, "the body", "is of a claim of another kind")
             return claim
         if kind == "layers":
             layers = Struct(
@@ -97,8 +98,8 @@ class Postcard:
                 members=self.many(lambda: Struct(
                     key=self.layer_key(), digest=self.raw(32), parts=self.many(lambda: (self.u(), self.raw(32))),
                     regions=self.ranges(), unreadable=self.ranges(), bytes=self.u())))
-            layers.label = self.label() if number in (15, 16) else None
-            require(layers.label is None or (layers.label.cohort is not None) == (number == 16), "the body", "has a label of the other kind")
+            layers.label = self.label() if number in (15, 17) else None
+            require(layers.label is None or (layers.label.cohort is not None) == (number == 17), "the body", "has a label of the other kind")
             return layers
         if kind == "heartbeat":
             return Struct(members=self.many(lambda: (self.raw(16), self.u())), position=self.u(), digest=self.raw(32),

@@ -67,6 +67,8 @@ codes! {
     HooksFailed = "hooks_failed",
     /// A volume was encrypted in another way before.
     KeyDiffers = "key_differs",
+    /// The gateway encrypts what it keeps, and this volume began without.
+    InClear = "in_clear",
     /// Changes may be unknown.
     TrackingLost = "tracking_lost",
     /// The host changes more than can be sent.

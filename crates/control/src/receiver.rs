@@ -184,6 +184,8 @@ pub struct ReceiverVolume {
     pub staged: u64,
     /// The newest point that holds it.
     pub last_point: Option<LastPoint>,
+    /// How it lies in the store: `end-to-end`, or `at-rest`, of which this gateway has the key. `None`: in clear.
+    pub encryption: Option<String>,
 }
 
 /// Body of [`TOKENS`](crate::routes::TOKENS).

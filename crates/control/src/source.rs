@@ -71,7 +71,7 @@ pub struct GroupStatus {
     pub span_ms: u64,
     /// Of what is older so much is kept: `every 1m keep 1d, every 1h keep 30d`, or `none`.
     pub grid: String,
-    /// How its volumes are encrypted: `end-to-end` and the key's id, if that is known. `None`: they are not.
+    /// How its volumes are encrypted: `end-to-end` or `at-rest`, and the key's id, if the key is here. `None`: they are not.
     pub encryption: Option<EncryptionStatus>,
     /// The worst state of its volumes.
     pub state: VolumeState,
@@ -265,7 +265,7 @@ pub struct VolumeStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct EncryptionStatus {
-    /// `end-to-end`: only this host has the key.
+    /// `end-to-end`: only this host has the key. `at-rest`: its gateway, which gave it to this host.
     pub mode: String,
     /// The key's id, 32 hex digits, which says nothing about the key; `None`: the key is not here.
     pub key: Option<String>,

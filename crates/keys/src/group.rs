@@ -70,7 +70,8 @@ impl GroupKey {
         Seal { mode, key: self.id, commitment: self.volume(volume).commitment }
     }
 
-    pub(crate) fn secret(&self) -> &Secret {
+    /// The key itself, for who is given it: a gateway that encrypts at rest hands it to the source, which seals with it.
+    pub fn secret(&self) -> &Secret {
         &self.key
     }
 }

@@ -3,7 +3,7 @@
 //! Decoding is bounded: at most [`RECORD_BYTES_MAX`] bytes are looked at, and memory follows the bytes that are really there,
 //! never a length that they claim. The digest is checked before anything else is believed.
 
-use farside_region::{GroupId, RecordDigest, Slot};
+use farside_region::{GroupId, RecordDigest, SealMode, Slot};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -32,14 +32,16 @@ const KIND_TRACKING_LOST: u16 = 8;
 const KIND_PRUNE_BY_AGE: u16 = 9;
 const KIND_PACK_PLACES: u16 = 10;
 const KIND_VERIFIED: u16 = 11;
-/// A claim of an encrypted volume: who does not know how to read one refuses the kind.
+/// A claim of a volume that is encrypted end to end: who does not know how to read one refuses the kind.
 const KIND_CLAIM_SEALED: u16 = 12;
 const KIND_MAP: u16 = 13;
 const KIND_DECREE: u16 = 14;
 /// Layers of a point of which something is said.
 const KIND_LABELLED: u16 = 15;
+/// A claim of a volume that is encrypted at rest.
+const KIND_CLAIM_AT_REST: u16 = 16;
 /// The same, of a cut of several groups: who does not know of those refuses the kind.
-const KIND_COHORT: u16 = 16;
+const KIND_COHORT: u16 = 17;
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,8 +97,7 @@ impl Record {
     /// When it would be larger than [`RECORD_BYTES_MAX`].
     pub fn encode(&self) -> Result<Encoded, TooLarge> {
         let (kind, body) = match &self.body {
-            Body::Claim(b) if b.volume.digest_key.seal().is_some() => (KIND_CLAIM_SEALED, to_postcard(b)),
-            Body::Claim(b) => (KIND_CLAIM, to_postcard(b)),
+            Body::Claim(b) => (claim_kind(b), to_postcard(b)),
             Body::Layers(b) => layers_body(b),
             Body::Heartbeat(b) => (KIND_HEARTBEAT, to_postcard(b)),
             Body::Pin(b) => (KIND_PIN, to_postcard(b)),
@@ -173,7 +174,7 @@ impl Record {
             return Err(DecodeError::Length(bytes.len()));
         }
         let body = match kind {
-            KIND_CLAIM | KIND_CLAIM_SEALED => Body::Claim(claim_of(body, kind == KIND_CLAIM_SEALED)?),
+            KIND_CLAIM | KIND_CLAIM_SEALED | KIND_CLAIM_AT_REST => Body::Claim(claim_of(body, kind)?),
             KIND_LAYERS => {
                 let (kind, epoch, members) = from_postcard(body)?;
                 Body::Layers(Layers { kind, epoch, label: None, members })
@@ -229,10 +230,18 @@ fn prune_of<P: DeserializeOwned>(body: &[u8], policy: impl FnOnce(P) -> PrunePol
     Ok(Prune { looked, policy: policy(said), points, parts })
 }
 
-/// A claim says by its kind whether the volume is encrypted.
-fn claim_of(body: &[u8], is_sealed: bool) -> Result<Claim, DecodeError> {
+/// A claim says by its kind how the volume is encrypted, if it is.
+fn claim_kind(claim: &Claim) -> u16 {
+    match claim.volume.digest_key.seal().map(|seal| seal.mode) {
+        None => KIND_CLAIM,
+        Some(SealMode::EndToEnd) => KIND_CLAIM_SEALED,
+        Some(SealMode::AtRest) => KIND_CLAIM_AT_REST,
+    }
+}
+
+fn claim_of(body: &[u8], kind: u16) -> Result<Claim, DecodeError> {
     let claim: Claim = from_postcard(body)?;
-    if claim.volume.digest_key.seal().is_some() == is_sealed { Ok(claim) } else { Err(DecodeError::Body) }
+    if claim_kind(&claim) == kind { Ok(claim) } else { Err(DecodeError::Body) }
 }
 
 /// What is left of a head whose length was checked.

@@ -16,6 +16,8 @@ use crate::ids::KeyId;
 pub enum SealMode {
     /// Its source, and nobody on the way: not the gateway, not the store.
     EndToEnd,
+    /// The gateway, which drew it and gives it to the source on every connection: what lies in the store is encrypted, and the gateway reads it.
+    AtRest,
 }
 
 impl SealMode {
@@ -23,18 +25,20 @@ impl SealMode {
     pub fn to_byte(self) -> u8 {
         match self {
             Self::EndToEnd => 1,
+            Self::AtRest => 2,
         }
     }
 
     /// The mode of that byte, if this build knows it.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        (byte == Self::EndToEnd.to_byte()).then_some(Self::EndToEnd)
+        [Self::EndToEnd, Self::AtRest].into_iter().find(|mode| mode.to_byte() == byte)
     }
 
     /// As people write it.
     pub fn word(self) -> &'static str {
         match self {
             Self::EndToEnd => "end-to-end",
+            Self::AtRest => "at-rest",
         }
     }
 }

@@ -310,6 +310,7 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("L6 a yes to one promotion holds for the next", 100, Some(failovers)),
     story("a claim gives a volume another key or seal", LEDGER, "stories::l4_a_volume_keeps_its_digest_key_or_its_seal"),
     story("an encrypted volume adopts what the ledger says", CORE, "sealed::l4_a_seal_is_never_adopted"),
+    story("a claim before the answer about the key", CORE, "sealed::l4_nothing_is_claimed_before_the_answer_about_the_key"),
     story("a claim before its wrapped key", CORE, "sealed::l4_a_key_is_in_the_store_before_a_claim_that_names_it"),
     story("L6 a rewound store is forgotten by a crash", CORE, "stories::l6_a_store_that_was_called_rewound_is_so_after_a_crash"),
     story(

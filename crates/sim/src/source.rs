@@ -182,6 +182,7 @@ impl Source {
             source: world.names.source.clone(),
             group: world.names.group.clone(),
             stands_in: site.stands_in,
+            asks_for_key: false,
             instance: InstanceId(world.rng.borrow_mut().bytes16()),
             boot: site.boot.get(),
             layer_digest: farside_layer::layer_digest,

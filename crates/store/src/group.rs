@@ -24,13 +24,13 @@ use farside_region::{
 };
 
 use crate::attempt::{Attempt, Draft, Found, dated};
-use crate::backend::{Created, Listed, ObjectName, block_on, list_all};
+use crate::backend::{Backend, Created, Listed, ObjectName, block_on, list_all};
 use crate::checkpoint::{self, Checkpoints};
 use crate::error::{Result, StoreError};
 use crate::follower::{FollowLook, FollowStage};
 use crate::image::{Applied, GroupImage, PartRuns, parts_of};
 use crate::index::{Content, PartNo};
-use crate::keys::add_wrapping;
+use crate::keys::{ClaimedKeys, add_wrapping};
 use crate::landing::Landing;
 use crate::lazy::LazyPointReader;
 use crate::leases::Leases;
@@ -663,6 +663,16 @@ impl GroupStore {
     /// [`StoreError::BadKey`]; what the file system or the service says.
     pub fn keep_key(&mut self, wrapped: &[u8]) -> Result<(KeyId, u64)> {
         add_wrapping(&*self.segments.backend, &self.segments.names, wrapped)
+    }
+
+    /// What wrapped keys are asked for through, by who must not hold up this group.
+    pub fn backend(&self) -> Arc<dyn Backend> {
+        Arc::clone(&self.segments.backend)
+    }
+
+    /// What the ledger says of the group's keys.
+    pub fn claimed_keys(&self) -> ClaimedKeys {
+        ClaimedKeys::of(self.state().volumes().map(|(_, volume)| volume.meta()))
     }
 
     /// Bytes of all published segments.

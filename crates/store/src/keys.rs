@@ -1,14 +1,17 @@
 //! The wrapped keys of a group: `keys/<n>` in its folder, each a key of `docs/formats/keys.md`, encrypted under what somebody keeps.
 //!
 //! Invariant: one is durable before a claim that names its key is appended; none is ever changed. Nothing here holds a key longer than the
-//! [`Unlocking`] for which it was unwrapped: a reader's, or that of a gateway which was given the key.
+//! [`Unlocking`] for which it was unwrapped: a reader's, or that of a gateway which was given the key, or which drew it to encrypt a group at rest.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use farside_keys::{ContentKeys, GroupKey, Keeper, Seal, WRAPPING_BYTES_MAX, WRAPPINGS_MAX, WrapError, Wrapping};
+use farside_keys::{
+    ARGON2_DEFAULT, ContentKeys, GroupKey, Keeper, Seal, SealMode, WRAPPING_BYTES_MAX, WRAPPINGS_MAX, WrapError, Wrapping,
+};
 use farside_ledger::VolumeMeta;
 use farside_region::KeyId;
 
@@ -88,10 +91,65 @@ pub fn add_wrapping(backend: &dyn Backend, names: &GroupNames, bytes: &[u8]) -> 
     Err(bad(format!("there are {WRAPPINGS_MAX} of them already; remove those that nobody uses")))
 }
 
-/// What somebody was given to unwrap a group's key with, and what came of it.
+/// What unwraps the keys of a group, at somebody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keepers {
+    /// What he was given: for every volume.
+    pub given: Option<Keeper>,
+    /// What keeps the keys with which he encrypts at rest himself. Of volumes that are encrypted end to end they are none.
+    pub at_rest: Vec<Keeper>,
+}
+
+impl Keepers {
+    /// Those that a volume's key may be unwrapped with.
+    pub fn of(&self, mode: SealMode) -> Vec<&Keeper> {
+        let at_rest = match mode {
+            SealMode::AtRest => &self.at_rest[..],
+            SealMode::EndToEnd => &[],
+        };
+        at_rest.iter().chain(&self.given).collect()
+    }
+}
+
+/// What the ledger of a group says of its keys.
+#[derive(Clone, Debug, Default)]
+pub struct ClaimedKeys {
+    /// A volume that is encrypted at rest, if there is one: new ones get the same key.
+    pub at_rest: Option<VolumeMeta>,
+    /// The keys of volumes that are encrypted end to end: no volume at rest gets one of these.
+    pub end_to_end: BTreeSet<KeyId>,
+}
+
+impl ClaimedKeys {
+    /// What these claims say; of several keys at rest that of the last one.
+    pub fn of<'m>(volumes: impl Iterator<Item = &'m VolumeMeta>) -> Self {
+        let mut claimed = Self::default();
+        for volume in volumes {
+            match volume.digest_key.seal() {
+                None => {}
+                Some(seal) if seal.mode == SealMode::AtRest => claimed.at_rest = Some(volume.clone()),
+                Some(seal) => drop(claimed.end_to_end.insert(seal.key)),
+            }
+        }
+        claimed
+    }
+}
+
+/// The key with which a group is encrypted at rest. A wrapping of it is durable in the store.
+#[derive(Debug)]
+pub struct AtRestKey {
+    /// For its source.
+    pub key: GroupKey,
+    /// It was drawn just now.
+    pub is_new: bool,
+    /// Which of those that are to keep it do not yet, and why. It is asked of them again the next time.
+    pub unkept: Vec<String>,
+}
+
+/// What somebody was given to unwrap a group's keys with, and what came of it.
 #[derive(Debug, Default)]
 pub struct Unlocking {
-    keeper: Option<Keeper>,
+    keepers: Keepers,
     /// After so long no other wrapping is tried, until the next time.
     patience: Option<Duration>,
     known: Mutex<Known>,
@@ -100,6 +158,8 @@ pub struct Unlocking {
 #[derive(Debug, Default)]
 struct Known {
     keys: Vec<GroupKey>,
+    /// Everybody who is to keep this one does.
+    kept: Option<KeyId>,
     failed: Option<Failed>,
 }
 
@@ -117,17 +177,17 @@ struct Failed {
 impl Unlocking {
     /// Nothing is unwrapped before it is needed; then every wrapping is tried, however long that takes.
     pub fn new(keeper: Option<Keeper>) -> Self {
-        Self { keeper, patience: None, known: Mutex::default() }
+        Self { keepers: Keepers { given: keeper, at_rest: Vec::new() }, patience: None, known: Mutex::default() }
     }
 
     /// For a service, which nobody must hold up: where some wrappings take long, others are tried the next time.
-    pub fn for_service(keeper: Option<Keeper>) -> Self {
-        Self { patience: Some(PATIENCE), ..Self::new(keeper) }
+    pub fn for_service(keepers: Keepers) -> Self {
+        Self { keepers, patience: Some(PATIENCE), known: Mutex::default() }
     }
 
     /// What could not be had is tried again as soon as it is asked for.
     pub fn forget_failures(&self) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).failed = None;
+        self.lock().failed = None;
     }
 
     /// Keys that are here as they are, and those of an encrypted volume where they are not.
@@ -143,35 +203,125 @@ impl Unlocking {
 
     /// The keys of a volume's content; of an encrypted one, unless somebody gave a key, those of who has none.
     pub(crate) fn keys_if_given(&self, backend: &dyn Backend, names: &GroupNames, volume: &VolumeMeta) -> Result<ContentKeys> {
-        match (volume.digest_key.seal(), &self.keeper) {
-            (Some(seal), Some(keeper)) => self.unlock(backend, names, volume, seal, keeper),
+        match volume.digest_key.seal() {
+            Some(seal) if !self.keepers.of(seal.mode).is_empty() => self.unlock(backend, names, volume, seal),
             _ => Ok((&volume.digest_key).into()),
         }
     }
 
     /// The keys of a volume's content.
     pub(crate) fn keys(&self, backend: &dyn Backend, names: &GroupNames, volume: &VolumeMeta) -> Result<ContentKeys> {
-        match (volume.digest_key.seal(), &self.keeper) {
-            (Some(seal), None) => Err(needed(volume, seal, &wrappings(backend, names)?, "no key was given".to_owned())),
+        match volume.digest_key.seal() {
+            Some(seal) if self.keepers.of(seal.mode).is_empty() => {
+                Err(needed(volume, seal, &wrappings(backend, names)?, "no key was given".to_owned()))
+            }
             _ => self.keys_if_given(backend, names, volume),
         }
     }
 
-    fn unlock(
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key with which new volumes of a group are encrypted at rest, drawn if there was none; `None`: they are not. Everybody in
+    /// [`Keepers::at_rest`] keeps it then, or is named. One at a time draws. A program or a passphrase takes its time.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyNeeded`], of volumes that are there; [`StoreError::BadKey`] where a new one cannot be kept; what the file system or the
+    /// service says.
+    pub fn at_rest_key(&self, backend: &dyn Backend, names: &GroupNames, claimed: &ClaimedKeys) -> Result<Option<AtRestKey>> {
+        let mut known = self.lock();
+        let (key, is_new) = match claimed.at_rest.as_ref().and_then(|volume| Some((volume, volume.digest_key.seal()?))) {
+            Some((volume, seal)) => (self.unlocked(&mut known, backend, names, volume, seal)?, false),
+            None if self.keepers.at_rest.is_empty() => return Ok(None),
+            None => match self.drawn_before(&known, backend, names, &claimed.end_to_end)? {
+                Some(key) => (key, false),
+                None => (self.draw(backend, names)?, true),
+            },
+        };
+        if !known.keys.iter().any(|other| other.id() == key.id()) {
+            known.keys.push(key.clone());
+        }
+        // Whoever put what was found there may have died before it was durable, and a claim is to name the key now.
+        block_on(backend.sync(&names.keys()))?;
+        let mut unkept = Vec::new();
+        if !is_new && known.kept != Some(key.id()) {
+            unkept = self.keep(backend, names, &key)?;
+        }
+        known.kept = unkept.is_empty().then_some(key.id());
+        Ok(Some(AtRestKey { key, is_new, unkept }))
+    }
+
+    /// A key that was drawn for the group before any volume was claimed with it.
+    fn drawn_before(
         &self,
+        known: &Known,
+        backend: &dyn Backend,
+        names: &GroupNames,
+        end_to_end: &BTreeSet<KeyId>,
+    ) -> Result<Option<GroupKey>> {
+        let stored = wrappings(backend, names)?;
+        let ours = stored.iter().filter_map(|stored| stored.wrapping.as_ref().ok()).filter(|w| !end_to_end.contains(&w.key()));
+        for wrapping in ours {
+            if let Some(key) = known.keys.iter().find(|key| key.id() == wrapping.key()) {
+                return Ok(Some(key.clone()));
+            }
+            if let Some(key) = self.keepers.at_rest.iter().find_map(|keeper| wrapping.unwrap(keeper).ok()) {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A new key. † Nothing of it is in the store before everybody who is to keep it has wrapped it: who configured two ways to it relies on both.
+    fn draw(&self, backend: &dyn Backend, names: &GroupNames) -> Result<GroupKey> {
+        let bad = |why: String| StoreError::BadKey { group: names.to_string(), why };
+        let key = GroupKey::random().map_err(|error| bad(format!("no randomness: {error}")))?;
+        let wrap = |keeper| Wrapping::new(&key, keeper, ARGON2_DEFAULT).map_err(|error| bad(error.to_string()));
+        let wrapped: Vec<Wrapping> = self.keepers.at_rest.iter().map(wrap).collect::<Result<_>>()?;
+        for wrapping in wrapped {
+            add_wrapping(backend, names, &wrapping.encode())?;
+        }
+        Ok(key)
+    }
+
+    /// Has everybody keep a key who is to; says who does not.
+    fn keep(&self, backend: &dyn Backend, names: &GroupNames, key: &GroupKey) -> Result<Vec<String>> {
+        let stored = wrappings(backend, names)?;
+        let of_key: Vec<_> = stored.iter().filter_map(|s| s.wrapping.as_ref().ok()).filter(|w| w.key() == key.id()).collect();
+        let mut unkept = Vec::new();
+        for keeper in &self.keepers.at_rest {
+            if of_key.iter().any(|wrapping| wrapping.unwrap(keeper).is_ok()) {
+                continue;
+            }
+            match Wrapping::new(key, keeper, ARGON2_DEFAULT) {
+                Ok(wrapping) => drop(add_wrapping(backend, names, &wrapping.encode())?),
+                Err(error) => unkept.push(error.to_string()),
+            }
+        }
+        Ok(unkept)
+    }
+
+    fn unlock(&self, backend: &dyn Backend, names: &GroupNames, volume: &VolumeMeta, seal: &Seal) -> Result<ContentKeys> {
+        let key = self.unlocked(&mut self.lock(), backend, names, volume, seal)?;
+        // Held against the claim before anything is decrypted.
+        ContentKeys::unseal(&key, volume.id, seal).map_err(|e| needed(volume, seal, &[], e.to_string()))
+    }
+
+    fn unlocked(
+        &self,
+        known: &mut Known,
         backend: &dyn Backend,
         names: &GroupNames,
         volume: &VolumeMeta,
         seal: &Seal,
-        keeper: &Keeper,
-    ) -> Result<ContentKeys> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    ) -> Result<GroupKey> {
         if !known.keys.iter().any(|key| key.id() == seal.key) {
             if let Some(failed) = known.failed.as_ref().filter(|failed| failed.key == seal.key && failed.at.elapsed() < AGAIN) {
                 return Err(needed(volume, seal, &failed.stored, failed.why.clone()));
             }
             let from = known.failed.as_ref().filter(|failed| failed.key == seal.key).map_or(0, |failed| failed.next);
-            match unwrap(backend, names, seal, keeper, (from, self.patience))? {
+            match unwrap(backend, names, seal, &self.keepers.of(seal.mode), (from, self.patience))? {
                 Ok(key) => {
                     known.failed = None;
                     known.keys.push(key);
@@ -183,9 +333,7 @@ impl Unlocking {
                 }
             }
         }
-        let key = known.keys.iter().find(|key| key.id() == seal.key).expect("it is there, or was just put there");
-        // Held against the claim before anything is decrypted.
-        ContentKeys::unseal(key, volume.id, seal).map_err(|e| needed(volume, seal, &[], e.to_string()))
+        Ok(known.keys.iter().find(|key| key.id() == seal.key).expect("it is there, or was just put there").clone())
     }
 }
 
@@ -197,17 +345,19 @@ struct Untold {
     next: u64,
 }
 
-/// The key that a volume says, out of any of its wrappings that this opens, those from a number on first. With a patience some may be left.
+/// The key that a volume says, out of any of its wrappings that one of these opens, those from a number on first. With a patience some may be left.
 fn unwrap(
     backend: &dyn Backend,
     names: &GroupNames,
     seal: &Seal,
-    keeper: &Keeper,
+    keepers: &[&Keeper],
     (from, patience): (u64, Option<Duration>),
 ) -> Result<Result<GroupKey, Untold>> {
     // Whoever wrote the wrappings says what a passphrase costs: not of many groups at once.
     static PASSPHRASES: Mutex<()> = Mutex::new(());
-    let mut why = format!("`{keeper}` opens none of its wrappings");
+    let named: Vec<String> = keepers.iter().map(|keeper| format!("`{keeper}`")).collect();
+    let opens = if keepers.len() == 1 { "opens" } else { "open" };
+    let mut why = format!("{} {opens} none of its wrappings", named.join(" and "));
     let mut stored = Vec::new();
     let begun = Instant::now();
     let halves = if from == 0 { vec![0..FIRST, FIRST..WRAPPINGS_MAX] } else { vec![from..WRAPPINGS_MAX, 0..from] };
@@ -222,14 +372,16 @@ fn unwrap(
                 return Ok(Err(Untold { stored, why, next }));
             }
             let Ok(wrapping) = &found.wrapping else { continue };
-            let is_costly = matches!(keeper, Keeper::Passphrase(_) | Keeper::PassphraseFile(_));
-            let one = is_costly.then(|| PASSPHRASES.lock().unwrap_or_else(PoisonError::into_inner));
-            let unwrapped = wrapping.unwrap(keeper);
-            drop(one);
-            match unwrapped {
-                Ok(key) => return Ok(Ok(key)),
-                Err(WrapError::OtherWay { .. }) => {}
-                Err(error) => why = error.to_string(),
+            for keeper in keepers {
+                let is_costly = matches!(keeper, Keeper::Passphrase(_) | Keeper::PassphraseFile(_));
+                let one = is_costly.then(|| PASSPHRASES.lock().unwrap_or_else(PoisonError::into_inner));
+                let unwrapped = wrapping.unwrap(keeper);
+                drop(one);
+                match unwrapped {
+                    Ok(key) => return Ok(Ok(key)),
+                    Err(WrapError::OtherWay { .. }) => {}
+                    Err(error) => why = error.to_string(),
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::backend::counting::{Counting, Request};
 use crate::backend::memory::Memory;
 use crate::check::{Problem, Severity, check};
 use crate::testkit::{Fill, GRANULE, TempStore, TestVolume, name};
-use crate::{FileTarget, Looked, RestoreOptions, StoreReader, restore_to, verify_point};
+use crate::{FileTarget, GroupStore, Looked, RestoreOptions, StoreReader, restore_to, verify_point};
 
 const CHEAP: Argon2Cost = Argon2Cost { memory_kib: 8, passes: 1, lanes: 1 };
 
@@ -159,7 +159,7 @@ fn wrapped_keys_are_asked_for_four_at_first() {
         let meta = TestVolume::new("v", 64).sealed(&group_key(number as u8 + 1)).meta;
         let seal = *meta.digest_key.seal().expect("sealed");
         let (key, counts) =
-            counting.during(|| unwrap(&*counting, &names, &seal, &Keeper::File(path.clone()), (0, None)).expect("read"));
+            counting.during(|| unwrap(&*counting, &names, &seal, &[&Keeper::File(path.clone())], (0, None)).expect("read"));
         assert_eq!(key.expect("its key").id(), seal.key);
         assert_eq!(counts.of(Request::Get) as u64, if number < FIRST { FIRST } else { WRAPPINGS_MAX }, "{number}");
     }
@@ -232,10 +232,80 @@ fn who_has_no_patience_goes_on_where_he_was() {
     let reader = StoreReader::open(&store.path()).expect("open");
     let volume = TestVolume::new("v", 64).sealed(&group_key(1));
     let seal = *volume.meta.digest_key.seal().expect("sealed");
-    let tried = |from, patience| unwrap(&**reader.backend(), &names, &seal, &file, (from, patience)).expect("read");
+    let tried = |from, patience| unwrap(&**reader.backend(), &names, &seal, &[&file], (from, patience)).expect("read");
     assert_eq!(tried(0, None).expect("its key").id(), seal.key);
     let left = tried(0, Some(Duration::ZERO)).expect_err("none was tried");
     assert!(left.next == 0 && left.why.contains("the next time"), "{left:?}");
     assert_eq!(tried(2, None).expect("the one that it begins with").id(), seal.key);
     assert_eq!(tried(3, None).expect("those before it are tried as well").id(), seal.key);
+}
+
+fn at_rest(keepers: &[Keeper]) -> Unlocking {
+    Unlocking::for_service(Keepers { given: None, at_rest: keepers.to_vec() })
+}
+
+fn told(group: &GroupStore, unlocking: &Unlocking) -> crate::Result<Option<AtRestKey>> {
+    unlocking.at_rest_key(&*group.backend(), group.names(), &group.claimed_keys())
+}
+
+fn stored(group: &GroupStore) -> Vec<KeyId> {
+    let all = wrappings(&*group.backend(), group.names()).expect("read");
+    all.into_iter().map(|stored| stored.wrapping.expect("whole").key()).collect()
+}
+
+/// Two keys in one group would be two things to lose; and whoever was named to keep it and does not is missed on the worst day.
+#[test]
+fn a_key_at_rest_is_drawn_once_and_kept_by_everybody_who_is_to() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let (first, second, third) = (key_file(&store, 1), key_file(&store, 2), key_file(&store, 3));
+    assert!(told(&group, &at_rest(&[])).expect("nothing to do").is_none() && stored(&group).is_empty());
+    // One who is to keep it cannot: nothing is in the store.
+    let away = Keeper::File(store.dir.path().join("away"));
+    told(&group, &at_rest(&[first.clone(), away.clone()])).expect_err("the second keeps nothing");
+    assert!(stored(&group).is_empty(), "half of what was configured");
+
+    let unlocking = at_rest(&[first.clone(), second.clone()]);
+    let drawn = told(&group, &unlocking).expect("drawn").expect("a key");
+    let id = drawn.key.id();
+    assert!(drawn.is_new && drawn.unkept.is_empty() && stored(&group) == [id, id]);
+    // The same process, another one, and one that died between the two.
+    let again = told(&group, &unlocking).expect("known").expect("a key");
+    assert!(again.key.id() == id && !again.is_new && stored(&group).len() == 2);
+    fs::remove_file(store.path().join(group.names().key(1).as_str())).expect("removed");
+    let after = told(&group, &at_rest(&[first.clone(), second.clone()])).expect("found").expect("a key");
+    assert!(after.key.id() == id && !after.is_new && stored(&group) == [id, id]);
+
+    // Another keeper: the same key, before a volume has it and after.
+    let mut volume = TestVolume::new("v", 64).sealed_as(SealMode::AtRest, &drawn.key);
+    volume.claim(&mut group);
+    let rotated = told(&group, &at_rest(&[third.clone(), second.clone(), away])).expect("the second opens it").expect("a key");
+    assert!(rotated.key.id() == id && rotated.unkept.len() == 1 && stored(&group) == [id, id, id], "{:?}", rotated.unkept);
+    // Nobody who has it: another one is not drawn in its place.
+    let refused = told(&group, &at_rest(&[key_file(&store, 9)])).expect_err("it is wrapped by others").to_string();
+    assert!(refused.contains("at-rest") && refused.contains(&id.to_string()), "{refused}");
+    assert_eq!(stored(&group).len(), 3);
+    // Not configured any more: who was given it goes on.
+    let given = Unlocking::for_service(Keepers { given: Some(third), at_rest: Vec::new() });
+    assert_eq!(told(&group, &given).expect("unwrapped").expect("a key").key.id(), id);
+}
+
+/// A gateway that encrypts at rest has not been given what hosts encrypt themselves, whatever opens it.
+#[test]
+fn what_keeps_keys_at_rest_opens_nothing_that_is_encrypted_end_to_end() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let file = key_file(&store, 1);
+    group.keep_key(&wrapped(&group_key(1), &file)).expect("kept");
+    let mut volume = TestVolume::new("v", 64).sealed(&group_key(1));
+    volume.claim(&mut group);
+    let point = volume.base(&mut group, 0x41);
+    let reader = || group.reader_of_kept(point, volume.id()).expect("a reader");
+    let refused = reader().unlocked(&at_rest(std::slice::from_ref(&file))).expect_err("it is the host's").to_string();
+    assert!(refused.contains("no key was given"), "{refused}");
+    let given = Unlocking::for_service(Keepers { given: Some(file.clone()), at_rest: Vec::new() });
+    assert!(!reader().unlocked(&given).expect("it was given").is_opaque());
+    // Nor is that key given to anybody.
+    let drawn = told(&group, &at_rest(&[file])).expect("drawn").expect("a key");
+    assert!(drawn.is_new && drawn.key.id() != group_key(1).id());
 }

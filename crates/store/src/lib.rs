@@ -74,7 +74,7 @@ pub use follower::{
 pub use group::{Appended, Dated, DigestRun, GroupStore, Repair, Swept, VoidedRecord, head_digests};
 pub use image::{Applied, GroupImage, PRUNE_PARTS_MAX, PRUNE_POINTS_MAX, PartRuns, VolumeImage};
 pub use index::{Content, Extent, PartNo, VolumeIndex};
-pub use keys::{StoredWrapping, Unlocking, add_wrapping, wrappings};
+pub use keys::{AtRestKey, ClaimedKeys, Keepers, StoredWrapping, Unlocking, add_wrapping, wrappings};
 pub use landing::{LandedLayer, Landing, PartLander};
 pub use lazy::{LazyImage, LazyPointReader};
 pub use liveness::{MUTATION_RETAINED_POINTS_ONLY, Part, PartName, Parts};

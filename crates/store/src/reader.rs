@@ -14,7 +14,9 @@ use bytes::Bytes;
 use farside_keys::{ContentKeys, Keeper};
 use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta, group_id};
-use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, Slot, Term, VolumeId, mutation};
+use farside_region::{
+    ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, SealMode, Slot, Term, VolumeId, mutation,
+};
 
 use crate::aligned::AlignedBytes;
 use crate::backend::{Backend, DirBackend, ObjectName, block_on, block_on_all};
@@ -515,6 +517,11 @@ impl<I> PointReader<I> {
     /// Whether the volume is encrypted.
     pub fn is_sealed(&self) -> bool {
         self.keys.is_sealed()
+    }
+
+    /// How it is, if it is.
+    pub fn seal_mode(&self) -> Option<SealMode> {
+        self.volume.digest_key.seal().map(|seal| seal.mode)
     }
 
     /// The point.

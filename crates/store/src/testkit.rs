@@ -101,7 +101,11 @@ impl TestVolume {
 
     /// The same, encrypted.
     pub(crate) fn sealed(self, key: &GroupKey) -> Self {
-        let digest_key = DigestKey::Sealed(key.seal(SealMode::EndToEnd, self.id()));
+        self.sealed_as(SealMode::EndToEnd, key)
+    }
+
+    pub(crate) fn sealed_as(self, mode: SealMode, key: &GroupKey) -> Self {
+        let digest_key = DigestKey::Sealed(key.seal(mode, self.id()));
         Self { meta: VolumeMeta { digest_key, ..self.meta }, group_key: Some(key.clone()), ..self }
     }
 

@@ -64,6 +64,9 @@ impl Features {
     pub const LABELS: Self = Self(32);
     /// In a receiver's greeting on a connection that pulls: [`SourceMessage::PullFork`](crate::SourceMessage::PullFork) is understood.
     pub const FORK: Self = Self(64);
+    /// Volumes that the gateway encrypts at rest: claims of them, [`SourceMessage::KeyWanted`](crate::SourceMessage::KeyWanted) and its answer are
+    /// understood.
+    pub const AT_REST: Self = Self(128);
     /// Points of groups of several hosts that were cut as one are understood, and connections over which that is conducted.
     pub const COHORTS: Self = Self(256);
     /// What it takes to say of a point that it is of such a cut.
@@ -72,10 +75,11 @@ impl Features {
     /// said [`Features::COHORTS`] on a connection that publishes.
     pub const COHORT: Self = Self(512);
     /// What a receiver of this build can do on a connection that pulls.
-    pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0);
+    pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0 | Self::AT_REST.0);
     /// What this build can do on a connection that publishes.
-    pub const OURS: Self =
-        Self(Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0 | Self::COHORTS.0);
+    pub const OURS: Self = Self(
+        Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0 | Self::AT_REST.0 | Self::COHORTS.0,
+    );
 
     /// What both can do.
     #[must_use]

@@ -27,11 +27,11 @@ pub use codec::{
 pub use cohort::{COHORT_HOLD_US_MAX, CohortAsk, CohortSay};
 pub use messages::{
     ClaimOutcome, ClaimRequest, ClaimVerdict, Compared, Credit, CurrentVolume, DAMAGED_VOLUMES_MAX, DIGEST_GRANULES_MAX, Damage,
-    DamagedVolume, DigestAnswer, DigestQuery, DigestRun, END_MEMBERS_MAX, END_RANGES_MAX, EndMember, EpochEnd, HeldLayer,
-    InstanceId, LabelledEnd, LayerBegin, LayerFate, LedgerLayer, LedgerSlice, LossRecorded, LossReport, Lost, NewestPoint,
-    Notice, Published, RESUME_LAYERS_MAX, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId,
-    ResumeAnswer, ResumeQuery, ResumedLayer, SaidEnd, Settings, SourceHello, SourceMessage, Staged, TEXT_BYTES_MAX, Void,
-    WRAPPED_KEY_BYTES_MAX,
+    DamagedVolume, DigestAnswer, DigestQuery, DigestRun, END_MEMBERS_MAX, END_RANGES_MAX, EndMember, EpochEnd, GroupKeyAnswer,
+    HeldLayer, InstanceId, LabelledEnd, LayerBegin, LayerFate, LedgerLayer, LedgerSlice, LossRecorded, LossReport, Lost,
+    NewestPoint, Notice, Published, RESUME_LAYERS_MAX, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode,
+    RequestId, ResumeAnswer, ResumeQuery, ResumedLayer, SaidEnd, Settings, SourceHello, SourceMessage, Staged, TEXT_BYTES_MAX,
+    Void, WRAPPED_KEY_BYTES_MAX,
 };
 pub use part::{PART_HEADER_BYTES, PartHeader, PartHeaderError};
 pub use points::{PointAnswer, PointInfo, PointMemberInfo, PointPage, PointQuery, PointQueryKind};

@@ -3,6 +3,7 @@
 //! `Hello` stays the first variant with these first fields for ever, so that any two builds can refuse each other by name.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use farside_ledger::{Claim, EpochInfo, Grid, Heartbeat, Label, LayerKind, Policy, VoidReason, VolumeMeta};
 use farside_region::{
@@ -87,6 +88,9 @@ pub enum SourceMessage {
     /// Which point the asker's disks went their own way from; answered by [`ReceiverMessage::PullPoint`], or by a refusal. Where the receiver has
     /// [`Features::FORK`].
     PullFork(PullFork),
+    /// The source encrypts nothing by itself, and asks whether the receiver wants the group encrypted at rest: after the greeting, before it asks
+    /// for anything else; answered by [`ReceiverMessage::GroupKey`], or by a refusal. Where both have [`Features::AT_REST`].
+    KeyWanted,
     /// An answer to [`ReceiverMessage::Cohort`]. Only on a connection that is there for it: [`Features::COHORT`].
     Cohort(CohortSay),
 }
@@ -130,8 +134,22 @@ pub enum ReceiverMessage {
     PullPoint(PullPoint),
     /// A piece of the answer to [`SourceMessage::Pull`].
     Pulled(PullChunk),
+    /// The answer to [`SourceMessage::KeyWanted`].
+    GroupKey(GroupKeyAnswer),
     /// Groups of several hosts are to be cut as one. Only on a connection that is there for it: [`Features::COHORT`].
     Cohort(CohortAsk),
+}
+
+/// The key with which the volumes of a group are encrypted at rest, for the memory of its source; `None`: the receiver encrypts nothing of the group.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GroupKeyAnswer(pub Option<[u8; 32]>);
+
+/// Without the key.
+impl fmt::Debug for GroupKeyAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "GroupKeyAnswer(a key)" } else { "GroupKeyAnswer(none)" })
+    }
 }
 
 /// Who calls.

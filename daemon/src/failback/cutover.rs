@@ -99,13 +99,13 @@ impl Daemon {
         locked(&failback.note).stage = Stage::HandingOver;
         let puller = self.puller(&group, &failback).await.map_err(super::unreachable)?;
         let point = puller.point(None).await.map_err(super::unreachable)?;
-        drop(puller);
         self.heard(&failback, &point);
         locked(&failback.note).generation = point.generation.0;
         let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
         // Without them it could not come back.
-        let keys = self.keys_to(&failback, &point, &names).await;
+        let keys = self.keys_to(&failback, &puller, &point, &names).await;
         keys.map_err(super::unreachable)?;
+        drop(puller);
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
         }
@@ -321,7 +321,6 @@ impl Daemon {
         let group = &note.group;
         let puller = self.puller(group, failback).await.map_err(super::unreachable)?;
         let point = puller.point(at.as_ref().map(|at| at.position)).await.map_err(super::unreachable)?;
-        drop(puller);
         self.heard(failback, &point);
         let promoted = point.promotion.map_or(point.generation, |promotion| promotion.max(point.generation));
         if promoted <= Generation(note.generation) {
@@ -330,7 +329,8 @@ impl Daemon {
                 &format!("`farside cutover {group} --abort` serves it here again; `farside failover` on the gateway moves it"),
             ));
         }
-        self.keys_to(failback, &point, &names_of(&note.held())).await.map_err(super::unreachable)?;
+        self.keys_to(failback, &puller, &point, &names_of(&note.held())).await.map_err(super::unreachable)?;
+        drop(puller);
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, generation: promoted.0, ..failback.show() });
         }

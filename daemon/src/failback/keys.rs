@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use farside_keys::{ContentKeys, GroupKey};
 use farside_ledger::VolumeMeta;
-use farside_region::{Name, Seal};
+use farside_region::{Name, Seal, SealMode};
 use farside_wire::PullPoint;
 
 use super::Failback;
 use super::note::Held;
-use super::pull::PullError;
+use super::pull::{PullError, Puller};
 use crate::supervisor::Daemon;
 use crate::{keys, locked};
 
@@ -36,7 +36,11 @@ pub(super) fn names_of(held: &[Held]) -> Vec<Name> {
 /// Holds what a receiver says of a volume against what this host knows of it.
 fn refuse_another_seal(told: &VolumeMeta, here: Option<Option<Seal>>, is_to_be: bool) -> Result<(), String> {
     let told_seal = told.digest_key.seal().copied();
-    let differs = here.is_some_and(|here| here != told_seal) || (is_to_be && told_seal.is_none());
+    let is_at_rest = told_seal.is_some_and(|seal| seal.mode == SealMode::AtRest);
+    // A host that is built anew has had no word of the gateway's key yet. It trusts the gateway with what is in clear, so with that, too.
+    let is_new_there = is_at_rest && here == Some(None) && !is_to_be;
+    let differs =
+        here.is_some_and(|here| here != told_seal && !is_new_there) || (is_to_be && (told_seal.is_none() || is_at_rest));
     if !differs {
         return Ok(());
     }
@@ -59,6 +63,7 @@ impl Daemon {
     pub(super) async fn keys_to(
         &self,
         failback: &Failback,
+        puller: &Puller,
         point: &PullPoint,
         volumes: &[Name],
     ) -> Result<BTreeMap<Name, ContentKeys>, PullError> {
@@ -75,6 +80,7 @@ impl Daemon {
             refuse_another_seal(meta, here, is_to_be).map_err(PullError::NoKey)?;
             let key = match meta.digest_key.seal() {
                 None => None,
+                Some(seal) if seal.mode == SealMode::AtRest => Some(key_at_rest(failback, puller, seal).await?),
                 Some(seal) => Some(self.key_of(failback, &group, &state_path, seal).await.map_err(|why| {
                     PullError::NoKey(format!(
                         "volume {volume} is encrypted, and its key cannot be had here: {why} (farside explain key_missing)"
@@ -110,6 +116,15 @@ impl Daemon {
     }
 }
 
+/// The key that the gateway gives, which is kept as long as the failback, in memory.
+async fn key_at_rest(failback: &Failback, puller: &Puller, seal: &Seal) -> Result<GroupKey, PullError> {
+    let mut known = failback.key.lock().await;
+    if let Some(key) = known.as_ref().filter(|key| key.id() == seal.key) {
+        return Ok(key.clone());
+    }
+    Ok(known.insert(puller.key().await?).clone())
+}
+
 #[cfg(test)]
 mod tests {
     use farside_keys::Secret;
@@ -130,6 +145,11 @@ mod tests {
         };
         let (clear, sealed) = (meta([7; 32].into()), meta(farside_region::DigestKey::Sealed(seal(1))));
         let ours = Some(Some(seal(1)));
+        let at_rest = Seal { mode: SealMode::AtRest, ..seal(2) };
+        let kept = meta(farside_region::DigestKey::Sealed(at_rest));
+        for here in [Some(Some(at_rest)), Some(None), None] {
+            assert!(refuse_another_seal(&kept, here, false).is_ok(), "{here:?}");
+        }
         assert!(refuse_another_seal(&sealed, ours, true).is_ok() && refuse_another_seal(&clear, Some(None), false).is_ok());
         // A host that is built anew has no files of it yet.
         assert!(refuse_another_seal(&sealed, None, true).is_ok() && refuse_another_seal(&clear, None, false).is_ok());
@@ -139,6 +159,10 @@ mod tests {
             (&clear, None, true),
             (&sealed, Some(None), false),
             (&sealed, Some(Some(seal(2))), true),
+            (&clear, Some(Some(at_rest)), false),
+            (&kept, Some(Some(seal(1))), true),
+            (&kept, Some(None), true),
+            (&kept, None, true),
         ] {
             let why = refuse_another_seal(told, here, is_to_be).expect_err("it differs");
             assert!(why.contains("key_differs") && why.contains("data"), "{why}");

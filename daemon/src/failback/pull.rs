@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use farside_keys::ContentKeys;
+use farside_keys::{ContentKeys, GroupKey, Secret};
 use farside_layer::{Footer, FrameDecoder, RunKind, granule_digest, is_zero};
 use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LedgerPosition, Name, RegionIndex, RegionSet, VolumeId};
 use farside_store::{FileTarget, RestoreTarget as _, StoreError};
@@ -76,6 +76,7 @@ struct Waiting {
 struct Open {
     regions: BTreeMap<u64, Waiting>,
     point: Option<oneshot::Sender<Result<PullPoint, String>>>,
+    key: Option<oneshot::Sender<Result<Option<GroupKey>, String>>>,
     /// Why nothing comes any more.
     ended: Option<String>,
 }
@@ -178,6 +179,25 @@ impl Puller {
             true => Ok(point),
             false => Err(PullError::Nonsense("another point than the one that was asked for".to_owned())),
         }
+    }
+
+    /// The key with which the gateway keeps the group encrypted at rest, for as long as the disks are brought to its points.
+    pub(super) async fn key(&self) -> Result<GroupKey, PullError> {
+        if !self.features.has(Features::AT_REST) {
+            return Err(PullError::TooOld);
+        }
+        let (done, answer) = oneshot::channel();
+        {
+            let mut open = locked(&self.open);
+            if let Some(why) = &open.ended {
+                return Err(PullError::Ended(why.clone()));
+            }
+            open.key = Some(done);
+        }
+        self.send(&SourceMessage::KeyWanted).await?;
+        self.answered(answer)
+            .await?
+            .ok_or_else(|| PullError::NoKey("the gateway has no key for what it says is encrypted at rest".to_owned()))
     }
 
     /// The store's id.
@@ -318,7 +338,15 @@ async fn read(connection: Arc<dyn Connection>, open: Arc<Mutex<Open>>, traffic: 
                     let _ = waiting.send(Ok(point));
                 }
             }
+            Ok(ReceiverMessage::GroupKey(answer)) => {
+                if let Some(waiting) = open.key.take() {
+                    let _ = waiting.send(Ok(answer.0.map(|bytes| GroupKey::new(Secret::new(&bytes)))));
+                }
+            }
             Ok(ReceiverMessage::Refusal(refusal)) => {
+                if let Some(waiting) = open.key.take() {
+                    let _ = waiting.send(Err(refusal.text.clone()));
+                }
                 if let Some(waiting) = open.point.take() {
                     let _ = waiting.send(Err(refusal.text.clone()));
                 }
@@ -333,7 +361,7 @@ async fn read(connection: Arc<dyn Connection>, open: Arc<Mutex<Open>>, traffic: 
     };
     connection.close(farside_transport::CloseCode::Done, "nothing more is read");
     let mut open = locked(&open);
-    (open.ended, open.point) = (Some(why), None);
+    (open.ended, open.point, open.key) = (Some(why), None, None);
     open.regions.clear();
 }
 

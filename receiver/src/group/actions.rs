@@ -11,6 +11,7 @@ use farside_wire::{
     DAMAGED_VOLUMES_MAX, Damage, DamagedVolume, LedgerSlice, PointAnswer, PointQuery, ReceiverMessage, RefusalCode, RequestId,
 };
 
+use super::at_rest::Asker;
 use super::{Group, Place};
 use crate::points::{exact_slice, point_page, wire_run};
 
@@ -41,6 +42,7 @@ impl Group {
                 Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
                 Action::AnswerLedger { session, slice } => self.answer_ledger(session, *slice),
                 Action::AnswerPoints { session, query } => self.answer_points(session, &query),
+                Action::GiveKey { session } => self.give_key(Asker::Session(session)),
                 Action::KeepKey { session, wrapped } => self.keep_key(session, &wrapped),
                 Action::Policy { policy } => self.set_policy(policy),
                 Action::Prune => self.prune.due = true,

@@ -17,6 +17,7 @@ use farside_wire::{PartHeader, SourceMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::SHOW;
+use super::at_rest::{KeyAnswer, Obtained};
 use super::fence::{Fence, PromotionLook, Wanted};
 use super::follow::{FollowAsk, FollowError, FollowNext};
 use super::merges::MergeNext;
@@ -90,6 +91,10 @@ pub(crate) enum Mail {
     Fence { fence: Fence, reply: oneshot::Sender<Result<Generation, ApiError>> },
     /// Who may stand in has changed.
     StandIn,
+    /// A host that pulls has not the key that the group is kept encrypted with.
+    GiveKey { reply: oneshot::Sender<KeyAnswer> },
+    /// What came of asking for that key.
+    KeyObtained { obtained: Box<Obtained> },
     /// The process stops.
     Stop,
 }
@@ -192,6 +197,12 @@ impl GroupHandle {
             || ApiError::new(ErrorCode::Unavailable, "the group was closed meanwhile", "see `farside status`; then try again");
         self.tell(Mail::Change { point, change, reply }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// The key that the group is kept encrypted with at rest, for a host of it; `None`: it is not. An error is for that host.
+    pub(crate) async fn key(&self) -> KeyAnswer {
+        let (reply, answer) = oneshot::channel();
+        self.answer(Mail::GiveKey { reply }, answer).await
     }
 
     /// Asks it to stop. Blocking.

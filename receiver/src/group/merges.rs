@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use farside_ledger::{Body, Map, Verdict};
+use farside_ledger::{Body, Map, Verdict, VolumeMeta};
 use farside_objects::Location;
 use farside_region::LayerKey;
 use farside_replication::target::AppendOutcome;
@@ -10,6 +10,7 @@ use farside_store::{MergeLook, MergeTried};
 use tokio::sync::oneshot;
 
 use super::{Group, Place};
+use crate::keys;
 
 /// A merge takes so much of a disk before it gives anything back.
 const ROOM_BYTES: u64 = 192 << 20;
@@ -66,8 +67,11 @@ impl Group {
             return;
         };
         let kept = self.kept_points();
-        let has_key = self.receiver.config().keeper_of(&self.names).is_some();
+        let config = self.receiver.config();
         let Place::Here(here) = &mut self.place else { return };
+        let lacks_key =
+            |volume: &VolumeMeta| volume.digest_key.seal().is_some_and(|seal| !keys::is_given(&config, &self.names, seal.mode));
+        let has_key = !here.store.state().volumes().any(|(_, volume)| lacks_key(volume.meta()));
         // What the next prune takes by itself is not worth writing anything for.
         let prune = if here.store.has_merge_queue() { None } else { here.store.prune_plan_keeping(&policy, &kept) };
         let next = match prune {

@@ -110,6 +110,15 @@ impl Group {
         if claim.source != self.names.source || volume.id != volume_id(&self.names.source, &self.names.group, &volume.name) {
             return Err(format!("the claim of volume `{}` does not carry the id of that name", volume.name));
         }
+        // † In clear for ever: who was asked for the key, or knows nothing of that, comes again.
+        let is_known = state.volume(volume.id).is_some();
+        if !is_known && volume.digest_key.seal().is_none() && !self.receiver.config().at_rest_of(&self.names).is_empty() {
+            return Err(format!(
+                "volume `{}` is to be kept without encryption, and this gateway keeps new ones encrypted at rest ([[at_rest]] in receiver.toml): it is tried \
+                 again by itself; if that does not help, update farsided on the host",
+                volume.name
+            ));
+        }
         // The digests' and the indexes' sizes follow from the shape.
         if (volume.geometry.granule_bytes(), volume.geometry.region_granules()) != (GRANULE_BYTES, REGION_GRANULES) {
             return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));

@@ -2,6 +2,7 @@
 //!
 //! Tests wait for conditions with a generous deadline, never for time.
 
+mod at_rest;
 mod failover;
 mod followers;
 mod hostile;

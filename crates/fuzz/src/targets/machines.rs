@@ -155,6 +155,7 @@ impl Host {
             source: name("host"),
             group: name("db"),
             stands_in: false,
+            asks_for_key: false,
             instance: InstanceId([0x11; 16]),
             boot: BootId([5; 16]),
             policy: Policy::without_grid(3, 0),

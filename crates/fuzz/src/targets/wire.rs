@@ -113,6 +113,7 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         SourceMessage::TrackingLost(LossReport { id, volume: of, term: Term(0) }),
         SourceMessage::Compared(Compared { volume: of, term: Term(0), position: position(5) }),
         SourceMessage::Publish,
+        SourceMessage::KeyWanted,
         SourceMessage::Cohort(CohortSay::Ready { cut: [2; 16] }),
         SourceMessage::Cohort(CohortSay::HasCut { cut: [2; 16], was_held: true, held_us: 300 }),
         SourceMessage::Cohort(CohortSay::Not { cut: [2; 16], why: "busy".to_owned() }),
@@ -184,6 +185,7 @@ pub(super) fn from_receiver(n: u8) -> Vec<ReceiverMessage> {
         ReceiverMessage::Damage(Damage { volumes: vec![DamagedVolume { volume: of, segments: 2 }] }),
         ReceiverMessage::Damage(Damage::default()),
         ReceiverMessage::Pulled(PullChunk { id: RequestId(1), part_bytes: 9, bytes: vec![7; 3] }),
+        ReceiverMessage::GroupKey(GroupKeyAnswer(Some([n; 32]))),
     ]
 }
 

@@ -26,6 +26,14 @@ fn samples() -> Vec<(&'static str, Record)> {
                 source: name("host"),
             }),
         ),
+        (
+            "claim of a volume that is encrypted at rest",
+            Body::Claim(Claim {
+                volume: VolumeMeta { digest_key: DigestKey::Sealed(Seal { mode: SealMode::AtRest, ..seal() }), ..meta(1) },
+                looked: None,
+                source: name("host"),
+            }),
+        ),
         ("point", Body::Layers(Layers { kind: LayerKind::Point, epoch: epoch(), label: None, members: vec![member.clone()] })),
         (
             "point with a label",
@@ -174,7 +182,15 @@ fn damage_is_told_from_what_is_newer() {
 /// Who does not know of encryption must see that he does not, and nobody may read zeroes as a key.
 #[test]
 fn a_claim_is_of_the_kind_that_says_what_it_is() {
-    for (at, other, why) in [(0, 12_u16, "no seal"), (1, 1, "a seal")] {
+    let others = [
+        (0, 12_u16, "no seal"),
+        (0, 16, "no seal"),
+        (1, 1, "a seal"),
+        (1, 16, "another mode"),
+        (2, 1, "a seal"),
+        (2, 12, "another mode"),
+    ];
+    for (at, other, why) in others {
         let mut bytes = samples()[at].1.encode().expect("small").bytes;
         bytes[10..12].copy_from_slice(&other.to_le_bytes());
         reseal(&mut bytes);
@@ -183,7 +199,7 @@ fn a_claim_is_of_the_kind_that_says_what_it_is() {
     let sealed = samples()[1].1.encode().expect("small").bytes;
     let mode = sealed.windows(32).position(|piece| piece == [0xc0; 32]).expect("its commitment") - 17;
     assert_eq!(sealed[mode], 1);
-    for byte in [0, 9] {
+    for byte in [0, 2, 9] {
         let mut bytes = sealed.clone();
         bytes[mode] = byte;
         reseal(&mut bytes);

@@ -1,11 +1,12 @@
 //! What goes into a [`Source`](super::Source) and what comes out of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use farside_ledger::{CutTime, EpochInfo, Label, LayerKind, Policy, VolumeMeta};
 use farside_region::{
     BootId, DigestKey, EpochId, GranuleIndex, GranuleRun, GranuleSet, LayerKey, LedgerPosition, Name, RegionIndex, RegionRange,
-    RegionSet, Term, VolumeId,
+    RegionSet, Seal, Term, VolumeId,
 };
 use farside_wire::{DigestRun, InstanceId, ReceiverMessage, RefusalCode, RequestId, SourceMessage};
 
@@ -27,6 +28,8 @@ pub struct Config {
     pub group: Name,
     /// Whether it publishes in place of the source of that name, whose history it has not taken part in.
     pub stands_in: bool,
+    /// Whether the receiver is asked for the key of the group: there is none of its own, and who stores may want it encrypted.
+    pub asks_for_key: bool,
     /// Drawn at random once per process.
     pub instance: InstanceId,
     /// The kernel's boot id.
@@ -318,6 +321,14 @@ pub enum Event {
     SetEpochInterval {
         /// At least this long.
         interval: Nanos,
+    },
+    /// What the receiver's answer about the key of the group makes of its volumes: the seal of each under that key, or none at all. Again whenever a
+    /// volume joins.
+    KeyAnswered {
+        /// Whose answer.
+        connection: u64,
+        /// Of the volumes that are there.
+        seals: BTreeMap<VolumeId, Seal>,
     },
     /// The wrapped keys of the group, which the store is to keep; for the next connection.
     SetWrappedKeys {

@@ -1,7 +1,11 @@
 //! From a connection to volumes that may send: greeting, position rule, claim, resume (§4.5, T1, T3, T7, T11, T17).
 
+use std::collections::BTreeMap;
+
 use farside_ledger::{Claim, VoidReason};
-use farside_region::{Generation, LedgerPosition, RegionRange, RegionSet, Seq, Slot, Term, VolumeId, mutation};
+use farside_region::{
+    DigestKey, Generation, LedgerPosition, RegionRange, RegionSet, Seal, SealMode, Seq, Slot, Term, VolumeId, mutation,
+};
 use farside_wire::{
     ClaimOutcome, ClaimRequest, ClaimVerdict, CurrentVolume, Features, HeldLayer, LayerFate, LedgerSlice, ReadLedger,
     ReceiverHello, RequestId, ResumeAnswer, ResumeQuery, Settings, SourceHello, SourceMessage, VersionRange,
@@ -11,7 +15,7 @@ use super::api::{Action, DemoteCause, Nanos, Problem, Report};
 use super::status::{PointStatus, RefusedWhy};
 use super::verify::VerifyOutcome;
 use super::volume::{Check, HeatFor, Layer, Looked, Loss, Reclaim, Seen, Service, Stage, Standing, Volume, slot_of};
-use super::{Kind, Link, Source};
+use super::{KeyAnswer, Kind, Link, Source};
 
 impl Source {
     pub(super) fn connected(&mut self, connection: u64, out: &mut Vec<Action>) {
@@ -32,6 +36,7 @@ impl Source {
     pub(super) fn disconnected(&mut self, now: Nanos, out: &mut Vec<Action>) {
         self.link = Link::Down;
         self.trouble = None;
+        self.key_answer = KeyAnswer::NotAsked;
         for volume in self.volumes.values_mut() {
             volume.check = Check::Waiting { until: 0 };
             volume.reading = None;
@@ -66,12 +71,16 @@ impl Source {
         for volume in self.volumes.values_mut() {
             volume.check = Check::Waiting { until: now };
         }
-        if !self.features.has(Features::SEALED) && self.volumes.values().any(Volume::is_sealed) {
+        if self.volumes.values().any(|volume| !self.features.has(volume.features())) {
             return self.no_sealing(out);
         }
         if self.features.has(Features::SEALED) {
             // † In the store before any claim that names the key: what nobody can unwrap must not be published.
             self.wrapped_keys.iter().for_each(|key| self.send(SourceMessage::WrappedKey(key.clone()), out));
+        }
+        if self.config.asks_for_key && self.features.has(Features::AT_REST) {
+            self.key_answer = KeyAnswer::Awaited;
+            self.send(SourceMessage::KeyWanted, out);
         }
         self.send_settings(out);
     }
@@ -100,9 +109,20 @@ impl Source {
         SourceMessage::Settings(Settings { keep: policy.keep, span_ms })
     }
 
+    /// The receiver gave a key for the group, or said that it wants none.
+    pub(super) fn key_answered(&mut self, seals: &BTreeMap<VolumeId, Seal>) {
+        if self.key_answer == KeyAnswer::NotAsked {
+            return; // whoever has a key of his own takes none
+        }
+        self.key_answer = KeyAnswer::Here;
+        self.volumes.iter_mut().for_each(|(id, volume)| volume.offered = seals.get(id).copied());
+    }
+
     /// Asks the position rule's question for every volume whose time has come.
     pub(super) fn begin_checks(&mut self, now: Nanos, out: &mut Vec<Action>) {
-        if !matches!(self.link, Link::Up { .. }) {
+        // † A volume that is claimed before it is known whether it is to be encrypted is in clear for ever.
+        let is_key_awaited = self.key_answer == KeyAnswer::Awaited && !mutation::on("a claim before the answer about the key");
+        if !matches!(self.link, Link::Up { .. }) || is_key_awaited {
             return;
         }
         let due: Vec<_> = self
@@ -111,7 +131,7 @@ impl Source {
             .filter(|v| matches!(v.check, Check::Waiting { until } if until <= now))
             .filter(|v| v.service != Service::Leaving && !matches!(v.standing, Standing::Refused(_)))
             .filter(|v| !v.heat.0.iter().any(|why| matches!(why, HeatFor::Accept | HeatFor::Recorded(_))))
-            .filter(|v| !v.is_sealed() || self.features.has(Features::SEALED))
+            .filter(|v| self.features.has(v.features()))
             .filter(|v| !self.is_switching(v.id()) || mutation::on("hole: a claim beside a switch"))
             .map(|v| v.id())
             .collect();
@@ -204,9 +224,11 @@ impl Source {
         volume.quiet = None;
         volume.point_due =
             slice.current.as_ref().is_some_and(|c| c.point_due) && !mutation::on("hole: no point after the last pass");
-        if let Some(current) = &slice.current
-            && let Some(why) = self.adopt(slice.volume, current, out)
-        {
+        let refused = match &slice.current {
+            Some(current) => self.adopt(slice.volume, current, out),
+            None => self.adopt_key(slice.volume, None, out),
+        };
+        if let Some(why) = refused {
             return self.refuse(now, slice.volume, why, out);
         }
         self.claim_or_resume(slice.volume, Looked(slice.head.map(|h| h.slot)), out);
@@ -221,16 +243,10 @@ impl Source {
         if !same_shape || ours.volume_bytes() < theirs.volume_bytes() {
             return Some(RefusedWhy::Shape);
         }
-        let (ours, theirs) = (&volume.meta.digest_key, &current.meta.digest_key);
-        if ours != theirs {
-            // † Never in clear what is to be encrypted, never under a key that who restores does not expect.
-            let is_sealed = ours.seal().is_some() || theirs.seal().is_some();
-            if is_sealed && !mutation::on("an encrypted volume adopts what the ledger says") {
-                return Some(RefusedWhy::Key);
-            }
-            volume.meta.digest_key = current.meta.digest_key;
-            out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
+        if let Some(why) = self.adopt_key(id, Some(&current.meta.digest_key), out) {
+            return Some(why);
         }
+        let volume = self.volumes.get_mut(&id)?;
         // A person took the history back: that is a promotion as well, and fences whoever was promoted before.
         volume.claims_as = None;
         if current.meta.generation > volume.meta.generation {
@@ -247,6 +263,37 @@ impl Source {
             if volume.turns > self.config.limits.claim_turns_max {
                 return Some(RefusedWhy::Forked);
             }
+        }
+        None
+    }
+
+    /// Settles what the volume is encrypted with, or says why that cannot be. `theirs`: as the ledger has it; `None`: nobody claimed the volume there.
+    fn adopt_key(&mut self, id: VolumeId, theirs: Option<&DigestKey>, out: &mut Vec<Action>) -> Option<RefusedWhy> {
+        let volume = self.volumes.get_mut(&id)?;
+        let (ours, offered) = (volume.meta.digest_key, volume.offered.map(DigestKey::Sealed));
+        let is_at_rest = |key: &DigestKey| key.seal().is_some_and(|seal| seal.mode == SealMode::AtRest);
+        let is_ours_only = ours.seal().is_some() && !is_at_rest(&ours);
+        let wanted = match theirs {
+            Some(theirs) => *theirs,
+            // It begins as the gateway wants it. What is claimed already, as far as this host knows, says so itself.
+            None if !is_ours_only && (volume.held.is_none() || volume.reclaim.is_some()) => offered.unwrap_or(ours),
+            None => ours,
+        };
+        // † Never in clear what is to be encrypted, never under a key that who restores does not expect. A seal is taken over only with the key that
+        // the gateway gave for it.
+        let is_mixed = wanted != ours
+            && match (ours.seal(), wanted.seal()) {
+                (None, None) => false,
+                (None, Some(_)) => offered != Some(wanted),
+                (Some(_), _) => theirs.is_some(),
+            };
+        let has_no_key = is_at_rest(&wanted) && offered != Some(wanted);
+        if (is_mixed || has_no_key) && !mutation::on("an encrypted volume adopts what the ledger says") {
+            return Some(RefusedWhy::Key);
+        }
+        if wanted != ours {
+            volume.meta.digest_key = wanted;
+            out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
         }
         None
     }

@@ -72,6 +72,7 @@ pub struct Source {
     features: Features,
     /// What the receiver's store is to keep, before anything is claimed.
     wrapped_keys: Vec<Vec<u8>>,
+    key_answer: KeyAnswer,
     /// Layers were staged since the receiver was asked last to publish what is.
     staged_unasked: bool,
     wishes: Wishes,
@@ -83,6 +84,15 @@ enum Phase {
     /// A planned stop waits for everything to be published.
     Draining,
     Halted,
+}
+
+/// What is known, on the newest connection, of the key that the receiver may give for the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum KeyAnswer {
+    NotAsked,
+    /// Nothing is asked of any volume before.
+    Awaited,
+    Here,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +180,7 @@ impl Source {
             digests_retry: None,
             features: Features::default(),
             wrapped_keys: Vec::new(),
+            key_answer: KeyAnswer::NotAsked,
             staged_unasked: false,
             wishes: Wishes::default(),
         }
@@ -224,6 +235,7 @@ impl Source {
                 self.send_settings(actions);
             }
             Event::SetWrappedKeys { wrapped } => self.wrapped_keys = wrapped,
+            Event::KeyAnswered { connection, seals } if self.link.connection() == Some(connection) => self.key_answered(&seals),
             Event::Wish(wish) => self.wish(now, wish, actions),
             Event::Lacks { volumes } => self.lacks(volumes),
             Event::ForgetWish { wish } => self.forget_wish(wish),
@@ -237,6 +249,7 @@ impl Source {
             Event::Halt => self.halt(now, actions),
             // Of a connection that is gone.
             Event::Disconnected { .. }
+            | Event::KeyAnswered { .. }
             | Event::Message { .. }
             | Event::PartRead(_)
             | Event::PartAborted { .. }
@@ -315,7 +328,7 @@ impl Source {
         let (id, lost) = (setup.meta.id, setup.tracking_lost);
         let added = self.volumes.entry(id).or_insert_with(|| Volume::new(setup));
         let is_up = matches!(self.link, Link::Up { .. });
-        if added.is_sealed() && is_up && !self.features.has(Features::SEALED) {
+        if is_up && !self.features.has(added.features()) {
             self.no_sealing(out);
         }
         if lost {

@@ -115,6 +115,8 @@ pub struct VolumeStatus {
     pub not_converging: Option<NotConverging>,
     /// The verify under way, or the newest one of this attach.
     pub verify: Option<super::VerifyReport>,
+    /// The receiver encrypts what its store keeps, and this volume began without.
+    pub is_in_clear: bool,
 }
 
 /// A published point.
@@ -188,6 +190,7 @@ impl super::Source {
             flush_failed: volume.flush_failed,
             not_converging: volume.not_converging,
             verify: volume.verify_report.clone(),
+            is_in_clear: volume.is_in_clear(),
         }
     }
 

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use farside_ledger::{CutTime, EpochInfo, VolumeMeta};
 use farside_region::{
-    EpochId, Generation, Geometry, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionRange, RegionSet, Seq, Term,
-    VolumeId, mutation,
+    EpochId, Generation, Geometry, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionRange, RegionSet, Seal, SealMode,
+    Seq, Term, VolumeId, mutation,
 };
-use farside_wire::RequestId;
+use farside_wire::{Features, RequestId};
 
 use super::api::{Nanos, PartRead, Sample, SentPart, Start, VolumeSetup};
 use super::status::{NotConverging, PointStatus, RefusedWhy};
@@ -27,6 +27,8 @@ pub(super) struct Volume {
     pub(super) heat: Heat,
     pub(super) check: Check,
     pub(super) header: Header,
+    /// The seal under the key that the receiver gave, on the newest connection.
+    pub(super) offered: Option<Seal>,
     /// The term under which this attach sends; `None` until its first claim is accepted.
     pub(super) held: Option<Term>,
     pub(super) reclaim: Option<Reclaim>,
@@ -383,6 +385,7 @@ impl Volume {
             heat: Heat::default(),
             check: Check::Waiting { until: 0 },
             header: Header { confirmed, position, asked: (confirmed, position), asked_at: 0 },
+            offered: None,
             held: None,
             reclaim: None,
             fenced_by: None,
@@ -423,6 +426,20 @@ impl Volume {
     /// Whether its content is encrypted before it leaves the host.
     pub(super) fn is_sealed(&self) -> bool {
         self.meta.digest_key.seal().is_some()
+    }
+
+    /// What a receiver must understand that is to have it.
+    pub(super) fn features(&self) -> Features {
+        match self.meta.digest_key.seal().map(|seal| seal.mode) {
+            None => Features::default(),
+            Some(SealMode::EndToEnd) => Features::SEALED,
+            Some(SealMode::AtRest) => Features::AT_REST,
+        }
+    }
+
+    /// Kept in clear by a receiver that encrypts what begins now.
+    pub(super) fn is_in_clear(&self) -> bool {
+        self.offered.is_some() && !self.is_sealed() && self.held.is_some()
     }
 
     pub(super) fn id(&self) -> VolumeId {

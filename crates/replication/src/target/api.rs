@@ -319,6 +319,11 @@ pub enum Action {
         /// Its bytes, whatever they are.
         wrapped: Vec<u8>,
     },
+    /// Answer this session whether the group is to be encrypted at rest, and with which key. [`Event::KeyKept`] comes before the answer.
+    GiveKey {
+        /// Who asked.
+        session: SessionId,
+    },
     /// Answer a question about points to this session, from the store.
     AnswerPoints {
         /// Who asked.

@@ -238,6 +238,7 @@ impl Target {
             SourceMessage::TrackingLost(report) => self.loss_reported(state, from, report, out),
             SourceMessage::Compared(compared) => self.was_compared(state, &compared),
             SourceMessage::Publish => self.hurried = true,
+            SourceMessage::KeyWanted => out.push(Action::GiveKey { session: from }),
             SourceMessage::WrappedKey(wrapped) => out.push(Action::KeepKey { session: from, wrapped }),
             _ => self.close(from, "a message that this build does not know", out),
         }

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use farside_ledger::{Policy, State};
-use farside_region::{GranuleIndex, LayerKey, LedgerPosition, Slot, Term, VolumeId, mutation};
+use farside_ledger::{Policy, State, VolumeMeta};
+use farside_region::{GranuleIndex, LayerKey, LedgerPosition, SealMode, Slot, Term, VolumeId, mutation};
 use farside_wire::{
     ClaimRequest, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId, LedgerLayer, LedgerSlice,
     NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceHello,
@@ -208,7 +208,12 @@ impl Target {
     pub(super) fn read_ledger(&mut self, state: &State, to: SessionId, question: &ReadLedger, out: &mut Vec<Action>) {
         let known = state.volume(question.volume).map(|volume| volume.meta());
         let features = self.sessions.get(&to).map_or(Features::default(), |session| session.features);
-        if let Some(volume) = known.filter(|volume| volume.digest_key.seal().is_some() && !features.has(Features::SEALED)) {
+        let lacks = |volume: &VolumeMeta| match volume.digest_key.seal().map(|seal| seal.mode) {
+            None => false,
+            Some(SealMode::EndToEnd) => !features.has(Features::SEALED),
+            Some(SealMode::AtRest) => !features.has(Features::AT_REST),
+        };
+        if let Some(volume) = known.filter(|volume| lacks(volume)) {
             let text = format!("volume {} is encrypted: update farsided on the host", volume.name);
             return self.turn_away(to, RefusalCode::Version, &text, out);
         }

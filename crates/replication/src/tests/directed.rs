@@ -64,10 +64,20 @@ impl Host {
 
     /// Of a host that stands in for another, or not.
     pub(super) fn of(limits: source::Limits, stands_in: bool) -> Self {
+        Self::that(limits, stands_in, false)
+    }
+
+    /// Of a host that asks the gateway for the key of its group.
+    pub(super) fn that_asks(features: Features) -> Self {
+        Self { features, ..Self::that(source::Limits::default(), false, true) }
+    }
+
+    fn that(limits: source::Limits, stands_in: bool, asks_for_key: bool) -> Self {
         let config = source::Config {
             source: name("host"),
             group: name("default"),
             stands_in,
+            asks_for_key,
             instance: InstanceId([1; 16]),
             boot: BootId([1; 16]),
             policy: Policy::without_grid(3, 0),

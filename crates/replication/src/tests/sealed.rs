@@ -16,6 +16,11 @@ fn seal(commitment: u8) -> Seal {
     Seal { mode: SealMode::EndToEnd, key: KeyId([0x4b; 16]), commitment: [commitment; 32] }
 }
 
+fn at_rest(n: u8, commitment: u8) -> VolumeMeta {
+    let seal = Seal { mode: SealMode::AtRest, ..seal(commitment) };
+    VolumeMeta { digest_key: DigestKey::Sealed(seal), ..meta(n) }
+}
+
 fn sealed(n: u8, commitment: u8) -> VolumeMeta {
     VolumeMeta { digest_key: DigestKey::Sealed(seal(commitment)), ..meta(n) }
 }
@@ -99,6 +104,112 @@ fn l4_a_seal_is_never_adopted() {
     mutation::tell(&[("an encrypted volume adopts what the ledger says", "L4: parts of two keys under one volume")], told);
 }
 
+fn answered(host: &mut Host, given: Option<VolumeMeta>) {
+    let seals = given.into_iter().filter_map(|meta| Some((meta.id, *meta.digest_key.seal()?))).collect();
+    host.event(Event::KeyAnswered { connection: host.connection(), seals });
+}
+
+fn asked_ledger(host: &Host) -> bool {
+    host.said.iter().any(|m| matches!(m, SourceMessage::ReadLedger(_)))
+}
+
+/// In clear for ever, if it is asked for before.
+#[test]
+fn l4_nothing_is_claimed_before_the_answer_about_the_key() {
+    let told = || {
+        let mut host = Host::that_asks(Features(u64::MAX));
+        host.event(setup(meta(1)));
+        host.connect();
+        assert!(host.said.iter().any(|m| matches!(m, SourceMessage::KeyWanted)));
+        assert!(!asked_ledger(&host), "L4: asked for before the key");
+        answered(&mut host, Some(at_rest(1, 1)));
+        assert!(asked_ledger(&host));
+    };
+    mutation::tell(&[("a claim before the answer about the key", "L4: asked for before the key")], told);
+}
+
+/// What a host has × what the gateway gave for it × what the ledger says of it: what it goes on with.
+#[test]
+fn l4_the_gateways_key_is_taken_by_who_has_none_and_by_nobody_else() {
+    let (clear, other_clear) = (meta(1), VolumeMeta { digest_key: [9; 32].into(), ..meta(1) });
+    let (ours, another, end_to_end) = (at_rest(1, 1), at_rest(1, 2), sealed(1, 1));
+    let (no, claims) = (None, Some);
+    type Row<'m> = (&'m VolumeMeta, Option<&'m VolumeMeta>, Option<&'m VolumeMeta>, Option<&'m VolumeMeta>);
+    let table: [Row<'_>; 20] = [
+        // The volume is new.
+        (&clear, None, None, claims(&clear)),
+        (&clear, Some(&ours), None, claims(&ours)),
+        (&ours, Some(&ours), None, claims(&ours)),
+        (&ours, Some(&another), None, claims(&another)), // it never came to a claim under the first
+        (&ours, None, None, no),                         // in clear what was to be encrypted
+        (&end_to_end, Some(&ours), None, claims(&end_to_end)),
+        (&end_to_end, None, None, claims(&end_to_end)),
+        // It is in the store in clear, and stays so.
+        (&clear, None, Some(&other_clear), claims(&other_clear)),
+        (&clear, Some(&ours), Some(&other_clear), claims(&other_clear)),
+        (&ours, Some(&ours), Some(&clear), no),
+        (&end_to_end, Some(&ours), Some(&clear), no),
+        // At rest.
+        (&clear, Some(&ours), Some(&ours), claims(&ours)), // a host that was built anew, or stands in
+        (&clear, None, Some(&ours), no),
+        (&clear, Some(&another), Some(&ours), no),
+        (&ours, Some(&ours), Some(&ours), claims(&ours)),
+        (&ours, None, Some(&ours), no),
+        (&ours, Some(&another), Some(&ours), no),
+        // End to end: a gateway must not talk anybody out of that.
+        (&clear, Some(&ours), Some(&end_to_end), no),
+        (&ours, Some(&ours), Some(&end_to_end), no),
+        (&end_to_end, Some(&ours), Some(&end_to_end), claims(&end_to_end)),
+    ];
+    for (at, (here, given, there, goes_on_with)) in table.into_iter().enumerate() {
+        let mut host = Host::that_asks(Features(u64::MAX));
+        host.event(setup(here.clone()));
+        host.connect();
+        answered(&mut host, given.cloned());
+        let current = there.map(|there| {
+            let mut current = current(1, 0, false).expect("some");
+            current.meta = there.clone();
+            current
+        });
+        let head = current.as_ref().map(|_| 2);
+        host.answer_ledger(1, Vec::new(), current, head);
+        let claimed = host.said.iter().find_map(|m| match m {
+            SourceMessage::Claim(q) => Some(q.claim.volume.digest_key),
+            _ => None,
+        });
+        assert_eq!(claimed, goes_on_with.map(|meta| meta.digest_key), "row {at}");
+        let why = goes_on_with.is_none().then_some(RefusedWhy::Key);
+        assert_eq!(refused(&host, 1), why, "row {at}");
+        // It is kept here before it is said there.
+        let adopted = host.did.iter().find_map(|action| match action {
+            Action::AdoptMeta { meta } => Some(meta.digest_key),
+            _ => None,
+        });
+        assert_eq!(adopted, goes_on_with.map(|meta| meta.digest_key).filter(|key| *key != here.digest_key), "row {at}");
+    }
+}
+
+/// A host that has a key of its own, or met a gateway that knows nothing of this, asks for none and takes none.
+#[test]
+fn who_did_not_ask_takes_no_key() {
+    for mut host in [Host::to(Features(u64::MAX)), Host::that_asks(Features::SEALED)] {
+        host.event(setup(meta(1)));
+        host.connect();
+        assert!(!host.said.iter().any(|m| matches!(m, SourceMessage::KeyWanted)));
+        answered(&mut host, Some(at_rest(1, 1)));
+        host.answer_ledger(1, Vec::new(), None, None);
+        let key = host.take(|m| match m {
+            SourceMessage::Claim(q) => Some(q.claim.volume.digest_key),
+            _ => None,
+        });
+        assert_eq!(key, meta(1).digest_key);
+    }
+    let mut host = Host::that_asks(Features::SEALED);
+    host.event(setup(at_rest(1, 1)));
+    host.connect();
+    assert!(hung_up(&host) && !asked_ledger(&host));
+}
+
 fn hello(gateway: &mut Gateway, session: u64, features: Features) {
     let (source, group) = (name("host"), name("default"));
     let instance = InstanceId([session as u8; 16]);
@@ -167,6 +278,12 @@ fn a_source_that_knows_nothing_of_encryption_is_refused_by_name() {
     assert_eq!(refused.code, RefusalCode::Version);
     assert!(refused.text.contains("is encrypted"), "{}", refused.text);
     assert!(closed(&gateway, 3));
+    hello(&mut gateway, 4, Features::SEALED);
+    gateway.event(target::Event::KeyKept { key: KeyId([0x4b; 16]) });
+    claim(&mut gateway, 2, at_rest(2, 1));
+    gateway.append().expect("a claim");
+    gateway.hear(4, SourceMessage::ReadLedger(ReadLedger { volume: volume(2), ..question }));
+    assert!(closed(&gateway, 4), "it would take the mode for nonsense");
     gateway.hear(2, SourceMessage::ReadLedger(question));
     assert!(gateway.said().iter().any(|m| matches!(m, ReceiverMessage::LedgerSlice(_))));
 }

@@ -277,6 +277,7 @@ impl World {
             source: name("host"),
             group: name("default"),
             stands_in: false,
+            asks_for_key: false,
             instance: InstanceId([self.instance; 16]),
             boot: BootId([1; 16]),
             policy: Policy::without_grid(3, 0),
@@ -664,7 +665,7 @@ impl World {
             A::Report { volume, what } => self.say(|| format!("target {volume:?} {what:?}")),
             A::AnswerLedger { .. } => unreachable!("ledgers of this world are short"),
             A::KeepEnd { .. } => unreachable!("nothing waits in this world"),
-            A::KeepKey { .. } => unreachable!("nothing of this world is encrypted"),
+            A::KeepKey { .. } | A::GiveKey { .. } => unreachable!("nothing of this world is encrypted"),
             A::Submitted { .. } | A::AnswerPoints { .. } | A::Prune | A::Policy { .. } => {}
         }
     }

@@ -1,0 +1,156 @@
+//! The key that the group is kept encrypted with at rest: had from the store, or drawn, and given to the group's hosts.
+//!
+//! Invariants: nothing is unwrapped or drawn on the group's own thread, and for one group once at a time, however many ask; a wrapping of a key is
+//! durable in the store before anybody is given it; a host that encrypts by itself does not ask, and is given nothing.
+
+use std::sync::Arc;
+
+use farside_keys::GroupKey;
+use farside_replication::target::{Event, SessionId};
+use farside_store::{AtRestKey, StoreError, Unlocking};
+use farside_wire::{GroupKeyAnswer, ReceiverMessage, RefusalCode};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Group, Mail, Place};
+use crate::keys;
+use crate::vault::Generation;
+
+/// The key; `None`: the group is not encrypted at rest. An error is for the host that asked.
+pub(crate) type KeyAnswer = Result<Option<GroupKey>, String>;
+
+/// Who wants it.
+#[derive(Debug)]
+pub(super) enum Asker {
+    /// A source, which is answered on its session.
+    Session(SessionId),
+    /// A connection that pulls.
+    Pull(oneshot::Sender<KeyAnswer>),
+}
+
+/// What came of asking.
+#[derive(Debug)]
+pub(crate) struct Obtained {
+    generation: Generation,
+    with: Arc<Unlocking>,
+    result: Result<Option<AtRestKey>, StoreError>,
+}
+
+#[derive(Debug)]
+pub(super) struct AtRest {
+    /// This group's own mailbox.
+    mail: mpsc::WeakSender<Mail>,
+    waiting: Vec<Asker>,
+    /// It is being asked for.
+    is_asked: bool,
+    /// With what it was had the last time: when that is another by now, others are to keep the key.
+    had_with: Option<Arc<Unlocking>>,
+}
+
+impl AtRest {
+    pub(super) fn new(mail: mpsc::WeakSender<Mail>) -> Self {
+        Self { mail, waiting: Vec::new(), is_asked: false, had_with: None }
+    }
+}
+
+impl Group {
+    /// Somebody wants to know whether the group is kept encrypted, and with which key.
+    pub(super) fn give_key(&mut self, asker: Asker) {
+        // Who asks again has one answer.
+        if let Asker::Session(session) = &asker {
+            self.at_rest.waiting.retain(|other| !matches!(other, Asker::Session(known) if known == session));
+        }
+        self.at_rest.waiting.push(asker);
+        self.obtain_key();
+    }
+
+    /// Whoever is to keep the key since the configuration was read again has it wrapped, also while nobody asks.
+    pub(super) fn keep_key_as_configured(&mut self) {
+        let is_current = |with: &Arc<Unlocking>| self.receiver.keys.is_current(&self.receiver.config(), &self.names, with);
+        if self.at_rest.had_with.as_ref().is_some_and(|with| !is_current(with)) {
+            self.at_rest.had_with = None;
+            self.obtain_key();
+        }
+    }
+
+    fn obtain_key(&mut self) {
+        if self.at_rest.is_asked {
+            return;
+        }
+        let here = match &self.place {
+            Place::Here(here) => here,
+            Place::Away { words, .. } => {
+                let words = words.clone();
+                return self.answer_all(&Err(words));
+            }
+        };
+        let (claimed, config) = (here.store.claimed_keys(), self.receiver.config());
+        if claimed.at_rest.is_none() && config.at_rest_of(&self.names).is_empty() {
+            return self.answer_all(&Ok(None));
+        }
+        let Some(mail) = self.at_rest.mail.upgrade() else { return };
+        let with = self.receiver.keys.of(&config, &self.names);
+        let (backend, names, generation) = (here.store.backend(), self.names.clone(), here.generation);
+        self.at_rest.is_asked = true;
+        self.receiver.runtime.spawn_blocking(move || {
+            let result = with.at_rest_key(&*backend, &names, &claimed);
+            drop(backend);
+            let _ = mail.blocking_send(Mail::KeyObtained { obtained: Box::new(Obtained { generation, with, result }) });
+        });
+    }
+
+    pub(super) fn key_obtained(&mut self, obtained: Obtained) {
+        let Obtained { generation, with, result } = obtained;
+        self.at_rest.is_asked = false;
+        let is_here = matches!(&self.place, Place::Here(here) if here.generation == generation);
+        let is_current = self.receiver.keys.is_current(&self.receiver.config(), &self.names, &with);
+        if !is_here || !is_current {
+            // Of a store, or by a configuration, of before.
+            if !self.at_rest.waiting.is_empty() {
+                self.obtain_key();
+            }
+            return;
+        }
+        self.at_rest.had_with = Some(with);
+        let answer = match result {
+            Ok(None) => Ok(None),
+            Ok(Some(AtRestKey { key, is_new, unkept })) => {
+                let (group, id) = (&self.names, key.id());
+                if is_new {
+                    tracing::info!(%group, key = %id, "a key was drawn, with which the group is kept encrypted at rest");
+                }
+                unkept.iter().for_each(|why| {
+                    tracing::warn!(%group, key = %id, %why, "the key that the group is encrypted with at rest is not kept by everybody yet");
+                });
+                self.happened(Event::KeyKept { key: id });
+                Ok(Some(key))
+            }
+            Err(error) => {
+                tracing::error!(group = %self.names, error = keys::words(&error), "the key that the group is encrypted with at rest cannot be had");
+                let words = keys::no_key_for_host(&self.names, &error);
+                if !matches!(error, StoreError::KeyNeeded { .. } | StoreError::BadKey { .. }) {
+                    self.store_error(&error);
+                }
+                Err(words)
+            }
+        };
+        self.answer_all(&answer);
+    }
+
+    fn answer_all(&mut self, answer: &KeyAnswer) {
+        for asker in std::mem::take(&mut self.at_rest.waiting) {
+            match asker {
+                Asker::Pull(reply) => drop(reply.send(answer.clone())),
+                Asker::Session(session) => {
+                    let Some(link) = self.sessions.get(&session).cloned() else { continue };
+                    match answer {
+                        Ok(key) => {
+                            let key = key.as_ref().map(|key| *key.secret().bytes());
+                            link.send(&ReceiverMessage::GroupKey(GroupKeyAnswer(key)));
+                        }
+                        Err(words) => self.turn_away(&link, RefusalCode::Store, words),
+                    }
+                }
+            }
+        }
+    }
+}
