@@ -239,6 +239,7 @@ fn records_that_a_repair_gave_up_are_not_read_in_a_bound_run() {
         assert!(matches!(group.repair_plan().expect("a plan"), Some(Repair::Void { first, .. }) if first == Slot(torn)));
         group.repair_torn().expect("repaired");
         assert_eq!(&all_alike(&store).0, group.state(), "{torn} of {records}");
+        assert!(bound_of(&store).iter().all(|first| first + 64 <= torn), "nobody is to read it any more");
         let reader = StoreReader::open(&store.path()).expect("open").group(&names()).expect("group");
         assert!(!reader.state().points().contains_key(&Slot(torn)));
         volume.claim(&mut group);

@@ -14,6 +14,7 @@
 //! | Lost records were voided, and nothing follows | The `.void` of the empty slot, and of the one before it. If all that was given up came back, the ledger is whole without them |
 //! | *n* was asked for just before it was put, *n* + 1 just after | *n* is asked for again: services show what was put to all who ask later |
 //! | The reader slept while a checkpoint came, and records that it covers went or were put by somebody late | After the last record, and before a slot is called torn, the root that covers it: if it is there, all begins anew |
+//! | A bound run is damaged, or of records that were lost | The record in its last slot must be the one that it ends with; else it is left, with all others |
 //! | A root was deleted by hand, a stray one lies far up, a checkpoint is not of this history | What is taken for the newest must have its state, follow the root before it, and hold the newest record that it covers |
 //!
 //! A batch takes slots in which nothing lies; the first slot of a run ([`farside_ledger::BATCH_SLOTS`]) always has an object, so those

@@ -237,7 +237,8 @@ fn a_reader_asks_for_one_object_for_each_full_run() {
     // Who the group is; roots; the runs that are bound; what is after them; what may be beyond the head.
     assert_eq!(counts.chain, 5);
     let (runs, ahead, after_runs, confirming) = (32, 32, 64, 1);
-    let (voids, beyond) = (2, 14);
+    // Those less than 44 from the head were ahead; and the first of the run after each.
+    let (voids, beyond) = (2, 7 + 8);
     assert_eq!(
         counts.requests,
         [
