@@ -404,6 +404,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     merge::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
     Followers::start(&receiver).map_err(RunError::Runtime)?;
     failover::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
+    Cohorts::apply(&receiver, &receiver.config());
     let api = tokio::spawn(api::serve(Arc::clone(&receiver), socket));
     let keeper = tokio::spawn(keep_store(Arc::clone(&receiver), groups_known));
     let watchdog = tokio::spawn(systemd::housekeeping(|| true));
