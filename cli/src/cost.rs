@@ -28,10 +28,8 @@ const GRANULE_BYTES: f64 = 4096.0;
 const PACK_BYTES: f64 = (64_u64 << 20) as f64;
 /// What one range of a restore brings: a region, less what compression saves.
 const REGION_BYTES: f64 = (4_u64 << 20) as f64;
-/// Records for each checkpoint, which costs so many requests more: writes, reads, deletions (of a state and of bound runs).
-const CHECKPOINT: (f64, f64, f64, f64) = (4096.0, 2.0, 2.0, 65.0);
-/// Slots for each bound run, which is one write more.
-const RUN_SLOTS: f64 = 64.0;
+/// Records for each checkpoint, which costs so many requests more: writes, reads, deletions.
+const CHECKPOINT: (f64, f64, f64, f64) = (4096.0, 2.0, 2.0, 1.0);
 /// Retention looks so often whether there is something to give up.
 const PRUNED_EVERY_S: f64 = 5.0;
 /// A writer looks so often whether the store is still the one that it was.
@@ -266,14 +264,13 @@ impl Plan {
         let prunes = publications.min(MONTH_S / PRUNED_EVERY_S);
         let records = publications + prunes;
         let checkpoints = records / CHECKPOINT.0;
-        let runs = (points.max(publications) + prunes) / RUN_SLOTS;
         let looks = MONTH_S / READERS_EVERY_S;
         let ranges = (self.size_bytes / REGION_BYTES).ceil();
         Month {
             points,
             points_kept: self.points_kept(),
             publications,
-            put: parts + records + runs + checkpoints * CHECKPOINT.1 + looks,
+            put: parts + records + checkpoints * CHECKPOINT.1 + looks,
             get: records + checkpoints * CHECKPOINT.2 + MONTH_S / DESCRIPTION_EVERY_S + self.restores * ranges,
             list: looks,
             delete: parts + checkpoints * CHECKPOINT.3 + looks,
@@ -435,15 +432,15 @@ mod tests {
         let often = plan(&[&USUAL[..], &["--publish-every", "5s"]].concat()).expect("a plan").month();
         // 30 days of points each five seconds; a part, a record and a record that gives one up for each.
         assert_eq!((often.points, often.publications), (518_400.0, 518_400.0));
-        let (checkpoints, runs) = (2.0 * 518_400.0 / 4096.0, 2.0 * 518_400.0 / 64.0);
-        assert!((often.put - (3.0 * 518_400.0 + 2.0 * checkpoints + runs + 4320.0)).abs() < 1.0, "{often:?}");
+        let checkpoints = 2.0 * 518_400.0 / 4096.0;
+        assert!((often.put - (3.0 * 518_400.0 + 2.0 * checkpoints + 4320.0)).abs() < 1.0, "{often:?}");
         assert_eq!((often.list, often.out_bytes), (4320.0, 0.0));
         assert!((often.points_kept - (120.0 + 30.0 * 24.0 - 1.0 / 6.0)).abs() < 0.001, "{often:?}");
         // Less often published: the same bytes, and fewer packs and records.
         let seldom = plan(&[&USUAL[..], &["--publish-every", "1m"]].concat()).expect("a plan").month();
         assert_eq!((seldom.points, seldom.publications, seldom.in_bytes), (518_400.0, 43_200.0, often.in_bytes));
-        let (checkpoints, runs) = (2.0 * 43_200.0 / 4096.0, (518_400.0 + 43_200.0) / 64.0);
-        assert!((seldom.put - (3.0 * 43_200.0 + 2.0 * checkpoints + runs + 4320.0)).abs() < 1.0, "{seldom:?}");
+        let checkpoints = 2.0 * 43_200.0 / 4096.0;
+        assert!((seldom.put - (3.0 * 43_200.0 + 2.0 * checkpoints + 4320.0)).abs() < 1.0, "{seldom:?}");
         // Within a budget, and not much less often than it allows.
         let budget = plan(&[&USUAL[..], &["--publish-budget", "5000 per day"]].concat()).expect("a plan").month();
         assert!(
@@ -470,7 +467,7 @@ mod tests {
             "100",
         ]);
         let much = much.expect("a plan").month();
-        assert!((much.put - (8.0 + 2.0 + 2.0 / 64.0) * 518_400.0).abs() < 6000.0, "{much:?}");
+        assert!((much.put - (8.0 + 2.0) * 518_400.0).abs() < 6000.0, "{much:?}");
         let restored = plan(&[&USUAL[..], &["--publish-every", "5s", "--restores", "2"]].concat()).expect("a plan").month();
         assert_eq!((restored.out_bytes, restored.get - often.get), (500.0 * GIB, 2.0 * 128_000.0));
     }

@@ -161,9 +161,7 @@ fn search(group: &GroupReader, volume: Option<VolumeId>, wanted: PointRef) -> Op
     let search = wanted.search(jiff::Timestamp::now());
     let until_wall_ms = search.until.map(|at| at.as_millisecond());
     let filter = PointFilter { volume, until_wall_ms, consistent: search.consistent, ..PointFilter::default() };
-    // Below all slots, where none is named: then nobody counts how many there are.
-    let below = search.below.map_or(Slot(u64::MAX), Slot);
-    let found = find_points(group.state(), &filter, Some(below), 1);
+    let found = find_points(group.state(), &filter, search.below.map(Slot), 1);
     let found = found.points.first().map(|info| farside_receiver::point_of(group.names(), info));
     found.filter(|point| search.is_meant(point.id))
 }

@@ -89,9 +89,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         pid: std::process::id(),
         point,
     };
-    // What was replayed, of a long history some time's work; the point holds a lock of its own.
-    let replayed = (chosen.group, reader);
-    std::thread::spawn(move || drop(replayed));
+    drop((chosen.group, reader)); // what was replayed; the point holds a lock of its own
     // Nobody may read that any more, and the point is served on.
     let tell = |error: &farside_store::StoreError| {
         let _ = writeln!(std::io::stderr(), "farside: {}", Failure::from_error(Exit::Damaged, error, "").message);

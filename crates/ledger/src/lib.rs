@@ -15,7 +15,6 @@
 //! Deliberately not here: files, slots that exist or do not (the store's), clocks (a [`Stamp`] comes in), which *granule* of
 //! which segment is live (the store's index knows; the ledger knows layers and regions).
 
-mod ascending;
 mod batch;
 mod checkpoint;
 mod codec;
@@ -52,7 +51,7 @@ pub use record::{
 };
 pub use retention::{Grid, GridError, Policy, Rule};
 pub use state::{
-    CacheError, ChainError, GIVEN_UP_LATELY_MS, LayerFact, LayerWalk, Point, PointMember, PointProof, Proof, Proofs, State,
+    CacheError, ChainError, GIVEN_UP_LATELY_MS, LayerFact, Point, PointMember, PointProof, Proof, Proofs, State,
     TOUCHED_BYTES_MAX, VolumeState,
 };
 pub use verdict::{Malformed, Verdict, VoidReason};

@@ -3,8 +3,7 @@
 //! `judge` decides from the state alone, `admit` changes it and cannot fail; [`State::apply`] is the two in turn. Nothing else
 //! changes a state, so what was void left no trace but its place in the chain.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
-use std::iter::Peekable;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use farside_region::{
     Geometry, GroupId, LayerKey, LedgerPosition, MergeId, Name, PackedRegions, RecordDigest, RegionSet, Seq, Slot, Term,
@@ -13,7 +12,6 @@ use farside_region::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ascending;
 use crate::codec::to_postcard;
 use crate::label::Label;
 use crate::merges::MergeFact;
@@ -52,7 +50,6 @@ pub struct State {
     age_clock_ms: u64,
     last_stamp: Option<Stamp>,
     pub(crate) volumes: BTreeMap<VolumeId, VolumeState>,
-    #[serde(deserialize_with = "ascending::map")]
     points: BTreeMap<Slot, Point>,
     held_by: BTreeMap<VolumeId, HeldBy>,
     roots_changed: Option<Slot>,
@@ -83,9 +80,7 @@ pub struct VolumeState {
     source: Name,
     term: Term,
     last_seq: Seq,
-    #[serde(deserialize_with = "ascending::map")]
     layers: BTreeMap<Slot, LayerFact>,
-    #[serde(deserialize_with = "ascending::map")]
     slots: BTreeMap<(Term, Seq), Slot>,
     unreadable: RegionSet,
     quiet: Option<(Slot, CutTime)>,
@@ -111,31 +106,6 @@ pub struct LayerFact {
     pub bytes: u64,
     touched: PackedRegions,
     pub(crate) pruned: BTreeSet<u32>,
-}
-
-/// Finds layers that are asked for in the order of their slots without searching for each.
-#[derive(Debug)]
-pub struct LayerWalk<'s> {
-    state: &'s State,
-    walks: BTreeMap<VolumeId, Walk<'s>>,
-}
-
-type Walk<'s> = Peekable<btree_map::Values<'s, Slot, LayerFact>>;
-
-impl<'s> LayerWalk<'s> {
-    /// An accepted layer, of a record in that slot. One that is asked for out of order, or in another slot, is searched for.
-    pub fn layer(&mut self, key: &LayerKey, slot: Slot) -> Option<&'s LayerFact> {
-        let state = self.state;
-        let walk = match self.walks.entry(key.volume) {
-            btree_map::Entry::Occupied(walk) => walk.into_mut(),
-            btree_map::Entry::Vacant(none) => none.insert(state.volumes.get(&key.volume)?.layers.values().peekable()),
-        };
-        while walk.next_if(|layer| layer.slot < slot).is_some() {}
-        match walk.peek() {
-            Some(layer) if layer.slot == slot && layer.key == *key => Some(layer),
-            _ => state.layer(key),
-        }
-    }
 }
 
 /// A retained recovery point.
@@ -410,11 +380,6 @@ impl State {
     /// An accepted layer.
     pub fn layer(&self, key: &LayerKey) -> Option<&LayerFact> {
         self.volumes.get(&key.volume)?.layer(key.term, key.seq)
-    }
-
-    /// The same of many layers, about in the order of their slots.
-    pub fn walk_layers(&self) -> LayerWalk<'_> {
-        LayerWalk { state: self, walks: BTreeMap::new() }
     }
 
     /// Whether it is known exactly what layers in this slot touched. Of older ones only their record knows that.

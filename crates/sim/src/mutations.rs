@@ -388,11 +388,6 @@ pub const MUTATIONS: &[Mutation] = &[
     story("a prune takes a merged part of a retained point", STORE, "image_tests::a_merged_part_stays_with_its_point"),
     story("L4 a reader does not look for merges", STORE, "merge_tests::l4_who_opens_a_point_after_a_merge_goes_by_the_new_parts"),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
-    story(
-        "L6 a bound run counts without a record that confirms it",
-        STORE,
-        "bound_tests::l6_what_is_bound_of_lost_records_does_not_bring_them_back",
-    ),
     story("a record put below a checkpoint counts", STORE, "checkpoint_tests::l6_a_record_put_below_a_checkpoint_is_nothing"),
     story(
         "what lies in a slot counts, whatever checkpoint covers it",

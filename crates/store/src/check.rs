@@ -13,7 +13,6 @@ use farside_ledger::{CHECKPOINT_STATE_BYTES_MAX, CheckpointPlace, CheckpointRoot
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Slot, VolumeId};
 
 use crate::backend::{block_on, list_all};
-use crate::bound;
 use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns, VolumeImage};
@@ -71,7 +70,7 @@ pub enum Problem {
     AwaitsDeletion,
     /// Staged, and not published yet.
     Staged,
-    /// A checkpoint is not what the ledger's records give, or is missing; or a bound run is not.
+    /// A checkpoint is not what the ledger's records give, or is missing.
     Checkpoint,
     /// A wrapped key is damaged or missing.
     Key,
@@ -537,8 +536,7 @@ impl GroupCheck<'_> {
         }
         let newest = there.last().copied();
         let (mut previous, mut expected) = (Some([0; 32]), BTreeMap::new());
-        let whole = replay_all_slots(backend, &self.names, group, |reached| {
-            let image = reached.image;
+        let whole = replay_all_slots(backend, &self.names, group, |image| {
             let place = CheckpointPlace::completed_by(image.state(), checkpoint::span());
             if let (Some(place), Some(before)) =
                 (place.filter(|place| newest.is_some_and(|newest| place.number <= newest)), previous)
@@ -553,14 +551,6 @@ impl GroupCheck<'_> {
             let text =
                 format!("{object} stands for nothing: an object of several records before it takes its slot; it may be deleted");
             self.warn(Problem::Foreign, object, text);
-        }
-        // Where the records themselves cannot be replayed, nothing is known of their copies.
-        if whole.torn.is_none() {
-            for (object, why) in bound::strange(backend, &self.names, &slots, whole.image.state())? {
-                let object = object.to_string();
-                let text = format!("{object} is of no use ({why}): readers read the records, which are whole; it may be deleted");
-                self.warn(Problem::Checkpoint, object, text);
-            }
         }
         let next = newest.map_or(0, |newest| newest + 1);
         let is_begun = block_on(backend.size(&self.names.checkpoint_state(next)))?.is_some();

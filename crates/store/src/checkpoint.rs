@@ -22,7 +22,6 @@ use farside_ledger::{
 use farside_region::{GroupId, RecordDigest, Slot};
 
 use crate::backend::{Backend, Created, ObjectName, block_on, list_all};
-use crate::bound;
 use crate::error::{Result, StoreError};
 use crate::image::GroupImage;
 use crate::names::{CHECKPOINT_SLOTS, GroupNames, GroupObject};
@@ -352,10 +351,6 @@ impl Due {
             && let Err(error) = block_on(backend.delete(&names.checkpoint_state(old)))
         {
             tracing::warn!(%group, number = old, %error, "the state of an old checkpoint could not be deleted");
-        }
-        // Who begins at one of these two states reads none before the older one's end.
-        if let Some(before) = place.number.checked_sub(1) {
-            bound::remove(backend, names, CheckpointPlace { number: before, ..place });
         }
         Ok(true)
     }

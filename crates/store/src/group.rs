@@ -25,7 +25,6 @@ use farside_region::{
 
 use crate::attempt::{Attempt, Draft, Found, dated};
 use crate::backend::{Backend, Created, Listed, ObjectName, block_on, list_all};
-use crate::bound::Binder;
 use crate::checkpoint::{self, Checkpoints};
 use crate::error::{Result, StoreError};
 use crate::follower::{FollowLook, FollowStage};
@@ -181,7 +180,6 @@ pub struct GroupStore {
     merging: Merging,
     packs: packs::Packs,
     checkpoints: Checkpoints,
-    binder: Binder,
 }
 
 impl GroupStore {
@@ -190,11 +188,10 @@ impl GroupStore {
         let backend = &*segments.backend;
         // Before the ledger: a claim that comes meanwhile is in what is replayed.
         let folders = if shared.is_dir { Vec::new() } else { terms_of_segments(&segments)? };
-        let (mut checkpoints, mut binder) = (Checkpoints::default(), Binder::default());
+        let mut checkpoints = Checkpoints::default();
         let mut covered = Slot(0);
-        let mut replayed = replay(backend, &segments.names, id, |reached| {
-            binder.add(backend, &segments.names, reached.record, reached.image.state().prev(), reached.is_bound);
-            covered = checkpoints.write(backend, &segments.names, reached.image).unwrap_or(covered);
+        let mut replayed = replay(backend, &segments.names, id, |image| {
+            covered = checkpoints.write(backend, &segments.names, image).unwrap_or(covered);
         })?;
         // The last writer may have died between writing and syncing: what we believe from here on must outlive a power cut.
         if let Some(head) = replayed.image.state().head() {
@@ -223,7 +220,6 @@ impl GroupStore {
             merging: Merging::default(),
             packs: packs::Packs::default(),
             checkpoints,
-            binder,
         };
         let mut there = Vec::new();
         if group.torn.is_none() {
@@ -894,9 +890,6 @@ impl GroupStore {
             }
         }
         self.sort_out_merges();
-        if let Some(digest) = self.state().digest_at(record.slot) {
-            self.binder.add(&*self.segments.backend, &self.segments.names, record, digest, false);
-        }
         let durable = self.checkpoints.write(&*self.segments.backend, &self.segments.names, &self.image);
         let replaced = durable.map_or_else(Vec::new, |end| self.image.covered(end));
         let given_up = applied.given_up.iter().map(|part| (part, 0)).chain(replaced.iter().map(|part| (part, part.bytes)));

@@ -2,8 +2,7 @@
 //! history are a hundred answers, each of which waits for the one before.
 //!
 //! Roots of checkpoints are never deleted and come one after another, so the newest is found by doubling and narrowing. The records
-//! after it are asked for so many at once, those of bound runs ([`crate::bound`]) by the run, and the first slot that is not there may be
-//! the head.
+//! after it are asked for so many at once, and the first slot that is not there may be the head.
 //!
 //! Invariant: what is found is what a listing would have given, or nothing is. At the first thing that is out of order the caller
 //! lists, and whatever is wrong is said by who has seen all names. A search that was led astray costs time.
@@ -14,7 +13,6 @@
 //! | Lost records were voided, and nothing follows | The `.void` of the empty slot, and of the one before it. If all that was given up came back, the ledger is whole without them |
 //! | *n* was asked for just before it was put, *n* + 1 just after | *n* is asked for again: services show what was put to all who ask later |
 //! | The reader slept while a checkpoint came, and records that it covers went or were put by somebody late | After the last record, and before a slot is called torn, the root that covers it: if it is there, all begins anew |
-//! | A bound run is damaged, or of records that were lost | The record in its last slot must be the one that it ends with; else it is left, with all others |
 //! | A root was deleted by hand, a stray one lies far up, a checkpoint is not of this history | What is taken for the newest must have its state, follow the root before it, and hold the newest record that it covers |
 //!
 //! A batch takes slots in which nothing lies; the first slot of a run ([`farside_ledger::BATCH_SLOTS`]) always has an object, so those
@@ -26,17 +24,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use farside_ledger::{BATCH_SLOTS, CheckpointPlace, CheckpointRoot, RECORD_BYTES_MAX, run_of};
-use farside_region::{GroupId, Slot, mutation};
+use farside_region::{GroupId, Slot};
 
 use crate::backend::{Backend, ObjectName};
-use crate::bound;
 use crate::checkpoint::{ROOT_READ_BYTES, covers, span};
 use crate::error::{Result, StoreError};
 use crate::image::GroupImage;
 use crate::names::GroupNames;
-use crate::replay::{self, Records, Replayed, decode, find_record, following, get, is_in_ledger, parallel};
+use crate::replay::{self, Records, Replayed, decode, find_record, get, parallel};
 
-/// Records that are asked for at once, and bound runs.
+/// Records that are asked for at once.
 const AHEAD: u64 = 32;
 /// Of each, what is read so; one that has more is read alone.
 const AHEAD_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 256 << 10 };
@@ -60,8 +57,6 @@ enum Stop {
     Torn(Slot, String),
     /// A checkpoint came meanwhile.
     Overtaken,
-    /// What bound runs say is not what the ledger says, or may not be.
-    Unbound(String),
     Store(StoreError),
 }
 
@@ -81,19 +76,11 @@ pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) 
 
 /// Replays a ledger from its newest checkpoint to its head; `None`: something is out of order, and only a listing tells what.
 fn find(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Option<Replayed>> {
-    let mut search = Search { backend, names, group, reads_bound: true };
+    let search = Search { backend, names, group };
     for _ in 0..SEARCHES {
-        let found = search.begin().and_then(|(image, runs, ahead)| {
-            let (image, ahead) = search.follow_runs(image, runs, ahead)?;
-            search.follow(image, ahead)
-        });
-        match found {
-            Ok(image) => return Ok(Some(Replayed::whole(image))),
+        match search.begin().and_then(|(image, ahead)| search.follow(image, ahead)) {
+            Ok(image) => return Ok(Some(Replayed { image, torn: None, strays: Vec::new() })),
             Err(Stop::Overtaken) => {}
-            Err(Stop::Unbound(why)) => {
-                tracing::warn!(group = %names, why, "a bound run does not fit the ledger's records, which are read one by one");
-                search.reads_bound = false;
-            }
             Err(Stop::Torn(slot, _)) if covers(backend, names, slot)? => {}
             Err(Stop::Store(error)) => return Err(error),
             Err(Stop::Odd(why) | Stop::Torn(_, why)) => {
@@ -110,8 +97,6 @@ struct Search<'s> {
     backend: &'s dyn Backend,
     names: &'s GroupNames,
     group: GroupId,
-    /// Whether bound runs are asked for.
-    reads_bound: bool,
 }
 
 impl Search<'_> {
@@ -129,27 +114,11 @@ impl Search<'_> {
         (from.0..from.0.saturating_add(AHEAD)).map(|slot| self.record(Slot(slot)))
     }
 
-    /// The bound runs from a slot on that are asked for at once.
-    fn runs(&self, from: Slot) -> Vec<(ObjectName, u64)> {
-        let runs = (0..AHEAD).map(|run| Slot(from.0.saturating_add(run * BATCH_SLOTS)));
-        let place = CheckpointPlace::covering(from, span());
-        let is_bound = |first: &Slot| {
-            run_of(*first) == *first && place.end().is_some_and(|end| first.0.saturating_add(BATCH_SLOTS) <= end.0)
-        };
-        let runs = runs.take_while(|first| self.reads_bound && is_bound(first));
-        runs.map(|first| (self.names.bound_run(first), RECORD_BYTES_MAX as u64)).collect()
-    }
-
-    /// What the newest checkpoint holds, the bound runs after it, and what lies in the slots after it.
-    fn begin(&self) -> Result<(GroupImage, Vec<Found>, Vec<Found>), Stop> {
+    /// What the newest checkpoint holds, and what lies in the slots after it.
+    fn begin(&self) -> Result<(GroupImage, Vec<Found>), Stop> {
         let mut roots = self.newest_roots()?;
         let Some((number, root)) = roots.pop_last() else {
-            let mut wanted = self.runs(Slot(0));
-            let runs = wanted.len();
-            wanted.extend(self.ahead(Slot(0)));
-            let mut runs_found = self.get(&wanted)?;
-            let ahead = runs_found.split_off(runs);
-            return Ok((GroupImage::new(self.group), runs_found, ahead));
+            return Ok((GroupImage::new(self.group), self.get(&self.ahead(Slot(0)).collect::<Vec<_>>())?));
         };
         let odd = |why: &str| odd(number, why);
         let (root, _) = self.decode_root(number, &root)?;
@@ -164,10 +133,7 @@ impl Search<'_> {
         }
         let besides = wanted.len();
         wanted.extend(self.ahead(end));
-        let before_runs = wanted.len();
-        wanted.extend(self.runs(end));
         let mut found = self.get(&wanted)?;
-        let runs = found.split_off(before_runs);
         let ahead = found.split_off(besides);
         let mut found = found.into_iter();
         let mut next = || found.next().expect("it was asked for");
@@ -197,7 +163,7 @@ impl Search<'_> {
         if root.previous != previous {
             return Err(odd("it does not follow the one before it"));
         }
-        Ok((GroupImage::from_checkpoint(state, parts), runs, ahead))
+        Ok((GroupImage::from_checkpoint(state, parts), ahead))
     }
 
     fn root(&self, number: u64) -> (ObjectName, u64) {
@@ -230,50 +196,6 @@ impl Search<'_> {
             };
         }
         Ok(there)
-    }
-
-    /// Goes on from there by bound runs. Says what lies in the slots after them.
-    fn follow_runs(
-        &self,
-        mut image: GroupImage,
-        mut runs: Vec<Found>,
-        ahead: Vec<Found>,
-    ) -> Result<(GroupImage, Vec<Found>), Stop> {
-        let begun = image.state().next_slot();
-        loop {
-            let asked = runs.len();
-            let mut followed = 0;
-            for found in runs.iter().map_while(Option::as_ref) {
-                let first = image.state().next_slot();
-                let records = bound::whole(found, first).and_then(|records| following(&image, records));
-                let records = records.map_err(|why| Stop::Unbound(format!("{}: {why}", self.names.bound_run(first))))?;
-                records.iter().for_each(|(record, digest)| drop(image.replay(record, *digest)));
-                followed += 1;
-            }
-            let next = image.state().next_slot();
-            if followed < asked || asked == 0 || run_of(next) != next {
-                break;
-            }
-            runs = self.get(&self.runs(next))?;
-        }
-        let next = image.state().next_slot();
-        if next == begun {
-            return Ok((image, ahead));
-        }
-        // † Of a history that was lost there may be bound runs: they count if a record of the ledger says the same.
-        let mut wanted: Vec<_> = (next.0..next.0.saturating_add(BATCH_SLOTS)).map(|slot| self.record(Slot(slot))).collect();
-        wanted.push(self.record(Slot(next.0 - 1)));
-        let mut ahead = self.get(&wanted)?;
-        let last = ahead.pop().expect("it was asked for");
-        let said = image.state().position().expect("records were replayed");
-        let is_said =
-            |records: Records| records.iter().any(|(record, digest)| record.slot == said.slot && *digest == said.digest);
-        let is_confirmed = match last {
-            Some(found) => decode(&found).is_ok_and(is_said) || mutation::on(bound::UNCONFIRMED),
-            // In a batch.
-            None => is_in_ledger(self.backend, self.names, said)?,
-        };
-        if is_confirmed { Ok((image, ahead)) } else { Err(Stop::Unbound(format!("slot {} holds another record", said.slot))) }
     }
 
     /// Goes on from there to the head. `ahead`: what lies in the next slots.

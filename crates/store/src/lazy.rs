@@ -66,17 +66,16 @@ impl LazyImage {
     /// Of these parts. `at_hand`: the image itself, if somebody has it.
     pub(crate) fn new(geometry: Geometry, state: &State, parts: &BTreeMap<PartNo, Part>, at_hand: Option<VolumeImage>) -> Self {
         let mut last: Option<(LayerKey, Arc<PackedRegions>)> = None;
-        let mut layers = state.walk_layers();
-        let mut touched_by = |key: LayerKey, born: Slot| {
+        let mut touched_by = |key: LayerKey| {
             if last.as_ref().is_none_or(|(of, _)| *of != key) {
-                last = layers.layer(&key, born).map(|layer| (key, Arc::new(layer.touched().clone())));
+                last = state.layer(&key).map(|layer| (key, Arc::new(layer.touched().clone())));
             }
             last.as_ref().map(|(_, touched)| Arc::clone(touched))
         };
         let laid = |(no, part): (&PartNo, &Part)| {
             let layer = part.name.layer;
             // What a merge touched is in its record only.
-            let touched = if layer.merge().is_some() { None } else { touched_by(layer, part.born) };
+            let touched = if layer.merge().is_some() { None } else { touched_by(layer) };
             Laid { no: *no, touched, told_by: Parts::told_by(state, part) }
         };
         let laid = parts.iter().map(laid).collect();

@@ -21,7 +21,6 @@ mod attempt;
 mod backend;
 #[cfg(test)]
 mod batch_tests;
-mod bound;
 mod check;
 mod checkpoint;
 #[cfg(test)]

@@ -92,19 +92,15 @@ impl Parts {
 
     /// The inverse; no head image uses any of them yet. Where they lie the state knows.
     pub(crate) fn from_checkpoint(checkpoint: CheckpointParts, state: &State) -> Self {
-        let part = |part: &CheckpointPart| {
-            let CheckpointPart { ordinal, layer, number, bytes, footer_digest, born } = *part;
-            let (name, place) = (PartName { layer, number }, state.place(&layer, number));
-            (PartNo(ordinal), Part { name, bytes, footer_digest, born, died: None, head_granules: 0, place })
-        };
-        let named = |part: &CheckpointPart| (PartName { layer: part.layer, number: part.number }, PartNo(part.ordinal));
-        // All at once: there may be a hundred thousand, and they are about in order.
-        Self {
-            all: checkpoint.parts.iter().map(part).collect(),
-            by_name: checkpoint.parts.iter().map(named).collect(),
-            next: checkpoint.next,
-            bytes: checkpoint.parts.iter().map(|part| part.bytes).sum(),
+        let mut parts = Self { next: checkpoint.next, ..Self::default() };
+        for CheckpointPart { ordinal, layer, number, bytes, footer_digest, born } in checkpoint.parts {
+            let (no, name) = (PartNo(ordinal), PartName { layer, number });
+            parts.by_name.insert(name, no);
+            parts.bytes += bytes;
+            let place = state.place(&layer, number);
+            parts.all.insert(no, Part { name, bytes, footer_digest, born, died: None, head_granules: 0, place });
         }
+        parts
     }
 
     /// Those of a layer that was accepted in a slot; `state`: says where they lie.

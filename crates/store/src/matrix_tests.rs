@@ -188,7 +188,6 @@ fn kind_of(object: &ObjectName) -> Kind {
         None => Kind::Store,
         Some(GroupObject::Description) => Kind::Group,
         Some(GroupObject::Record(_)) => Kind::Record,
-        Some(GroupObject::BoundRun(_)) => unreachable!("this store's ledger is shorter than a run"),
         Some(GroupObject::RecordVoid(_)) => Kind::Void,
         Some(GroupObject::Checkpoint(_)) => Kind::Root,
         Some(GroupObject::CheckpointState(_)) => Kind::State,

@@ -170,7 +170,7 @@ impl GroupStore {
     fn look_for_voids(&mut self) {
         let first = self.merging.unnamed.keys().filter_map(|part| part.layer.merge()).map(MergeId::since).min();
         let Some(first) = first.filter(|first| self.merging.voids.is_none_or(|(from, _)| *first < from)) else { return };
-        match Slots::list_from(&*self.segments.backend, self.names(), first.0, false) {
+        match Slots::list_from(&*self.segments.backend, self.names(), first.0) {
             Ok(slots) => self.merging.voids = Some((first, slots.voids.last().map_or(Slot(0), |newest| Slot(newest + 1)))),
             Err(error) => {
                 tracing::warn!(group = %self.names(), %error, "what merges left stays until it is known which slots were given up");

@@ -1,7 +1,7 @@
 //! What objects are called (`docs/formats/store.md`). Pure.
 
 use data_encoding::HEXLOWER;
-use farside_ledger::{BATCH_SLOTS, PackId};
+use farside_ledger::PackId;
 use farside_region::{LayerKey, Name, Seq, Slot, Term};
 
 use crate::backend::ObjectName;
@@ -61,8 +61,6 @@ pub enum GroupObject {
     Record(Slot),
     /// What replaces a torn one.
     RecordVoid(Slot),
-    /// The records of the run that begins there once more.
-    BoundRun(Slot),
     /// The root of a checkpoint.
     Checkpoint(u64),
     /// The state of a checkpoint.
@@ -122,11 +120,6 @@ impl GroupNames {
     /// What replaces a torn record.
     pub fn record_void(&self, slot: Slot) -> ObjectName {
         self.below(&format!("ledger/{}/{slot}.void", slot.0 / SLOTS_PER_FOLDER))
-    }
-
-    /// The records of a full run once more. `first`: its first slot.
-    pub fn bound_run(&self, first: Slot) -> ObjectName {
-        self.below(&format!("ledger/{}/{first}.run", first.0 / SLOTS_PER_FOLDER))
     }
 
     /// All checkpoints.
@@ -206,13 +199,12 @@ impl GroupNames {
         }
         if let Some(rest) = rest.strip_prefix("ledger/") {
             let (folder, file) = rest.split_once('/')?;
-            let (slot, of): (_, fn(Slot) -> GroupObject) = match file.split_once('.') {
-                None => (number(file)?, GroupObject::Record),
-                Some((slot, "void")) => (number(slot)?, GroupObject::RecordVoid),
-                Some((slot, "run")) => (number(slot).filter(|slot| slot.is_multiple_of(BATCH_SLOTS))?, GroupObject::BoundRun),
-                Some(_) => return None,
-            };
-            return (number(folder)? == slot / SLOTS_PER_FOLDER).then(|| of(Slot(slot)));
+            let (file, void) = file.strip_suffix(".void").map_or((file, false), |f| (f, true));
+            let slot = number(file)?;
+            if number(folder)? != slot / SLOTS_PER_FOLDER {
+                return None;
+            }
+            return Some(if void { GroupObject::RecordVoid(Slot(slot)) } else { GroupObject::Record(Slot(slot)) });
         }
         if let Some(rest) = rest.strip_prefix("checkpoint/") {
             let state = rest.strip_suffix(".state");
@@ -302,8 +294,6 @@ mod tests {
         assert_eq!(names.parse(&segment), Some(parsed));
         assert_eq!(names.parse(&names.record(Slot(5000))), Some(GroupObject::Record(Slot(5000))));
         assert_eq!(names.parse(&names.record_void(Slot(9))), Some(GroupObject::RecordVoid(Slot(9))));
-        assert_eq!(names.bound_run(Slot(4160)).as_str(), "groups/host-1/db/ledger/1/4160.run");
-        assert_eq!(names.parse(&names.bound_run(Slot(4160))), Some(GroupObject::BoundRun(Slot(4160))));
         assert_eq!(names.parse(&names.description()), Some(GroupObject::Description));
         assert_eq!(names.checkpoint(7).as_str(), "groups/host-1/db/checkpoint/7");
         assert_eq!(names.checkpoint_state(7).as_str(), "groups/host-1/db/checkpoint/7.state");
@@ -334,10 +324,6 @@ mod tests {
             "ledger/0/5000",
             "ledger/0/05",
             "ledger/0/5x",
-            "ledger/0/63.run",
-            "ledger/1/64.run",
-            "ledger/0/064.run",
-            "ledger/0/64.void.run",
             "segments/v/1/2",
             "segments/v/1/2.3.4",
             "x",

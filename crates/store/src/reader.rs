@@ -15,7 +15,7 @@ use farside_keys::{ContentKeys, Keeper};
 use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta, group_id};
 use farside_region::{
-    ByteExtent, Geometry, GranuleIndex, GranuleRun, GroupId, Name, RegionIndex, SealMode, Slot, Term, VolumeId, mutation,
+    ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, SealMode, Slot, Term, VolumeId, mutation,
 };
 
 use crate::aligned::AlignedBytes;
@@ -33,7 +33,7 @@ use crate::liveness::Part;
 use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
 use crate::points::{self, PointInfo};
-use crate::replay::{Replayed, Torn, replay, replay_for_reading};
+use crate::replay::{Torn, replay};
 use crate::segments::{FooterFault, Located, Segments};
 use crate::store::{folders_in_landing, list_groups, read_group_description, read_store_description};
 
@@ -199,28 +199,21 @@ impl StoreReader {
     /// [`StoreError::NoSuchGroup`], [`StoreError::ForeignGroup`]; what the file system says.
     pub fn group(&self, names: &GroupNames) -> Result<GroupReader> {
         // Names of a directory cost nothing, and its files are lost one by one.
-        match self.readers {
-            Readers::Locked(_) => GroupReader::open(self, names, replay_for_reading),
-            _ => GroupReader::open(self, names, head::replay),
-        }
+        let is_listed = matches!(self.readers, Readers::Locked(_));
+        GroupReader::open(self, names, is_listed)
     }
 
-    /// The same, from the names of all records, also in a bucket, and from each of those that no checkpoint covers: no hole in the ledger
-    /// and nothing that is torn goes unseen.
+    /// The same, from the names of all records, also in a bucket: no hole in the ledger goes unseen, however long.
     ///
     /// # Errors
     /// Those of [`StoreReader::group`].
     pub fn group_as_listed(&self, names: &GroupNames) -> Result<GroupReader> {
-        GroupReader::open(self, names, |backend, names, id| replay(backend, names, id, |_| {}))
+        GroupReader::open(self, names, true)
     }
 }
 
 impl GroupReader {
-    fn open(
-        store: &StoreReader,
-        names: &GroupNames,
-        replay: impl FnOnce(&dyn Backend, &GroupNames, GroupId) -> Result<Replayed>,
-    ) -> Result<Self> {
+    fn open(store: &StoreReader, names: &GroupNames, is_listed: bool) -> Result<Self> {
         let (backend, readers) = (&store.backend, &store.readers);
         let lock = readers.share()?;
         let id = match read_group_description(&**backend, names) {
@@ -229,7 +222,7 @@ impl GroupReader {
             }
             other => other?,
         };
-        let replayed = replay(&**backend, names, id)?;
+        let replayed = if is_listed { replay(&**backend, names, id, |_| {})? } else { head::replay(&**backend, names, id)? };
         let segments = Arc::new(Segments::new(Arc::clone(backend), names.clone()));
         let unlocking = Unlocking::new(store.keeper.clone());
         Ok(Self { readers: readers.clone(), segments, image: replayed.image, torn: replayed.torn, unlocking, _lock: lock })

@@ -7,7 +7,7 @@
 //! record of a newer Farside is never touched, nor a slot for which a checkpoint stands. What layers after a lost one held is not known without it, so nothing after it
 //! is kept.
 
-use farside_ledger::{BATCH_SLOTS, Body, Record, TornVoid, decode_object, run_of};
+use farside_ledger::{Body, Record, TornVoid, decode_object};
 use farside_region::{RecordDigest, Slot};
 
 use super::GroupStore;
@@ -110,10 +110,6 @@ impl GroupStore {
         match self.look_at_torn()? {
             Found::Mended(bytes) => self.put_right(&self.names().record(torn.slot), bytes)?,
             Found::Lost(last) => {
-                // No reader would go by them any more; `store check` would call them strange.
-                for first in (run_of(torn.slot).0..=last.0).step_by(BATCH_SLOTS as usize).map(Slot) {
-                    block_on(self.segments.backend.delete(&self.names().bound_run(first)))?;
-                }
                 while self.state().next_slot() <= last {
                     self.void_next_slot()?;
                 }

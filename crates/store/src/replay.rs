@@ -10,15 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use bytes::Bytes;
-use farside_ledger::{
-    BATCH_SLOTS, Body, CheckpointPlace, DecodeError, PackId, RECORD_BYTES_MAX, Record, State, decode_object, run_of,
-};
-use farside_region::{GroupId, LedgerPosition, RecordDigest, Slot, Term, mutation};
+use farside_ledger::{Body, CheckpointPlace, DecodeError, PackId, RECORD_BYTES_MAX, Record, State, decode_object, run_of};
+use farside_region::{GroupId, RecordDigest, Slot, Term};
 
 #[cfg(test)]
 use crate::backend::counting::SideBySide;
 use crate::backend::{Backend, block_on, list_all};
-use crate::bound;
 use crate::checkpoint::{self, Newest};
 use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns};
@@ -29,8 +26,6 @@ use crate::segments::Segments;
 
 /// Records read ahead at once.
 const BATCH: usize = 256;
-/// Bound runs read ahead at once: each may take as many bytes as an object of the ledger, and few do.
-const BOUND_RUNS: u64 = 16;
 /// Footers read ahead at once; the largest take megabytes.
 const FOOTERS: usize = 32;
 /// Bytes of records read ahead, at most, unless one alone has more: in memory they take many times that.
@@ -143,35 +138,12 @@ pub(crate) struct Replayed {
     pub(crate) torn: Option<Torn>,
     /// Objects in slots that a batch before them takes: nobody's.
     pub(crate) strays: Vec<Slot>,
-    by_bound: ByBound,
-}
-
-/// What a replay went by beside the records themselves.
-#[derive(Debug, Default)]
-struct ByBound {
-    /// Any bound run.
-    any: bool,
-    /// Where the last one ends, if no record that follows it was read.
-    unconfirmed: Option<LedgerPosition>,
-}
-
-/// What a replay has come to with a record.
-pub(crate) struct Reached<'r> {
-    pub(crate) image: &'r GroupImage,
-    pub(crate) record: &'r Record,
-    /// Its run is bound.
-    pub(crate) is_bound: bool,
 }
 
 /// The records of one object.
 pub(crate) type Records = Vec<(Record, RecordDigest)>;
 
 impl Replayed {
-    /// A ledger in which nothing is out of order.
-    pub(crate) fn whole(image: GroupImage) -> Self {
-        Self { image, torn: None, strays: Vec::new(), by_bound: ByBound::default() }
-    }
-
     /// Where replay stopped, a checkpoint stands for the slot: without it nobody knows what was there, and nothing goes on.
     fn blame(&mut self, names: &GroupNames, unusable: &[checkpoint::Unusable]) {
         let slot = self.torn.as_ref().map_or(self.image.state().next_slot(), |torn| torn.slot);
@@ -189,10 +161,6 @@ impl Replayed {
 pub(crate) struct Slots {
     pub(crate) records: BTreeSet<u64>,
     pub(crate) voids: BTreeSet<u64>,
-    /// The first slots of bound runs.
-    bound: BTreeSet<u64>,
-    /// Whether they are read.
-    reads_bound: bool,
     /// Bytes of records that are longer than most.
     long: BTreeMap<u64, u64>,
 }
@@ -205,44 +173,28 @@ impl Slots {
         Ok(slots)
     }
 
-    /// Those from a slot on, and the newest before it if it is not there; of older ones some. `reads_bound`: for who reads bound runs.
-    pub(crate) fn list_from(backend: &dyn Backend, names: &GroupNames, slot: u64, reads_bound: bool) -> Result<Self> {
-        let mut slots = Self { reads_bound, ..Self::default() };
-        // A cold disk takes its time for each file that is looked at; a service says all in one answer.
-        let by_names = reads_bound && backend.requests_at_once().is_none();
+    /// Those from a slot on, and the newest before it if it is not there; of older ones some.
+    pub(crate) fn list_from(backend: &dyn Backend, names: &GroupNames, slot: u64) -> Result<Self> {
+        let mut slots = Self::default();
         let folders = block_on(backend.folders(&names.ledger()))?;
         let folders: BTreeSet<u64> = folders.iter().filter_map(|folder| folder.parse().ok()).collect();
         let first = folders.range(..=slot / SLOTS_PER_FOLDER).next_back().copied().unwrap_or(0);
         for &folder in folders.range(first..) {
             let below = names.ledger_folder(folder);
             // Nobody reads those before the slot, but perhaps the newest of them.
-            if by_names || folder < slot.saturating_add(1) / SLOTS_PER_FOLDER {
+            if folder < slot.saturating_add(1) / SLOTS_PER_FOLDER {
                 block_on(backend.names(&below))?.iter().for_each(|name| slots.add_name(names, name));
             } else {
                 slots.add(backend, names, &below)?;
             }
         }
-        if by_names {
-            let alone = slots.records.range(slot..).filter(|&&slot| !slots.is_read_as_one(run_of(Slot(slot)).0));
-            for slot in alone.copied().collect::<Vec<_>>() {
-                let bytes = block_on(backend.size(&names.record(Slot(slot))))?.unwrap_or(0);
-                slots.add_bytes(slot, bytes);
-            }
-        }
         Ok(slots)
-    }
-
-    fn add_bytes(&mut self, slot: u64, bytes: u64) {
-        if bytes > BATCH_BYTES / BATCH as u64 {
-            self.long.insert(slot, bytes);
-        }
     }
 
     fn add_name(&mut self, names: &GroupNames, name: &crate::ObjectName) {
         match names.parse(name) {
             Some(GroupObject::Record(slot)) => drop(self.records.insert(slot.0)),
             Some(GroupObject::RecordVoid(slot)) => drop(self.voids.insert(slot.0)),
-            Some(GroupObject::BoundRun(first)) => drop(self.bound.insert(first.0)),
             _ => {}
         }
     }
@@ -250,41 +202,20 @@ impl Slots {
     fn add(&mut self, backend: &dyn Backend, names: &GroupNames, below: &crate::ObjectName) -> Result<()> {
         list_all(backend, Some(below), |listed| {
             self.add_name(names, &listed.name);
-            if let Some(GroupObject::Record(slot)) = names.parse(&listed.name) {
-                self.add_bytes(slot.0, listed.bytes);
+            if let Some(GroupObject::Record(slot)) = names.parse(&listed.name)
+                && listed.bytes > BATCH_BYTES / BATCH as u64
+            {
+                self.long.insert(slot.0, listed.bytes);
             }
         })
     }
 
-    /// Whether a run is read as one: it is bound, and no record of it was replaced.
-    fn is_read_as_one(&self, first: u64) -> bool {
-        self.reads_bound
-            && self.bound.contains(&first)
-            && self.voids.range(first..first.saturating_add(BATCH_SLOTS)).next().is_none()
-    }
-
-    /// The first slots of bound runs.
-    pub(crate) fn bound_runs(&self) -> impl Iterator<Item = Slot> + '_ {
-        self.bound.iter().copied().map(Slot)
-    }
-
-    /// If a run begins here that is read as one: the first slots of those that are read at once.
-    fn bound_batch(&self, from: u64) -> Vec<u64> {
-        let runs = (0..BOUND_RUNS).map(|run| from.saturating_add(run * BATCH_SLOTS));
-        runs.take_while(|&first| run_of(Slot(first)).0 == first && self.is_read_as_one(first)).collect()
-    }
-
-    /// Objects from this slot on that are read at once, up to the next run that is read as one.
+    /// Objects from this slot on that are read at once.
     fn batch(&self, from: u64) -> Vec<u64> {
         let of = |slots: &BTreeSet<u64>| slots.range(from..).take(BATCH).copied().collect::<BTreeSet<u64>>();
-        let end = self.bound.range(from..).find(|&&first| self.is_read_as_one(first)).copied().unwrap_or(u64::MAX);
         let mut bytes = 0;
         let mut batch = Vec::new();
         for &slot in of(&self.records).union(&of(&self.voids)).take(BATCH) {
-            // What is missing before it is met all the same.
-            if slot >= end && !batch.is_empty() {
-                break;
-            }
             bytes += self.long.get(&slot).copied().unwrap_or(0);
             if bytes > BATCH_BYTES && !batch.is_empty() {
                 break;
@@ -308,52 +239,21 @@ pub(crate) fn replay(
     backend: &dyn Backend,
     names: &GroupNames,
     group: GroupId,
-    mut reached: impl FnMut(Reached<'_>),
-) -> Result<Replayed> {
-    replay_by(backend, names, group, false, &mut reached)
-}
-
-/// The same for a reader, by bound runs as far as the records confirm them. What is torn in a run that is bound is not seen.
-pub(crate) fn replay_for_reading(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
-    let replayed = replay_by(backend, names, group, true, &mut |_| {})?;
-    let is_confirmed = || replayed.by_bound.unconfirmed.map_or(Ok(true), |said| is_in_ledger(backend, names, said));
-    if replayed.by_bound.any && (replayed.torn.is_some() || !is_confirmed()?) {
-        tracing::warn!(group = %names, "bound runs do not fit the ledger's records, which are read one by one");
-        return replay_by(backend, names, group, false, &mut |_| {});
-    }
-    Ok(replayed)
-}
-
-/// Whether a record lies in the ledger, in its slot or in a batch before it, and was not replaced.
-pub(crate) fn is_in_ledger(backend: &dyn Backend, names: &GroupNames, said: LedgerPosition) -> Result<bool> {
-    if mutation::on(bound::UNCONFIRMED) {
-        return Ok(true);
-    }
-    let found = find_record(backend, names, said.slot)?;
-    let is_there = found.is_ok_and(|(_, digest)| digest == said.digest);
-    Ok(is_there && block_on(backend.size(&names.record_void(said.slot)))?.is_none())
-}
-
-fn replay_by(
-    backend: &dyn Backend,
-    names: &GroupNames,
-    group: GroupId,
-    by_bound_runs: bool,
-    reached: &mut dyn FnMut(Reached<'_>),
+    mut reached: impl FnMut(&GroupImage),
 ) -> Result<Replayed> {
     loop {
         let roots = checkpoint::list(backend, names)?;
         let newest = roots.last().map(|newest| CheckpointPlace { number: *newest, slots: checkpoint::span() });
         let last = newest.map_or(0, |newest| newest.end().map_or(u64::MAX, |end| end.0) - 1);
-        let mut slots = Slots::list_from(backend, names, last, by_bound_runs)?;
+        let mut slots = Slots::list_from(backend, names, last)?;
         let mut newest = checkpoint::newest(backend, names, group, &roots, &slots)?;
         if !newest.unusable.is_empty() {
-            slots = Slots { reads_bound: by_bound_runs, ..Slots::list(backend, names)? };
+            slots = Slots::list(backend, names)?;
             newest = checkpoint::newest(backend, names, group, &roots, &slots)?;
         }
         let Newest { image, mut unusable } = newest;
         let begun = image.state().next_slot();
-        let mut replayed = replay_from(backend, names, image, &slots, reached)?;
+        let mut replayed = replay_from(backend, names, image, &slots, &mut reached)?;
         // One that came while we read: records may have gone under us, or been put by somebody who came too late.
         let (mut came, covering) = (false, |slot| CheckpointPlace::covering(slot, checkpoint::span()));
         let places =
@@ -382,7 +282,7 @@ pub(crate) fn replay_all_slots(
     backend: &dyn Backend,
     names: &GroupNames,
     group: GroupId,
-    mut reached: impl FnMut(Reached<'_>),
+    mut reached: impl FnMut(&GroupImage),
 ) -> Result<Replayed> {
     replay_from(backend, names, GroupImage::new(group), &Slots::list(backend, names)?, &mut reached)
 }
@@ -392,32 +292,14 @@ fn replay_from(
     names: &GroupNames,
     mut image: GroupImage,
     slots: &Slots,
-    reached: &mut dyn FnMut(Reached<'_>),
+    reached: &mut dyn FnMut(&GroupImage),
 ) -> Result<Replayed> {
     // A stray file may name any slot: what is missing before it ends the replay, so nothing is made of its number.
     let mut from = image.state().next_slot().0;
-    let (mut strays, mut by_bound) = (Vec::new(), ByBound::default());
+    let mut strays = Vec::new();
     loop {
-        let firsts = slots.bound_batch(image.state().next_slot().0);
-        let read = parallel(backend, &firsts, |&first| bound::read(backend, names, Slot(first)));
-        for (first, read) in firsts.iter().copied().map(Slot).zip(read) {
-            by_bound.any = true;
-            match read?.and_then(|records| following(&image, records)) {
-                Ok(records) => records.iter().for_each(|(record, digest)| drop(image.replay(record, *digest))),
-                // The records are read instead, and say what is wrong.
-                Err(unusable) => {
-                    tracing::warn!(group = %names, object = %names.bound_run(first), why = %unusable, "a bound run is of no use");
-                    let torn = Some(unusable.at(names, first));
-                    return Ok(Replayed { image, torn, strays, by_bound });
-                }
-            }
-            (by_bound.unconfirmed, from) = (image.state().position(), image.state().next_slot().0);
-        }
-        if !firsts.is_empty() {
-            continue;
-        }
         let batch = slots.batch(from);
-        let Some(last) = batch.last() else { return Ok(Replayed { image, torn: None, strays, by_bound }) };
+        let Some(last) = batch.last() else { return Ok(Replayed { image, torn: None, strays }) };
         from = last.saturating_add(1);
         let read = parallel(backend, &batch, |&slot| read_slot(backend, names, Slot(slot), slots.voids.contains(&slot)));
         for (slot, read) in batch.into_iter().map(Slot).zip(read) {
@@ -431,13 +313,15 @@ fn replay_from(
                 }
                 // What no listing gave may be there all the same, or be what keeps it from being listed.
                 let found = if slot > next { read_slot(backend, names, next, false)? } else { ahead? };
-                match found.and_then(|records| following(&image, records)) {
+                let follows = |records: Records| match image.state().follows(&records[0].0) {
+                    Ok(()) => Ok(records),
+                    Err(why) => Err(Unusable::damaged(why.to_string())),
+                };
+                match found.and_then(follows) {
                     Ok(records) => {
-                        by_bound.unconfirmed = None;
                         for (record, digest) in &records {
                             image.replay(record, *digest);
-                            let is_bound = slots.bound.contains(&run_of(record.slot).0);
-                            reached(Reached { image: &image, record, is_bound });
+                            reached(&image);
                         }
                         if slot > next {
                             read = Some(read_slot(backend, names, slot, slots.voids.contains(&slot.0)));
@@ -446,19 +330,11 @@ fn replay_from(
                     Err(unusable) => {
                         let torn = unusable.at(names, next);
                         tracing::error!(group = %names, slot = %next, why = %torn.why, "a ledger record does not verify");
-                        return Ok(Replayed { image, torn: Some(torn), strays, by_bound });
+                        return Ok(Replayed { image, torn: Some(torn), strays });
                     }
                 }
             }
         }
-    }
-}
-
-/// Records, if they are the next of a ledger.
-pub(crate) fn following(image: &GroupImage, records: Records) -> Result<Records, Unusable> {
-    match image.state().follows(&records[0].0) {
-        Ok(()) => Ok(records),
-        Err(why) => Err(Unusable::damaged(why.to_string())),
     }
 }
 

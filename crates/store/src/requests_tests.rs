@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farside_ledger::{BATCH_SLOTS, LayerKind, Policy};
+use farside_ledger::{LayerKind, Policy};
 use farside_region::Slot;
 
 use crate::backend::DirBackend;
 use crate::backend::counting::{Counting, Counts, Request, Sort};
 use crate::backend::faulty::{Faulty, Op, When};
-use crate::checkpoint::{SPAN, span};
+use crate::checkpoint::span;
 use crate::group::{Dated, GroupStore};
 use crate::liveness::PartName;
 use crate::names::GroupNames;
@@ -220,49 +220,6 @@ fn a_reader_of_a_long_history_lists_nothing() {
     let (report, counts) = bucket.counting.during(restored);
     assert_eq!(report.expect("restored").data_bytes, 16 * GRANULE);
     assert_eq!(counts.requests, [((Request::Range, Sort::Segment), 16)].into(), "one for each run of each part");
-}
-
-/// Where a checkpoint is long ago: as many requests wait for one another as after a short time, and each full run is one.
-#[test]
-fn a_reader_asks_for_one_object_for_each_full_run() {
-    SPAN.set(2048);
-    let bucket = Bucket::new();
-    let mut group = bucket.group();
-    history(&mut group, 20 * BATCH_SLOTS + 20);
-    let state = group.state().clone();
-    drop(group);
-    let reader = bucket.reader();
-    let (group, counts) = bucket.counting.during(|| reader.group(&names()).expect("group"));
-    assert_eq!((group.state(), group.torn()), (&state, None));
-    // Who the group is; roots; the runs that are bound; what is after them; what may be beyond the head.
-    assert_eq!(counts.chain, 5);
-    let (runs, ahead, after_runs, confirming) = (32, 32, 64, 1);
-    // Those less than 44 from the head were ahead; and the first of the run after each.
-    let (voids, beyond) = (2, 7 + 8);
-    assert_eq!(
-        counts.requests,
-        [
-            ((Request::Get, Sort::Description), 1),
-            ((Request::Get, Sort::Checkpoint), 7 + 1),
-            ((Request::Get, Sort::Ledger), runs + ahead + after_runs + confirming + voids + beyond)
-        ]
-        .into()
-    );
-}
-
-/// A run that is full is one PUT more, and its publication waits for it.
-#[test]
-fn a_full_run_costs_its_publication_one_request_more() {
-    SPAN.set(4096);
-    let bucket = Bucket::new();
-    let mut group = bucket.group();
-    let mut volume = history(&mut group, BATCH_SLOTS - 2);
-    let entry = volume.land(&group, &[one(0)]);
-    let (_, counts) = bucket.counting.during(|| group.append(layers(LayerKind::Point, vec![entry])).expect("appended"));
-    assert_eq!(
-        asked(counts),
-        [((Request::Put, Sort::Segment), 1), ((Request::Put, Sort::Ledger), 2), ((Request::Get, Sort::Checkpoint), 1)].into()
-    );
 }
 
 /// No range is answered before so many are under way: whoever asks for one after the other waits for ever.

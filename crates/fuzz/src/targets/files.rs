@@ -192,7 +192,6 @@ fn object_name(bytes: &[u8]) -> Outcome {
             let again = match &parsed {
                 GroupObject::Description => names.description(),
                 GroupObject::Record(slot) => names.record(*slot),
-                GroupObject::BoundRun(first) => names.bound_run(*first),
                 GroupObject::Checkpoint(number) => names.checkpoint(*number),
                 GroupObject::CheckpointState(number) => names.checkpoint_state(*number),
                 GroupObject::RecordVoid(slot) => names.record_void(*slot),
