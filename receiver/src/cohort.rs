@@ -4,7 +4,7 @@
 //! Invariants: nothing of it is kept but what the groups' ledgers say of their points; a connection of a cohort publishes nothing, and none of
 //! them waits for a group's thread, or for another one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use farside_control::PointId;
 use farside_control::cohort::{CohortCut, CohortGroup, CohortPoint, CohortStatus, CohortTrouble};
 use farside_keys::Secret;
 use farside_ledger::{CohortCut as Cut, State};
-use farside_region::Name;
+use farside_region::{Name, Slot};
 use farside_replication::cohort::{CohortAction, CohortConfig, CohortEvent, CohortLimits, CohortOutcome, Conductor};
 use farside_store::GroupNames;
 use farside_transport::{CloseCode, Connection};
@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Cohort, Config};
 use crate::door::refusal;
-use crate::group::GroupHandle;
+use crate::group::{CohortCuts, GroupHandle};
 use crate::process::Receiver;
 
 /// Questions that may wait for a host: a conductor asks no more before it is answered.
@@ -36,6 +36,8 @@ const ASKS_MAX: usize = 16;
 const SEND_WAIT: Duration = Duration::from_secs(10);
 /// Hosts that are just connecting are waited for so long.
 const FIRST: Duration = Duration::from_secs(10);
+/// So many of the newest whole cuts are kept beside what retention keeps.
+const KEPT: usize = 10;
 /// How long is waited at most before time is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 /// Numbers connections, upwards.
@@ -54,6 +56,8 @@ struct Inner {
     running: BTreeMap<Name, Running>,
     /// The newest connection of each group.
     here: BTreeMap<GroupNames, Here>,
+    /// Points of the newest whole cuts of each cohort: retention keeps them.
+    kept: BTreeMap<Name, BTreeMap<GroupNames, BTreeSet<Slot>>>,
 }
 
 #[derive(Debug)]
@@ -65,15 +69,9 @@ struct Here {
 #[derive(Debug)]
 struct Running {
     config: Cohort,
+    /// It ends, and says so to whoever was asked, when this is dropped.
     events: mpsc::UnboundedSender<Event>,
-    task: tokio::task::AbortHandle,
     seen: Arc<Mutex<Seen>>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// What came of its cuts, since the process began.
@@ -94,6 +92,7 @@ impl Cohorts {
     pub(crate) fn apply(receiver: &Arc<Receiver>, config: &Config) {
         let mut inner = receiver.cohorts.lock();
         inner.running.retain(|_, running| config.cohorts.contains(&running.config));
+        inner.kept.retain(|name, _| config.cohorts.iter().any(|cohort| cohort.name == *name));
         for cohort in &config.cohorts {
             if inner.running.contains_key(&cohort.name) {
                 continue;
@@ -103,8 +102,8 @@ impl Cohorts {
                 let _ = events.send(CohortEvent::Joined { group: group.clone(), connection: here.number });
             }
             let seen = Arc::<Mutex<Seen>>::default();
-            let task = receiver.runtime.spawn(conduct(Arc::clone(receiver), cohort.clone(), happened, Arc::clone(&seen)));
-            let running = Running { config: cohort.clone(), events, task: task.abort_handle(), seen };
+            receiver.runtime.spawn(conduct(Arc::clone(receiver), cohort.clone(), happened, Arc::clone(&seen)));
+            let running = Running { config: cohort.clone(), events, seen };
             inner.running.insert(cohort.name.clone(), running);
         }
     }
@@ -137,6 +136,25 @@ impl Cohorts {
         asks.is_some_and(|asks| asks.try_send(ask).is_ok())
     }
 
+    /// Points of a group that are kept for whole cuts. † By its own ledger alone a group would give them up for cuts that others do not have.
+    pub(crate) fn kept(&self, group: &GroupNames) -> BTreeSet<Slot> {
+        let inner = self.lock();
+        inner.kept.values().filter_map(|groups| groups.get(group)).flatten().copied().collect()
+    }
+
+    fn keep(&self, cohort: &Cohort, cuts: &[CohortCut]) {
+        let mut groups = BTreeMap::<GroupNames, BTreeSet<Slot>>::new();
+        for (at, names) in cohort.groups.iter().enumerate() {
+            let slots = cuts.iter().take(KEPT).map(|cut| Slot(cut.points[at].point.slot));
+            groups.insert(names.clone(), slots.collect());
+        }
+        let mut inner = self.lock();
+        // It may have been taken out of the configuration meanwhile.
+        if inner.running.contains_key(&cohort.name) {
+            inner.kept.insert(cohort.name.clone(), groups);
+        }
+    }
+
     /// A cut of that cohort is wanted now. False: there is none of that name.
     pub(crate) fn wanted(&self, name: &str) -> bool {
         let inner = self.lock();
@@ -162,11 +180,22 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
     };
     let mut conductor = Conductor::new(config, CohortLimits::default(), nanos(cohort.every.min(FIRST)));
     let mut actions = Vec::new();
+    // The cut that was called one last, until it is looked for.
+    let mut awaited: Option<[u8; 16]> = None;
+    look(&receiver, &cohort, None, &seen).await;
     loop {
         let until_due = Duration::from_nanos(conductor.due().saturating_sub(now())).min(LOOK);
         match tokio::time::timeout(until_due, happened.recv()).await {
             Ok(Some(event)) => conductor.step(now(), event, &mut actions),
-            Ok(None) => return,
+            Ok(None) => {
+                conductor.end(now(), &mut actions);
+                for action in actions {
+                    if let CohortAction::Ask { group, connection, ask } = action {
+                        receiver.cohorts.ask(&group, connection, ask);
+                    }
+                }
+                return;
+            }
             Err(_) => {}
         }
         if now() >= conductor.due() {
@@ -187,10 +216,32 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
                             conductor.step(now(), CohortEvent::Left { group, connection }, &mut actions);
                         }
                     }
-                    CohortAction::Done(outcome) => done(&cohort.name, outcome, &seen),
+                    CohortAction::Done(outcome) => {
+                        let cut = outcome.result.is_ok().then_some(outcome.cut.cut);
+                        done(&cohort.name, outcome, &seen);
+                        // A host is ready for the next one only when its point of the one before is published, or given up.
+                        if let Some(cut) = cut {
+                            let before = awaited.replace(cut);
+                            look(&receiver, &cohort, before, &seen).await;
+                        }
+                    }
                 }
             }
         }
+    }
+}
+
+/// Which cuts are whole, of which retention keeps the newest; and whether the one before the last has become one.
+async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) {
+    let Ok(Ok(groups)) = tokio::time::timeout(LOOK, gather(receiver, cohort)).await else { return };
+    receiver.cohorts.keep(cohort, &whole(&groups));
+    let lacks = before.and_then(|cut| groups.iter().find(|(_, cuts)| !cuts.contains_key(&cut)));
+    if let Some((group, _)) = lacks {
+        let why = "it has no point of a cut that was taken: that was given up before it was sent, or could not be read in full";
+        let mut seen = locked(seen);
+        (seen.cuts, seen.missed) = (seen.cuts.saturating_sub(1), seen.missed + 1);
+        tracing::warn!(cohort = %cohort.name, %group, "{why}");
+        seen.trouble = Some(CohortTrouble { at: Timestamp::now(), group: Some(group.to_string()), why: why.to_owned() });
     }
 }
 
@@ -289,13 +340,13 @@ fn printable(say: CohortSay) -> CohortSay {
     }
 }
 
-/// Points of a group that say that they are of cuts of a cohort, by cut.
-pub(crate) fn cuts_of(state: &State, cohort: &str) -> HashMap<[u8; 16], (Cut, PointId)> {
+/// Points of a group that say that they are of cuts of a cohort, by cut. What the source could not read all of is none.
+pub(crate) fn cuts_of(state: &State, cohort: &str) -> CohortCuts {
     let id = Cut::cohort_id(cohort);
     let points = state.points().values();
     points
         .filter_map(|point| {
-            let cut = point.consistency().cohort_cut().filter(|cut| cut.cohort == id)?;
+            let cut = point.consistency().cohort_cut().filter(|cut| cut.cohort == id && !point.degraded)?;
             let digest = state.digest_at(point.slot)?;
             Some((cut.cut, (cut, PointId::new(point.slot.0, &digest.0))))
         })
@@ -303,7 +354,7 @@ pub(crate) fn cuts_of(state: &State, cohort: &str) -> HashMap<[u8; 16], (Cut, Po
 }
 
 /// The cuts of which every group has its point, newest first.
-fn whole(groups: &[(GroupNames, HashMap<[u8; 16], (Cut, PointId)>)]) -> Vec<CohortCut> {
+fn whole(groups: &[(GroupNames, CohortCuts)]) -> Vec<CohortCut> {
     let Some(((_, first), others)) = groups.split_first() else { return Vec::new() };
     let is_whole =
         |cut: &Cut| usize::from(cut.groups) == groups.len() && others.iter().all(|(_, cuts)| cuts.contains_key(&cut.cut));
@@ -323,6 +374,10 @@ fn whole(groups: &[(GroupNames, HashMap<[u8; 16], (Cut, PointId)>)]) -> Vec<Coho
 
 /// The whole cuts of a cohort, newest first; or why they cannot be told.
 pub(crate) async fn points(receiver: &Arc<Receiver>, cohort: &Cohort) -> Result<Vec<CohortCut>, String> {
+    Ok(whole(&gather(receiver, cohort).await?))
+}
+
+async fn gather(receiver: &Arc<Receiver>, cohort: &Cohort) -> Result<Vec<(GroupNames, CohortCuts)>, String> {
     let mut groups = Vec::new();
     for names in &cohort.groups {
         let known = receiver.roster.all().into_iter().find(|group| group.names() == names);
@@ -330,7 +385,7 @@ pub(crate) async fn points(receiver: &Arc<Receiver>, cohort: &Cohort) -> Result<
         let cuts = group.cohort_cuts(cohort.name.as_str()).await.map_err(|why| format!("{names}: {why}"))?;
         groups.push((names.clone(), cuts));
     }
-    Ok(whole(&groups))
+    Ok(groups)
 }
 
 /// How all cohorts are.

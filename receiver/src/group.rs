@@ -27,7 +27,7 @@ use tokio::sync::{Semaphore, mpsc};
 use self::at_rest::Asker;
 pub(crate) use self::fence::{Fence, PromotionLook, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
-pub(crate) use self::mail::{BeginPart, GroupHandle, Mail, PartOutcome, PointChange};
+pub(crate) use self::mail::{BeginPart, CohortCuts, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
 use self::merges::Submitted;
 pub(crate) use self::merges::{MergeNext, MergeStanding};
@@ -490,6 +490,7 @@ impl Group {
     fn kept_points(&self) -> BTreeSet<Slot> {
         let mut kept = self.receiver.followers.kept(&self.names);
         kept.extend(self.receiver.failovers.wanted(&self.names));
+        kept.extend(self.receiver.cohorts.kept(&self.names));
         kept
     }
 

@@ -232,7 +232,16 @@ impl Unlocking {
     pub fn at_rest_key(&self, backend: &dyn Backend, names: &GroupNames, claimed: &ClaimedKeys) -> Result<Option<AtRestKey>> {
         let mut known = self.lock();
         let (key, is_new) = match claimed.at_rest.as_ref().and_then(|volume| Some((volume, volume.digest_key.seal()?))) {
-            Some((volume, seal)) => (self.unlocked(&mut known, backend, names, volume, seal)?, false),
+            Some((volume, seal)) => {
+                let key = self.unlocked(&mut known, backend, names, volume, seal)?;
+                // † A host that has not the key may claim what it likes: it cannot say what only the key says of the volume.
+                let is_its = ContentKeys::unseal(&key, volume.id, seal).is_ok();
+                if !is_its || claimed.end_to_end.contains(&seal.key) {
+                    let why = "its claim is not made with that key, or its key is that of volumes which are encrypted end to end";
+                    return Err(needed(volume, seal, &wrappings(backend, names)?, why.to_owned()));
+                }
+                (key, false)
+            }
             None if self.keepers.at_rest.is_empty() => return Ok(None),
             None => match self.drawn_before(&known, backend, names, &claimed.end_to_end)? {
                 Some(key) => (key, false),

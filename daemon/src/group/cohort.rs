@@ -19,7 +19,7 @@ use crate::cohort::{CohortLink, HoldTimer};
 
 /// Pauses between attempts to have the connection.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// From the beginning of a hold to that of the next, in times of what a hold may last.
+/// From the beginning of a hold to that of the next, in times of what it may last. By then the timer is done with it.
 const HOLDS_APART: u32 = 5;
 
 #[derive(Debug)]
@@ -34,7 +34,8 @@ pub(super) struct Cohort {
     timer: Option<HoldTimer>,
     /// When the hold began that stands.
     held_ns: u64,
-    last_hold: Option<Instant>,
+    /// None begins before.
+    next_hold: Option<Instant>,
     name: Option<String>,
     cuts: u64,
     missed: u64,
@@ -52,7 +53,7 @@ impl Default for Cohort {
             why: None,
             timer: None,
             held_ns: 0,
-            last_hold: None,
+            next_hold: None,
             name: None,
             cuts: 0,
             missed: 0,
@@ -192,13 +193,14 @@ impl Control {
         let (allowed, timer) = (self.config.cohort_hold?, self.cohort.timer.as_ref()?);
         let now = Instant::now();
         // † Whoever conducts is not trusted to leave time for writes between holds.
-        if self.cohort.last_hold.is_some_and(|last| now < last + allowed * HOLDS_APART) {
+        if self.cohort.next_hold.is_some_and(|next| now < next) {
             return None;
         }
-        self.cohort.last_hold = Some(now);
+        let length = asked.min(allowed);
+        self.cohort.next_hold = Some(now + length * HOLDS_APART);
         // Counted from before it begins.
         self.cohort.held_ns = monotonic_ns();
-        let until = now + asked.min(allowed);
+        let until = now + length;
         let hold = self.shim.hold()?;
         // † Nobody would end it: it is none.
         if !timer.ends(hold, until) {

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use farside_keys::GroupKey;
+use farside_keys::{GroupKey, Seal, SealMode};
+use farside_region::KeyId;
 use farside_replication::target::{Event, SessionId};
 use farside_store::{AtRestKey, StoreError, Unlocking};
 use farside_wire::{GroupKeyAnswer, ReceiverMessage, RefusalCode};
@@ -44,11 +45,13 @@ pub(super) struct AtRest {
     is_asked: bool,
     /// With what it was had the last time: when that is another by now, others are to keep the key.
     had_with: Option<Arc<Unlocking>>,
+    /// Which key that was: new volumes are taken with no other.
+    had: Option<KeyId>,
 }
 
 impl AtRest {
     pub(super) fn new(mail: mpsc::WeakSender<Mail>) -> Self {
-        Self { mail, waiting: Vec::new(), is_asked: false, had_with: None }
+        Self { mail, waiting: Vec::new(), is_asked: false, had_with: None, had: None }
     }
 }
 
@@ -67,7 +70,7 @@ impl Group {
     pub(super) fn keep_key_as_configured(&mut self) {
         let is_current = |with: &Arc<Unlocking>| self.receiver.keys.is_current(&self.receiver.config(), &self.names, with);
         if self.at_rest.had_with.as_ref().is_some_and(|with| !is_current(with)) {
-            self.at_rest.had_with = None;
+            (self.at_rest.had_with, self.at_rest.had) = (None, None);
             self.obtain_key();
         }
     }
@@ -111,6 +114,7 @@ impl Group {
             return;
         }
         self.at_rest.had_with = Some(with);
+        let before = self.at_rest.had.take();
         let answer = match result {
             Ok(None) => Ok(None),
             Ok(Some(AtRestKey { key, is_new, unkept })) => {
@@ -122,18 +126,42 @@ impl Group {
                     tracing::warn!(%group, key = %id, %why, "the key that the group is encrypted with at rest is not kept by everybody yet");
                 });
                 self.happened(Event::KeyKept { key: id });
+                self.at_rest.had = Some(id);
                 Ok(Some(key))
             }
             Err(error) => {
                 tracing::error!(group = %self.names, error = keys::words(&error), "the key that the group is encrypted with at rest cannot be had");
                 let words = keys::no_key_for_host(&self.names, &error);
+                let is_in_clear = self.is_in_clear();
                 if !matches!(error, StoreError::KeyNeeded { .. } | StoreError::BadKey { .. }) {
                     self.store_error(&error);
                 }
-                Err(words)
+                // What is in clear goes on so; new volumes are refused.
+                if is_in_clear { Ok(None) } else { Err(words) }
             }
         };
+        // † They hold another key, and would begin volumes with it that no keeper of now opens.
+        if before.is_some() && before != self.at_rest.had {
+            let asks = |session: &SessionId| {
+                self.at_rest.waiting.iter().any(|asker| matches!(asker, Asker::Session(known) if known == session))
+            };
+            let others: Vec<_> = self.sessions.iter().filter(|(id, _)| !asks(id)).map(|(_, link)| link.clone()).collect();
+            others.iter().for_each(|link| {
+                self.turn_away(link, RefusalCode::Store, "the key that the group is encrypted with at rest is another one now")
+            });
+        }
         self.answer_all(&answer);
+    }
+
+    /// Whether the ledger has volumes, and none of them is encrypted at rest.
+    fn is_in_clear(&self) -> bool {
+        let Place::Here(here) = &self.place else { return false };
+        here.store.claimed_keys().at_rest.is_none() && here.store.state().volumes().next().is_some()
+    }
+
+    /// Whether a new volume may be claimed with this seal: with the key that hosts are given now, if it is one at rest.
+    pub(super) fn may_begin_with(&self, seal: &Seal) -> bool {
+        seal.mode != SealMode::AtRest || self.at_rest.had == Some(seal.key)
     }
 
     fn answer_all(&mut self, answer: &KeyAnswer) {

@@ -47,8 +47,8 @@ impl Group {
         let is_known =
             config.cohort_of(&self.names).is_some_and(|cohort| CohortCut::cohort_id(cohort.name.as_str()) == cut.cohort);
         if !is_known {
-            *label =
-                Label::new(Consistency::Crash, &label.title, "it says that it is of a cohort which this gateway does not have");
+            tracing::warn!(group = %self.names, "a point says that it is of a cohort which this gateway does not have");
+            *label = Label::new(Consistency::Crash, &label.title, "");
         }
     }
 
@@ -116,6 +116,12 @@ impl Group {
             return Err(format!(
                 "volume `{}` is to be kept without encryption, and this gateway keeps new ones encrypted at rest ([[at_rest]] in receiver.toml): it is tried \
                  again by itself; if that does not help, update farsided on the host",
+                volume.name
+            ));
+        }
+        if !is_known && volume.digest_key.seal().is_some_and(|seal| !self.may_begin_with(seal)) {
+            return Err(format!(
+                "volume `{}` is claimed as encrypted at rest, with a key that this gateway did not give",
                 volume.name
             ));
         }

@@ -52,7 +52,7 @@ pub struct CohortLimits {
 
 impl Default for CohortLimits {
     fn default() -> Self {
-        Self { prepare: 10 * SECOND, answer: 2 * SECOND, pause_max: 16 }
+        Self { prepare: 5 * SECOND, answer: 2 * SECOND, pause_max: 16 }
     }
 }
 
@@ -182,6 +182,11 @@ impl<G: Clone + Ord> Conductor<G> {
             CohortEvent::Tick { cut, wall_ms } => self.tick(now, cut, wall_ms, out),
             CohortEvent::Wanted => self.next = self.next.min(now),
         }
+    }
+
+    /// It conducts no more: nobody waits for what was under way.
+    pub fn end(&mut self, now: Nanos, out: &mut Vec<CohortAction<G>>) {
+        self.fail(now, None, "the configuration of the cohort was changed".to_owned(), out);
     }
 
     /// Groups whose source is not here.

@@ -18,7 +18,7 @@ use super::conductor::CutId;
 use crate::source::{Nanos, SECOND};
 
 /// To be ready, and to hear what follows; longer than whoever conducts waits.
-const PATIENCE: Nanos = 15 * SECOND;
+const PATIENCE: Nanos = 8 * SECOND;
 /// From the switch to its being over. No later cut ends meanwhile.
 const OVER: Nanos = 10 * SECOND;
 
