@@ -366,7 +366,7 @@ fn whole(groups: &[(GroupNames, CohortCuts)]) -> Vec<CohortCut> {
             at: Timestamp::from_millisecond(cut.wall_ms).unwrap_or_default(),
             points: groups
                 .iter()
-                .map(|(group, cuts)| CohortPoint { group: group.to_string(), point: cuts[&cut.cut].1.clone() })
+                .map(|(group, cuts)| CohortPoint { group: group.to_string(), point: cuts[&cut.cut].1 })
                 .collect(),
         })
         .collect()

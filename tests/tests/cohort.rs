@@ -163,11 +163,10 @@ fn a_host_that_misses_a_cut_is_named_and_holds_nobody_up() {
     first.receiver.take().expect("it runs").kill();
     goes_on_without_gateway(&first);
     first.start_receiver();
-    let back = wait_for("its interface", || {
+    wait_for("its interface", || {
         UnixStream::connect(first.path("gateway/api.sock")).ok()?;
         Some(())
     });
-    let () = back;
     wait_until("what it knew", || {
         let output = first.gateway(&["--json", "cohort", "cuts", "erp", "--limit", "1000"]).output().expect("it runs");
         let now: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
