@@ -23,14 +23,14 @@ const COHORT: &str = r#"
 [[cohort]]
 name = "erp"
 groups = ["host1/default", "host2/default"]
-every = "10s"
-hold = "1s"
+every = "3s"
+hold = "300ms"
 "#;
 
 fn configuration(name: &str) -> String {
     format!(
         "[source]\nname = \"{name}\"\nstate_dir = \"/run/state\"\napi_socket = \"{DAEMON_SOCKET}\"\n[[group]]\nname = \"default\"\n\
-         epoch_interval = \"1s\"\nkeep = 10000\nspan = \"0s\"\ncohort_hold = \"1s\"\n"
+         epoch_interval = \"1s\"\nkeep = 10000\nspan = \"0s\"\ncohort_hold = \"300ms\"\n"
     )
 }
 
