@@ -967,7 +967,7 @@ mod tests {
         let (next, changes) = config.take_over(&program);
         assert_eq!(next.at_rest, program.at_rest);
         assert!(changes.needs_restart.is_empty() && changes.live.len() == 1, "{changes:?}");
-        assert!(changes.live[0].contains("* command:/kms (changed)") && !changes.live[0].contains("hunter2"), "{changes:?}");
+        assert!(changes.live[0].ends_with("[* command:/kms] (changed)") && !changes.live[0].contains("hunter2"), "{changes:?}");
     }
 
     #[test]

@@ -78,11 +78,11 @@ async fn one_key_is_given_to_all_who_ask_and_nobody_is_held_up_by_who_keeps_it()
     assert_eq!(refusal.code, RefusalCode::Protocol);
     assert!(refusal.text.contains("`other`") && refusal.text.contains("[[at_rest]]"), "{}", refusal.text);
 
-    // Nor is one whose key nobody wrapped; and who pulls is given the key as well.
+    // Nor is one with another key than was given; and who pulls is given the key as well.
     let mut third = host.connect_of_run("default", 2).await;
     let strange = GroupKey::new(Secret::new(&[9; 32]));
     third.claim_raw("other", |claim| claim.volume.digest_key = sealed(&strange, claim.volume.id)).await;
-    assert!(third.refusal().await.text.contains("holds no wrapping"));
+    assert!(third.refusal().await.text.contains("a key that this gateway did not give"));
     let mut pulling = host.pulling("host1", "default").await;
     pulling.send(SourceMessage::KeyWanted).await;
     assert_eq!(given(&mut pulling).await.id(), key.id());
