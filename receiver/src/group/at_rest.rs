@@ -4,6 +4,7 @@
 //! durable in the store before anybody is given it; a host that encrypts by itself does not ask, and is given nothing.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use farside_keys::{GroupKey, Seal, SealMode};
 use farside_region::KeyId;
@@ -15,6 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Group, Mail, Place};
 use crate::keys;
 use crate::vault::Generation;
+
+/// How soon it is tried again to have somebody keep the key who does not yet.
+const AGAIN: Duration = Duration::from_secs(120);
 
 /// The key; `None`: the group is not encrypted at rest. An error is for the host that asked.
 pub(crate) type KeyAnswer = Result<Option<GroupKey>, String>;
@@ -45,13 +49,15 @@ pub(super) struct AtRest {
     is_asked: bool,
     /// With what it was had the last time: when that is another by now, others are to keep the key.
     had_with: Option<Arc<Unlocking>>,
+    /// Somebody does not keep it yet, or it cannot be had: when that is tried again.
+    again: Option<Instant>,
     /// Which key that was: new volumes are taken with no other.
     had: Option<KeyId>,
 }
 
 impl AtRest {
     pub(super) fn new(mail: mpsc::WeakSender<Mail>) -> Self {
-        Self { mail, waiting: Vec::new(), is_asked: false, had_with: None, had: None }
+        Self { mail, waiting: Vec::new(), is_asked: false, had_with: None, again: None, had: None }
     }
 }
 
@@ -71,6 +77,9 @@ impl Group {
         let is_current = |with: &Arc<Unlocking>| self.receiver.keys.is_current(&self.receiver.config(), &self.names, with);
         if self.at_rest.had_with.as_ref().is_some_and(|with| !is_current(with)) {
             (self.at_rest.had_with, self.at_rest.had) = (None, None);
+            return self.obtain_key();
+        }
+        if self.at_rest.again.take_if(|again| Instant::now() >= *again).is_some() {
             self.obtain_key();
         }
     }
@@ -114,9 +123,13 @@ impl Group {
             return;
         }
         self.at_rest.had_with = Some(with);
-        let before = self.at_rest.had.take();
+        let is_kept = matches!(&result, Ok(None)) || matches!(&result, Ok(Some(key)) if key.unkept.is_empty());
+        self.at_rest.again = (!is_kept).then(|| Instant::now() + AGAIN);
         let answer = match result {
-            Ok(None) => Ok(None),
+            Ok(None) => {
+                self.at_rest.had = None;
+                Ok(None)
+            }
             Ok(Some(AtRestKey { key, is_new, unkept })) => {
                 let (group, id) = (&self.names, key.id());
                 if is_new {
@@ -140,16 +153,6 @@ impl Group {
                 if is_in_clear { Ok(None) } else { Err(words) }
             }
         };
-        // † They hold another key, and would begin volumes with it that no keeper of now opens.
-        if before.is_some() && before != self.at_rest.had {
-            let asks = |session: &SessionId| {
-                self.at_rest.waiting.iter().any(|asker| matches!(asker, Asker::Session(known) if known == session))
-            };
-            let others: Vec<_> = self.sessions.iter().filter(|(id, _)| !asks(id)).map(|(_, link)| link.clone()).collect();
-            others.iter().for_each(|link| {
-                self.turn_away(link, RefusalCode::Store, "the key that the group is encrypted with at rest is another one now")
-            });
-        }
         self.answer_all(&answer);
     }
 

@@ -683,12 +683,19 @@ pub enum Problem {
     Protocol(&'static str),
     /// A volume is encrypted, and it knows nothing of that.
     NoSealing,
+    /// It does not say whether the group is to be encrypted at rest.
+    NoKeyAnswer,
 }
 
 /// A sentence for a person, with the way out where the receiver's own words have none.
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (code, text) = match self {
+            Self::NoKeyAnswer => {
+                return f.write_str(
+                    "the receiver does not say whether the group is to be encrypted at rest: see what keeps the keys of its [[at_rest]], and its log",
+                );
+            }
             Self::NoSealing => {
                 return f.write_str(
                     "the receiver takes no encrypted volumes: install the same version of Farside there, the receiver first",

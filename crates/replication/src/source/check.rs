@@ -11,11 +11,14 @@ use farside_wire::{
     ReceiverHello, RequestId, ResumeAnswer, ResumeQuery, Settings, SourceHello, SourceMessage, VersionRange,
 };
 
-use super::api::{Action, DemoteCause, Nanos, Problem, Report};
+use super::api::{Action, DemoteCause, Nanos, Problem, Report, SECOND};
 use super::status::{PointStatus, RefusedWhy};
 use super::verify::VerifyOutcome;
 use super::volume::{Check, HeatFor, Layer, Looked, Loss, Reclaim, Seen, Service, Stage, Standing, Volume, slot_of};
 use super::{KeyAnswer, Kind, Link, Source};
+
+/// What keeps keys for the receiver may take its time, and no longer.
+const KEY_WAIT: Nanos = 300 * SECOND;
 
 impl Source {
     pub(super) fn connected(&mut self, connection: u64, out: &mut Vec<Action>) {
@@ -122,7 +125,12 @@ impl Source {
     pub(super) fn begin_checks(&mut self, now: Nanos, out: &mut Vec<Action>) {
         // † A volume that is claimed before it is known whether it is to be encrypted is in clear for ever.
         let is_key_awaited = self.key_answer == KeyAnswer::Awaited && !mutation::on("a claim before the answer about the key");
-        if !matches!(self.link, Link::Up { .. }) || is_key_awaited {
+        let Link::Up { connection, since, .. } = self.link else { return };
+        if is_key_awaited {
+            // Whatever became of the answer there: over another connection it is asked for anew.
+            if now.saturating_sub(since) >= KEY_WAIT {
+                out.push(Action::Disconnect { connection, why: Problem::NoKeyAnswer });
+            }
             return;
         }
         let due: Vec<_> = self

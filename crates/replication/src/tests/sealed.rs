@@ -122,6 +122,14 @@ fn l4_nothing_is_claimed_before_the_answer_about_the_key() {
         host.connect();
         assert!(host.said.iter().any(|m| matches!(m, SourceMessage::KeyWanted)));
         assert!(!asked_ledger(&host), "L4: asked for before the key");
+        // Nor is it waited for for ever.
+        let hung_up = |host: &Host| host.did.iter().any(|a| matches!(a, Action::Disconnect { why: Problem::NoKeyAnswer, .. }));
+        host.now += 299 * crate::source::SECOND;
+        host.tick(&[]);
+        assert!(!hung_up(&host), "what keeps keys takes its time");
+        host.now += crate::source::SECOND;
+        host.tick(&[]);
+        assert!(hung_up(&host) && !asked_ledger(&host), "L4: asked for before the key");
         answered(&mut host, Some(at_rest(1, 1)));
         assert!(asked_ledger(&host));
     };
