@@ -5,6 +5,7 @@
 pub mod drill;
 pub mod forgetful;
 pub mod load;
+pub mod markers;
 pub mod mount;
 pub mod netns;
 pub mod postgres;

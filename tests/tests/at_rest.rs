@@ -7,12 +7,12 @@ use std::process::Command;
 use farside_keys::{Keeper, Wrapping};
 use farside_nbd::client::Client;
 use farside_tests::drill::Drill;
+use farside_tests::markers::{self, MARKER, files, with};
 use farside_tests::verify::{Rng, Verifier};
 use farside_tests::{Site, VolumeSpec, is_quiet, json, program, run, slot_of, status_by, tail, wait_for, wait_until};
 use serde_json::Value;
 
 const BYTES: u64 = 24 << 20;
-const MARKER: &[u8] = b"in the clear it would be read here";
 
 fn key(site: &Site, name: &str) -> PathBuf {
     let path = site.path(name);
@@ -53,39 +53,8 @@ fn disk(site: &Site) -> Vec<u8> {
     fs::read(site.backing("data")).expect("a disk")
 }
 
-/// Markers all over the volume, some of them compressible, some not.
 fn write_markers(site: &Site, volume: &str, seed: u64) {
-    let mut client = Client::connect(&site.tap(volume), volume).expect("connected");
-    let mut rng = Rng(seed);
-    for at in (0..BYTES).step_by(2 << 20) {
-        let mut granules: Vec<u8> = (0..16384).map(|_| rng.draw() as u8).collect();
-        granules[100..100 + MARKER.len()].copy_from_slice(MARKER);
-        granules[8192..].iter_mut().zip(MARKER.iter().cycle()).for_each(|(byte, of)| *byte = *of);
-        client.write(at, &granules, 0).expect("written");
-    }
-    client.flush().expect("flushed");
-}
-
-fn files(dir: &Path, found: &mut Vec<PathBuf>) {
-    // What goes meanwhile is not there.
-    for path in fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
-        if path.is_dir() {
-            files(&path, found)
-        } else if path.is_file() {
-            found.push(path)
-        }
-    }
-}
-
-/// The files below a directory that hold one of these.
-fn with(dir: &Path, secrets: &[&[u8]]) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    files(dir, &mut all);
-    all.retain(|file| {
-        let bytes = fs::read(file).unwrap_or_default();
-        secrets.iter().any(|secret| bytes.windows(secret.len()).any(|window| window == *secret))
-    });
-    all
+    markers::write(site, volume, BYTES, 2 << 20, seed);
 }
 
 /// The key of the group as it is, out of the store.

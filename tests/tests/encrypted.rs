@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use farside_nbd::client::Client;
+use farside_tests::markers::{self, MARKER, with};
 use farside_tests::verify::{Rng, Verifier};
 use farside_tests::{Site, VolumeSpec, is_quiet, json, program, run, slot_of, wait_for, wait_until};
 use serde_json::Value;
 
 const BYTES: u64 = 24 << 20;
-const MARKER: &[u8] = b"in the clear it would be read here";
 
 /// A site whose group is encrypted with a key file; nothing is started.
 fn site() -> Site {
@@ -42,40 +42,14 @@ fn newest(site: &Site) -> Option<u64> {
     site.points("data").last().map(slot_of)
 }
 
-/// Markers all over the volume, some of them compressible, some not.
 fn write_markers(site: &Site) {
-    let mut client = Client::connect(&site.tap("data"), "data").expect("connected");
-    let mut rng = Rng(3);
-    for at in (0..BYTES).step_by(1 << 20) {
-        let mut granules: Vec<u8> = (0..16384).map(|_| rng.draw() as u8).collect();
-        granules[100..100 + MARKER.len()].copy_from_slice(MARKER);
-        granules[8192..].iter_mut().zip(MARKER.iter().cycle()).for_each(|(byte, of)| *byte = *of);
-        client.write(at, &granules, 0).expect("written");
-    }
-    client.flush().expect("flushed");
-}
-
-fn files(dir: &Path, found: &mut Vec<PathBuf>) {
-    // What goes meanwhile is not there.
-    for path in fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
-        if path.is_dir() {
-            files(&path, found)
-        } else if path.is_file() {
-            found.push(path)
-        }
-    }
+    markers::write(site, "data", BYTES, 1 << 20, 3);
 }
 
 /// The files below a directory that hold a marker, or the key file's bytes.
 fn with_secrets(site: &Site, dir: &Path) -> Vec<PathBuf> {
     let key = fs::read(key(site)).expect("the key file");
-    let mut all = Vec::new();
-    files(dir, &mut all);
-    all.retain(|file| {
-        let bytes = fs::read(file).unwrap_or_default();
-        [MARKER, &key].iter().any(|secret| bytes.windows(secret.len()).any(|window| window == *secret))
-    });
-    all
+    with(dir, &[MARKER, &key])
 }
 
 /// Whether the memory of a process holds it.
