@@ -8,7 +8,7 @@ use farside_nbd::client::Client;
 use crate::Site;
 use crate::verify::Rng;
 
-/// In everything that [`write`] writes.
+/// In everything that [`write()`] writes.
 pub const MARKER: &[u8] = b"in the clear it would be read here";
 
 /// Writes markers all over the first `bytes` of a volume, one place in so many, some of them compressible, some not.
