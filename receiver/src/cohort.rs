@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use farside_control::PointId;
-use farside_control::cohort::{CohortCut, CohortGroup, CohortPoint, CohortStatus, CohortTrouble};
+use farside_control::cohort::{CohortCut, CohortGroup, CohortPoint, CohortStatus, CohortTally, CohortTrouble};
+use farside_control::{Code, PointId, Reason, Severity};
 use farside_keys::Secret;
 use farside_ledger::{CohortCut as Cut, State};
 use farside_region::{Name, Slot};
@@ -81,6 +81,8 @@ struct Seen {
     missed: u64,
     held_us: Option<u64>,
     trouble: Option<CohortTrouble>,
+    /// The newest whole one, when it was looked last.
+    newest_at: Option<Timestamp>,
 }
 
 impl Cohorts {
@@ -155,12 +157,47 @@ impl Cohorts {
         }
     }
 
+    /// What came of the cuts of each.
+    pub(crate) fn tallies(&self) -> Vec<CohortTally> {
+        let tally = |(name, running): (&Name, &Running)| {
+            let seen = locked(&running.seen);
+            CohortTally {
+                name: name.to_string(),
+                cuts: seen.cuts,
+                missed: seen.missed,
+                held_us: seen.held_us,
+                newest_at: seen.newest_at,
+            }
+        };
+        self.lock().running.iter().map(tally).collect()
+    }
+
+    /// Which of them were not cut as one when it was tried last, and who missed it.
+    pub(crate) fn reasons(&self) -> Vec<Reason> {
+        let missed = |(name, running): (&Name, &Running)| {
+            let seen = locked(&running.seen);
+            Some(not_as_one(name, seen.trouble.as_ref()?, seen.newest_at))
+        };
+        self.lock().running.iter().filter_map(missed).collect()
+    }
+
     /// A cut of that cohort is wanted now. False: there is none of that name.
     pub(crate) fn wanted(&self, name: &str) -> bool {
         let inner = self.lock();
         let running = inner.running.iter().find(|(known, _)| known.as_str() == name);
         running.is_some_and(|(_, running)| running.events.send(CohortEvent::Wanted).is_ok())
     }
+}
+
+fn not_as_one(name: &Name, trouble: &CohortTrouble, newest_at: Option<Timestamp>) -> Reason {
+    let group = trouble.group.as_ref().map_or_else(String::new, |group| format!("{group}: "));
+    let newest = newest_at.map_or_else(
+        || "no cut of it is known that is whole".to_owned(),
+        |at| format!("its newest whole cut is of {at:.0}"),
+    );
+    let message = format!("cohort {name} was not cut as one at {:.0}: {group}{}; {newest}", trouble.at, trouble.why);
+    let what = "it is tried again by itself, and is over with the next cut; `farside cohort list` shows who is there";
+    Reason::new(Severity::Warning, Code::CohortMissed, message, what)
 }
 
 fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
@@ -200,7 +237,9 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
         }
         if now() >= conductor.due() {
             let Ok(cut) = drawn() else {
-                tracing::error!(cohort = %cohort.name, "the system gives no randomness: no cut of the cohort is begun");
+                let why = "the system gives no randomness: no cut is begun".to_owned();
+                tracing::error!(cohort = %cohort.name, "{why}");
+                locked(&seen).trouble = Some(CohortTrouble { at: Timestamp::now(), group: None, why });
                 tokio::time::sleep(LOOK).await;
                 continue;
             };
@@ -234,7 +273,9 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
 /// Which cuts are whole, of which retention keeps the newest; and whether the one before the last has become one.
 async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) {
     let Ok(Ok(groups)) = tokio::time::timeout(LOOK, gather(receiver, cohort)).await else { return };
-    receiver.cohorts.keep(cohort, &whole(&groups));
+    let cuts = whole(&groups);
+    locked(seen).newest_at = cuts.first().map(|cut| cut.at);
+    receiver.cohorts.keep(cohort, &cuts);
     let lacks = before.and_then(|cut| groups.iter().find(|(_, cuts)| !cuts.contains_key(&cut)));
     if let Some((group, _)) = lacks {
         let why = "it has no point of a cut that was taken: that was given up before it was sent, or could not be read in full";

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use farside_control::cohort::CohortTally;
 use farside_control::receiver::{ReceiverGroup, ReceiverSource, ReceiverStatus};
 use farside_control::{Reason, Severity};
 use farside_service::metrics::{In, Kind, Metric, PROCESS, Page, Process, Samples, Value, known, one};
@@ -13,6 +14,9 @@ pub(crate) fn page(status: &ReceiverStatus) -> String {
     let mut page = Page::default();
     page.add(PROCESS, &[], &Process::look(env!("CARGO_PKG_VERSION"), Duration::from_millis(status.uptime_ms)));
     page.add(RECEIVER, &[], status);
+    for cohort in &status.cohorts {
+        page.add(COHORT, &[("cohort", &cohort.name)], cohort);
+    }
     for source in &status.sources {
         page.add(SOURCE, &[("source", &source.name)], source);
         for group in &source.groups {
@@ -101,6 +105,30 @@ const RECEIVER: &[Metric<ReceiverStatus>] = &[
         kind: Kind::Counter,
         help: "Strangers and others that were refused at the door",
         read: |r| count(r.refused_peers),
+    },
+];
+
+const COHORT: &[Metric<CohortTally>] = &[
+    Metric {
+        name: "cohort_missed",
+        unit: In::Number,
+        kind: Kind::Counter,
+        help: "Cuts of groups of several hosts as one that came to nothing, because a group missed them",
+        read: |c| count(c.missed),
+    },
+    Metric {
+        name: "cohort_held",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "How long writes were held for the last cut, at the host that held them longest; absent while there is none",
+        read: |c| known(c.held_us.map(|us| us as f64 / 1_000_000.0)),
+    },
+    Metric {
+        name: "cohort_newest_cut_timestamp",
+        unit: In::Seconds,
+        kind: Kind::Gauge,
+        help: "When the newest cut was begun of which every group has its point, by this machine's clock, since 1970; absent if there is none",
+        read: |c| known(c.newest_at.map(|at| at.as_millisecond() as f64 / 1000.0)),
     },
 ];
 
@@ -297,7 +325,13 @@ mod tests {
     #[test]
     fn the_document_says_what_is_served() {
         let rows =
-            [document(PROCESS, ""), document(RECEIVER, ""), document(SOURCE, "`source`"), document(GROUP, "`source`, `group`")];
+            [
+            document(PROCESS, ""),
+            document(RECEIVER, ""),
+            document(COHORT, "`cohort`"),
+            document(SOURCE, "`source`"),
+            document(GROUP, "`source`, `group`"),
+        ];
         let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md"));
         check_document(path, "farside-receiver", &rows.concat()).expect("the document is up to date");
     }

@@ -310,8 +310,10 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
     let followers = receiver.followers.show();
     reasons.extend(receiver.followers.reasons());
     reasons.extend(receiver.failovers.reasons());
+    reasons.extend(receiver.cohorts.reasons());
     ReceiverStatus {
         followers,
+        cohorts: receiver.cohorts.tallies(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: receiver.local_address.to_string(),
         listen_tcp: receiver.listener.tcp_address().map(|address| address.to_string()),

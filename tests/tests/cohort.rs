@@ -80,6 +80,23 @@ fn both_are_here(site: &Site) {
     });
 }
 
+/// What the gateway's status says of cuts that were missed.
+fn said(site: &Site) -> Option<String> {
+    let status = json(&mut site.gateway(&["status"]));
+    let all = status["reasons"].as_array().expect("reasons").clone();
+    let of_cohort = all.iter().find(|reason| reason["code"] == "cohort_missed")?;
+    assert_eq!(of_cohort["severity"], "warning", "{of_cohort}");
+    Some(of_cohort["message"].as_str().expect("words").to_owned())
+}
+
+/// It is over with a cut that comes to something.
+fn is_over(site: &Site) {
+    wait_until("that nothing is said any more", || {
+        run(&mut site.gateway(&["cohort", "take", "erp"]));
+        said(site).map_or(Ok(()), Err)
+    });
+}
+
 fn more_cuts(site: &Site, than: usize) -> Vec<Value> {
     wait_until("more cuts", || {
         let now = cuts(site);
@@ -128,8 +145,12 @@ fn a_host_that_misses_a_cut_is_named_and_holds_nobody_up() {
             run(&mut site.gateway(&["cohort", "take", "erp"]));
             let trouble = cohort(site)["trouble"].clone();
             let is_it = trouble["group"] == GROUPS[1] && trouble["why"].as_str().is_some_and(|said| said.contains(why));
-            if is_it { Ok(()) } else { Err(trouble.to_string()) }
+            // Whoever looks at nothing but the status is told, too.
+            let said = said(site).filter(|said| said.contains("cohort erp") && said.contains(GROUPS[1]) && said.contains(why));
+            if is_it && said.is_some() { Ok(()) } else { Err(format!("{trouble}, {said:?}")) }
         });
+        let checked = site.gateway(&["status", "--check"]).output().expect("it runs");
+        assert!(!checked.status.success(), "{checked:?}");
     };
     let mut client = connect(&first.tap("data"));
     let mut goes_on = |site: &Site, byte: u8| {
@@ -147,6 +168,7 @@ fn a_host_that_misses_a_cut_is_named_and_holds_nobody_up() {
     let known = cuts(&first).len();
     run(&mut first.gateway(&["cohort", "take", "erp"]));
     more_cuts(&first, known);
+    is_over(&first);
 
     second.daemon.take().expect("it runs").kill();
     missed(&first, "not connected");

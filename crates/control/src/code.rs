@@ -63,6 +63,8 @@ codes! {
     BackingGrown = "backing_grown",
     /// The key of an encrypted group is not there.
     KeyMissing = "key_missing",
+    /// Groups of several hosts were not cut as one.
+    CohortMissed = "cohort_missed",
     /// Applications were not quiesced for a point.
     HooksFailed = "hooks_failed",
     /// A volume was encrypted in another way before.

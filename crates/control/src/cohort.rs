@@ -33,6 +33,23 @@ pub struct CohortStatus {
     pub unknown: Option<String>,
 }
 
+/// What came of the cuts of a cohort, in few words: part of the gateway's status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct CohortTally {
+    /// Its name.
+    pub name: String,
+    /// Cuts that were one, since the gateway started.
+    pub cuts: u64,
+    /// Those that were begun and came to nothing.
+    pub missed: u64,
+    /// The longest hold of the last cut, in microseconds.
+    pub held_us: Option<u64>,
+    /// When the newest cut was begun of which every group had its point when the gateway looked, which it does after each cut: by then the
+    /// one before is published, or given up. `None`: there is none, or it is not known.
+    pub newest_at: Option<Timestamp>,
+}
+
 /// One of its groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::cohort::CohortTally;
 use crate::follower::FollowerStatus;
 use crate::source::LastPoint;
 use crate::{Reason, VerifiedPoint};
@@ -29,6 +30,8 @@ pub struct ReceiverStatus {
     pub sources: Vec<ReceiverSource>,
     /// Files and devices that are kept equal to points, by name.
     pub followers: Vec<FollowerStatus>,
+    /// Groups of several hosts that are cut as one, by name.
+    pub cohorts: Vec<CohortTally>,
     /// Bytes of parts in flight, and the limit of all sources together.
     pub receive_budget: Budget,
     /// Strangers and others that were refused at the door since the receiver started.
