@@ -584,6 +584,9 @@ pub(crate) struct ListArgs {
     /// Only those whose title, or what their hooks said, contains this text, capital letters or not.
     #[arg(long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
+    /// Only those of this cut of several groups: its id, as `farside cohort cuts` and `farside point show` have it.
+    #[arg(long, value_name = "ID", conflicts_with = "label", value_parser = parse_cut)]
+    pub(crate) cut: Option<String>,
     /// At most so many, the newest.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
@@ -1131,6 +1134,14 @@ fn parse_moment(text: &str) -> Result<jiff::Timestamp, String> {
         Ok(PointRef::At(at)) => Ok(at),
         Ok(PointRef::Ago(age)) => jiff::Timestamp::now().checked_sub(age).map_err(|_| format!("`{text}` is too long ago")),
         _ => Err(format!("`{text}` is no time: use an RFC 3339 time such as 2026-03-01T12:00:00Z, or an age such as -5m or -1d")),
+    }
+}
+
+/// The id of a cut of several groups.
+pub(crate) fn parse_cut(text: &str) -> Result<String, String> {
+    match text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err(format!("`{text}` is no id of a cut: 32 hex digits, as `farside cohort cuts` has them")),
     }
 }
 

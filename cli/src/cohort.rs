@@ -27,6 +27,10 @@ pub(crate) enum CohortCommand {
     /// Show the cohorts of this gateway, and what keeps one from being cut.
     List,
     /// List the newest cuts of which every group has its point.
+    ///
+    /// By the ledgers of the groups, and not by what receiver.toml says now: a cut stays one of those groups that were cut then, also when a
+    /// group was added to the cohort or taken out, or the cohort is in the configuration no more. A point's record says of how many groups its
+    /// cut is, and not of which: a cut is listed if exactly so many have a point of it.
     Cuts {
         /// The cohort.
         cohort: String,
@@ -106,11 +110,11 @@ fn text_of_cuts(name: &str, cuts: &[CohortCut]) -> String {
     if cuts.is_empty() {
         return format!("cohort {name} has no cut of which every group has its point\n");
     }
-    let mut table = Table::new(&["CUT", "GROUP", "POINT"]);
+    let mut table = Table::new(&["CUT", "BEGUN", "GROUP", "POINT"]);
     for cut in cuts {
         for (at, point) in cut.points.iter().enumerate() {
-            let time = if at == 0 { print::time(cut.at) } else { String::new() };
-            table.row(vec![time, point.group.clone(), point.point.to_string()]);
+            let (id, time) = if at == 0 { (cut.id.clone(), print::time(cut.at)) } else { (String::new(), String::new()) };
+            table.row(vec![id, time, point.group.clone(), point.point.to_string()]);
         }
     }
     table.to_string()

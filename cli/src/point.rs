@@ -307,6 +307,10 @@ fn text(point: &Point) -> String {
         };
         text.push_str(&format!("\n{what}: {}\n", point.hooks));
     }
+    if let Some(cut) = &point.cut {
+        text.push_str(&format!("\ncut of several groups: {}, of {} groups, begun {}\n", cut.id, cut.groups, print::time(cut.at)));
+        text.push_str("    → one moment only if all of them have a point of it: farside cohort cuts NAME, on the gateway\n");
+    }
     for verified in &point.verified {
         text.push_str(&format!("\nverified: {}\n", verified_words(*verified)));
     }

@@ -35,7 +35,7 @@ pub(crate) async fn list(global: &Global, hosts: &Hosts, args: &ListArgs) -> Res
         reason: args.reason.clone(),
         verified: args.verified,
         consistent: args.consistent,
-        label: args.label.clone(),
+        label: args.label.clone().or_else(|| args.cut.clone()),
         ..PagesQuery::default()
     };
     let mut shown: Box<dyn Shown> = if global.json { Box::new(print::JsonList::default()) } else { Box::new(Listing::default()) };
@@ -140,14 +140,20 @@ impl Shown for Listing {
 fn after(args: &ListArgs, count: usize, total: u64) -> String {
     let of = &args.of;
     let within = args.since.is_some() || args.until.is_some();
-    let all = !within && !args.pinned && !args.verified && !args.consistent && args.reason.is_none() && args.label.is_none();
+    let all = !within
+        && !args.pinned
+        && !args.verified
+        && !args.consistent
+        && args.reason.is_none()
+        && args.label.is_none()
+        && args.cut.is_none();
     match (count, all) {
         (0, true) => {
             format!("no recovery point of {of} is known here; farside status says what is protected and what it waits for\n")
         }
         (0, false) => {
             format!(
-                "no recovery point of {of} is like that; without --since, --until, --pinned, --reason, --verified, --consistent and --label all are listed\n"
+                "no recovery point of {of} is like that; without --since, --until, --pinned, --reason, --verified, --consistent, --label and --cut all are listed\n"
             )
         }
         (count, _) if (count as u64) < total => {

@@ -13,8 +13,8 @@ use farside_control::source::{
     VolumeAdd, VolumeStatus,
 };
 use farside_control::{
-    Address, AddressError, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_PAGE_MAX, PageMaker, Point, PointId, PointMember,
-    PointPage, PointRef, Reloaded,
+    Address, AddressError, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_PAGE_MAX, PageMaker, Point, PointCut, PointId,
+    PointMember, PointPage, PointRef, Reloaded,
 };
 use farside_ledger::PointFilter;
 use farside_region::{Name, Slot, VolumeId};
@@ -357,6 +357,11 @@ fn point_of(source: &Name, group: &Name, p: &PointInfo) -> Point {
         degraded: p.members.iter().any(|m| m.unreadable_regions > 0),
         verified: Vec::new(),
         consistency,
+        cut: p
+            .label
+            .as_deref()
+            .and_then(|label| label.consistency.cohort_cut())
+            .map(|cut| PointCut::new(&cut.cut, cut.groups, cut.wall_ms)),
         title,
         hooks,
     }

@@ -315,10 +315,11 @@ async fn cohort_cuts(
     query: Result<Query<PointsQuery>, QueryRejection>,
 ) -> Answer<Vec<CohortCut>> {
     let Query(query) = query.map_err(bad_request)?;
-    let config = receiver.config();
-    let wanted = config.cohorts.iter().find(|cohort| cohort.name.as_str() == name).ok_or_else(|| no_such_cohort(&name))?;
     let unknown = |why: String| ApiError::new(ErrorCode::Unavailable, why, "see `farside status`; then try again");
-    let mut cuts = cohort::points(&receiver, wanted).await.map_err(unknown)?;
+    let mut cuts = cohort::points(&receiver, &name).await.map_err(unknown)?;
+    if cuts.is_empty() && receiver.config().cohorts.iter().all(|cohort| cohort.name.as_str() != name) {
+        return Err(no_such_cohort(&name).into());
+    }
     cuts.truncate(query.limit.map_or(CUTS_LISTED, |limit| limit as usize).min(POINTS_LISTED_MAX));
     Ok(Json(cuts))
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use farside_control::cohort::{CohortCut, CohortGroup, CohortPoint, CohortStatus, CohortTally, CohortTrouble};
-use farside_control::{Code, PointId, Reason, Severity};
+use farside_control::{Code, PointCut, PointId, Reason, Severity};
 use farside_keys::Secret;
 use farside_ledger::{CohortCut as Cut, State};
 use farside_region::{Name, Slot};
@@ -24,6 +24,7 @@ use farside_wire::{
 };
 use jiff::Timestamp;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::config::{Cohort, Config};
 use crate::door::refusal;
@@ -56,8 +57,8 @@ struct Inner {
     running: BTreeMap<Name, Running>,
     /// The newest connection of each group.
     here: BTreeMap<GroupNames, Here>,
-    /// Points of the newest whole cuts of each cohort: retention keeps them.
-    kept: BTreeMap<Name, BTreeMap<GroupNames, BTreeSet<Slot>>>,
+    /// The newest whole cuts of each cohort: retention keeps their points.
+    kept: BTreeMap<Name, Vec<CohortCut>>,
 }
 
 #[derive(Debug)]
@@ -140,20 +141,17 @@ impl Cohorts {
 
     /// Points of a group that are kept for whole cuts. † By its own ledger alone a group would give them up for cuts that others do not have.
     pub(crate) fn kept(&self, group: &GroupNames) -> BTreeSet<Slot> {
-        let inner = self.lock();
-        inner.kept.values().filter_map(|groups| groups.get(group)).flatten().copied().collect()
+        let (group, inner) = (group.to_string(), self.lock());
+        let points = inner.kept.values().flatten().flat_map(|cut| &cut.points);
+        points.filter(|point| point.group == group).map(|point| Slot(point.point.slot)).collect()
     }
 
-    fn keep(&self, cohort: &Cohort, cuts: &[CohortCut]) {
-        let mut groups = BTreeMap::<GroupNames, BTreeSet<Slot>>::new();
-        for (at, names) in cohort.groups.iter().enumerate() {
-            let slots = cuts.iter().take(KEPT).map(|cut| Slot(cut.points[at].point.slot));
-            groups.insert(names.clone(), slots.collect());
-        }
+    fn keep(&self, cohort: &Cohort, found: &Found) {
         let mut inner = self.lock();
         // It may have been taken out of the configuration meanwhile.
         if inner.running.contains_key(&cohort.name) {
-            inner.kept.insert(cohort.name.clone(), groups);
+            let before = inner.kept.remove(&cohort.name).unwrap_or_default();
+            inner.kept.insert(cohort.name.clone(), found.to_keep(before));
         }
     }
 
@@ -191,10 +189,8 @@ impl Cohorts {
 
 fn not_as_one(name: &Name, trouble: &CohortTrouble, newest_at: Option<Timestamp>) -> Reason {
     let group = trouble.group.as_ref().map_or_else(String::new, |group| format!("{group}: "));
-    let newest = newest_at.map_or_else(
-        || "no cut of it is known that is whole".to_owned(),
-        |at| format!("its newest whole cut is of {at:.0}"),
-    );
+    let newest = newest_at
+        .map_or_else(|| "no cut of it is known that is whole".to_owned(), |at| format!("its newest whole cut is of {at:.0}"));
     let message = format!("cohort {name} was not cut as one at {:.0}: {group}{}; {newest}", trouble.at, trouble.why);
     let what = "it is tried again by itself, and is over with the next cut; `farside cohort list` shows who is there";
     Reason::new(Severity::Warning, Code::CohortMissed, message, what)
@@ -272,12 +268,17 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
 
 /// Which cuts are whole, of which retention keeps the newest; and whether the one before the last has become one.
 async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) {
-    let Ok(Ok(groups)) = tokio::time::timeout(LOOK, gather(receiver, cohort)).await else { return };
-    let cuts = whole(&groups);
-    locked(seen).newest_at = cuts.first().map(|cut| cut.at);
-    receiver.cohorts.keep(cohort, &cuts);
-    let lacks = before.and_then(|cut| groups.iter().find(|(_, cuts)| !cuts.contains_key(&cut)));
-    if let Some((group, _)) = lacks {
+    let found = gather(receiver, cohort.name.as_str()).await;
+    receiver.cohorts.keep(cohort, &found);
+    if found.silent.is_empty() {
+        locked(seen).newest_at = found.whole().first().map(|cut| cut.at);
+    }
+    let lacks = before.and_then(|cut| {
+        let is_lacking =
+            |names: &&GroupNames| found.groups.iter().any(|(group, cuts)| group == *names && !cuts.contains_key(&cut));
+        cohort.groups.iter().find(is_lacking)
+    });
+    if let Some(group) = lacks {
         let why = "it has no point of a cut that was taken: that was given up before it was sent, or could not be read in full";
         let mut seen = locked(seen);
         (seen.cuts, seen.missed) = (seen.cuts.saturating_sub(1), seen.missed + 1);
@@ -394,39 +395,86 @@ pub(crate) fn cuts_of(state: &State, cohort: &str) -> CohortCuts {
         .collect()
 }
 
-/// The cuts of which every group has its point, newest first.
-fn whole(groups: &[(GroupNames, CohortCuts)]) -> Vec<CohortCut> {
-    let Some(((_, first), others)) = groups.split_first() else { return Vec::new() };
-    let is_whole =
-        |cut: &Cut| usize::from(cut.groups) == groups.len() && others.iter().all(|(_, cuts)| cuts.contains_key(&cut.cut));
-    let mut all: Vec<&Cut> = first.values().map(|(cut, _)| cut).filter(|cut| is_whole(cut)).collect();
-    all.sort_by_key(|cut| (std::cmp::Reverse(cut.wall_ms), cut.cut));
-    all.into_iter()
-        .map(|cut| CohortCut {
-            id: cut.cut.iter().map(|byte| format!("{byte:02x}")).collect(),
-            at: Timestamp::from_millisecond(cut.wall_ms).unwrap_or_default(),
-            points: groups
-                .iter()
-                .map(|(group, cuts)| CohortPoint { group: group.to_string(), point: cuts[&cut.cut].1 })
-                .collect(),
-        })
-        .collect()
+/// What the ledgers say of the cuts of a cohort, whatever the configuration says of it now.
+#[derive(Debug, Default)]
+struct Found {
+    /// Each group of the store that has points of any, by name.
+    groups: Vec<(GroupNames, CohortCuts)>,
+    /// Groups that do not answer, and why.
+    silent: Vec<(GroupNames, String)>,
 }
 
-/// The whole cuts of a cohort, newest first; or why they cannot be told.
-pub(crate) async fn points(receiver: &Arc<Receiver>, cohort: &Cohort) -> Result<Vec<CohortCut>, String> {
-    Ok(whole(&gather(receiver, cohort).await?))
-}
-
-async fn gather(receiver: &Arc<Receiver>, cohort: &Cohort) -> Result<Vec<(GroupNames, CohortCuts)>, String> {
-    let mut groups = Vec::new();
-    for names in &cohort.groups {
-        let known = receiver.roster.all().into_iter().find(|group| group.names() == names);
-        let Some(group) = known else { return Err(format!("{names} is not in the store: nothing was ever sent of it")) };
-        let cuts = group.cohort_cuts(cohort.name.as_str()).await.map_err(|why| format!("{names}: {why}"))?;
-        groups.push((names.clone(), cuts));
+impl Found {
+    /// The cuts that are whole, newest first: as many groups as their records say have a point of them. † Not the groups of the
+    /// configuration: those of a cut stay what they were when it was cut, and a record says how many they are.
+    fn whole(&self) -> Vec<CohortCut> {
+        let mut all = BTreeMap::<Cut, Vec<CohortPoint>>::new();
+        for (group, cuts) in &self.groups {
+            for (cut, point) in cuts.values() {
+                all.entry(*cut).or_default().push(CohortPoint { group: group.to_string(), point: *point });
+            }
+        }
+        let mut whole: Vec<_> = all.into_iter().filter(|(cut, points)| points.len() == usize::from(cut.groups)).collect();
+        whole.sort_by_key(|(cut, _)| (std::cmp::Reverse(cut.wall_ms), cut.cut));
+        let shown = |(cut, points): (Cut, _)| {
+            let PointCut { id, at, .. } = PointCut::new(&cut.cut, cut.groups, cut.wall_ms);
+            CohortCut { id, at, points }
+        };
+        whole.into_iter().map(shown).collect()
     }
-    Ok(groups)
+
+    /// The newest whole cuts, of which retention keeps the points. † What was whole when all groups of it answered is so still while some of
+    /// them do not: the others would give it up.
+    fn to_keep(&self, before: Vec<CohortCut>) -> Vec<CohortCut> {
+        let mut cuts = self.whole();
+        let is_there = |part: &CohortPoint| {
+            let has = |(group, cuts): &(GroupNames, CohortCuts)| {
+                group.to_string() == part.group && cuts.values().any(|(_, point)| *point == part.point)
+            };
+            self.silent.iter().any(|(group, _)| group.to_string() == part.group) || self.groups.iter().any(has)
+        };
+        let known: BTreeSet<String> = cuts.iter().map(|cut| cut.id.clone()).collect();
+        cuts.extend(before.into_iter().filter(|cut| !known.contains(&cut.id) && cut.points.iter().all(is_there)));
+        cuts.sort_by(|a, b| (b.at, &a.id).cmp(&(a.at, &b.id)));
+        cuts.truncate(KEPT);
+        cuts
+    }
+}
+
+/// The whole cuts of a cohort, newest first; or why they cannot be told. By the ledgers: those of groups that it has no more are there, and a
+/// cohort that the configuration has no more has its own.
+pub(crate) async fn points(receiver: &Arc<Receiver>, name: &str) -> Result<Vec<CohortCut>, String> {
+    let (config, found) = (receiver.config(), gather(receiver, name).await);
+    let groups = config.cohorts.iter().find(|cohort| cohort.name.as_str() == name).map(|cohort| &cohort.groups);
+    let whole = found.whole();
+    // A group of which nobody knows whether it is of a cut is no reason to hide those that are whole without it.
+    let is_missed = |names: &GroupNames| whole.is_empty() || groups.is_some_and(|groups| groups.contains(names));
+    match found.silent.iter().find(|(names, _)| is_missed(names)) {
+        Some((names, why)) => Err(format!("{names}: {why}")),
+        None => Ok(whole),
+    }
+}
+
+/// Asks all groups of the store at once: one that waits for its disk holds up none of the others.
+async fn gather(receiver: &Arc<Receiver>, name: &str) -> Found {
+    let mut asked = JoinSet::new();
+    for group in receiver.roster.all() {
+        let name = name.to_owned();
+        asked.spawn(async move {
+            let answer = tokio::time::timeout(LOOK, group.cohort_cuts(&name)).await;
+            (group.names().clone(), answer.unwrap_or_else(|_| Err("it does not answer".to_owned())))
+        });
+    }
+    let mut found = Found::default();
+    while let Some(answered) = asked.join_next().await {
+        match answered.expect("asking does not panic") {
+            (names, Ok(cuts)) => found.groups.push((names, cuts)),
+            (names, Err(why)) => found.silent.push((names, why)),
+        }
+    }
+    found.groups.sort_by(|(a, _), (b, _)| a.cmp(b));
+    found.silent.sort();
+    found
 }
 
 /// How all cohorts are.
@@ -434,7 +482,8 @@ pub(crate) async fn show(receiver: &Arc<Receiver>) -> Vec<CohortStatus> {
     let config = receiver.config();
     let mut all = Vec::new();
     for cohort in &config.cohorts {
-        let points = points(receiver, cohort).await;
+        let points = points(receiver, cohort.name.as_str()).await;
+        let lacks = cohort.groups.iter().find(|names| receiver.roster.all().iter().all(|group| group.names() != *names));
         let inner = receiver.cohorts.lock();
         let group = |names: &GroupNames| CohortGroup { group: names.to_string(), connected: inner.here.contains_key(names) };
         let mut status = CohortStatus {
@@ -456,7 +505,67 @@ pub(crate) async fn show(receiver: &Arc<Receiver>) -> Vec<CohortStatus> {
             }
             Err(why) => status.unknown = Some(why),
         }
+        if let Some(names) = lacks {
+            status.unknown = Some(format!("{names} is not in the store: nothing was ever sent of it"));
+        }
         all.push(status);
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(name: &str) -> GroupNames {
+        GroupNames { source: name.parse().expect("a name"), group: "g".parse().expect("a name") }
+    }
+
+    fn cut(n: u8, groups: u16) -> Cut {
+        Cut { cohort: Cut::cohort_id("erp"), cut: [n; 16], groups, wall_ms: 1_700_000_000_000 + i64::from(n) }
+    }
+
+    /// Each group with the cuts that it has points of.
+    fn found(groups: &[(&str, &[Cut])], silent: &[&str]) -> Found {
+        let point = |cut: &Cut| (cut.cut, (*cut, PointId { slot: u64::from(cut.cut[0]), tag: 0 }));
+        Found {
+            groups: groups.iter().map(|(name, cuts)| (group(name), cuts.iter().map(point).collect())).collect(),
+            silent: silent.iter().map(|name| (group(name), "away".to_owned())).collect(),
+        }
+    }
+
+    fn ids(cuts: &[CohortCut]) -> Vec<u8> {
+        cuts.iter().map(|cut| u8::from_str_radix(&cut.id[..2], 16).expect("hex")).collect()
+    }
+
+    #[test]
+    fn a_cut_stays_one_of_those_that_were_cut_whoever_is_in_the_cohort_now() {
+        // Of a and b; of a, b and c, which joined; of a and c, when b had left. And halves of each.
+        let (two, three, other) = (cut(1, 2), cut(2, 3), cut(3, 2));
+        let halves = [cut(4, 2), cut(5, 3)];
+        let all = found(
+            &[("a", &[two, three, other, halves[0], halves[1]]), ("b", &[two, three, halves[1]]), ("c", &[three, other])],
+            &[],
+        );
+        assert_eq!(ids(&all.whole()), [3, 2, 1], "newest first, and no halves");
+        let names = |at: usize| all.whole()[at].points.iter().map(|point| point.group.clone()).collect::<Vec<_>>();
+        assert_eq!((names(0), names(2)), (vec!["a/g".to_owned(), "c/g".to_owned()], vec!["a/g".to_owned(), "b/g".to_owned()]));
+        // † One that says something else of the same cut is no part of it.
+        let strange = found(&[("a", &[cut(1, 2)]), ("b", &[cut(1, 3)])], &[]);
+        assert!(strange.whole().is_empty());
+    }
+
+    #[test]
+    fn what_was_whole_is_kept_while_a_group_of_it_does_not_answer() {
+        let cuts: Vec<Cut> = (1..=30).map(|n| cut(n, 2)).collect();
+        let before = found(&[("a", &cuts), ("b", &cuts)], &[]).to_keep(Vec::new());
+        assert_eq!(ids(&before), (21..=30).rev().collect::<Vec<_>>(), "the newest");
+        let newer = cut(31, 2);
+        let with_newer = [&cuts[..], &[newer]].concat();
+        let half = found(&[("a", &with_newer), ("c", &[newer])], &["b"]).to_keep(before.clone());
+        assert_eq!(ids(&half), (22..=31).rev().collect::<Vec<_>>(), "b is silent, and a would give up what b has");
+        let gone = found(&[("a", &cuts[..25]), ("c", &[])], &["b"]).to_keep(before.clone());
+        assert_eq!(ids(&gone), (21..=25).rev().collect::<Vec<_>>(), "what a has no more is none");
+        assert!(found(&[("a", &cuts), ("b", &[])], &[]).to_keep(before).is_empty(), "b answered, and has none");
+    }
 }

@@ -324,8 +324,7 @@ mod tests {
 
     #[test]
     fn the_document_says_what_is_served() {
-        let rows =
-            [
+        let rows = [
             document(PROCESS, ""),
             document(RECEIVER, ""),
             document(COHORT, "`cohort`"),

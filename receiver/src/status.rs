@@ -8,7 +8,7 @@ use data_encoding::HEXLOWER;
 use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
 use farside_control::source::{Carrier, LastPoint};
 use farside_control::{
-    Address, Code, Consistency, Point, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow,
+    Address, Code, Consistency, Point, PointCut, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow,
 };
 use farside_ledger::{Proof, group_id};
 use farside_region::VolumeId;
@@ -397,6 +397,11 @@ pub fn point(names: &GroupNames, point: &PointInfo) -> Point {
             Some(farside_ledger::Consistency::Cohort(_)) => Consistency::Cohort,
             Some(farside_ledger::Consistency::Crash) | None => Consistency::Crash,
         },
+        cut: point
+            .label
+            .as_ref()
+            .and_then(|label| label.consistency.cohort_cut())
+            .map(|cut| PointCut::new(&cut.cut, cut.groups, cut.wall_ms)),
         title: point.label.as_ref().map(|label| label.title.clone()).unwrap_or_default(),
         hooks: point.label.as_ref().map(|label| label.hooks.clone()).unwrap_or_default(),
     }

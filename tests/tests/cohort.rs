@@ -125,6 +125,21 @@ fn what_a_cut_holds_of_one_host_it_holds_of_the_other() {
     endurance.report(&format!("{} cuts of two hosts, each one moment", checked.len()));
     assert!(seen.len() > 3, "under load they differ: {seen:?}");
     let all = cuts(&first);
+    // A point says which cut it is of, on both sides.
+    let newest = &all[0];
+    let id = newest["id"].as_str().expect("an id");
+    for (at, host) in [&first, &second].into_iter().enumerate() {
+        let points = points(newest);
+        let of_cut = json(host.farside().args(["point", "list", "default", "--cut", id]));
+        let by_gateway = json(&mut first.gateway(&["point", "list", GROUPS[at], "--cut", id]));
+        for list in [of_cut, by_gateway] {
+            let list = list.as_array().expect("a list").clone();
+            assert!(list.len() == 1 && list[0]["id"] == *points[at] && list[0]["cut"]["id"] == id, "{list:?}");
+            assert!(list[0]["cut"]["groups"] == 2 && list[0]["cut"]["at"] == newest["at"], "{list:?} of {newest}");
+        }
+        let shown = run(&mut first.gateway(&["point", "show", &points[at], "--of", GROUPS[at]]));
+        assert!(String::from_utf8_lossy(&shown.stdout).contains(id), "{shown:?}");
+    }
     for host in [&first, &second] {
         let group = host.status()["groups"][0]["cohort"].clone();
         assert!(group["cuts"].as_u64() >= Some(all.len() as u64) && group["held_us_max"].as_u64() > Some(0), "{group}");

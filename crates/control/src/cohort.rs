@@ -72,7 +72,8 @@ pub struct CohortTrouble {
     pub why: String,
 }
 
-/// A cut of which every group has its point: together these are one moment.
+/// A cut of which every group has its point: together these are one moment. The groups are those that were cut then, whatever the
+/// configuration says now: a point's record says of how many groups its cut is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct CohortCut {

@@ -212,6 +212,7 @@ mod tests {
             degraded: false,
             verified: Vec::new(),
             consistency: crate::Consistency::Crash,
+            cut: None,
             title: String::new(),
             hooks: String::new(),
         }

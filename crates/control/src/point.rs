@@ -44,6 +44,9 @@ pub struct Point {
     /// In which state applications find their data in it.
     #[serde(default)]
     pub consistency: Consistency,
+    /// The cut of several groups that it is of, with [`Consistency::Cohort`].
+    #[serde(default)]
+    pub cut: Option<PointCut>,
     /// What a person called it; empty unless one did.
     #[serde(default)]
     pub title: String,
@@ -65,6 +68,26 @@ pub enum Consistency {
     /// As after a power cut of several hosts at one moment: the group was cut as one with groups of other hosts. `hooks` is the name of that
     /// cohort, as the gateway has it.
     Cohort,
+}
+
+/// A cut of several groups as one, as each of their points has it. It says how many groups it is of, and not which: it holds only if so many
+/// groups have a point of that cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PointCut {
+    /// Which cut: 32 hex digits.
+    pub id: String,
+    /// Of how many groups.
+    pub groups: u16,
+    /// When it was begun, by the gateway's clock.
+    pub at: Timestamp,
+}
+
+impl PointCut {
+    /// Of what the ledger says.
+    pub fn new(id: &[u8; 16], groups: u16, wall_ms: i64) -> Self {
+        let id = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { id, groups, at: Timestamp::from_millisecond(wall_ms).unwrap_or_default() }
+    }
 }
 
 /// That a point was verified.
@@ -503,6 +526,7 @@ mod tests {
             degraded: false,
             verified: Vec::new(),
             consistency: Consistency::Crash,
+            cut: None,
             title: String::new(),
             hooks: String::new(),
         }

@@ -154,7 +154,8 @@ pub struct PagesQuery {
     pub verified: bool,
     /// Only points for which applications were quiesced.
     pub consistent: bool,
-    /// Only points whose title, or what their hooks said, contains this text, capital letters or not.
+    /// Only points whose title, or what their hooks said, or the id of the cut of several groups that they are of, contains this text, capital
+    /// letters or not.
     pub label: Option<String>,
     /// At most so many in this page; at most [`POINTS_PAGE_MAX`](crate::POINTS_PAGE_MAX).
     pub limit: Option<u32>,

@@ -23,7 +23,8 @@ pub struct PointFilter {
     pub verified: bool,
     /// Only those for which applications were quiesced.
     pub consistent: bool,
-    /// Those whose title, or what their hooks said, contains this text, capital letters or not.
+    /// Those whose title, or what their hooks said, or the id of the cut of several groups that they are of, contains this text, capital letters
+    /// or not.
     pub label: Option<String>,
 }
 
@@ -48,7 +49,8 @@ impl PointFilter {
 }
 
 fn has_label(point: &Point, text: &str) -> bool {
-    point.label.as_ref().is_some_and(|label| is_in(text, [&label.title, &label.hooks]))
+    let cut = point.consistency().cohort_cut().map(|cut| cut.cut.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    point.label.as_ref().is_some_and(|label| is_in(text, [&label.title, &label.hooks].into_iter().chain(&cut)))
 }
 
 fn has_reason(point: &Point, text: &str) -> bool {

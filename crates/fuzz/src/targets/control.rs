@@ -130,6 +130,7 @@ fn sample_point() -> Point {
         degraded: false,
         verified: Vec::new(),
         consistency: farside_control::Consistency::Application,
+        cut: Some(farside_control::PointCut::new(&[7; 16], 3, 1_700_000_000_000)),
         title: "upgrade".into(),
         hooks: "srv".into(),
     }

@@ -127,4 +127,7 @@ fn a_cut_of_a_cohort_says_so_by_the_kind_of_its_record() {
     assert_eq!(cached, w.state);
     let text = |filter: PointFilter| w.state.points().values().filter(|p| filter.fits(p)).count();
     assert_eq!(text(PointFilter { consistent: true, ..PointFilter::default() }), 0, "no application was quiesced for it");
+    let by_label = |label: &str| text(PointFilter { label: Some(label.to_owned()), ..PointFilter::default() });
+    assert_eq!(by_label(&"07".repeat(16)), 1, "its cut names it");
+    assert_eq!(by_label(&"08".repeat(16)), 0);
 }
