@@ -5,6 +5,7 @@ use farside_control::cohort::{CohortCut, CohortStatus};
 use farside_control::routes::PointsQuery;
 
 use crate::args::Global;
+use crate::confirm;
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, NOTHING, Table};
@@ -38,6 +39,18 @@ pub(crate) enum CohortCommand {
         #[arg(long, default_value_t = 20)]
         limit: u32,
     },
+    /// Keep the points of a cohort that is no more as all others.
+    ///
+    /// What was kept of a cohort when its [[cohort]] was taken out of receiver.toml is kept on: no newer cut comes that it would make room for,
+    /// and a file that cannot be read must not give up anything. This gives its points to the policies of their groups, which may prune most of
+    /// them soon; pinned ones stay. Refused while the configuration has a cohort of that name, and over when it has one again.
+    Forget {
+        /// The cohort.
+        cohort: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Cut a cohort now, whatever its interval.
     Take {
         /// The cohort.
@@ -63,6 +76,18 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: CohortCommand) 
             let query = PointsQuery { of: None, limit: Some(limit) };
             let cuts = receiver.cohort_cuts(&cohort, &query).await?;
             if global.json { print::json(&cuts) } else { print::out(&text_of_cuts(&cohort, &cuts)) }
+        }
+        CohortCommand::Forget { cohort, yes } => {
+            if receiver.cohorts().await?.iter().all(|known| known.name != cohort) {
+                let cuts = receiver.cohort_cuts(&cohort, &PointsQuery::default()).await.unwrap_or_default();
+                if let (Some(newest), false) = (cuts.first(), global.json) {
+                    eprintln!("the newest whole cut of {cohort} is {}, begun {}", newest.id, print::time(newest.at));
+                }
+                let question = format!("Keep the points of {cohort} no longer than all others of their groups?");
+                confirm::confirm(&question, "nothing was changed", yes)?;
+            }
+            let done = receiver.cohort_forget(&cohort).await?;
+            if global.json { print::json(&done) } else { print::out(&format!("{}\n", done.message)) }
         }
         CohortCommand::Take { cohort } => {
             let done = receiver.cohort_take(&cohort).await?;

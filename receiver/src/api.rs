@@ -25,7 +25,7 @@ use farside_transport::BookError;
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 
-use crate::cohort;
+use crate::cohort::{self, Cohorts};
 use crate::follow::Followers;
 use crate::group::{GroupHandle, PointChange};
 use crate::points::PointsAsk;
@@ -63,6 +63,7 @@ fn routes() -> Routes<Arc<Receiver>> {
         .get(routes::COHORTS, cohorts)
         .get(routes::COHORT_CUTS, cohort_cuts)
         .post(routes::COHORT_CUTS, cohort_take)
+        .delete(routes::COHORT, cohort_forget)
         .get(routes::FOLLOWERS, followers)
         .post(routes::FOLLOWERS, follower_add)
         .get(routes::FOLLOWER, follower)
@@ -329,6 +330,19 @@ async fn cohort_take(State(receiver): Here, Path(name): Path<String>) -> Answer<
         true => Ok(Json(Done { message: format!("cohort {name} is being cut: `farside cohort list` shows what comes of it") })),
         false => Err(no_such_cohort(&name).into()),
     }
+}
+
+async fn cohort_forget(State(receiver): Here, Path(name): Path<String>) -> Answer<Done> {
+    let known: Name = name.parse().map_err(bad_request)?;
+    let unknown = |why: String| ApiError::new(ErrorCode::Unavailable, why, "see `farside status`; then try again");
+    let cuts = cohort::cuts_there_are(&receiver, &name).await.map_err(unknown)?;
+    if cuts == 0 && receiver.config().cohorts.iter().all(|cohort| cohort.name != known) {
+        let what = "no group of the store has a point of a cut of it; `farside point show` names the cohort of a point";
+        return Err(ApiError::not_found("cohort", &name, what).into());
+    }
+    let forgotten = tokio::task::spawn_blocking(move || Cohorts::forget(&receiver, &known));
+    forgotten.await.map_err(ApiError::internal)??;
+    Ok(Json(Done { message: format!("cohort {name} is forgotten: its points are kept as long as all others of their groups") }))
 }
 
 async fn followers(State(receiver): Here) -> Answer<Vec<FollowerStatus>> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use farside_control::cohort::{CohortCut, CohortGroup, CohortPoint, CohortStatus, CohortTally, CohortTrouble};
-use farside_control::{Code, PointCut, PointId, Reason, Severity};
+use farside_control::{ApiError, Code, ErrorCode, PointCut, PointId, Reason, Severity};
 use farside_keys::Secret;
 use farside_ledger::{CohortCut as Cut, State};
 use farside_region::{Name, Slot};
@@ -30,6 +30,7 @@ use crate::config::{Cohort, Config};
 use crate::door::refusal;
 use crate::group::{CohortCuts, GroupHandle};
 use crate::process::Receiver;
+use crate::state_dir::StateDir;
 
 /// Questions that may wait for a host: a conductor asks no more before it is answered.
 const ASKS_MAX: usize = 16;
@@ -59,6 +60,8 @@ struct Inner {
     here: BTreeMap<GroupNames, Here>,
     /// The newest whole cuts of each cohort: retention keeps their points.
     kept: BTreeMap<Name, Vec<CohortCut>>,
+    /// Cohorts whose points a person has given to the policies of their groups. One that the configuration has is none of them.
+    forgotten: BTreeSet<Name>,
 }
 
 #[derive(Debug)]
@@ -95,7 +98,14 @@ impl Cohorts {
     pub(crate) fn apply(receiver: &Arc<Receiver>, config: &Config) {
         let mut inner = receiver.cohorts.lock();
         inner.running.retain(|_, running| config.cohorts.contains(&running.config));
-        inner.kept.retain(|name, _| config.cohorts.iter().any(|cohort| cohort.name == *name));
+        // † What is kept for those that are in it no more is kept on: a file that was not there to be read must not give up anything.
+        let forgotten = inner.forgotten.clone();
+        inner.forgotten.retain(|name| config.cohorts.iter().all(|cohort| cohort.name != *name));
+        if inner.forgotten != forgotten
+            && let Err(error) = receiver.state_dir.remember_cohorts_forgotten(&inner.forgotten)
+        {
+            tracing::warn!(%error, "a cohort that is in the configuration again is forgotten again should it be taken out");
+        }
         for cohort in &config.cohorts {
             if inner.running.contains_key(&cohort.name) {
                 continue;
@@ -109,6 +119,40 @@ impl Cohorts {
             let running = Running { config: cohort.clone(), events, seen };
             inner.running.insert(cohort.name.clone(), running);
         }
+    }
+
+    /// Takes up what an earlier process was told to forget. † What cannot be read was never told: more is kept then, and not less.
+    pub(crate) fn load(&self, state_dir: &StateDir) {
+        match state_dir.cohorts_forgotten() {
+            Ok(forgotten) => self.lock().forgotten = forgotten,
+            Err(error) => tracing::error!(%error, "which cohorts were forgotten is not known: their points are kept on"),
+        }
+    }
+
+    /// The ids of those whose points are as all others.
+    pub(crate) fn forgotten(&self, config: &Config) -> BTreeSet<[u8; 16]> {
+        let inner = self.lock();
+        let is_gone = |name: &&Name| config.cohorts.iter().all(|cohort| cohort.name != **name);
+        inner.forgotten.iter().filter(is_gone).map(|name| Cut::cohort_id(name.as_str())).collect()
+    }
+
+    /// The points of a cohort that the configuration has no more fall to the policies of their groups. Blocking.
+    pub(crate) fn forget(receiver: &Receiver, name: &Name) -> Result<(), ApiError> {
+        let mut inner = receiver.cohorts.lock();
+        if receiver.config().cohorts.iter().any(|cohort| cohort.name == *name) {
+            let message = format!("cohort {name} is in the configuration, and is being cut");
+            let what = "take its [[cohort]] out of receiver.toml first, and `farside reload`";
+            return Err(ApiError::new(ErrorCode::Conflict, message, what));
+        }
+        let mut forgotten = inner.forgotten.clone();
+        forgotten.insert(name.clone());
+        receiver.state_dir.remember_cohorts_forgotten(&forgotten).map_err(|error| {
+            ApiError::new(ErrorCode::Unavailable, error.to_string(), "see the receiver's state directory; nothing was changed")
+        })?;
+        inner.forgotten = forgotten;
+        inner.kept.remove(name);
+        tracing::warn!(cohort = %name, "a cohort was forgotten: its points are kept as all others are");
+        Ok(())
     }
 
     /// Tells whoever conducts the cohort of a group.
@@ -452,6 +496,16 @@ pub(crate) async fn points(receiver: &Arc<Receiver>, name: &str) -> Result<Vec<C
     match found.silent.iter().find(|(names, _)| is_missed(names)) {
         Some((names, why)) => Err(format!("{names}: {why}")),
         None => Ok(whole),
+    }
+}
+
+/// How many cuts some group has a point of, whole or not; or why that cannot be told.
+pub(crate) async fn cuts_there_are(receiver: &Arc<Receiver>, name: &str) -> Result<usize, String> {
+    let found = gather(receiver, name).await;
+    let cuts: BTreeSet<[u8; 16]> = found.groups.iter().flat_map(|(_, cuts)| cuts.keys().copied()).collect();
+    match found.silent.first() {
+        Some((names, why)) if cuts.is_empty() => Err(format!("{names}: {why}")),
+        _ => Ok(cuts.len()),
     }
 }
 

@@ -509,8 +509,10 @@ impl Group {
             self.policy = Some(self.receiver.policy_default());
         }
         let Some(policy) = &self.policy else { return };
-        let policy = self.receiver.config().retention.floor(policy);
-        if let Some(body) = here.store.prune_plan_keeping(&policy, &self.kept_points()) {
+        let config = self.receiver.config();
+        let policy = config.retention.floor(policy);
+        let forgotten = self.receiver.cohorts.forgotten(&config);
+        if let Some(body) = here.store.prune_plan_keeping(&policy, &self.kept_points(), &forgotten) {
             self.submit(body);
         }
     }

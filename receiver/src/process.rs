@@ -399,6 +399,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     });
     receiver.followers.load(&receiver.state_dir);
     receiver.failovers.load(&receiver.state_dir);
+    receiver.cohorts.load(&receiver.state_dir);
     let groups_known = start_known_groups(&receiver).await;
     schedule::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;
     merge::start(Arc::clone(&receiver)).map_err(RunError::Runtime)?;

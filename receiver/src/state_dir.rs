@@ -2,6 +2,7 @@
 //!
 //! Invariant: one process holds the lock as long as it lives, so everything else in here has one writer.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -92,6 +93,16 @@ fn current<T: Versioned>(read: Option<T>, path: &Path) -> Result<Option<T>, Stat
         read => Ok(read),
     }
 }
+
+/// `cohorts-forgotten.json`.
+#[derive(Serialize, Deserialize)]
+struct ForgottenCohorts {
+    version: u32,
+    cohorts: BTreeSet<Name>,
+}
+
+/// Of it.
+const FORGOTTEN_VERSION: u32 = 1;
 
 /// Of `found/`.
 const FOUND_VERSION: u32 = 1;
@@ -221,6 +232,26 @@ impl StateDir {
     pub(crate) fn forget_follower_holds(&self, name: &Name) -> Result<(), StateError> {
         let path = self.follower_holds_path(name);
         remove(&path).map_err(|source| StateError::Io { path, source })
+    }
+
+    /// Cohorts that a person has had forgotten.
+    pub(crate) fn cohorts_forgotten(&self) -> Result<BTreeSet<Name>, StateError> {
+        let path = self.cohorts_forgotten_path();
+        match read::<ForgottenCohorts>(&path)? {
+            Some(known) if known.version != FORGOTTEN_VERSION => {
+                let reason = format!("it is of version {}, and this build reads {FORGOTTEN_VERSION}", known.version);
+                Err(StateError::Damaged { path, reason })
+            }
+            known => Ok(known.map(|known| known.cohorts).unwrap_or_default()),
+        }
+    }
+
+    pub(crate) fn remember_cohorts_forgotten(&self, cohorts: &BTreeSet<Name>) -> Result<(), StateError> {
+        write(&self.cohorts_forgotten_path(), &ForgottenCohorts { version: FORGOTTEN_VERSION, cohorts: cohorts.clone() })
+    }
+
+    fn cohorts_forgotten_path(&self) -> PathBuf {
+        self.path.join("cohorts-forgotten.json")
     }
 
     pub(crate) fn remember_failover(&self, failover: &Failover) -> Result<(), StateError> {

@@ -242,3 +242,94 @@ fn a_hold_is_no_longer_than_its_host_allows() {
     first.wait_quiet();
     cuts(&first).iter().for_each(|cut| _ = one_moment(&first, cut));
 }
+
+/// As `[[cohort]]` says now, if it says anything.
+fn configure(site: &Site, groups: Option<[&str; 2]>) {
+    let path = site.path("gateway/receiver.toml");
+    let text = std::fs::read_to_string(&path).expect("a configuration");
+    let rest = text.split("[[cohort]]").next().expect("what is before it").to_owned();
+    let cohort = groups.map_or_else(String::new, |[one, other]| {
+        format!("[[cohort]]\nname = \"erp\"\ngroups = [\"{one}\", \"{other}\"]\nevery = \"1h\"\nhold = \"200ms\"\n")
+    });
+    std::fs::write(&path, rest + &cohort).expect("written");
+    run(&mut site.gateway(&["reload"]));
+}
+
+/// † A configuration that was changed, or could not be read, gives up nothing: a person does.
+#[test]
+fn cuts_outlive_the_configuration_until_they_are_forgotten() {
+    let [mut first, second] = hosts("200ms");
+    both_are_here(&first);
+    let mut clients = [&first, &second].map(|site| connect(&site.tap("data")));
+    let mut byte = 0u8;
+    let mut write = |first: &Site| {
+        byte = byte.wrapping_add(1);
+        for (client, site) in clients.iter_mut().zip([first, &second]) {
+            client.write(0, &[byte; 4096], 0).expect("written");
+            site.wait_quiet();
+        }
+    };
+    while cuts(&first).len() < 3 {
+        write(&first);
+        let known = cuts(&first).len();
+        run(&mut first.gateway(&["cohort", "take", "erp"]));
+        more_cuts(&first, known);
+    }
+    // In another shape, with a group that nothing was ever sent of, and in none.
+    configure(&first, Some(["host1/default", "host1/other"]));
+    let known = cuts(&first);
+    assert!(known.len() >= 3);
+    let refused = first.gateway(&["cohort", "forget", "erp", "--yes"]).output().expect("it runs");
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("is in the configuration"), "{refused:?}");
+    configure(&first, None);
+    assert_eq!(cuts(&first), known);
+
+    // All else goes as the groups' policies say, also after a restart without it.
+    for host in [&first, &second] {
+        run(host.farside().args(["group", "set", "default", "--keep", "2"]));
+    }
+    let listed =
+        |site: &Site, group: &str| json(&mut site.gateway(&["point", "list", group])).as_array().expect("a list").clone();
+    let of_cut = |points: &[Value], cut: &Value| points.iter().any(|point| point["cut"]["id"] == cut["id"]);
+    let only_cuts_are_left = |site: &Site| {
+        for group in GROUPS {
+            let points = listed(site, group);
+            let others = points.iter().filter(|point| point["cut"].is_null()).count();
+            if others > 3 {
+                return Err(format!("{group}: {others} that are of no cut"));
+            }
+        }
+        Ok(())
+    };
+    wait_until("others to go", || {
+        write(&first);
+        only_cuts_are_left(&first)
+    });
+    assert_eq!(cuts(&first), known, "while the gateway that saw them runs, all");
+    first.receiver.take().expect("it runs").stop();
+    first.start_receiver();
+    wait_until("it to go on", || {
+        let output = first.gateway(&["--json", "cohort", "cuts", "erp"]).output().expect("it runs");
+        let now: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        if now.as_array().is_some_and(|now| now.len() >= 2) { Ok(()) } else { Err(now.to_string()) }
+    });
+    for _ in 0..5 {
+        write(&first);
+    }
+    only_cuts_are_left(&first).expect("as before");
+    for group in GROUPS {
+        let points = listed(&first, group);
+        assert!(known[..2].iter().all(|cut| of_cut(&points, cut)), "the newest two by their own policy: {group}: {points:?}");
+    }
+
+    run(&mut first.gateway(&["cohort", "forget", "erp", "--yes"]));
+    wait_until("them to go, too", || {
+        write(&first);
+        let left = GROUPS.map(|group| listed(&first, group).iter().filter(|point| !point["cut"].is_null()).count());
+        if left == [0, 0] { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    let unknown = first.gateway(&["cohort", "cuts", "erp"]).output().expect("it runs");
+    assert!(!unknown.status.success(), "{unknown:?}");
+    first.check_store();
+}

@@ -350,6 +350,11 @@ impl Client {
         self.call(Method::POST, &routes::cohort(name), Bytes::new()).await
     }
 
+    /// Gives the points of a cohort that is in the configuration no more to the policies of their groups.
+    pub async fn cohort_forget(&self, name: &str) -> Result<Done, ClientError> {
+        self.call(Method::DELETE, &routes::one_cohort(name), Bytes::new()).await
+    }
+
     /// Begins a failover, or says what one would do.
     pub async fn failover(&self, request: &FailoverRequest) -> Result<FailoverStatus, ClientError> {
         self.send(Method::POST, routes::FAILOVERS, request).await

@@ -165,6 +165,13 @@ pub fn operations() -> Vec<Operation> {
         )
         .with_query(),
         op(Receiver, "POST", routes::COHORT_CUTS, "Cut a cohort now", Described::of::<Done>()),
+        op(
+            Receiver,
+            "DELETE",
+            routes::COHORT,
+            "Keep the points of a cohort that is in the configuration no more as all others",
+            Described::of::<Done>(),
+        ),
         op(Receiver, "GET", routes::FOLLOWERS, "All followers", Described::list::<FollowerStatus>()),
         op(Receiver, "POST", routes::FOLLOWERS, "Keep a file or device equal to a point", follower()).taking::<FollowerAdd>(),
         op(Receiver, "GET", routes::FOLLOWER, "One follower", follower()),

@@ -81,6 +81,9 @@ pub const SOURCE: &str = "/v1/sources/{source}";
 /// Receiver, `GET`: all [`CohortStatus`](crate::cohort::CohortStatus).
 pub const COHORTS: &str = "/v1/cohorts";
 
+/// Receiver, `DELETE`: points of a cohort that the configuration has no more are kept as all others of their groups from now on.
+pub const COHORT: &str = "/v1/cohorts/{cohort}";
+
 /// Receiver, `GET` with [`PointsQuery`] (only its limit counts): the newest [`CohortCut`](crate::cohort::CohortCut)s of which every group has
 /// its point. `POST`: cut it now; [`Done`](crate::source::Done).
 pub const COHORT_CUTS: &str = "/v1/cohorts/{cohort}/cuts";
@@ -171,6 +174,11 @@ pub fn source(name: &str) -> String {
 /// One of the paths of followers, for one of them.
 pub fn follower(path: &str, name: &str) -> String {
     fill(path, name)
+}
+
+/// [`COHORT`] of one.
+pub fn one_cohort(name: &str) -> String {
+    fill(COHORT, name)
 }
 
 /// [`COHORT_CUTS`] of one.

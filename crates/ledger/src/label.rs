@@ -1,6 +1,6 @@
 //! What is said of a point beside when it was cut: by whom it was asked for, and whether applications were quiesced for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use farside_region::{Slot, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -130,19 +130,23 @@ impl State {
     /// Of the points of a volume that are of one kin, and are sound, it keeps the newest [`Policy::keep`], and for each rule of the grid the
     /// first of each cell. The answer only grows until a pin comes in, as that of [`State::prunable`] does: newer ones only add to those
     /// that are newer, what is first in its cell stays that, and is needed the longest of all in the cell.
-    pub fn prunable_beside_kin(&self, policy: &Policy) -> Vec<Slot> {
+    ///
+    /// Points of cohorts that a person has `forgotten` (their [`CohortCut::cohort_id`]) are as all others: no newer ones come that they would
+    /// make room for.
+    pub fn prunable_beside_kin(&self, policy: &Policy, forgotten: &BTreeSet<[u8; 16]>) -> Vec<Slot> {
         let mut prunable = self.prunable(policy);
         if prunable.is_empty() {
             return prunable;
         }
         let mut all = BTreeMap::<Kin, Vec<&Point>>::new();
-        self.points().values().filter_map(|point| Some((point.kin()?, point))).for_each(|(kin, point)| {
+        let kin_of = |point: &Point| point.kin().filter(|kin| !matches!(kin, Kin::Cohort(id) if forgotten.contains(id)));
+        self.points().values().filter_map(|point| Some((kin_of(point)?, point))).for_each(|(kin, point)| {
             all.entry(kin).or_default().push(point);
         });
         let newest: BTreeMap<Kin, _> =
             all.iter().map(|(kin, points)| (*kin, newest_of_each(points, policy.keep.max(1)))).collect();
         prunable.retain(|slot| {
-            let Some(kin) = self.points().get(slot).and_then(Point::kin) else { return true };
+            let Some(kin) = self.points().get(slot).and_then(kin_of) else { return true };
             let (points, newest) = (&all[&kin], &newest[&kin]);
             let at = points.binary_search_by_key(slot, |point| point.slot).expect("it is one of its kin");
             let is_new = |id: &VolumeId| newest.get(id).is_none_or(|oldest| slot >= oldest);

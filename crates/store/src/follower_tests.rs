@@ -564,7 +564,7 @@ fn a_point_that_a_follower_holds_is_not_given_up() {
     let machine = Machine::new(GRANULES * GRANULE);
     world.arrives(&machine, first);
     let kept: BTreeSet<Slot> = machine.noted().stage.points().collect();
-    while let Some(body) = world.group.prune_plan_keeping(&policy, &kept) {
+    while let Some(body) = world.group.prune_plan_keeping(&policy, &kept, &BTreeSet::new()) {
         world.group.append(body).expect("pruned");
     }
     let left: Vec<Slot> = world.group.state().points().keys().copied().collect();

@@ -458,12 +458,13 @@ impl GroupStore {
 
     /// A body that gives up what a policy lets go; `None`: nothing. To be appended; after an accepted one there may be more.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Body> {
-        self.prune_plan_keeping(policy, &BTreeSet::new())
+        self.prune_plan_keeping(policy, &BTreeSet::new(), &BTreeSet::new())
     }
 
-    /// The same, of which nothing gives up any of the points that somebody needs.
-    pub fn prune_plan_keeping(&self, policy: &Policy, kept: &BTreeSet<Slot>) -> Option<Body> {
-        if self.usable().is_err() { None } else { self.image.prune_plan_keeping(policy, kept).map(Body::Prune) }
+    /// The same, of which nothing gives up any of the points that somebody needs. Those of the cohorts that were forgotten
+    /// ([`CohortCut::cohort_id`](farside_ledger::CohortCut::cohort_id)) are as all others.
+    pub fn prune_plan_keeping(&self, policy: &Policy, kept: &BTreeSet<Slot>, forgotten: &BTreeSet<[u8; 16]>) -> Option<Body> {
+        if self.usable().is_err() { None } else { self.image.prune_plan_keeping(policy, kept, forgotten).map(Body::Prune) }
     }
 
     /// How a follower gets from where it is to a member of a point. Nothing holds off deletions for it: the caller sees to it that the

@@ -475,16 +475,16 @@ impl GroupImage {
     /// A prune record that gives up what `policy` lets go, and the parts that are dead then. `None`: nothing to give up. Large
     /// ones come in several turns. None either while a head image is partly unknown.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Prune> {
-        self.prune_plan_keeping(policy, &BTreeSet::new())
+        self.prune_plan_keeping(policy, &BTreeSet::new(), &BTreeSet::new())
     }
 
-    /// The same, of which nothing gives up any of the points that somebody needs.
-    pub fn prune_plan_keeping(&self, policy: &Policy, kept: &BTreeSet<Slot>) -> Option<Prune> {
+    /// The same, of which nothing gives up any of the points that somebody needs. Those of the cohorts that were forgotten are as all others.
+    pub fn prune_plan_keeping(&self, policy: &Policy, kept: &BTreeSet<Slot>, forgotten: &BTreeSet<[u8; 16]>) -> Option<Prune> {
         if self.has_unknown() {
             return None;
         }
         let looked = self.state.head()?;
-        let mut points = self.state.prunable_beside_kin(policy);
+        let mut points = self.state.prunable_beside_kin(policy, forgotten);
         points.retain(|point| !kept.contains(point));
         points.truncate(PRUNE_POINTS_MAX);
         let without: BTreeSet<Slot> = points.iter().copied().collect();

@@ -68,12 +68,13 @@ impl Group {
         };
         let kept = self.kept_points();
         let config = self.receiver.config();
+        let forgotten = self.receiver.cohorts.forgotten(&config);
         let Place::Here(here) = &mut self.place else { return };
         let lacks_key =
             |volume: &VolumeMeta| volume.digest_key.seal().is_some_and(|seal| !keys::is_given(&config, &self.names, seal.mode));
         let has_key = !here.store.state().volumes().any(|(_, volume)| lacks_key(volume.meta()));
         // What the next prune takes by itself is not worth writing anything for.
-        let prune = if here.store.has_merge_queue() { None } else { here.store.prune_plan_keeping(&policy, &kept) };
+        let prune = if here.store.has_merge_queue() { None } else { here.store.prune_plan_keeping(&policy, &kept, &forgotten) };
         let next = match prune {
             Some(_) => {
                 self.prune.due = true;

@@ -63,7 +63,7 @@ fn what_is_consistent_has_its_own_places_in_the_policy() {
     }
     let by_the_policy = w.state.prunable(&policy);
     assert!(by_the_policy.len() > quiesced.len() && quiesced[..18].iter().all(|slot| by_the_policy.contains(slot)));
-    let gone = w.state.prunable_beside_kin(&policy);
+    let gone = w.state.prunable_beside_kin(&policy, &BTreeSet::new());
     let kept: Vec<Slot> = quiesced.iter().copied().filter(|slot| !gone.contains(slot)).collect();
     let first_of_each_hour: Vec<Slot> = quiesced.iter().copied().step_by(4).collect();
     let expected: BTreeSet<Slot> = first_of_each_hour.into_iter().chain(quiesced[18..].iter().copied()).collect();
@@ -77,13 +77,13 @@ fn what_is_consistent_has_its_own_places_in_the_policy() {
     let looked = w.state.head().expect("not empty");
     let body = Body::Prune(Prune { looked, policy: PrunePolicy::Aged(policy.clone()), points: gone, parts: Vec::new() });
     assert_eq!(w.put(body), Verdict::Accepted);
-    assert!(w.state.prunable_beside_kin(&policy).is_empty());
+    assert!(w.state.prunable_beside_kin(&policy, &BTreeSet::new()).is_empty());
     // Out of the window they go, but for the newest two.
     for _ in 0..30 {
         w.pass_ms(3_600_000);
         w.point(&[1]);
     }
-    let gone = w.state.prunable_beside_kin(&policy);
+    let gone = w.state.prunable_beside_kin(&policy, &BTreeSet::new());
     assert_eq!(quiesced.iter().filter(|slot| w.state.points().contains_key(slot) && !gone.contains(slot)).count(), 2);
 }
 
@@ -106,7 +106,7 @@ fn groups_of_a_cohort_keep_the_same_cuts() {
             }
             w.pass_ms(60_000);
         }
-        let gone = w.state.prunable_beside_kin(&policy);
+        let gone = w.state.prunable_beside_kin(&policy, &BTreeSet::new());
         cuts.retain(|(slot, _)| !gone.contains(slot));
         cuts.into_iter().map(|(_, minute)| minute).collect::<Vec<_>>()
     };
@@ -115,6 +115,24 @@ fn groups_of_a_cohort_keep_the_same_cuts() {
     for late in [1, 7, 29, 46] {
         assert_eq!(kept(late * 60_000), of_one, "the other ledger is {late} min behind");
     }
+}
+
+/// Points of a cohort that is no more are the newest of it for ever, until a person has it forgotten; another's stay.
+#[test]
+fn points_of_a_cohort_that_was_forgotten_are_as_all_others() {
+    let mut w = claimed();
+    let policy = Policy::without_grid(2, 0);
+    let of = |name: &str, n: u8| Consistency::Cohort(CohortCut { cohort: CohortCut::cohort_id(name), ..cohort_cut(n) });
+    let gone = labelled(&mut w, &[1], said(of("erp", 1), ""));
+    let other = labelled(&mut w, &[1], said(of("crm", 2), ""));
+    let newer: Vec<Slot> = (0..4).map(|_| w.point(&[1])).collect();
+    let prunable = |forgotten: &[&str]| {
+        let forgotten = forgotten.iter().map(|name| CohortCut::cohort_id(name)).collect();
+        w.state.prunable_beside_kin(&policy, &forgotten)
+    };
+    assert_eq!(prunable(&[]), newer[..2], "whatever is published after them");
+    assert_eq!(prunable(&["erp"]), [gone, newer[0], newer[1]]);
+    assert_eq!(prunable(&["erp", "crm"]), [gone, other, newer[0], newer[1]]);
 }
 
 #[test]
