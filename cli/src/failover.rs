@@ -10,12 +10,14 @@ use farside_control::routes::PointsQuery;
 use farside_control::{Address, Client, PointRef};
 use serde::Serialize;
 
-use crate::args::Global;
+use crate::args::{Global, parse_cut};
 use crate::confirm;
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, NOTHING, Table};
 use crate::progress::Progress;
+
+mod cohort;
 
 /// How often the receiver is asked how far it is.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -38,20 +40,33 @@ The way back: `farside failback GROUP` on the old host brings its disks to what 
 since; `farside rollback GROUP` there goes on with its disks as they are; `farside commit` here
 says that it does not come back.
 
+--cohort NAME brings up what was one moment on several hosts: each group its point of the newest cut
+that is whole, or of --cut ID. Nobody is fenced unless all can be, as far as can be known before;
+then each group has its own failover, as if it had been named, and goes on by itself. If one is not
+taken after others were, no more are begun; the same command goes on with what is left, to the
+same cut.
+
 Exit code 4: refused. The source is connected, or the point is not the newest; --force.
 
 Examples:
   farside failover web1/db --plan
   farside failover web1/db
   farside failover web1/db --point -2h --force      ransomware: to before it
+  farside failover --cohort erp                     groups of several hosts, each to its point of one cut
   farside failover web1/db --stand-in web2          web2 has the disks, and publishes in its place
   farside failover web1/db --again                  web2 is gone, too: what it published is brought up
   farside failover web1/db --abort                  the store was away, and web1 is back meanwhile
   farside failover --list")]
 pub(crate) struct FailoverArgs {
     /// The group.
-    #[arg(required_unless_present = "list")]
+    #[arg(required_unless_present_any = ["list", "cohort"])]
     group: Option<Address>,
+    /// Every group of this cohort, each to its point of one cut: the newest that is whole, or `--cut`.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["group", "point", "abort", "stand_in", "again", "list"])]
+    cohort: Option<String>,
+    /// The id of the cut, as `farside cohort cuts NAME` has it.
+    #[arg(long, value_name = "ID", requires = "cohort", value_parser = parse_cut)]
+    cut: Option<String>,
     /// The point: an id, `latest`, an RFC 3339 time or an age such as -5m.
     #[arg(long, default_value = "latest", allow_hyphen_values = true)]
     point: PointRef,
@@ -97,6 +112,9 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
         let message = "a failover is begun on the gateway, where the copy is";
         return Err(Failure::new(Exit::Refused, message, "run this there"));
     }
+    if let Some(name) = &args.cohort {
+        return cohort::run(global, &client, name, &args).await;
+    }
     let Some(group) = args.group.filter(|_| !args.list) else { return list(global, &client).await };
     let point = match args.point {
         PointRef::Latest => None,
@@ -139,8 +157,26 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
         confirm::confirm(&question, "nothing was changed", args.yes)?;
     }
     let since = Instant::now();
-    let mut now = client.failover(&FailoverRequest { plan: false, ..request.clone() }).await?;
+    let now = client.failover(&FailoverRequest { plan: false, ..request.clone() }).await?;
     let progress = Progress::new(global.json);
+    let now = ask_until_through(&client, &request, now, &progress).await?;
+    progress.finish();
+    let rto_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if global.json {
+        print::json(&Done { failover: &now, rto_ms })?;
+    } else {
+        print::out(&done(&now, (!begun).then_some(rto_ms)))?;
+    }
+    not_through(&now).map_or(Ok(()), Err)
+}
+
+/// Asks how far one is until nothing more may come.
+async fn ask_until_through(
+    client: &Client,
+    request: &FailoverRequest,
+    mut now: FailoverStatus,
+    progress: &Progress,
+) -> Result<FailoverStatus, Failure> {
     while now.stage != FailoverStage::Over && is_under_way(&now) {
         tokio::time::sleep(ASK_AGAIN).await;
         now = client.failover(&FailoverRequest { again: false, ..request.clone() }).await?;
@@ -154,23 +190,15 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
             progress.set_regions(done, total);
         }
     }
-    progress.finish();
-    let rto_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if global.json {
-        print::json(&Done { failover: &now, rto_ms })?;
-    } else {
-        print::out(&done(&now, (!begun).then_some(rto_ms)))?;
-    }
-    let failed = now.members.iter().find(|m| m.follower.is_some() && m.state != Some(FollowerState::Promoted));
-    match failed {
-        None => Ok(()),
-        Some(member) => {
-            let message = format!("{} is fenced, and the follower of {} does not hold the point", now.source, member.volume);
-            let what =
-                format!("see `farside follower show {}`; or restore the volume", member.follower.as_deref().unwrap_or(NOTHING));
-            Err(Failure::new(Exit::Failed, message, what))
-        }
-    }
+    Ok(now)
+}
+
+/// What it is if not every follower holds the point.
+fn not_through(now: &FailoverStatus) -> Option<Failure> {
+    let member = now.members.iter().find(|m| m.follower.is_some() && m.state != Some(FollowerState::Promoted))?;
+    let message = format!("{} is fenced, and the follower of {} does not hold the point", now.source, member.volume);
+    let what = format!("see `farside follower show {}`; or restore the volume", member.follower.as_deref().unwrap_or(NOTHING));
+    Some(Failure::new(Exit::Failed, message, what))
 }
 
 /// Whether something may still come.

@@ -20,12 +20,14 @@ use std::time::Duration;
 
 use farside_control::failover::{FailoverMember, FailoverRequest, FailoverStage, FailoverStatus, LeftOut};
 use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
+use farside_ledger::PointFilter;
 use farside_region::{Generation, Name, Slot};
 use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::group::{Fence, GroupHandle, Mail, PointChange, PromotionLook, Wanted};
+use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError};
 
@@ -184,6 +186,9 @@ impl Failovers {
     pub(crate) fn begin(&self, receiver: &Receiver, request: &FailoverRequest) -> Result<FailoverStatus, ApiError> {
         let group = find_group(receiver, &request.group)?;
         let names = group.names().clone();
+        if let Some(cut) = &request.cut {
+            is_of_cut(receiver, &group, request.point, cut)?;
+        }
         let _one = (!request.plan).then(|| lock(&self.beginning));
         let known = lock(&self.all).get(&names).cloned();
         let stand_in = stand_in(receiver, &names, request)?;
@@ -206,7 +211,7 @@ impl Failovers {
             // † Whoever asks once more means what is there now, and would be told of a copy that is weeks old.
             let newest = look(receiver, &group, None)?.newest.map(|newest| newest.id);
             if let (Stage::Promoted { point: Some(point) }, None, Some(newest)) = (known.stage, &stand_in, newest)
-                && newest.slot > point.0
+                && newest.slot > known.parted.map_or(point.0, |parted| parted.0.max(point.0))
                 && !request.plan
             {
                 let message = format!(
@@ -550,6 +555,28 @@ fn stand_in(receiver: &Receiver, names: &GroupNames, request: &FailoverRequest) 
     Ok(Some(known))
 }
 
+/// Whoever brings up a point as that of a cut means no other one.
+fn is_of_cut(receiver: &Receiver, group: &GroupHandle, point: Option<u64>, cut: &str) -> Result<(), ApiError> {
+    let names = group.names();
+    let filter = PointFilter { label: Some(cut.to_owned()), ..PointFilter::default() };
+    let ask = PointsAsk { volume: None, filter, below: point.map(|slot| Slot(slot.saturating_add(1))), limit: 1 };
+    let found = receiver.runtime.block_on(group.points(ask));
+    let found = found.map_err(|why| ApiError::new(ErrorCode::Unavailable, format!("{names}: {why}"), "see `farside status`"))?;
+    let shown = found.points.first().map(|info| crate::status::point(names, info));
+    match shown.filter(|shown| Some(shown.id.slot) == point && shown.cut.as_ref().is_some_and(|of| of.id == cut)) {
+        Some(_) => Ok(()),
+        None => {
+            let point = point.map_or_else(|| "none".to_owned(), |slot| slot.to_string());
+            let message = format!("point {point} of {names} is not of cut {cut}, or is there no more");
+            Err(ApiError::new(
+                ErrorCode::NotFound,
+                message,
+                "`farside cohort cuts NAME` lists the cuts with the point of each group",
+            ))
+        }
+    }
+}
+
 /// What a person must force.
 fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatus, look: &PromotionLook) -> Result<(), ApiError> {
     let Some(point) = &look.point else {
@@ -564,7 +591,7 @@ fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatu
         let message = format!("{} is connected, from {from}: it is alive, or was seconds ago", names.source);
         return refused(message, "stop it first, or wait until its silence is noticed; if it must not go on, say --force");
     }
-    if look.newest.as_ref().is_some_and(|newest| *newest != point.shown) {
+    if request.cut.is_none() && look.newest.as_ref().is_some_and(|newest| *newest != point.shown) {
         let message = format!("point {} is not the newest of {names}", point.shown.id);
         return refused(message, "say --force if an older one is what you want: newer ones are kept, and not brought up");
     }

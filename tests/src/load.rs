@@ -1,7 +1,7 @@
 //! What a host does while things happen to its volumes: loads that run on threads of their own until they are ended, and say
 //! then what they have written.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -104,8 +104,17 @@ pub fn dependent_writes(first: PathBuf, second: PathBuf) -> Load<u64> {
 pub fn counter_in(site: &Site, volume: &str, point: &str) -> u64 {
     let image = site.path("counter.img");
     site.restore(volume, point, &image);
-    let bytes = std::fs::read(&image).expect("restored");
+    let counter = counter_of(&image);
     std::fs::remove_file(image).expect("restored");
+    counter
+}
+
+/// The same of a file that holds one of them.
+///
+/// # Panics
+/// When it cannot be read.
+pub fn counter_of(image: &Path) -> u64 {
+    let bytes = std::fs::read(image).expect("an image");
     let places = bytes.chunks(PLACE_BYTES as usize).take(PLACES as usize);
     places.map(|place| u64::from_le_bytes(place[..8].try_into().expect("8 bytes"))).max().expect("64 places")
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 
-use farside_tests::load::{self, counter_in};
+use farside_tests::load::{self, counter_in, counter_of};
 use farside_tests::verify::connect;
 use farside_tests::{Endurance, Site, VolumeSpec, json, run, wait_for, wait_until};
 use serde_json::Value;
@@ -332,4 +332,83 @@ fn cuts_outlive_the_configuration_until_they_are_forgotten() {
     let unknown = first.gateway(&["cohort", "cuts", "erp"]).output().expect("it runs");
     assert!(!unknown.status.success(), "{unknown:?}");
     first.check_store();
+}
+
+fn failovers(site: &Site) -> Value {
+    json(&mut site.gateway(&["failover", "--list"]))
+}
+
+/// Each group comes up as it was at one moment, though it wrote more since. Nobody is fenced while one of them cannot be, and what was begun with
+/// one cut goes on with that one.
+#[test]
+fn a_cohort_is_failed_over_to_one_cut() {
+    let [mut first, mut second] = hosts("200ms");
+    both_are_here(&first);
+    let targets = ["one.img", "two.img"].map(|name| first.path(name));
+    for (group, target) in GROUPS.iter().zip(&targets) {
+        run(&mut first.gateway(&["follower", "add", &format!("{group}/data"), target.to_str().expect("text")]));
+    }
+    let writer = load::dependent_writes(first.tap("data"), second.tap("data"));
+    while cuts(&first).len() < 2 {
+        let known = cuts(&first).len();
+        run(&mut first.gateway(&["cohort", "take", "erp"]));
+        more_cuts(&first, known);
+    }
+    // No more of them; more of everything else.
+    configure(&first, None);
+    writer.wait_for_more(200);
+    writer.end();
+    first.wait_quiet();
+    second.wait_quiet();
+    let known = cuts(&first);
+    let older = known[1]["id"].as_str().expect("an id");
+
+    let refused = |site: &Site, host: &str| {
+        let output = site.gateway(&["failover", "--cohort", "erp", "--yes"]).output().expect("it runs");
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{words}");
+        assert_eq!(failovers(site), Value::Array(Vec::new()), "nobody is fenced: {words}");
+        if words.contains(&format!("{host} is connected")) { Ok(words) } else { Err(words) }
+    };
+    refused(&first, "host2").expect("both are alive");
+    second.daemon.take().expect("it runs").kill();
+    wait_until("one that is gone, and one that is not", || {
+        let words = refused(&first, "host1")?;
+        if words.contains("host2 is connected") { Err(words) } else { Ok(()) }
+    });
+    first.daemon.take().expect("it runs").kill();
+    let plan = wait_until("both to be gone", || {
+        let plan = json(&mut first.gateway(&["failover", "--cohort", "erp", "--plan"]));
+        let all = plan["groups"].as_array().expect("groups").clone();
+        if all.iter().all(|one| one["connected_from"].is_null()) { Ok(plan) } else { Err(plan.to_string()) }
+    });
+    assert_eq!(plan["cut"]["id"], known[0]["id"], "the newest");
+    for (at, one) in plan["groups"].as_array().expect("groups").iter().enumerate() {
+        assert!(one["stage"] == "planned" && one["point"]["id"] == *points(&known[0])[at], "{one}");
+        assert_ne!(one["point"], one["newest"], "it wrote more since");
+    }
+    assert_eq!(failovers(&first), Value::Array(Vec::new()), "a plan changes nothing");
+
+    // Whoever asked was killed after the first group, and so is the gateway.
+    run(&mut first.gateway(&["failover", GROUPS[1], "--point", &points(&known[1])[1], "--force", "--yes"]));
+    first.receiver.take().expect("it runs").kill();
+    first.start_receiver();
+    let done = wait_until("the gateway to be there", || {
+        let output = first.gateway(&["failover", "--cohort", "erp", "--yes", "--json"]).output().expect("it runs");
+        let words = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if output.status.success() { serde_json::from_slice::<Value>(&output.stdout).map_err(|_| words) } else { Err(words) }
+    });
+    assert_eq!(done["cut"]["id"], older, "the one that was begun with, and not the newest: {done}");
+    let at = targets.each_ref().map(|target| counter_of(target));
+    assert!(at[0] == at[1] || at[0] == at[1] + 1, "one moment: {at:?}");
+    for (at, one) in done["groups"].as_array().expect("groups").iter().enumerate() {
+        assert!(one["stage"] == "promoted" && one["point"]["id"] == *points(&known[1])[at], "{one}");
+        assert_eq!(one["members"][0]["state"], "promoted", "{one}");
+    }
+    let again = json(&mut first.gateway(&["failover", "--cohort", "erp", "--cut", older, "--yes"]));
+    assert_eq!(again["groups"], done["groups"], "said again, nothing is done");
+    let other =
+        first.gateway(&["failover", "--cohort", "erp", "--cut", known[0]["id"].as_str().expect("an id"), "--yes"]).output();
+    let words = String::from_utf8_lossy(&other.expect("it runs").stderr).into_owned();
+    assert!(words.contains("failed over already, to another point"), "{words}");
 }

@@ -15,6 +15,8 @@ pub struct FailoverRequest {
     pub group: String,
     /// The slot of the point; unless said: the newest.
     pub point: Option<u64>,
+    /// The id of a cut of several groups that the point is of: that it is not the newest is no objection then.
+    pub cut: Option<String>,
     /// Also to a point that is not the newest, or that its source could not read in full, and also while the source is connected.
     pub force: bool,
     /// The name of the paired host that has the copy from then on, and may publish in place of the source.

@@ -1,0 +1,231 @@
+//! `farside failover --cohort`: every group of a cohort to its point of one cut.
+//!
+//! Nothing of it is kept for all of them together: each group has its own failover, which goes on by itself after a kill. Said again, it takes
+//! the cut that was begun with, and goes on with the groups that are not failed over.
+
+use std::time::Instant;
+
+use farside_control::Client;
+use farside_control::cohort::CohortCut;
+use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
+use farside_control::routes::PointsQuery;
+use serde::Serialize;
+
+use super::{FailoverArgs, ask_until_through, loss, not_through, steps};
+use crate::args::Global;
+use crate::confirm;
+use crate::failure::{Exit, Failure};
+use crate::print;
+use crate::progress::Progress;
+
+/// What is to be, or became, of all of them.
+#[derive(Serialize)]
+struct All<'a> {
+    cohort: &'a str,
+    cut: &'a CohortCut,
+    groups: &'a [FailoverStatus],
+    /// From the confirmation to targets that can be written.
+    rto_ms: Option<u64>,
+}
+
+pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &FailoverArgs) -> Result<(), Failure> {
+    let cuts = client.cohort_cuts(name, &PointsQuery { of: None, limit: Some(u32::MAX) }).await?;
+    let begun = client.failovers().await?;
+    let cut = choose(&cuts, args.cut.as_deref(), &begun).ok_or_else(|| no_cut(name, args.cut.as_deref()))?;
+    let requests: Vec<FailoverRequest> = cut
+        .points
+        .iter()
+        .map(|part| FailoverRequest {
+            group: part.group.clone(),
+            point: Some(part.point.slot),
+            cut: Some(cut.id.clone()),
+            force: args.force,
+            lose_staged: args.lose_staged,
+            plan: true,
+            ..FailoverRequest::default()
+        })
+        .collect();
+    let (planned, refused) = plan(client, cut, &requests, args.force).await?;
+    if args.plan {
+        if global.json {
+            return print::json(&All { cohort: name, cut, groups: &planned, rto_ms: None });
+        }
+        let refused: String = refused.iter().map(|why| format!("! {why}\n")).collect();
+        return print::out(&format!("{}{refused}nothing was changed\n", text_of_plan(name, cut, &planned)));
+    }
+    // † Not when the first are fenced: then it would be known that another cannot be.
+    if !refused.is_empty() {
+        let message = format!("cohort {name} is not failed over, nothing was changed: {}", refused.join("; "));
+        return Err(Failure::new(Exit::Refused, message, "stop those hosts first; if they must not go on, say --force"));
+    }
+    let fresh: Vec<&str> =
+        planned.iter().filter(|one| one.stage == FailoverStage::Planned).map(|one| one.source.as_str()).collect();
+    if !fresh.is_empty() {
+        if !global.json {
+            eprint!("{}", text_of_plan(name, cut, &planned));
+        }
+        let question = format!("Fence {} and bring this cut up?", fresh.join(", "));
+        confirm::confirm(&question, "nothing was changed", args.yes)?;
+    }
+    let since = Instant::now();
+    let over = begin_all(client, name, cut, &requests).await?;
+    let progress = Progress::new(global.json);
+    let mut groups = Vec::new();
+    for (request, now) in requests.iter().zip(over) {
+        groups.push(ask_until_through(client, request, now, &progress).await?);
+    }
+    progress.finish();
+    let rto_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if global.json {
+        print::json(&All { cohort: name, cut, groups: &groups, rto_ms: Some(rto_ms) })?;
+    } else {
+        let all: String = groups.iter().map(|one| super::done(one, None)).collect();
+        print::out(&format!("{all}cohort {name} is at cut {}\nRTO {}\n", cut.id, print::duration_ms(rto_ms)))?;
+    }
+    groups.iter().find_map(not_through).map_or(Ok(()), Err)
+}
+
+/// The one that is meant: what was said, or what was begun with, or the newest.
+fn choose<'c>(cuts: &'c [CohortCut], wanted: Option<&str>, begun: &[FailoverStatus]) -> Option<&'c CohortCut> {
+    if let Some(wanted) = wanted {
+        return cuts.iter().find(|cut| cut.id == wanted);
+    }
+    // † A newer one may be whole by now, of what was staged when the first groups were fenced: they are at this one.
+    let is_at = |cut: &&CohortCut| {
+        begun.iter().filter(|one| one.stage != FailoverStage::Over && !one.committed).any(|one| {
+            let (group, at) = (format!("{}/{}", one.source, one.group), one.point.as_ref().map(|point| point.id));
+            cut.points.iter().any(|part| part.group == group && Some(part.point) == at)
+        })
+    };
+    cuts.iter().find(is_at).or_else(|| cuts.first())
+}
+
+fn no_cut(name: &str, wanted: Option<&str>) -> Failure {
+    let message = match wanted {
+        Some(id) => format!("cohort {name} has no cut {id} of which every group has its point"),
+        None => format!("cohort {name} has no cut of which every group has its point"),
+    };
+    Failure::new(
+        Exit::NotFound,
+        message,
+        format!("`farside cohort cuts {name}` lists them; each group can be failed over by itself"),
+    )
+}
+
+/// What would become of each group, and why it would be refused.
+async fn plan(
+    client: &Client,
+    cut: &CohortCut,
+    requests: &[FailoverRequest],
+    force: bool,
+) -> Result<(Vec<FailoverStatus>, Vec<String>), Failure> {
+    let (mut planned, mut refused) = (Vec::new(), Vec::new());
+    for (request, part) in requests.iter().zip(&cut.points) {
+        let one = client.failover(request).await.map_err(|error| {
+            let failure = Failure::from(error);
+            let message = format!("{}: {}; nothing was changed", part.group, failure.message);
+            Failure { message, ..failure }
+        })?;
+        let is_new = one.stage == FailoverStage::Planned;
+        if let Some(from) = one.connected_from.as_ref().filter(|_| is_new && !force) {
+            refused.push(format!("{} is connected, from {from}", one.source));
+        }
+        planned.push(one);
+    }
+    Ok((planned, refused))
+}
+
+/// Begins with each; with no more after one that is not taken.
+async fn begin_all(
+    client: &Client,
+    name: &str,
+    cut: &CohortCut,
+    requests: &[FailoverRequest],
+) -> Result<Vec<FailoverStatus>, Failure> {
+    let mut begun: Vec<FailoverStatus> = Vec::new();
+    for request in requests {
+        match client.failover(&FailoverRequest { plan: false, ..request.clone() }).await {
+            Ok(one) => begun.push(one),
+            // † No more is fenced than a person has seen: what has changed since the plan is his to look at.
+            Err(error) => {
+                let failure = Failure::from(error);
+                let done: Vec<&str> = requests[..begun.len()].iter().map(|request| request.group.as_str()).collect();
+                let so_far = if done.is_empty() {
+                    "no other group was begun with".to_owned()
+                } else {
+                    format!("{} is begun with, and goes on by itself", done.join(", "))
+                };
+                let message = format!("{}: {}; {so_far}", request.group, failure.message);
+                let what = format!(
+                    "{}; to go on with all that are left: farside failover --cohort {name} --cut {}",
+                    failure.what_to_do, cut.id
+                );
+                return Err(Failure { message, what_to_do: what.trim_start_matches("; ").to_owned(), ..failure });
+            }
+        }
+    }
+    Ok(begun)
+}
+
+/// What is lost of each, and what becomes of its volumes.
+fn text_of_plan(name: &str, cut: &CohortCut, planned: &[FailoverStatus]) -> String {
+    let mut text = format!("cohort {name} to cut {}, begun {} ({})\n", cut.id, print::time(cut.at), print::age(cut.at));
+    for one in planned {
+        let group = format!("{}/{}", one.source, one.group);
+        text.push_str(&match one.stage {
+            FailoverStage::Planned => format!("\n{}{}", loss(one), steps(one)),
+            stage => format!("\n{group} is failed over to it already ({})\n{}", super::stage(stage), steps(one)),
+        });
+    }
+    text + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_control::PointId;
+    use farside_control::cohort::CohortPoint;
+    use farside_control::source::LastPoint;
+
+    use super::*;
+
+    fn point(slot: u64) -> PointId {
+        PointId { slot, tag: 1 }
+    }
+
+    fn cut(n: u64) -> CohortCut {
+        let part = |group: &str, slot| CohortPoint { group: group.to_owned(), point: point(slot) };
+        let at = jiff::Timestamp::from_second(1_700_000_000 + i64::try_from(n).expect("few")).expect("a time");
+        CohortCut { id: format!("{n:032x}"), at, points: vec![part("a/g", n), part("b/g", 100 + n)] }
+    }
+
+    fn failover(source: &str, slot: u64, stage: FailoverStage) -> FailoverStatus {
+        let point = LastPoint { id: point(slot), cut_wall: jiff::Timestamp::UNIX_EPOCH };
+        FailoverStatus { source: source.into(), group: "g".into(), stage, point: Some(point), ..FailoverStatus::default() }
+    }
+
+    #[test]
+    fn who_says_it_again_means_the_cut_that_was_begun_with() {
+        let cuts = [cut(3), cut(2), cut(1)];
+        let chosen =
+            |wanted: Option<&str>, begun: &[FailoverStatus]| choose(&cuts, wanted, begun).map(|cut| cut.points[0].point.slot);
+        assert_eq!(chosen(None, &[]), Some(3), "the newest");
+        assert_eq!(chosen(None, &[failover("b", 102, FailoverStage::Fencing)]), Some(2), "a newer one was whole meanwhile");
+        assert_eq!(chosen(None, &[failover("b", 102, FailoverStage::Over)]), Some(3), "that is history");
+        let settled = FailoverStatus { committed: true, ..failover("b", 102, FailoverStage::Promoted) };
+        assert_eq!(chosen(None, &[settled]), Some(3));
+        assert_eq!(chosen(None, &[failover("c", 102, FailoverStage::Promoted)]), Some(3), "of another group");
+        assert_eq!(chosen(Some(&cuts[2].id), &[failover("b", 102, FailoverStage::Promoted)]), Some(1), "as it was said");
+        assert_eq!(chosen(Some("00"), &[]), None);
+        assert_eq!(choose(&[], None, &[]), None);
+    }
+
+    #[test]
+    fn each_group_says_what_it_loses() {
+        let mut later = failover("b", 102, FailoverStage::Planned);
+        later.newest = Some(LastPoint { id: point(140), cut_wall: jiff::Timestamp::UNIX_EPOCH });
+        let text = text_of_plan("erp", &cut(2), &[failover("a", 2, FailoverStage::Promoted), later]);
+        assert!(text.contains("a/g is failed over to it already (promoted)"), "{text}");
+        assert!(text.contains("b/g to point 102-00000001") && text.contains("is lost to the copy"), "{text}");
+        assert!(text.contains("! not the newest: that is 140-00000001"), "{text}");
+    }
+}
