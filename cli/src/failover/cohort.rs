@@ -157,7 +157,8 @@ async fn begin_all(
                 };
                 let message = format!("{}: {}; {so_far}", request.group, failure.message);
                 let what = format!(
-                    "{}; to go on with all that are left: farside failover --cohort {name} --cut {}",
+                    "{}; `farside failover --list` shows what was begun, which this one may be, too; to go on with all: farside failover \
+                     --cohort {name} --cut {}",
                     failure.what_to_do, cut.id
                 );
                 return Err(Failure { message, what_to_do: what.trim_start_matches("; ").to_owned(), ..failure });
