@@ -228,7 +228,8 @@ impl ShimQueue {
                 self.parked.push(index);
             }
             Step::Complete(result) => {
-                let Active { id, token, mut data, rings, changes, .. } = self.active[index as usize].take().expect("active until now");
+                let Active { id, token, mut data, rings, changes, .. } =
+                    self.active[index as usize].take().expect("active until now");
                 let buffer = data.take_buffer();
                 self.free.push(index);
                 self.counters.changed_bytes.fetch_add(changes, Ordering::Release);
