@@ -73,9 +73,10 @@ impl FlushNote {
 
     /// Somebody has been answered with an error that tells of `failures`, by the volume's count, and the answer is with the kernel.
     ///
-    /// † What others were about to be told by then is not counted: their answers may never come.
+    /// † What others were about to be told by then is not counted: their answers may never come. And no failure is told before it is
+    /// counted here, whatever the volume says.
     pub(crate) fn told(&self, failures: u64) {
-        self.change(|counts| counts.told = counts.told.max(self.before + failures));
+        self.change(|counts| counts.told = counts.told.max((self.before + failures).min(counts.failed)));
     }
 
     /// Its volume leaves.
@@ -118,8 +119,10 @@ mod tests {
         let third = note();
         third.failed();
         assert!(note().is_untold());
-        third.told(1);
+        third.told(9);
         assert!(!note().is_untold());
+        third.failed();
+        assert!(note().is_untold(), "nobody is told of what comes after");
         note().remove();
         assert!(!note().is_untold());
     }

@@ -463,7 +463,7 @@ impl Control {
             Note::Flushed(id, ok) => {
                 if let Some(member) = self.members.get_mut(&id).filter(|m| m.flushing) {
                     member.flushing = false;
-                    member.cooler.flush_end(ok);
+                    if ok { member.cooler.flush_end(true) } else { member.cooler.flush_failed() }
                 }
             }
             Note::MapFailed(id) => self.tracking_lost(id),

@@ -302,6 +302,24 @@ fn a_map_made_anew_brings_tracking_back_with_every_bit_set() {
 }
 
 #[test]
+fn t14_a_failed_flush_of_the_cooler_is_counted_once_and_gives_the_batch_up() {
+    let mut site = site(16 * MIB, true);
+    assert_eq!(site.run(Op::Write(at(0, MIB), None)).1, Ok(()));
+    site.publish();
+    let mut cooler = Cooler::new(site.volume.clone());
+    cooler.begin(&mut [(RegionIndex(0), false)].into_iter());
+    while cooler.poll(&mut |_| false) != CoolStep::Flush {}
+    cooler.flush_begin();
+    // As a queue says it, which sees the end.
+    let flush = site.volume.flush_begin();
+    site.volume.flush_end(flush, false);
+    cooler.flush_failed();
+    assert_eq!(site.volume.flush_failures(), 1);
+    assert_eq!(cooler.poll(&mut |_| false), CoolStep::Idle);
+    assert_eq!(site.volume.region_state(RegionIndex(0)), RegionState::Hot);
+}
+
+#[test]
 fn l1_nobody_waits_for_a_reader_that_was_given_up() {
     for is_handed_out in [true, false] {
         let mut site = site(16 * MIB, true);
