@@ -281,3 +281,22 @@ fn keepers_are_named_as_people_do() {
         assert!(text.parse::<Keeper>().is_err(), "{text}");
     }
 }
+
+/// A key program that is asked at every try must leave nothing behind at any, however it ends.
+#[test]
+fn what_a_program_started_ends_with_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let pid = dir.path().join("pid");
+    for end in ["exit 1", "exec cat"] {
+        // It holds the standard error open, as what nobody thought of does.
+        let script = format!("sleep 100000 </dev/null >/dev/null & echo $! > {}; {end}", pid.display());
+        let words = ["sh".to_owned(), "-c".to_owned(), script];
+        assert_eq!(keeper::run_with(&words, "wrap", b"a key", true).is_ok(), end != "exit 1");
+        let pid = std::fs::read_to_string(&pid).expect("it started one");
+        let status = format!("/proc/{}/stat", pid.trim());
+        // Ended, if perhaps nobody has taken note of it yet.
+        let has_ended = || !std::fs::read_to_string(&status).is_ok_and(|status| !status.contains(") Z "));
+        let ended = (0..10_000).any(|_| has_ended() || (std::thread::sleep(std::time::Duration::from_millis(1)), false).1);
+        assert!(ended, "{end}: {status}");
+    }
+}
