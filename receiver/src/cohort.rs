@@ -40,6 +40,9 @@ const FIRST: Duration = Duration::from_secs(10);
 const KEPT: usize = 10;
 /// How long is waited at most before time is looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// What is kept for whole cuts is asked for again after so long at first, and at last.
+const SOON: Duration = Duration::from_millis(250);
+const LATE: Duration = Duration::from_secs(30);
 /// Numbers connections, upwards.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
@@ -58,6 +61,8 @@ struct Inner {
     here: BTreeMap<GroupNames, Here>,
     /// Points of the newest whole cuts of each cohort: retention keeps them.
     kept: BTreeMap<Name, BTreeMap<GroupNames, BTreeSet<Slot>>>,
+    /// Of which that is known, as of the last cut that was called one, for the groups that it has now.
+    looked: BTreeSet<Name>,
 }
 
 #[derive(Debug)]
@@ -92,6 +97,8 @@ impl Cohorts {
     pub(crate) fn apply(receiver: &Arc<Receiver>, config: &Config) {
         let mut inner = receiver.cohorts.lock();
         inner.running.retain(|_, running| config.cohorts.contains(&running.config));
+        let Inner { running, looked, .. } = &mut *inner;
+        looked.retain(|name| running.contains_key(name));
         inner.kept.retain(|name, _| config.cohorts.iter().any(|cohort| cohort.name == *name));
         for cohort in &config.cohorts {
             if inner.running.contains_key(&cohort.name) {
@@ -142,6 +149,13 @@ impl Cohorts {
         inner.kept.values().filter_map(|groups| groups.get(group)).flatten().copied().collect()
     }
 
+    /// Whether it is known which points of a group are kept for whole cuts. † A process that has just begun knows of none, and the first prune would
+    /// give them up: until this says yes, nothing of the group is given up.
+    pub(crate) fn knows(&self, config: &Config, group: &GroupNames) -> bool {
+        let inner = self.lock();
+        config.cohorts.iter().filter(|cohort| cohort.groups.contains(group)).all(|cohort| inner.looked.contains(&cohort.name))
+    }
+
     fn keep(&self, cohort: &Cohort, cuts: &[CohortCut]) {
         let mut groups = BTreeMap::<GroupNames, BTreeSet<Slot>>::new();
         for (at, names) in cohort.groups.iter().enumerate() {
@@ -150,8 +164,9 @@ impl Cohorts {
         }
         let mut inner = self.lock();
         // It may have been taken out of the configuration meanwhile.
-        if inner.running.contains_key(&cohort.name) {
+        if inner.running.get(&cohort.name).is_some_and(|running| running.config == *cohort) {
             inner.kept.insert(cohort.name.clone(), groups);
+            inner.looked.insert(cohort.name.clone());
         }
     }
 
@@ -182,7 +197,7 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
     let mut actions = Vec::new();
     // The cut that was called one last, until it is looked for.
     let mut awaited: Option<[u8; 16]> = None;
-    look(&receiver, &cohort, None, &seen).await;
+    receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone()));
     loop {
         let until_due = Duration::from_nanos(conductor.due().saturating_sub(now())).min(LOOK);
         match tokio::time::timeout(until_due, happened.recv()).await {
@@ -222,7 +237,10 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
                         // A host is ready for the next one only when its point of the one before is published, or given up.
                         if let Some(cut) = cut {
                             let before = awaited.replace(cut);
-                            look(&receiver, &cohort, before, &seen).await;
+                            let is_found = look(&receiver, &cohort, before, &seen).await;
+                            if !is_found && receiver.cohorts.lock().looked.remove(&cohort.name) {
+                                receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone()));
+                            }
                         }
                     }
                 }
@@ -231,9 +249,35 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
     }
 }
 
+/// Finds what is kept for whole cuts, however long a group does not answer: before that nothing of the cohort is given up.
+async fn find_kept(receiver: Arc<Receiver>, cohort: Cohort) {
+    let (seen, mut wait) = (Mutex::default(), SOON);
+    let is_wanted = || {
+        let inner = receiver.cohorts.lock();
+        let is_it = inner.running.get(&cohort.name).is_some_and(|running| running.config == cohort);
+        is_it && !inner.looked.contains(&cohort.name)
+    };
+    while is_wanted() && !receiver.is_stopping() {
+        if look(&receiver, &cohort, None, &seen).await {
+            return;
+        }
+        if wait == LATE {
+            tracing::warn!(cohort = %cohort.name, "not every group of a cohort can be asked for its cuts: nothing of them is pruned or merged before that");
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LATE);
+    }
+}
+
 /// Which cuts are whole, of which retention keeps the newest; and whether the one before the last has become one.
-async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) {
-    let Ok(Ok(groups)) = tokio::time::timeout(LOOK, gather(receiver, cohort)).await else { return };
+/// False: not every group could be asked.
+async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) -> bool {
+    // Of a group that the store has nothing of there is no point, and so no whole cut.
+    if cohort.groups.iter().any(|group| receiver.roster.is_new(group)) {
+        receiver.cohorts.keep(cohort, &[]);
+        return true;
+    }
+    let Ok(Ok(groups)) = tokio::time::timeout(LOOK, gather(receiver, cohort)).await else { return false };
     receiver.cohorts.keep(cohort, &whole(&groups));
     let lacks = before.and_then(|cut| groups.iter().find(|(_, cuts)| !cuts.contains_key(&cut)));
     if let Some((group, _)) = lacks {
@@ -243,6 +287,7 @@ async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]
         tracing::warn!(cohort = %cohort.name, %group, "{why}");
         seen.trouble = Some(CohortTrouble { at: Timestamp::now(), group: Some(group.to_string()), why: why.to_owned() });
     }
+    true
 }
 
 /// A cut's id.
@@ -418,4 +463,34 @@ pub(crate) async fn show(receiver: &Arc<Receiver>) -> Vec<CohortStatus> {
         all.push(status);
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(source: &str) -> GroupNames {
+        let name = |text: &str| text.parse().expect("a name");
+        GroupNames::new(name(source), name("db"))
+    }
+
+    /// † What is kept for cuts is in no ledger: a process that has just begun must not take "not known yet" for "nothing".
+    #[test]
+    fn nothing_is_known_of_a_cohort_before_all_of_its_groups_were_asked() {
+        let groups = vec![names("web1"), names("web2")];
+        let cohort = Cohort { name: "shop".parse().expect("a name"), groups, every: LOOK, hold: LOOK };
+        let config = Config { cohorts: vec![cohort.clone()], ..Config::default() };
+        let cohorts = Cohorts::default();
+        assert!(!cohorts.knows(&config, &names("web1")) && !cohorts.knows(&config, &names("web2")), "it has just begun");
+        assert!(cohorts.knows(&config, &names("web3")), "a group of no cohort");
+        let (events, _happened) = mpsc::unbounded_channel();
+        let running = Running { config: cohort.clone(), events, seen: Arc::default() };
+        cohorts.lock().running.insert(cohort.name.clone(), running);
+        assert!(!cohorts.knows(&config, &names("web1")), "it is conducted, and nobody has looked");
+        let another = Cohort { groups: vec![names("web1")], ..cohort.clone() };
+        cohorts.keep(&another, &[]);
+        assert!(!cohorts.knows(&config, &names("web1")), "that was found of the groups that it had before");
+        cohorts.keep(&cohort, &[]);
+        assert!(cohorts.knows(&config, &names("web1")) && cohorts.knows(&config, &names("web2")));
+    }
 }

@@ -486,7 +486,7 @@ impl Group {
         self.happened(Event::Grantable { free_bytes, spare_bytes, reserve_bytes: space.reserve() });
     }
 
-    /// Points that are neither pruned nor merged, whatever the policy says.
+    /// Points that are not given up, whatever the policy says. What they are made of may be merged: whoever reads one then opens it again.
     fn kept_points(&self) -> BTreeSet<Slot> {
         let mut kept = self.receiver.followers.kept(&self.names);
         kept.extend(self.receiver.failovers.wanted(&self.names));
@@ -499,7 +499,8 @@ impl Group {
         let interval = if self.prune.short { interval.min(PRUNE_SHORT) } else { interval };
         let waited = self.prune.last.is_none_or(|last| last.elapsed() >= interval);
         let Place::Here(here) = &self.place else { return };
-        if !self.prune.due || !waited {
+        // Of a cohort of which it is not known what is kept, nothing is given up, however little room there is.
+        if !self.prune.due || !waited || !self.receiver.cohorts.knows(&self.receiver.config(), &self.names) {
             return;
         }
         self.prune.due = false;
