@@ -25,7 +25,7 @@ use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::group::{Fence, GroupHandle, Mail, PointChange, PromotionLook, Wanted};
+use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, PromotionLook, Wanted};
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError};
 
@@ -41,6 +41,8 @@ pub(crate) struct Failovers {
     working: Mutex<()>,
     /// One is begun at a time, from the look to the note.
     beginning: Mutex<()>,
+    /// One note is written at a time. Never held while a group is asked something: a group's thread takes it.
+    writing: Mutex<()>,
     /// Why some do not go on, in words.
     troubles: Mutex<BTreeMap<GroupNames, String>>,
     /// What cannot be taken up, in words.
@@ -61,6 +63,9 @@ pub(crate) struct Failover {
     /// The claims that fence are in the ledger.
     #[serde(default)]
     claimed: bool,
+    /// Who was connected while nobody was fenced yet, if anybody was.
+    #[serde(default)]
+    came_back: Option<Name>,
     /// The host that may publish in its place.
     #[serde(default)]
     stand_in: Option<Name>,
@@ -242,6 +247,7 @@ impl Failovers {
             forced: request.force,
             stage: Stage::Fencing,
             claimed: false,
+            came_back: None,
             stand_in,
             lose_staged: request.lose_staged,
             former: known.iter().flat_map(Failover::with_former).collect(),
@@ -255,8 +261,7 @@ impl Failovers {
             return Ok(planned);
         }
         refuse(&names, request, &planned, &look)?;
-        receiver.state_dir.remember_failover(&failover).map_err(unsaved)?;
-        lock(&self.all).insert(names.clone(), failover);
+        self.keep(&receiver.state_dir, failover).map_err(unsaved)?;
         self.go_on(receiver, &names)?;
         self.show_one(receiver, &names)
     }
@@ -272,8 +277,7 @@ impl Failovers {
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
             return Err(ApiError::new(ErrorCode::Conflict, message, what));
         }
-        receiver.state_dir.forget_failover(names).map_err(unsaved)?;
-        lock(&self.all).remove(names);
+        self.forget(&receiver.state_dir, names).map_err(unsaved)?;
         lock(&self.troubles).remove(names);
         tracing::warn!(group = %names, "a failover was given up before it fenced anybody");
         Ok(FailoverStatus { stage: FailoverStage::Over, ..shown_alone(&known) })
@@ -343,11 +347,50 @@ impl Failovers {
         let Some(known) = lock(&self.all).get(names).cloned() else { return Ok(()) };
         let mut changed = known.clone();
         change(&mut changed);
-        if changed != known {
-            receiver.state_dir.remember_failover(&changed).map_err(unsaved)?;
-            lock(&self.all).insert(names.clone(), changed);
-        }
+        if changed != known { self.keep(&receiver.state_dir, changed).map_err(unsaved) } else { Ok(()) }
+    }
+
+    /// Makes a step durable. What a group's thread has noted meanwhile stays.
+    fn keep(&self, state_dir: &StateDir, mut changed: Failover) -> Result<(), StateError> {
+        let _one = lock(&self.writing);
+        let names = changed.names();
+        let known = lock(&self.all).get(&names).and_then(|known| known.came_back.clone());
+        changed.came_back = changed.came_back.or(known);
+        state_dir.remember_failover(&changed)?;
+        lock(&self.all).insert(names, changed);
         Ok(())
+    }
+
+    /// It is over. † Not while a group's thread writes something of it, which would be there at the next start.
+    fn forget(&self, state_dir: &StateDir, names: &GroupNames) -> Result<(), StateError> {
+        let _one = lock(&self.writing);
+        state_dir.forget_failover(names)?;
+        lock(&self.all).remove(names);
+        Ok(())
+    }
+
+    /// That host is connected: if nobody is fenced yet, nobody is without a person's word. Called by the group's thread, which is the one that fences.
+    pub(crate) fn comes_back(&self, state_dir: &StateDir, names: &GroupNames, host: &Name) {
+        let is_new = |one: &&mut Failover| one.stage == Stage::Fencing && !one.claimed && one.came_back.is_none();
+        if lock(&self.all).get_mut(names).filter(is_new).is_none() {
+            return;
+        }
+        let _one = lock(&self.writing);
+        // It holds at once, durable or not.
+        let noted = lock(&self.all).get_mut(names).filter(is_new).map(|one| {
+            one.came_back = Some(host.clone());
+            one.clone()
+        });
+        let Some(noted) = noted else { return };
+        tracing::warn!(group = %names, %host, "it is back, and its failover waits for a person's word");
+        if let Err(error) = state_dir.remember_failover(&noted) {
+            tracing::error!(group = %names, %host, %error, "that it is back cannot be kept");
+        }
+    }
+
+    /// Who was connected since a failover was begun that has fenced nobody.
+    pub(crate) fn came_back(&self, names: &GroupNames) -> Option<Name> {
+        lock(&self.all).get(names).and_then(|one| one.came_back.clone())
     }
 
     /// Whether a group was failed over, and nobody has taken its history back.
@@ -394,23 +437,23 @@ impl Failovers {
     fn go_on(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
         let done = self.steps(receiver, names);
         let mut troubles = lock(&self.troubles);
-        match &done {
-            Ok(()) => drop(troubles.remove(names)),
-            Err(error) => {
-                if troubles.insert(names.clone(), error.message.clone()).as_ref() != Some(&error.message) {
-                    tracing::warn!(group = %names, error = %error.message, "a failover cannot go on yet");
+        match done.as_ref().map_or_else(|error| Some(error.message.clone()), Clone::clone) {
+            None => drop(troubles.remove(names)),
+            Some(why) => {
+                if troubles.insert(names.clone(), why.clone()).as_ref() != Some(&why) {
+                    tracing::warn!(group = %names, %why, "a failover cannot go on yet");
                 }
             }
         }
-        done
+        done.map(drop)
     }
 
-    /// One after the other, each durable before the next.
-    fn steps(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
+    /// One after the other, each durable before the next. Says for what it waits, if time is all that it needs.
+    fn steps(&self, receiver: &Receiver, names: &GroupNames) -> Result<Option<String>, ApiError> {
         let _one = lock(&self.working);
         loop {
             let known = lock(&self.all).get(names).cloned();
-            let Some(mut failover) = known else { return Ok(()) };
+            let Some(mut failover) = known else { return Ok(None) };
             let group = handle(receiver, names)?;
             match failover.stage {
                 Stage::Fencing if !failover.claimed => {
@@ -419,9 +462,17 @@ impl Failovers {
                         forced: failover.forced,
                         lose_staged: failover.lose_staged,
                     };
-                    // † Not the one that was asked for, if the source took its history back under that one since.
-                    failover.generation = ask(receiver, &group, |reply| Mail::Fence { fence, reply })?.0;
-                    failover.claimed = true;
+                    match ask(receiver, &group, |reply| Mail::Fence { fence, reply })? {
+                        // † Not the one that was asked for, if the source took its history back under that one since.
+                        Fenced::Under(generation) => (failover.generation, failover.claimed) = (generation.0, true),
+                        Fenced::Waits(_) => {
+                            return Ok(Some(format!(
+                                "{names} was opened, or its connections were ended, less than {} s ago (`fence_after` in receiver.toml): if its source is alive it \
+                                 may still come back; after that it is fenced by itself, or at once with --force",
+                                receiver.config().fence_after.as_secs()
+                            )));
+                        }
+                    }
                 }
                 Stage::Fencing => {
                     // Now none can be added.
@@ -467,20 +518,18 @@ impl Failovers {
                             let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
                             receiver.runtime.block_on(group.change(point.shown.id, change))?;
                         }
-                        return Ok(());
+                        return Ok(None);
                     }
                     if let Some(point) = look.point.filter(|_| point.is_some()) {
                         let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
                         receiver.runtime.block_on(group.change(point.shown.id, change))?;
                     }
-                    receiver.state_dir.forget_failover(names).map_err(unsaved)?;
-                    lock(&self.all).remove(names);
+                    self.forget(&receiver.state_dir, names).map_err(unsaved)?;
                     tracing::info!(group = %names, generation = failover.generation, "a failover is over: its history was taken back");
-                    return Ok(());
+                    return Ok(None);
                 }
             }
-            receiver.state_dir.remember_failover(&failover).map_err(unsaved)?;
-            lock(&self.all).insert(names.clone(), failover);
+            self.keep(&receiver.state_dir, failover).map_err(unsaved)?;
         }
     }
 
@@ -597,6 +646,10 @@ fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &Pr
         newest: look.newest.clone(),
         lag_ms: view.lag_ms(),
         silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+        waits_ms: look
+            .waits
+            .filter(|_| failover.stage == Stage::Fencing && !failover.claimed && !failover.forced && failover.came_back.is_none())
+            .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
         // † After a failover it is another host whose word would count.
         all_published: look.all_published
             && connected_from.is_none()
