@@ -14,9 +14,9 @@
 //! Not here: what a claim does to those before (`ledger`), how a source learns of it (`replication`), how targets are written (`follow`).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farside_control::failover::{FailoverMember, FailoverRequest, FailoverStage, FailoverStatus, LeftOut};
 use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
@@ -31,22 +31,52 @@ use crate::state_dir::{StateDir, StateError};
 
 /// How often it is looked whether something is left to do.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a group is waited for that is only asked how it is, and a step of a failover by whoever wants the next.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often it is looked whether that step is done.
+const TURN: Duration = Duration::from_millis(10);
 const VERSION: u32 = 1;
 
 /// All failovers that are not over.
 #[derive(Debug, Default)]
 pub(crate) struct Failovers {
     all: Mutex<BTreeMap<GroupNames, Failover>>,
-    /// One step at a time.
-    working: Mutex<()>,
-    /// One is begun at a time, from the look to the note.
-    beginning: Mutex<()>,
+    /// One step of a group's at a time.
+    working: Turns,
+    /// One of a group is begun at a time, from the look to the note.
+    beginning: Turns,
     /// One note is written at a time. Never held while a group is asked something: a group's thread takes it.
     writing: Mutex<()>,
     /// Why some do not go on, in words.
     troubles: Mutex<BTreeMap<GroupNames, String>>,
     /// What cannot be taken up, in words.
     broken: Mutex<Vec<String>>,
+}
+
+/// One at a time, of each group: one that is slow, or whose store does not answer, holds up no other.
+#[derive(Debug, Default)]
+struct Turns(Mutex<BTreeMap<GroupNames, Arc<Mutex<()>>>>);
+
+impl Turns {
+    fn of(&self, names: &GroupNames) -> Arc<Mutex<()>> {
+        Arc::clone(lock(&self.0).entry(names.clone()).or_default())
+    }
+}
+
+/// Waits for a turn, but not for ever: whoever has it may wait for a disk.
+fn turn<'t>(of: &'t Mutex<()>, names: &GroupNames, limit: Duration) -> Result<MutexGuard<'t, ()>, ApiError> {
+    let until = Instant::now() + limit;
+    loop {
+        match of.try_lock() {
+            Ok(turn) => return Ok(turn),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => {
+                let message = format!("a step of the failover of {names} takes long: the store may be slow");
+                return Err(ApiError::new(ErrorCode::Unavailable, message, "it goes on by itself: `farside failover --list`"));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(TURN),
+        }
+    }
 }
 
 /// A failover, as it is kept.
@@ -162,18 +192,32 @@ fn unsaved(error: StateError) -> ApiError {
     ApiError::new(ErrorCode::Unavailable, error.to_string(), "see the receiver's state directory; nothing was changed")
 }
 
-/// Goes on with what was begun, until the receiver stops.
+/// Goes on with what was begun, until the receiver stops: each on a thread of its own, for one may wait for its group.
 pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<()> {
     thread::Builder::new().name("failover".to_owned()).spawn(move || {
+        let mut at_work: BTreeMap<GroupNames, thread::JoinHandle<()>> = BTreeMap::new();
         while !receiver.is_stopping() {
+            at_work.retain(|_, thread| !thread.is_finished());
             let all: Vec<GroupNames> = lock(&receiver.failovers.all).keys().cloned().collect();
-            for names in all {
-                let _ = receiver.failovers.go_on(&receiver, &names); // said by itself
+            for names in all.into_iter().filter(|names| !at_work.contains_key(names)).collect::<Vec<_>>() {
+                let (of, receiver) = (names.clone(), Arc::clone(&receiver));
+                match thread::Builder::new().name(format!("failover:{}", names.group)).spawn(move || work(&receiver, &of)) {
+                    Ok(thread) => drop(at_work.insert(names, thread)),
+                    Err(error) => tracing::error!(group = %names, %error, "its failover does not go on yet"),
+                }
             }
             thread::sleep(LOOK);
         }
     })?;
     Ok(())
+}
+
+/// Goes on with one, until it is over.
+fn work(receiver: &Receiver, names: &GroupNames) {
+    while !receiver.is_stopping() && receiver.failovers.stands(names) {
+        let _ = receiver.failovers.go_on(receiver, names); // said by itself
+        thread::sleep(LOOK);
+    }
 }
 
 impl Failovers {
@@ -189,7 +233,8 @@ impl Failovers {
     pub(crate) fn begin(&self, receiver: &Receiver, request: &FailoverRequest) -> Result<FailoverStatus, ApiError> {
         let group = find_group(receiver, &request.group)?;
         let names = group.names().clone();
-        let _one = (!request.plan).then(|| lock(&self.beginning));
+        let beginning = self.beginning.of(&names);
+        let _one = if request.plan { None } else { Some(turn(&beginning, &names, ANSWER)?) };
         let known = lock(&self.all).get(&names).cloned();
         let stand_in = stand_in(receiver, &names, request)?;
         if request.abort {
@@ -209,7 +254,8 @@ impl Failovers {
                 return Err(ApiError::new(ErrorCode::Conflict, message, "`farside failover --list` shows how far it is"));
             }
             // † Whoever asks once more means what is there now, and would be told of a copy that is weeks old.
-            let newest = look(receiver, &group, None)?.newest.map(|newest| newest.id);
+            let is_through = matches!(known.stage, Stage::Promoted { .. });
+            let newest = if is_through { look(receiver, &group, None)?.newest.map(|newest| newest.id) } else { None };
             if let (Stage::Promoted { point: Some(point) }, None, Some(newest)) = (known.stage, &stand_in, newest)
                 && newest.slot > point.0
                 && !request.plan
@@ -223,10 +269,10 @@ impl Failovers {
                 return Err(ApiError::new(ErrorCode::Conflict, message, what));
             }
             if !request.plan {
-                if let Some(stand_in) = stand_in {
+                if let Some(stand_in) = stand_in.filter(|host| known.stand_in.as_ref() != Some(host)) {
                     self.let_stand_in(receiver, &names, stand_in)?;
                 }
-                if request.force || request.lose_staged {
+                if (request.force && !known.forced) || (request.lose_staged && !known.lose_staged) {
                     self.change(receiver, &names, |known| {
                         known.forced |= request.force;
                         known.lose_staged |= request.lose_staged;
@@ -268,7 +314,8 @@ impl Failovers {
 
     /// Gives one up that has fenced nobody.
     fn abort(&self, receiver: &Receiver, names: &GroupNames) -> Result<FailoverStatus, ApiError> {
-        let _one = lock(&self.working);
+        let working = self.working.of(names);
+        let _one = turn(&working, names, ANSWER)?;
         let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
         let known = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
         let look = look(receiver, &handle(receiver, names)?, None)?;
@@ -343,7 +390,8 @@ impl Failovers {
     }
 
     fn change(&self, receiver: &Receiver, names: &GroupNames, change: impl FnOnce(&mut Failover)) -> Result<(), ApiError> {
-        let _one = lock(&self.working);
+        let working = self.working.of(names);
+        let _one = turn(&working, names, ANSWER)?;
         let Some(known) = lock(&self.all).get(names).cloned() else { return Ok(()) };
         let mut changed = known.clone();
         change(&mut changed);
@@ -450,7 +498,12 @@ impl Failovers {
 
     /// One after the other, each durable before the next. Says for what it waits, if time is all that it needs.
     fn steps(&self, receiver: &Receiver, names: &GroupNames) -> Result<Option<String>, ApiError> {
-        let _one = lock(&self.working);
+        let working = self.working.of(names);
+        let _one = match turn(&working, names, ANSWER) {
+            Ok(turn) => turn,
+            // Whoever is at it goes on.
+            Err(late) => return Ok(Some(late.message)),
+        };
         loop {
             let known = lock(&self.all).get(names).cloned();
             let Some(mut failover) = known else { return Ok(None) };
@@ -462,7 +515,7 @@ impl Failovers {
                         forced: failover.forced,
                         lose_staged: failover.lose_staged,
                     };
-                    match ask(receiver, &group, |reply| Mail::Fence { fence, reply })? {
+                    match receiver.runtime.block_on(answered(&group, |reply| Mail::Fence { fence, reply }))? {
                         // † Not the one that was asked for, if the source took its history back under that one since.
                         Fenced::Under(generation) => (failover.generation, failover.claimed) = (generation.0, true),
                         Fenced::Waits(_) => {
@@ -712,20 +765,30 @@ fn look(receiver: &Receiver, group: &GroupHandle, point: Option<Slot>) -> Result
 }
 
 fn look_for(receiver: &Receiver, group: &GroupHandle, wanted: Wanted) -> Result<PromotionLook, ApiError> {
-    ask(receiver, group, |reply| Mail::PromotionLook { wanted, reply })
+    receiver.runtime.block_on(look_within(ANSWER, group, wanted))
 }
 
-fn ask<T>(
-    receiver: &Receiver,
+/// Nothing hangs on the answer: whoever waits for it is told that there is none yet.
+async fn look_within(limit: Duration, group: &GroupHandle, wanted: Wanted) -> Result<PromotionLook, ApiError> {
+    let late = || {
+        ApiError::new(
+            ErrorCode::Unavailable,
+            format!("{} does not answer yet: its store may be slow", group.names()),
+            "try again",
+        )
+    };
+    tokio::time::timeout(limit, answered(group, |reply| Mail::PromotionLook { wanted, reply })).await.map_err(|_| late())?
+}
+
+/// Waits for the answer as long as it takes.
+async fn answered<T>(
     group: &GroupHandle,
     mail: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Mail,
 ) -> Result<T, ApiError> {
     let gone = || ApiError::new(ErrorCode::Unavailable, "the group was closed meanwhile", "try again");
     let (reply, answer) = oneshot::channel();
-    receiver.runtime.block_on(async {
-        group.tell(mail(reply)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    })
+    group.tell(mail(reply)).await.map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
 }
 
 impl StateDir {
@@ -742,5 +805,35 @@ impl StateDir {
             }
         }
         (found, broken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(group: &str) -> GroupNames {
+        GroupNames::new("web1".parse().expect("a name"), group.parse().expect("a name"))
+    }
+
+    /// A group whose store hangs in the middle of a fence.
+    #[test]
+    fn a_failover_that_hangs_holds_up_no_other_and_no_command() {
+        let turns = Turns::default();
+        let slow = turns.of(&names("slow"));
+        let _hangs = turn(&slow, &names("slow"), Duration::ZERO).expect("free");
+        let other = turns.of(&names("other"));
+        drop(turn(&other, &names("other"), Duration::ZERO).expect("it has nothing to do with it"));
+        let again = turns.of(&names("slow"));
+        let late = turn(&again, &names("slow"), Duration::from_millis(20)).expect_err("it is at work");
+        assert!(late.code == ErrorCode::Unavailable && late.message.contains("web1/slow"), "{late:?}");
+    }
+
+    #[test]
+    fn a_group_that_does_not_answer_is_named() {
+        let (group, _unread) = GroupHandle::unanswered(&names("db"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let late = runtime.block_on(look_within(Duration::from_millis(20), &group, Wanted::Newest)).expect_err("nobody reads it");
+        assert!(late.code == ErrorCode::Unavailable && late.message.contains("web1/db does not answer"), "{late:?}");
     }
 }

@@ -134,6 +134,14 @@ pub(crate) struct GroupHandle {
 }
 
 impl GroupHandle {
+    /// One that nobody reads.
+    #[cfg(test)]
+    pub(crate) fn unanswered(names: &GroupNames) -> (Self, mpsc::Receiver<Mail>) {
+        let (mail, mailbox) = mpsc::channel(MAIL_MAX);
+        let (room, view) = (Arc::new(Semaphore::new(FRAME_BYTES_MAX)), Arc::new(ArcSwap::from_pointee(GroupView::new(names))));
+        (Self { names: names.clone(), mail, room, view }, mailbox)
+    }
+
     pub(crate) fn names(&self) -> &GroupNames {
         &self.names
     }
