@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, PromotionLook, Wanted};
 use crate::process::Receiver;
-use crate::state_dir::{StateDir, StateError};
+use crate::state_dir::{StateDir, StateError, unsaved};
 
 /// How often it is looked whether something is left to do.
 const LOOK: Duration = Duration::from_secs(1);
@@ -188,8 +188,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn unsaved(error: StateError) -> ApiError {
-    ApiError::new(ErrorCode::Unavailable, error.to_string(), "see the receiver's state directory; nothing was changed")
+/// A step that was done, and cannot be noted.
+fn unnoted(error: StateError) -> ApiError {
+    ApiError::new(
+        ErrorCode::Unavailable,
+        error.to_string(),
+        "see the receiver's state directory; it goes on by itself when that can be written",
+    )
+}
+
+fn unforgotten(error: StateError) -> ApiError {
+    ApiError::new(
+        ErrorCode::Unavailable,
+        error.to_string(),
+        "see the receiver's state directory; it goes on until the same is said again",
+    )
 }
 
 /// Goes on with what was begun, until the receiver stops: each on a thread of its own, for one may wait for its group.
@@ -324,7 +337,7 @@ impl Failovers {
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
             return Err(ApiError::new(ErrorCode::Conflict, message, what));
         }
-        self.forget(&receiver.state_dir, names).map_err(unsaved)?;
+        self.forget(&receiver.state_dir, names).map_err(unforgotten)?;
         lock(&self.troubles).remove(names);
         tracing::warn!(group = %names, "a failover was given up before it fenced anybody");
         Ok(FailoverStatus { stage: FailoverStage::Over, ..shown_alone(&known) })
@@ -402,9 +415,11 @@ impl Failovers {
     fn keep(&self, state_dir: &StateDir, mut changed: Failover) -> Result<(), StateError> {
         let _one = lock(&self.writing);
         let names = changed.names();
-        let known = lock(&self.all).get(&names).and_then(|known| known.came_back.clone());
-        changed.came_back = changed.came_back.or(known);
-        state_dir.remember_failover(&changed)?;
+        let before = lock(&self.all).get(&names).cloned();
+        // † Not of another one, which this one follows.
+        let same = before.as_ref().filter(|before| before.stage == Stage::Fencing);
+        changed.came_back = changed.came_back.or_else(|| same.and_then(|before| before.came_back.clone()));
+        state_dir.remember_failover(&changed, before.as_ref())?;
         lock(&self.all).insert(names, changed);
         Ok(())
     }
@@ -431,7 +446,7 @@ impl Failovers {
         });
         let Some(noted) = noted else { return };
         tracing::warn!(group = %names, %host, "it is back, and its failover waits for a person's word");
-        if let Err(error) = state_dir.remember_failover(&noted) {
+        if let Err(error) = state_dir.remember_failover(&noted, Some(&noted)) {
             tracing::error!(group = %names, %host, %error, "that it is back cannot be kept");
         }
     }
@@ -546,7 +561,7 @@ impl Failovers {
                         let found = look(receiver, &group, Some(point))?.point;
                         let members: Vec<String> =
                             found.into_iter().flat_map(|point| point.members).map(|(name, _)| name).collect();
-                        receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unsaved)?;
+                        receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unnoted)?;
                     }
                     failover.stage = Stage::Promoted { point };
                 }
@@ -577,12 +592,12 @@ impl Failovers {
                         let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
                         receiver.runtime.block_on(group.change(point.shown.id, change))?;
                     }
-                    self.forget(&receiver.state_dir, names).map_err(unsaved)?;
+                    self.forget(&receiver.state_dir, names).map_err(unnoted)?;
                     tracing::info!(group = %names, generation = failover.generation, "a failover is over: its history was taken back");
                     return Ok(None);
                 }
             }
-            self.keep(&receiver.state_dir, failover).map_err(unsaved)?;
+            self.keep(&receiver.state_dir, failover).map_err(unnoted)?;
         }
     }
 
