@@ -25,7 +25,8 @@ use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
 
 use self::at_rest::Asker;
-pub(crate) use self::fence::{Fence, PromotionLook, Wanted};
+use self::fence::Listening;
+pub(crate) use self::fence::{Fence, Fenced, PromotionLook, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
 pub(crate) use self::mail::{BeginPart, CohortCuts, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
@@ -85,6 +86,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             place: Place::Away { words: "the group is being opened".to_owned(), retry_at: now },
             sessions: BTreeMap::new(),
             settled: BTreeSet::new(),
+            listening: Listening::anew(),
             events: VecDeque::new(),
             policy,
             policy_is_default: false,
@@ -134,6 +136,8 @@ struct Group {
     sessions: BTreeMap<SessionId, Arc<Session>>,
     /// Hosts that said, as their last word, that they owe nothing.
     settled: BTreeSet<Name>,
+    /// What it says that nobody is connected.
+    listening: Listening,
     /// What our own actions brought about, before anything else is looked at; messages with the time at which they came to the
     /// door, since a lag must not forget how long they waited.
     events: VecDeque<(Event, Option<Instant>)>,
@@ -247,6 +251,10 @@ impl Group {
                 self.sessions.insert(session.id, session.clone());
                 // † Who may stand in can have changed since it was let in.
                 self.refuse_stranger(&session);
+                if self.sessions.contains_key(&session.id) {
+                    self.listening.hears();
+                    self.receiver.failovers.comes_back(&self.receiver.state_dir, &self.names, &session.peer());
+                }
                 self.count_volumes();
                 // A group that looks empty and alone may have to give way: it is not alone from here on.
                 self.show();
@@ -442,6 +450,7 @@ impl Group {
                 }
                 self.place = Place::Here(Box::new(Here { store, target, generation, spent: false, waits: None }));
                 self.prune.due = true;
+                self.listening = Listening::anew();
                 self.act(actions);
                 // Before anything can be due.
                 if let Some(event) = self.budget() {
@@ -465,6 +474,7 @@ impl Group {
             session.send(&ReceiverMessage::Refusal(refusal(RefusalCode::Store, &words)));
             session.close(CloseCode::Refused, &words);
         }
+        self.listening = Listening::anew();
         self.events.clear();
         self.changing.clear();
         self.unkept.clear();
