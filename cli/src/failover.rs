@@ -21,6 +21,8 @@ mod cohort;
 
 /// How often the receiver is asked how far it is.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// And while it waits for a source that may be alive.
+const WAITS_AGAIN: Duration = Duration::from_millis(500);
 
 /// `farside failover`.
 #[derive(Args, Debug)]
@@ -45,6 +47,10 @@ that is whole, or of --cut ID. Nobody is fenced unless all can be, as far as can
 then each group has its own failover, as if it had been named, and goes on by itself. If one is not
 taken after others were, no more are begun; the same command goes on with what is left, to the
 same cut.
+
+Just after a start of the gateway, or after its store was away, nobody is connected, alive or not:
+it waits for the rest of 30 seconds then (`fence_after` in receiver.toml). A source that comes back
+before it is fenced is not fenced without --force, also if it is gone again by then.
 
 Exit code 4: refused. The source is connected, or the point is not the newest; --force.
 
@@ -159,7 +165,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
     let since = Instant::now();
     let now = client.failover(&FailoverRequest { plan: false, ..request.clone() }).await?;
     let progress = Progress::new(global.json);
-    let now = ask_until_through(&client, &request, now, &progress).await?;
+    let now = ask_until_through(&client, &request, now, (&progress, global.json)).await?;
     progress.finish();
     let rto_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
     if global.json {
@@ -175,10 +181,14 @@ async fn ask_until_through(
     client: &Client,
     request: &FailoverRequest,
     mut now: FailoverStatus,
-    progress: &Progress,
+    (progress, is_quiet): (&Progress, bool),
 ) -> Result<FailoverStatus, Failure> {
+    let mut is_said = false;
     while now.stage != FailoverStage::Over && is_under_way(&now) {
-        tokio::time::sleep(ASK_AGAIN).await;
+        if let Some(ms) = now.waits_ms.filter(|_| !is_quiet && !std::mem::replace(&mut is_said, true)) {
+            eprint!("{}", waits(&now, ms));
+        }
+        tokio::time::sleep(if now.waits_ms.is_some() { WAITS_AGAIN } else { ASK_AGAIN }).await;
         now = client.failover(&FailoverRequest { again: false, ..request.clone() }).await?;
         // A target that was never filled takes its time.
         let (mut done, mut total) = (0, 0);
@@ -261,6 +271,9 @@ fn loss(planned: &FailoverStatus) -> String {
         (None, Some(ms)) => text.push_str(&format!("{} has been silent for {}\n", planned.source, print::duration_ms(ms))),
         (None, None) => text.push_str(&format!("{} was not heard of since the receiver started\n", planned.source)),
     }
+    if let Some(ms) = planned.waits_ms {
+        text.push_str(&waits(planned, ms));
+    }
     if let Some(newest) = planned.newest.as_ref().filter(|newest| *newest != point) {
         text.push_str(&format!("! not the newest: that is {}, cut {}\n", newest.id, print::time(newest.cut_wall)));
     }
@@ -272,6 +285,16 @@ fn loss(planned: &FailoverStatus) -> String {
         text.push_str(&format!("! volume {} is not in it: {newest}\n", left.volume));
     }
     text
+}
+
+/// How long it takes before anything is fenced, and why.
+fn waits(one: &FailoverStatus, ms: u64) -> String {
+    format!(
+        "! {0} may be alive: the gateway opened its group, or ended its connections, a moment ago. It is fenced in {1}, by itself, unless it comes back; \
+         --force fences it at once\n",
+        one.source,
+        print::duration_ms(ms)
+    )
 }
 
 /// What becomes of each volume.

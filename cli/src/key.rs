@@ -156,11 +156,13 @@ fn group(store: &StoreReader, of: Option<&Address>) -> Result<GroupNames, Failur
 fn copy(global: &Global, location: &Location, of: Option<&Address>, folder: &Path) -> Result<(), Failure> {
     let store = store::open(location)?;
     let names = group(&store, of)?;
-    let there = wrappings(&**store.backend(), &names)?;
+    // † With the key of a group at rest a host would encrypt end to end what its gateway can read.
+    let mut there = wrappings(&**store.backend(), &names)?;
+    there.retain(|stored| stored.wrapping.as_ref().ok().and_then(Wrapping::group).is_none());
     if there.is_empty() {
         return Err(Failure::new(
             Exit::NotFound,
-            format!("group {names} has no wrapped keys: nothing of it is encrypted"),
+            format!("group {names} has no wrapped keys of a host: nothing of it is encrypted end to end"),
             "see which there are: farside key list",
         ));
     }
@@ -262,16 +264,16 @@ fn in_folder(folder: &Path) -> Result<farside_daemon::keys::InFolder, Failure> {
         .map_err(|e| Failure::new(Exit::Failed, format!("{e:#}"), "run this as the user that runs farsided"))
 }
 
-/// Unwraps every key that this opens, each once.
-fn unwrap<'w>(all: impl Iterator<Item = &'w Wrapping>, keeper: &Keeper) -> Result<Vec<GroupKey>, Failure> {
+/// Unwraps every key that this opens, each once, and once for each group that it is bound to.
+fn unwrap<'w>(all: impl Iterator<Item = &'w Wrapping>, keeper: &Keeper) -> Result<Vec<(&'w Wrapping, GroupKey)>, Failure> {
     let mut why = format!("{keeper} opens none of the wrapped keys there");
-    let mut keys: Vec<GroupKey> = Vec::new();
+    let mut keys: Vec<(&Wrapping, GroupKey)> = Vec::new();
     for wrapping in all {
-        if keys.iter().any(|key| key.id() == wrapping.key()) {
+        if keys.iter().any(|(known, _)| known.key() == wrapping.key() && known.group() == wrapping.group()) {
             continue;
         }
         match wrapping.unwrap(keeper) {
-            Ok(key) => keys.push(key),
+            Ok(key) => keys.push((wrapping, key)),
             Err(WrapError::OtherWay { .. }) => {}
             Err(error) => why = error.to_string(),
         }
@@ -340,8 +342,10 @@ impl WrapAll {
         let with = with_passphrase(self.with, "New passphrase: ")?;
         let mut left: BTreeSet<KeyId> = self.there.iter().map(Wrapping::key).collect();
         let mut made = Vec::new();
-        for key in &keys {
-            let wrapping = Wrapping::new(key, &with, ARGON2_DEFAULT)
+        for (of, key) in &keys {
+            // One at rest stays bound to its group.
+            let wrapping = of
+                .again(key, &with, ARGON2_DEFAULT)
                 .map_err(|error| Failure::from_error(Exit::Refused, &error, "nothing was changed"))?;
             made.push(Made { path: put(&wrapping)?, key: Some(key.id().to_string()) });
             left.remove(&key.id());

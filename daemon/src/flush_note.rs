@@ -3,7 +3,9 @@
 //!
 //! A note in the runtime directory, which outlives the process and not the boot: `failed` and `told`, two numbers. Invariant: it
 //! counts a failure before anybody is shown anything that ended after it, and calls it told only when the answer that tells it is
-//! with the kernel. So `failed > told` is all that a successor's clients have yet to hear; told once too often is legal.
+//! with the kernel. So `failed > told` is all that a successor's clients have yet to hear; told once too often is legal. † And
+//! `failed > 0` is all that a successor knows for certain of the boot: the header of the intent map says it as well, but later, from
+//! another thread, and maybe to the very disk that is sick.
 //!
 //! Deliberately not here: a flush that was under way when its daemon died, whose end nobody saw. It is asked for again, as every
 //! other layer of the kernel does with a flush whose path went away under it.
@@ -30,6 +32,9 @@ pub(crate) struct FlushNote {
     path: PathBuf,
     file: File,
     counts: Mutex<Counts>,
+    /// What the volume's own count is less than this one: a volume that is opened begins at the one failure that nobody was told of,
+    /// or at none.
+    before: u64,
 }
 
 impl FlushNote {
@@ -46,7 +51,8 @@ impl FlushNote {
         }
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let counts = Counts { failed: word(0), told: word(8) };
-        Ok(Self { path, file, counts: Mutex::new(counts) })
+        let before = counts.failed - u64::from(counts.failed > counts.told);
+        Ok(Self { path, file, counts: Mutex::new(counts), before })
     }
 
     /// Whether one failed of which nobody has heard.
@@ -60,14 +66,17 @@ impl FlushNote {
         self.change(|counts| counts.failed += 1);
     }
 
-    /// How many have failed; for [`FlushNote::told`].
-    pub(crate) fn count(&self) -> u64 {
-        locked(&self.counts).failed
+    /// Whether any failed in this boot, told or not.
+    pub(crate) fn any(&self) -> bool {
+        locked(&self.counts).failed > 0
     }
 
-    /// Somebody has been answered with an error that began after so many had failed, and the answer is with the kernel.
-    pub(crate) fn told(&self, failed: u64) {
-        self.change(|counts| counts.told = counts.told.max(failed));
+    /// Somebody has been answered with an error that tells of `failures`, by the volume's count, and the answer is with the kernel.
+    ///
+    /// † What others were about to be told by then is not counted: their answers may never come. And no failure is told before it is
+    /// counted here, whatever the volume says.
+    pub(crate) fn told(&self, failures: u64) {
+        self.change(|counts| counts.told = counts.told.max((self.before + failures).min(counts.failed)));
     }
 
     /// Its volume leaves.
@@ -97,17 +106,23 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let note = || FlushNote::open(dir.path(), VolumeId([7; 16])).expect("a note");
         assert!(!note().is_untold());
+        assert!(!note().any());
         note().failed();
         let successor = note();
         assert!(successor.is_untold());
-        let answered = successor.count();
         successor.failed();
-        successor.told(answered);
+        successor.told(1); // it began with the one that was untold
         assert!(note().is_untold(), "the second one is not told by an answer to the first");
-        successor.told(successor.count());
+        successor.told(2);
         assert!(!note().is_untold());
-        note().failed();
+        assert!(note().any(), "what the drive lost it has lost, whoever was told");
+        let third = note();
+        third.failed();
         assert!(note().is_untold());
+        third.told(9);
+        assert!(!note().is_untold());
+        third.failed();
+        assert!(note().is_untold(), "nobody is told of what comes after");
         note().remove();
         assert!(!note().is_untold());
     }

@@ -463,7 +463,7 @@ impl Control {
             Note::Flushed(id, ok) => {
                 if let Some(member) = self.members.get_mut(&id).filter(|m| m.flushing) {
                     member.flushing = false;
-                    member.cooler.flush_end(ok);
+                    if ok { member.cooler.flush_end(true) } else { member.cooler.flush_failed() }
                 }
             }
             Note::MapFailed(id) => self.tracking_lost(id),
@@ -907,6 +907,9 @@ impl Control {
             Ask::Pause(id, pause, reply) => {
                 let _ = reply.send(self.pause(id, pause));
             }
+            Ask::StandAside(id, aside, reply) => {
+                let _ = reply.send(self.stand_aside(id, aside));
+            }
             Ask::Resync(volume, accept, reply) => self.resync(volume, accept, reply),
             Ask::TakeBack(volume, generation, at, reply) => self.take_back(volume, generation, at, reply),
             Ask::Verify(volume, reply) => {
@@ -1021,6 +1024,13 @@ impl Control {
     fn pause(&mut self, id: VolumeId, pause: bool) -> anyhow::Result<()> {
         let member = self.members.get(&id).ok_or_else(|| anyhow::anyhow!("the volume is not served"))?;
         Mark::Paused.put(&member.served.dir, pause)?;
+        self.stand_aside(id, pause)
+    }
+
+    fn stand_aside(&mut self, id: VolumeId, aside: bool) -> anyhow::Result<()> {
+        let member = self.members.get(&id).ok_or_else(|| anyhow::anyhow!("the volume is not served"))?;
+        // A person may have paused it before: it is what it was.
+        let pause = aside || Mark::Paused.is_set(&member.served.dir)?;
         if let Some(insertion) = member.served.insertion.as_ref().filter(|_| !pause) {
             insertion.stays();
         }

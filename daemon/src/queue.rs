@@ -85,8 +85,8 @@ pub(crate) struct ShimQueue {
     counters: Arc<Counters>,
     bell: Option<Bell>,
     note: Arc<FlushNote>,
-    /// The failures of which an answer tells that the kernel may not have yet.
-    telling: Option<u64>,
+    /// The failures, by the volume's count, of which an answer tells that the kernel may not have yet.
+    telling: u64,
 }
 
 impl std::fmt::Debug for ShimQueue {
@@ -199,7 +199,7 @@ impl ShimQueue {
             counters,
             bell,
             note,
-            telling: None,
+            telling: 0,
         })
     }
 
@@ -228,16 +228,15 @@ impl ShimQueue {
                 self.parked.push(index);
             }
             Step::Complete(result) => {
-                let Active { id, mut data, rings, changes, .. } = self.active[index as usize].take().expect("active until now");
+                let Active { id, token, mut data, rings, changes, .. } =
+                    self.active[index as usize].take().expect("active until now");
                 let buffer = data.take_buffer();
                 self.free.push(index);
                 self.counters.changed_bytes.fetch_add(changes, Ordering::Release);
                 if let Some(bell) = self.bell.as_ref().filter(|_| rings) {
                     bell.ring();
                 }
-                if result == Err(Failure::FlushFailed) {
-                    self.telling = Some(self.note.count());
-                }
+                self.telling = self.telling.max(token.tells());
                 let result = result.map_err(|failure| {
                     self.counters.errors.fetch_add(1, Ordering::Relaxed);
                     errno_of(failure)
@@ -404,8 +403,8 @@ impl BlockQueue for ShimQueue {
     }
 
     fn answered(&mut self, ring: &mut Ring) {
-        if self.telling.is_some() && ring.is_submitted() {
-            self.telling.take().into_iter().for_each(|failed| self.note.told(failed));
+        if self.telling > 0 && ring.is_submitted() {
+            self.note.told(std::mem::take(&mut self.telling));
         }
     }
 

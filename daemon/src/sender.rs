@@ -342,6 +342,7 @@ impl Pipeline {
         if let Some(reading) = self.reading.take() {
             self.orphans += reading.flights.len();
             self.stale.add(&reading.window);
+            reading.reader.abandon();
             self.generation = self.generation.wrapping_add(1) & !(1 << 31);
             self.wanted.store(self.generation, Ordering::Relaxed);
         }

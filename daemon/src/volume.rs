@@ -269,7 +269,9 @@ impl Served {
         let touched = touched || known != Known::Same || bypassed || used.is_some();
         // † A flush that failed may have lost what the drive's cache still showed when it was compared: no clean stop of the
         // same boot vouches for that, only a compare in the next one (T14).
-        let owed = found.owed.filter(|_| !touched && before.is_none_or(|h| h.flush_failed.is_none()));
+        let noted = FlushNote::open(&around.runtime_dir, meta.id);
+        let flushes = Arc::new(noted.with_context(|| format!("no note can be kept in {}", around.runtime_dir.display()))?);
+        let owed = found.owed.filter(|_| !touched && before.is_none_or(|h| h.flush_failed.is_none()) && !flushes.any());
         // Before the host can write there.
         let sentinels = Sentinels::look(&device, u64::MAX, &sentinel_key).unwrap_or_else(|error| {
             warn!(volume = %name, %error, "superblocks cannot be read: a use of the device behind our back may go unnoticed");
@@ -277,8 +279,6 @@ impl Served {
         });
         // Everything that may fail for a reason that a person mends comes before the header says `attached` and before the
         // first thread: a failed opening leaves nothing behind that holds a door.
-        let noted = FlushNote::open(&around.runtime_dir, meta.id);
-        let flushes = Arc::new(noted.with_context(|| format!("no note can be kept in {}", around.runtime_dir.display()))?);
         if flushes.is_untold() {
             warn!(volume = %name, "a flush of the backing failed that nobody was told of: the next flush of its users fails");
         }
@@ -286,7 +286,7 @@ impl Served {
         let prepared = Prepared::new(&config, &dir, meta.id, &device, around)?;
         let engines = (0..prepared.queues()).map(|_| DeviceEngine::new(device.clone())).collect::<Result<Vec<_>, _>>()?;
         let volume_bytes_before = before.map_or(geometry.volume_bytes(), |h| h.volume_bytes);
-        let flush_failed_this_boot = before.is_some_and(|h| h.flush_failed == Some(around.boot));
+        let flush_failed_this_boot = flushes.any() || before.is_some_and(|h| h.flush_failed == Some(around.boot));
         let (confirmed, position) = (before.and_then(|h| h.term), before.and_then(|h| h.position));
         inbox.attaches(opening)?;
         file.write_header(|h| {
@@ -317,7 +317,7 @@ impl Served {
         };
         let shim_config = farside_shim::VolumeConfig {
             volume_bytes_before,
-            flush_failed_this_boot: flush_failed_this_boot || flushes.is_untold(),
+            flush_failed_this_boot,
             flush_failure_untold: flushes.is_untold(),
             limits: shim_limits,
             queues: wakers.len(),
@@ -621,9 +621,11 @@ impl Served {
         let bytes = owed.granule_count(self.volume.geometry()) * self.volume.geometry().granule_bytes();
         let flush = self.volume.flush_begin();
         let flushed = self.device.sync_data();
+        if flushed.is_err() {
+            self.flushes.failed();
+        }
         self.volume.flush_end(flush, flushed.is_ok());
         if let Err(error) = &flushed {
-            self.flushes.failed();
             error!(volume = %self.config.name, %error, "the backing cannot be flushed: the next start compares what was hot");
             self.intent(IntentOrder::FlushFailed);
         }

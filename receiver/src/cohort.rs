@@ -42,6 +42,9 @@ const FIRST: Duration = Duration::from_secs(10);
 const KEPT: usize = 10;
 /// How long is waited at most before time is looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// What is kept for whole cuts is asked for again after so long at first, and at last.
+const SOON: Duration = Duration::from_millis(250);
+const LATE: Duration = Duration::from_secs(30);
 /// Numbers connections, upwards.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
@@ -51,6 +54,8 @@ type Event = CohortEvent<GroupNames>;
 #[derive(Debug, Default)]
 pub(crate) struct Cohorts {
     inner: Mutex<Inner>,
+    /// Who writes down which are forgotten. † Not under the lock of all: threads of groups wait for that one, and a disk may hang.
+    forgetting: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +67,8 @@ struct Inner {
     kept: BTreeMap<Name, Vec<CohortCut>>,
     /// Cohorts whose points a person has given to the policies of their groups. One that the configuration has is none of them.
     forgotten: BTreeSet<Name>,
+    /// Of which that is known, as of the last cut that was called one, for the groups that it has now.
+    looked: BTreeSet<Name>,
 }
 
 #[derive(Debug)]
@@ -95,17 +102,14 @@ impl Cohorts {
     }
 
     /// As the configuration is now: what is in it is conducted, from its beginning where it changed.
+    ///
+    /// What is kept for those that are in it no more is kept on: a file that was not there to be read must not give up anything.
     pub(crate) fn apply(receiver: &Arc<Receiver>, config: &Config) {
+        Self::remember(receiver, config);
         let mut inner = receiver.cohorts.lock();
         inner.running.retain(|_, running| config.cohorts.contains(&running.config));
-        // † What is kept for those that are in it no more is kept on: a file that was not there to be read must not give up anything.
-        let forgotten = inner.forgotten.clone();
-        inner.forgotten.retain(|name| config.cohorts.iter().all(|cohort| cohort.name != *name));
-        if inner.forgotten != forgotten
-            && let Err(error) = receiver.state_dir.remember_cohorts_forgotten(&inner.forgotten)
-        {
-            tracing::warn!(%error, "a cohort that is in the configuration again is forgotten again should it be taken out");
-        }
+        let Inner { running, looked, .. } = &mut *inner;
+        looked.retain(|name| running.contains_key(name));
         for cohort in &config.cohorts {
             if inner.running.contains_key(&cohort.name) {
                 continue;
@@ -119,6 +123,21 @@ impl Cohorts {
             let running = Running { config: cohort.clone(), events, seen };
             inner.running.insert(cohort.name.clone(), running);
         }
+    }
+
+    /// What is configured again is not forgotten any more.
+    fn remember(receiver: &Arc<Receiver>, config: &Config) {
+        let _one = receiver.cohorts.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = receiver.cohorts.lock().forgotten.clone();
+        let is_gone = |name: &&Name| config.cohorts.iter().all(|cohort| cohort.name != **name);
+        let forgotten: BTreeSet<Name> = before.iter().filter(is_gone).cloned().collect();
+        if forgotten == before {
+            return;
+        }
+        if let Err(error) = receiver.state_dir.remember_cohorts_forgotten(&forgotten) {
+            tracing::warn!(%error, "a cohort that is in the configuration again is forgotten again should it be taken out");
+        }
+        receiver.cohorts.lock().forgotten = forgotten;
     }
 
     /// Takes up what an earlier process was told to forget. † What cannot be read was never told: more is kept then, and not less.
@@ -138,19 +157,21 @@ impl Cohorts {
 
     /// The points of a cohort that the configuration has no more fall to the policies of their groups. Blocking.
     pub(crate) fn forget(receiver: &Receiver, name: &Name) -> Result<(), ApiError> {
-        let mut inner = receiver.cohorts.lock();
+        let _one = receiver.cohorts.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
         if receiver.config().cohorts.iter().any(|cohort| cohort.name == *name) {
             let message = format!("cohort {name} is in the configuration, and is being cut");
             let what = "take its [[cohort]] out of receiver.toml first, and `farside reload`";
             return Err(ApiError::new(ErrorCode::Conflict, message, what));
         }
-        let mut forgotten = inner.forgotten.clone();
+        let mut forgotten = receiver.cohorts.lock().forgotten.clone();
         forgotten.insert(name.clone());
         receiver.state_dir.remember_cohorts_forgotten(&forgotten).map_err(|error| {
             ApiError::new(ErrorCode::Unavailable, error.to_string(), "see the receiver's state directory; nothing was changed")
         })?;
+        let mut inner = receiver.cohorts.lock();
         inner.forgotten = forgotten;
         inner.kept.remove(name);
+        drop(inner);
         tracing::warn!(cohort = %name, "a cohort was forgotten: its points are kept as all others are");
         Ok(())
     }
@@ -190,12 +211,23 @@ impl Cohorts {
         points.filter(|point| point.group == group).map(|point| Slot(point.point.slot)).collect()
     }
 
-    fn keep(&self, cohort: &Cohort, found: &Found) {
+    /// Whether it is known which points of a group are kept for whole cuts. † A process that has just begun knows of none, and the first prune would
+    /// give them up: until this says yes, nothing of the group is given up.
+    pub(crate) fn knows(&self, config: &Config, group: &GroupNames) -> bool {
+        let inner = self.lock();
+        config.cohorts.iter().filter(|cohort| cohort.groups.contains(group)).all(|cohort| inner.looked.contains(&cohort.name))
+    }
+
+    /// `is_all`: every group that the cohort has now was asked.
+    fn keep(&self, cohort: &Cohort, found: &Found, is_all: bool) {
         let mut inner = self.lock();
         // It may have been taken out of the configuration meanwhile.
-        if inner.running.contains_key(&cohort.name) {
-            let before = inner.kept.remove(&cohort.name).unwrap_or_default();
-            inner.kept.insert(cohort.name.clone(), found.to_keep(before));
+        let Some(running) = inner.running.get(&cohort.name) else { return };
+        let is_it = running.config == *cohort;
+        let before = inner.kept.remove(&cohort.name).unwrap_or_default();
+        inner.kept.insert(cohort.name.clone(), found.to_keep(before));
+        if is_all && is_it {
+            inner.looked.insert(cohort.name.clone());
         }
     }
 
@@ -259,7 +291,7 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
     let mut actions = Vec::new();
     // The cut that was called one last, until it is looked for.
     let mut awaited: Option<[u8; 16]> = None;
-    look(&receiver, &cohort, None, &seen).await;
+    receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone()));
     loop {
         let until_due = Duration::from_nanos(conductor.due().saturating_sub(now())).min(LOOK);
         match tokio::time::timeout(until_due, happened.recv()).await {
@@ -301,7 +333,10 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
                         // A host is ready for the next one only when its point of the one before is published, or given up.
                         if let Some(cut) = cut {
                             let before = awaited.replace(cut);
-                            look(&receiver, &cohort, before, &seen).await;
+                            let is_found = look(&receiver, &cohort, before, &seen).await;
+                            if !is_found && receiver.cohorts.lock().looked.remove(&cohort.name) {
+                                receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone()));
+                            }
                         }
                     }
                 }
@@ -310,11 +345,35 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
     }
 }
 
+/// Finds what is kept for whole cuts, however long a group does not answer: before that nothing of the cohort is given up.
+async fn find_kept(receiver: Arc<Receiver>, cohort: Cohort) {
+    let (seen, mut wait) = (Mutex::default(), SOON);
+    let is_wanted = || {
+        let inner = receiver.cohorts.lock();
+        let is_it = inner.running.get(&cohort.name).is_some_and(|running| running.config == cohort);
+        is_it && !inner.looked.contains(&cohort.name)
+    };
+    while is_wanted() && !receiver.is_stopping() {
+        if look(&receiver, &cohort, None, &seen).await {
+            return;
+        }
+        if wait == LATE {
+            tracing::warn!(cohort = %cohort.name, "not every group of a cohort can be asked for its cuts: nothing of them is pruned or merged before that");
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LATE);
+    }
+}
+
 /// Which cuts are whole, of which retention keeps the newest; and whether the one before the last has become one.
-async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) {
+/// False: not every group could be asked.
+async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) -> bool {
     let found = gather(receiver, cohort.name.as_str()).await;
-    receiver.cohorts.keep(cohort, &found);
-    if found.silent.is_empty() {
+    // What the store has nothing of has no points, and is in no cut.
+    let is_asked = |names: &GroupNames| receiver.roster.is_new(names) || found.groups.iter().any(|(group, _)| group == names);
+    let is_all = found.is_listed && cohort.groups.iter().all(is_asked);
+    receiver.cohorts.keep(cohort, &found, is_all);
+    if is_all {
         locked(seen).newest_at = found.whole().first().map(|cut| cut.at);
     }
     let lacks = before.and_then(|cut| {
@@ -329,6 +388,7 @@ async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]
         tracing::warn!(cohort = %cohort.name, %group, "{why}");
         seen.trouble = Some(CohortTrouble { at: Timestamp::now(), group: Some(group.to_string()), why: why.to_owned() });
     }
+    is_all
 }
 
 /// A cut's id.
@@ -429,14 +489,15 @@ fn printable(say: CohortSay) -> CohortSay {
 /// Points of a group that say that they are of cuts of a cohort, by cut. What the source could not read all of is none.
 pub(crate) fn cuts_of(state: &State, cohort: &str) -> CohortCuts {
     let id = Cut::cohort_id(cohort);
-    let points = state.points().values();
-    points
-        .filter_map(|point| {
-            let cut = point.consistency().cohort_cut().filter(|cut| cut.cohort == id && !point.degraded)?;
-            let digest = state.digest_at(point.slot)?;
-            Some((cut.cut, (cut, PointId::new(point.slot.0, &digest.0))))
-        })
-        .collect()
+    let mut cuts = CohortCuts::new();
+    for point in state.points().values() {
+        let cut = point.consistency().cohort_cut().filter(|cut| cut.cohort == id && !point.degraded);
+        if let (Some(cut), Some(digest)) = (cut, state.digest_at(point.slot)) {
+            // † The first one: a host that says later that another point is of that cut, too, changes nothing of what was whole.
+            cuts.entry(cut.cut).or_insert((cut, PointId::new(point.slot.0, &digest.0)));
+        }
+    }
+    cuts
 }
 
 /// What the ledgers say of the cuts of a cohort, whatever the configuration says of it now.
@@ -446,6 +507,8 @@ struct Found {
     groups: Vec<(GroupNames, CohortCuts)>,
     /// Groups that do not answer, and why.
     silent: Vec<(GroupNames, String)>,
+    /// Every group of the store is one of these.
+    is_listed: bool,
 }
 
 impl Found {
@@ -458,13 +521,17 @@ impl Found {
                 all.entry(*cut).or_default().push(CohortPoint { group: group.to_string(), point: *point });
             }
         }
-        let mut whole: Vec<_> = all.into_iter().filter(|(cut, points)| points.len() == usize::from(cut.groups)).collect();
+        // One group is none: a host could make such cuts by itself.
+        let is_whole = |(cut, points): &(Cut, Vec<CohortPoint>)| cut.groups > 1 && points.len() == usize::from(cut.groups);
+        let mut whole: Vec<_> = all.into_iter().filter(is_whole).collect();
         whole.sort_by_key(|(cut, _)| (std::cmp::Reverse(cut.wall_ms), cut.cut));
         let shown = |(cut, points): (Cut, _)| {
             let PointCut { id, at, .. } = PointCut::new(&cut.cut, cut.groups, cut.wall_ms);
             CohortCut { id, at, points }
         };
-        whole.into_iter().map(shown).collect()
+        let mut whole: Vec<CohortCut> = whole.into_iter().map(shown).collect();
+        by_what_was_written(&mut whole);
+        whole
     }
 
     /// The newest whole cuts, of which retention keeps the points. † What was whole when all groups of it answered is so still while some of
@@ -480,8 +547,32 @@ impl Found {
         let known: BTreeSet<String> = cuts.iter().map(|cut| cut.id.clone()).collect();
         cuts.extend(before.into_iter().filter(|cut| !known.contains(&cut.id) && cut.points.iter().all(is_there)));
         cuts.sort_by(|a, b| (b.at, &a.id).cmp(&(a.at, &b.id)));
+        by_what_was_written(&mut cuts);
         cuts.truncate(KEPT);
         cuts
+    }
+}
+
+/// Puts cuts that are sorted by time, newest first, into the order of the ledgers. † The clock that gave them their times may have been wrong
+/// for a while, and set right; of two cuts that have a group in common the one with the later slot there is the newer one. Those that have none
+/// in common stay by time.
+fn by_what_was_written(cuts: &mut [CohortCut]) {
+    let slot_in =
+        |cut: &CohortCut, group: &str| cut.points.iter().find(|point| point.group == group).map(|point| point.point.slot);
+    let groups: BTreeSet<String> = cuts.iter().flat_map(|cut| &cut.points).map(|point| point.group.clone()).collect();
+    // Each group puts its own cuts into its order, at the places that they have; a group can undo what another one did only where not all of
+    // them have all of the cuts, so a few rounds are enough, and no order is wrong for more than that.
+    for _ in 0..groups.len() {
+        let before: Vec<String> = cuts.iter().map(|cut| cut.id.clone()).collect();
+        for group in &groups {
+            let at: Vec<usize> = (0..cuts.len()).filter(|at| slot_in(&cuts[*at], group).is_some()).collect();
+            let mut sorted: Vec<CohortCut> = at.iter().map(|at| cuts[*at].clone()).collect();
+            sorted.sort_by_key(|cut| std::cmp::Reverse(slot_in(cut, group)));
+            at.into_iter().zip(sorted).for_each(|(at, cut)| cuts[at] = cut);
+        }
+        if cuts.iter().map(|cut| &cut.id).eq(&before) {
+            break;
+        }
     }
 }
 
@@ -490,9 +581,20 @@ impl Found {
 pub(crate) async fn points(receiver: &Arc<Receiver>, name: &str) -> Result<Vec<CohortCut>, String> {
     let (config, found) = (receiver.config(), gather(receiver, name).await);
     let groups = config.cohorts.iter().find(|cohort| cohort.name.as_str() == name).map(|cohort| &cohort.groups);
+    if !found.is_listed {
+        return Err("the store is not open yet: which groups it has is not known".to_owned());
+    }
     let whole = found.whole();
-    // A group of which nobody knows whether it is of a cut is no reason to hide those that are whole without it.
-    let is_missed = |names: &GroupNames| whole.is_empty() || groups.is_some_and(|groups| groups.contains(names));
+    let kept: BTreeSet<String> = {
+        let inner = receiver.cohorts.lock();
+        let cuts = inner.kept.iter().filter(|(known, _)| known.as_str() == name).flat_map(|(_, cuts)| cuts);
+        cuts.flat_map(|cut| &cut.points).map(|point| point.group.clone()).collect()
+    };
+    // † A group that does not answer may be in newer cuts than those that are whole without it: whoever takes the newest would take an old one.
+    // It is surely in none only where the configuration says who is in the cohort, and no cut of it was ever seen.
+    let is_missed = |names: &GroupNames| {
+        whole.is_empty() || groups.is_none_or(|groups| groups.contains(names)) || kept.contains(&names.to_string())
+    };
     match found.silent.iter().find(|(names, _)| is_missed(names)) {
         Some((names, why)) => Err(format!("{names}: {why}")),
         None => Ok(whole),
@@ -504,6 +606,7 @@ pub(crate) async fn cuts_there_are(receiver: &Arc<Receiver>, name: &str) -> Resu
     let found = gather(receiver, name).await;
     let cuts: BTreeSet<[u8; 16]> = found.groups.iter().flat_map(|(_, cuts)| cuts.keys().copied()).collect();
     match found.silent.first() {
+        _ if !found.is_listed => Err("the store is not open yet: which groups it has is not known".to_owned()),
         Some((names, why)) if cuts.is_empty() => Err(format!("{names}: {why}")),
         _ => Ok(cuts.len()),
     }
@@ -511,6 +614,8 @@ pub(crate) async fn cuts_there_are(receiver: &Arc<Receiver>, name: &str) -> Resu
 
 /// Asks all groups of the store at once: one that waits for its disk holds up none of the others.
 async fn gather(receiver: &Arc<Receiver>, name: &str) -> Found {
+    // † Before they are asked: what came to be known after that was not.
+    let is_listed = receiver.roster.is_listed();
     let mut asked = JoinSet::new();
     for group in receiver.roster.all() {
         let name = name.to_owned();
@@ -519,7 +624,7 @@ async fn gather(receiver: &Arc<Receiver>, name: &str) -> Found {
             (group.names().clone(), answer.unwrap_or_else(|_| Err("it does not answer".to_owned())))
         });
     }
-    let mut found = Found::default();
+    let mut found = Found { is_listed, ..Found::default() };
     while let Some(answered) = asked.join_next().await {
         match answered.expect("asking does not panic") {
             (names, Ok(cuts)) => found.groups.push((names, cuts)),
@@ -585,6 +690,7 @@ mod tests {
         Found {
             groups: groups.iter().map(|(name, cuts)| (group(name), cuts.iter().map(point).collect())).collect(),
             silent: silent.iter().map(|name| (group(name), "away".to_owned())).collect(),
+            is_listed: true,
         }
     }
 
@@ -609,6 +715,19 @@ mod tests {
         assert!(strange.whole().is_empty());
     }
 
+    /// † The clock of the gateway was days ahead, and was set right; who joined later has only the newer cuts.
+    #[test]
+    fn the_newest_is_what_was_written_last_whatever_the_clock_said() {
+        let ahead = |n: u8| Cut { wall_ms: 1_800_000_000_000 + i64::from(n), ..cut(n, 2) };
+        let cuts = [cut(1, 2), ahead(2), ahead(3), cut(4, 2), cut(5, 2)];
+        let three = cut(6, 3);
+        let all = found(&[("a", &[&cuts[..], &[three]].concat()), ("b", &[&cuts[..], &[three]].concat()), ("c", &[three])], &[]);
+        assert_eq!(ids(&all.whole()), [6, 5, 4, 3, 2, 1]);
+        assert_eq!(ids(&all.to_keep(Vec::new())), [6, 5, 4, 3, 2, 1]);
+        let alone = found(&[("a", &[cut(7, 1)])], &[]);
+        assert!(alone.whole().is_empty(), "one group is no cohort");
+    }
+
     #[test]
     fn what_was_whole_is_kept_while_a_group_of_it_does_not_answer() {
         let cuts: Vec<Cut> = (1..=30).map(|n| cut(n, 2)).collect();
@@ -621,5 +740,32 @@ mod tests {
         let gone = found(&[("a", &cuts[..25]), ("c", &[])], &["b"]).to_keep(before.clone());
         assert_eq!(ids(&gone), (21..=25).rev().collect::<Vec<_>>(), "what a has no more is none");
         assert!(found(&[("a", &cuts), ("b", &[])], &[]).to_keep(before).is_empty(), "b answered, and has none");
+    }
+
+    fn names(source: &str) -> GroupNames {
+        let name = |text: &str| text.parse().expect("a name");
+        GroupNames::new(name(source), name("db"))
+    }
+
+    /// † What is kept for cuts is in no ledger: a process that has just begun must not take "not known yet" for "nothing".
+    #[test]
+    fn nothing_is_known_of_a_cohort_before_all_of_its_groups_were_asked() {
+        let groups = vec![names("web1"), names("web2")];
+        let cohort = Cohort { name: "shop".parse().expect("a name"), groups, every: LOOK, hold: LOOK };
+        let config = Config { cohorts: vec![cohort.clone()], ..Config::default() };
+        let cohorts = Cohorts::default();
+        assert!(!cohorts.knows(&config, &names("web1")) && !cohorts.knows(&config, &names("web2")), "it has just begun");
+        assert!(cohorts.knows(&config, &names("web3")), "a group of no cohort");
+        let (events, _happened) = mpsc::unbounded_channel();
+        let running = Running { config: cohort.clone(), events, seen: Arc::default() };
+        cohorts.lock().running.insert(cohort.name.clone(), running);
+        assert!(!cohorts.knows(&config, &names("web1")), "it is conducted, and nobody has looked");
+        let another = Cohort { groups: vec![names("web1")], ..cohort.clone() };
+        cohorts.keep(&another, &Found::default(), true);
+        assert!(!cohorts.knows(&config, &names("web1")), "that was found of the groups that it had before");
+        cohorts.keep(&cohort, &Found::default(), false);
+        assert!(!cohorts.knows(&config, &names("web1")), "not all of them answered");
+        cohorts.keep(&cohort, &Found::default(), true);
+        assert!(cohorts.knows(&config, &names("web1")) && cohorts.knows(&config, &names("web2")));
     }
 }

@@ -28,6 +28,9 @@ pub const PUBLISH_EVERY: Duration = Duration::from_secs(30);
 const AT_REST_KEEPERS_MAX: usize = 8;
 /// The fewest requests of a budget: with fewer, what cannot wait takes all of them.
 const PUBLISH_BUDGET_MIN: u32 = 100;
+/// How long a source that is alive may take to come back: its longest pause is 20 seconds, and then it dials.
+pub const FENCE_AFTER: Duration = Duration::from_secs(30);
+const FENCE_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// The longest that staged points may wait for others.
 const PUBLISH_EVERY_MAX: Duration = Duration::from_secs(3600);
 /// The UDP port sources connect to.
@@ -72,6 +75,8 @@ pub struct Config {
     pub publish_every: Duration,
     /// For a store in a bucket: how many write requests may be made; publication waits for that.
     pub publish_budget: Option<PublishBudget>,
+    /// How long a failover waits for a source that may be in its pause, before it fences it.
+    pub fence_after: Duration,
     /// Identity and pairings.
     pub state_dir: PathBuf,
     /// The API's Unix socket.
@@ -352,6 +357,7 @@ struct ReceiverTable {
     store_credentials: Option<PathBuf>,
     publish_every: Option<String>,
     publish_budget: Option<String>,
+    fence_after: Option<String>,
     state_dir: Option<PathBuf>,
     api_socket: Option<PathBuf>,
     api_group: Option<String>,
@@ -408,6 +414,7 @@ impl Default for Config {
             store_credentials: None,
             publish_every: PUBLISH_EVERY,
             publish_budget: None,
+            fence_after: FENCE_AFTER,
             state_dir: "/var/lib/farside-receiver/state".into(),
             api_socket: farside_control::RECEIVER_SOCKET.into(),
             api_group: None,
@@ -506,6 +513,13 @@ impl Config {
         if let Some(budget) = table.publish_budget {
             let parsed = (budget != "none").then(|| budget.parse::<PublishBudget>()).transpose();
             self.publish_budget = parsed.map_err(|e| fault("publish_budget", e))?;
+        }
+        if let Some(after) = table.fence_after {
+            let after = parse_span(&after).map_err(|e| fault("fence_after", e.to_string()))?;
+            if after > FENCE_AFTER_MAX {
+                return Err(fault("fence_after", "at most 1h: a failover waits so long after a start of the gateway".into()));
+            }
+            self.fence_after = after;
         }
         self.name = table.name.unwrap_or_else(|| self.name.clone());
         self.api_group = table.api_group.or_else(|| self.api_group.take());
@@ -780,6 +794,7 @@ impl Config {
             budget.map_or_else(|| "none".to_owned(), |b| format!("{} per {:?}", b.requests, b.per))
         };
         live("[receiver] publish_budget", budget(self.publish_budget), budget(new.publish_budget));
+        live("[receiver] fence_after", format!("{:?}", self.fence_after), format!("{:?}", new.fence_after));
         live("[retention] keep", self.retention.keep.to_string(), new.retention.keep.to_string());
         live("[retention] span", format!("{:?}", self.retention.span), format!("{:?}", new.retention.span));
         live("[retention] grid", self.retention.grid.to_string(), new.retention.grid.to_string());
@@ -802,6 +817,7 @@ impl Config {
         next.cohorts.clone_from(&new.cohorts);
         next.advertise.clone_from(&new.advertise);
         next.publish_budget = new.publish_budget;
+        next.fence_after = new.fence_after;
         next.limits.groups_per_source = new.limits.groups_per_source;
         next.limits.volumes_per_group = new.limits.volumes_per_group;
         next.retention = new.retention.clone();
@@ -882,6 +898,7 @@ mod tests {
             "store_credentials",
             "publish_every",
             "publish_budget",
+            "fence_after",
             "state_dir",
             "api_socket",
             "api_group",

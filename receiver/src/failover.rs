@@ -14,9 +14,9 @@
 //! Not here: what a claim does to those before (`ledger`), how a source learns of it (`replication`), how targets are written (`follow`).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farside_control::failover::{FailoverMember, FailoverRequest, FailoverStage, FailoverStatus, LeftOut};
 use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
@@ -26,27 +26,59 @@ use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::group::{Fence, GroupHandle, Mail, PointChange, PromotionLook, Wanted};
+use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, PromotionLook, Wanted};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
-use crate::state_dir::{StateDir, StateError};
+use crate::state_dir::{StateDir, StateError, unsaved};
 
 /// How often it is looked whether something is left to do.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a group is waited for that is only asked how it is, and a step of a failover by whoever wants the next.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often it is looked whether that step is done.
+const TURN: Duration = Duration::from_millis(10);
 const VERSION: u32 = 1;
 
 /// All failovers that are not over.
 #[derive(Debug, Default)]
 pub(crate) struct Failovers {
     all: Mutex<BTreeMap<GroupNames, Failover>>,
-    /// One step at a time.
-    working: Mutex<()>,
-    /// One is begun at a time, from the look to the note.
-    beginning: Mutex<()>,
+    /// One step of a group's at a time.
+    working: Turns,
+    /// One of a group is begun at a time, from the look to the note.
+    beginning: Turns,
+    /// One note is written at a time. Never held while a group is asked something: a group's thread takes it.
+    writing: Mutex<()>,
     /// Why some do not go on, in words.
     troubles: Mutex<BTreeMap<GroupNames, String>>,
     /// What cannot be taken up, in words.
     broken: Mutex<Vec<String>>,
+}
+
+/// One at a time, of each group: one that is slow, or whose store does not answer, holds up no other.
+#[derive(Debug, Default)]
+struct Turns(Mutex<BTreeMap<GroupNames, Arc<Mutex<()>>>>);
+
+impl Turns {
+    fn of(&self, names: &GroupNames) -> Arc<Mutex<()>> {
+        Arc::clone(lock(&self.0).entry(names.clone()).or_default())
+    }
+}
+
+/// Waits for a turn, but not for ever: whoever has it may wait for a disk.
+fn turn<'t>(of: &'t Mutex<()>, names: &GroupNames, limit: Duration) -> Result<MutexGuard<'t, ()>, ApiError> {
+    let until = Instant::now() + limit;
+    loop {
+        match of.try_lock() {
+            Ok(turn) => return Ok(turn),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => {
+                let message = format!("a step of the failover of {names} takes long: the store may be slow");
+                return Err(ApiError::new(ErrorCode::Unavailable, message, "it goes on by itself: `farside failover --list`"));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(TURN),
+        }
+    }
 }
 
 /// A failover, as it is kept.
@@ -63,6 +95,9 @@ pub(crate) struct Failover {
     /// The claims that fence are in the ledger.
     #[serde(default)]
     claimed: bool,
+    /// Who was connected while nobody was fenced yet, if anybody was.
+    #[serde(default)]
+    came_back: Option<Name>,
     /// The host that may publish in its place.
     #[serde(default)]
     stand_in: Option<Name>,
@@ -155,22 +190,49 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn unsaved(error: StateError) -> ApiError {
-    ApiError::new(ErrorCode::Unavailable, error.to_string(), "see the receiver's state directory; nothing was changed")
+/// A step that was done, and cannot be noted.
+fn unnoted(error: StateError) -> ApiError {
+    ApiError::new(
+        ErrorCode::Unavailable,
+        error.to_string(),
+        "see the receiver's state directory; it goes on by itself when that can be written",
+    )
 }
 
-/// Goes on with what was begun, until the receiver stops.
+fn unforgotten(error: StateError) -> ApiError {
+    ApiError::new(
+        ErrorCode::Unavailable,
+        error.to_string(),
+        "see the receiver's state directory; it goes on until the same is said again",
+    )
+}
+
+/// Goes on with what was begun, until the receiver stops: each on a thread of its own, for one may wait for its group.
 pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<()> {
     thread::Builder::new().name("failover".to_owned()).spawn(move || {
+        let mut at_work: BTreeMap<GroupNames, thread::JoinHandle<()>> = BTreeMap::new();
         while !receiver.is_stopping() {
+            at_work.retain(|_, thread| !thread.is_finished());
             let all: Vec<GroupNames> = lock(&receiver.failovers.all).keys().cloned().collect();
-            for names in all {
-                let _ = receiver.failovers.go_on(&receiver, &names); // said by itself
+            for names in all.into_iter().filter(|names| !at_work.contains_key(names)).collect::<Vec<_>>() {
+                let (of, receiver) = (names.clone(), Arc::clone(&receiver));
+                match thread::Builder::new().name(format!("failover:{}", names.group)).spawn(move || work(&receiver, &of)) {
+                    Ok(thread) => drop(at_work.insert(names, thread)),
+                    Err(error) => tracing::error!(group = %names, %error, "its failover does not go on yet"),
+                }
             }
             thread::sleep(LOOK);
         }
     })?;
     Ok(())
+}
+
+/// Goes on with one, until it is over.
+fn work(receiver: &Receiver, names: &GroupNames) {
+    while !receiver.is_stopping() && receiver.failovers.stands(names) {
+        let _ = receiver.failovers.go_on(receiver, names); // said by itself
+        thread::sleep(LOOK);
+    }
 }
 
 impl Failovers {
@@ -189,7 +251,8 @@ impl Failovers {
         if let Some(cut) = &request.cut {
             is_of_cut(receiver, &group, request.point, cut)?;
         }
-        let _one = (!request.plan).then(|| lock(&self.beginning));
+        let beginning = self.beginning.of(&names);
+        let _one = if request.plan { None } else { Some(turn(&beginning, &names, ANSWER)?) };
         let known = lock(&self.all).get(&names).cloned();
         let stand_in = stand_in(receiver, &names, request)?;
         if request.abort {
@@ -209,10 +272,12 @@ impl Failovers {
                 return Err(ApiError::new(ErrorCode::Conflict, message, "`farside failover --list` shows how far it is"));
             }
             // † Whoever asks once more means what is there now, and would be told of a copy that is weeks old.
-            let newest = look(receiver, &group, None)?.newest.map(|newest| newest.id);
+            let is_through = matches!(known.stage, Stage::Promoted { .. });
+            let newest = if is_through { look(receiver, &group, None)?.newest.map(|newest| newest.id) } else { None };
             if let (Stage::Promoted { point: Some(point) }, None, Some(newest)) = (known.stage, &stand_in, newest)
                 && newest.slot > known.parted.map_or(point.0, |parted| parted.0.max(point.0))
-                && !request.plan
+                // † Nobody else of a cohort is fenced for a cut that this one has left behind.
+                && (!request.plan || request.cut.is_some())
             {
                 let message = format!(
                     "{names} was failed over to point {point} already (generation {}), and points up to {newest} were published since",
@@ -223,10 +288,10 @@ impl Failovers {
                 return Err(ApiError::new(ErrorCode::Conflict, message, what));
             }
             if !request.plan {
-                if let Some(stand_in) = stand_in {
+                if let Some(stand_in) = stand_in.filter(|host| known.stand_in.as_ref() != Some(host)) {
                     self.let_stand_in(receiver, &names, stand_in)?;
                 }
-                if request.force || request.lose_staged {
+                if (request.force && !known.forced) || (request.lose_staged && !known.lose_staged) {
                     self.change(receiver, &names, |known| {
                         known.forced |= request.force;
                         known.lose_staged |= request.lose_staged;
@@ -247,6 +312,7 @@ impl Failovers {
             forced: request.force,
             stage: Stage::Fencing,
             claimed: false,
+            came_back: None,
             stand_in,
             lose_staged: request.lose_staged,
             former: known.iter().flat_map(Failover::with_former).collect(),
@@ -260,15 +326,15 @@ impl Failovers {
             return Ok(planned);
         }
         refuse(&names, request, &planned, &look)?;
-        receiver.state_dir.remember_failover(&failover).map_err(unsaved)?;
-        lock(&self.all).insert(names.clone(), failover);
+        self.keep(&receiver.state_dir, failover).map_err(unsaved)?;
         self.go_on(receiver, &names)?;
         self.show_one(receiver, &names)
     }
 
     /// Gives one up that has fenced nobody.
     fn abort(&self, receiver: &Receiver, names: &GroupNames) -> Result<FailoverStatus, ApiError> {
-        let _one = lock(&self.working);
+        let working = self.working.of(names);
+        let _one = turn(&working, names, ANSWER)?;
         let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
         let known = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
         let look = look(receiver, &handle(receiver, names)?, None)?;
@@ -277,8 +343,7 @@ impl Failovers {
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
             return Err(ApiError::new(ErrorCode::Conflict, message, what));
         }
-        receiver.state_dir.forget_failover(names).map_err(unsaved)?;
-        lock(&self.all).remove(names);
+        self.forget(&receiver.state_dir, names).map_err(unforgotten)?;
         lock(&self.troubles).remove(names);
         tracing::warn!(group = %names, "a failover was given up before it fenced anybody");
         Ok(FailoverStatus { stage: FailoverStage::Over, ..shown_alone(&known) })
@@ -344,15 +409,57 @@ impl Failovers {
     }
 
     fn change(&self, receiver: &Receiver, names: &GroupNames, change: impl FnOnce(&mut Failover)) -> Result<(), ApiError> {
-        let _one = lock(&self.working);
+        let working = self.working.of(names);
+        let _one = turn(&working, names, ANSWER)?;
         let Some(known) = lock(&self.all).get(names).cloned() else { return Ok(()) };
         let mut changed = known.clone();
         change(&mut changed);
-        if changed != known {
-            receiver.state_dir.remember_failover(&changed).map_err(unsaved)?;
-            lock(&self.all).insert(names.clone(), changed);
-        }
+        if changed != known { self.keep(&receiver.state_dir, changed).map_err(unsaved) } else { Ok(()) }
+    }
+
+    /// Makes a step durable. What a group's thread has noted meanwhile stays.
+    fn keep(&self, state_dir: &StateDir, mut changed: Failover) -> Result<(), StateError> {
+        let _one = lock(&self.writing);
+        let names = changed.names();
+        let before = lock(&self.all).get(&names).cloned();
+        // † Not of another one, which this one follows.
+        let same = before.as_ref().filter(|before| before.stage == Stage::Fencing);
+        changed.came_back = changed.came_back.or_else(|| same.and_then(|before| before.came_back.clone()));
+        state_dir.remember_failover(&changed, before.as_ref())?;
+        lock(&self.all).insert(names, changed);
         Ok(())
+    }
+
+    /// It is over. † Not while a group's thread writes something of it, which would be there at the next start.
+    fn forget(&self, state_dir: &StateDir, names: &GroupNames) -> Result<(), StateError> {
+        let _one = lock(&self.writing);
+        state_dir.forget_failover(names)?;
+        lock(&self.all).remove(names);
+        Ok(())
+    }
+
+    /// That host is connected: if nobody is fenced yet, nobody is without a person's word. Called by the group's thread, which is the one that fences.
+    pub(crate) fn comes_back(&self, state_dir: &StateDir, names: &GroupNames, host: &Name) {
+        let is_new = |one: &&mut Failover| one.stage == Stage::Fencing && !one.claimed && one.came_back.is_none();
+        if lock(&self.all).get_mut(names).filter(is_new).is_none() {
+            return;
+        }
+        let _one = lock(&self.writing);
+        // It holds at once, durable or not.
+        let noted = lock(&self.all).get_mut(names).filter(is_new).map(|one| {
+            one.came_back = Some(host.clone());
+            one.clone()
+        });
+        let Some(noted) = noted else { return };
+        tracing::warn!(group = %names, %host, "it is back, and its failover waits for a person's word");
+        if let Err(error) = state_dir.remember_failover(&noted, Some(&noted)) {
+            tracing::error!(group = %names, %host, %error, "that it is back cannot be kept");
+        }
+    }
+
+    /// Who was connected since a failover was begun that has fenced nobody.
+    pub(crate) fn came_back(&self, names: &GroupNames) -> Option<Name> {
+        lock(&self.all).get(names).and_then(|one| one.came_back.clone())
     }
 
     /// Whether a group was failed over, and nobody has taken its history back.
@@ -399,23 +506,28 @@ impl Failovers {
     fn go_on(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
         let done = self.steps(receiver, names);
         let mut troubles = lock(&self.troubles);
-        match &done {
-            Ok(()) => drop(troubles.remove(names)),
-            Err(error) => {
-                if troubles.insert(names.clone(), error.message.clone()).as_ref() != Some(&error.message) {
-                    tracing::warn!(group = %names, error = %error.message, "a failover cannot go on yet");
+        match done.as_ref().map_or_else(|error| Some(error.message.clone()), Clone::clone) {
+            None => drop(troubles.remove(names)),
+            Some(why) => {
+                if troubles.insert(names.clone(), why.clone()).as_ref() != Some(&why) {
+                    tracing::warn!(group = %names, %why, "a failover cannot go on yet");
                 }
             }
         }
-        done
+        done.map(drop)
     }
 
-    /// One after the other, each durable before the next.
-    fn steps(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
-        let _one = lock(&self.working);
+    /// One after the other, each durable before the next. Says for what it waits, if time is all that it needs.
+    fn steps(&self, receiver: &Receiver, names: &GroupNames) -> Result<Option<String>, ApiError> {
+        let working = self.working.of(names);
+        let _one = match turn(&working, names, ANSWER) {
+            Ok(turn) => turn,
+            // Whoever is at it goes on.
+            Err(late) => return Ok(Some(late.message)),
+        };
         loop {
             let known = lock(&self.all).get(names).cloned();
-            let Some(mut failover) = known else { return Ok(()) };
+            let Some(mut failover) = known else { return Ok(None) };
             let group = handle(receiver, names)?;
             match failover.stage {
                 Stage::Fencing if !failover.claimed => {
@@ -424,9 +536,17 @@ impl Failovers {
                         forced: failover.forced,
                         lose_staged: failover.lose_staged,
                     };
-                    // † Not the one that was asked for, if the source took its history back under that one since.
-                    failover.generation = ask(receiver, &group, |reply| Mail::Fence { fence, reply })?.0;
-                    failover.claimed = true;
+                    match receiver.runtime.block_on(answered(&group, |reply| Mail::Fence { fence, reply }))? {
+                        // † Not the one that was asked for, if the source took its history back under that one since.
+                        Fenced::Under(generation) => (failover.generation, failover.claimed) = (generation.0, true),
+                        Fenced::Waits(_) => {
+                            return Ok(Some(format!(
+                                "{names} was opened, or its connections were ended, less than {} s ago (`fence_after` in receiver.toml): if its source is alive it \
+                                 may still come back; after that it is fenced by itself, or at once with --force",
+                                receiver.config().fence_after.as_secs()
+                            )));
+                        }
+                    }
                 }
                 Stage::Fencing => {
                     // Now none can be added.
@@ -447,7 +567,7 @@ impl Failovers {
                         let found = look(receiver, &group, Some(point))?.point;
                         let members: Vec<String> =
                             found.into_iter().flat_map(|point| point.members).map(|(name, _)| name).collect();
-                        receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unsaved)?;
+                        receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unnoted)?;
                     }
                     failover.stage = Stage::Promoted { point };
                 }
@@ -472,20 +592,18 @@ impl Failovers {
                             let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
                             receiver.runtime.block_on(group.change(point.shown.id, change))?;
                         }
-                        return Ok(());
+                        return Ok(None);
                     }
                     if let Some(point) = look.point.filter(|_| point.is_some()) {
                         let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
                         receiver.runtime.block_on(group.change(point.shown.id, change))?;
                     }
-                    receiver.state_dir.forget_failover(names).map_err(unsaved)?;
-                    lock(&self.all).remove(names);
+                    self.forget(&receiver.state_dir, names).map_err(unnoted)?;
                     tracing::info!(group = %names, generation = failover.generation, "a failover is over: its history was taken back");
-                    return Ok(());
+                    return Ok(None);
                 }
             }
-            receiver.state_dir.remember_failover(&failover).map_err(unsaved)?;
-            lock(&self.all).insert(names.clone(), failover);
+            self.keep(&receiver.state_dir, failover).map_err(unnoted)?;
         }
     }
 
@@ -624,6 +742,10 @@ fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &Pr
         newest: look.newest.clone(),
         lag_ms: view.lag_ms(),
         silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+        waits_ms: look
+            .waits
+            .filter(|_| failover.stage == Stage::Fencing && !failover.claimed && !failover.forced && failover.came_back.is_none())
+            .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
         // † After a failover it is another host whose word would count.
         all_published: look.all_published
             && connected_from.is_none()
@@ -686,20 +808,30 @@ fn look(receiver: &Receiver, group: &GroupHandle, point: Option<Slot>) -> Result
 }
 
 fn look_for(receiver: &Receiver, group: &GroupHandle, wanted: Wanted) -> Result<PromotionLook, ApiError> {
-    ask(receiver, group, |reply| Mail::PromotionLook { wanted, reply })
+    receiver.runtime.block_on(look_within(ANSWER, group, wanted))
 }
 
-fn ask<T>(
-    receiver: &Receiver,
+/// Nothing hangs on the answer: whoever waits for it is told that there is none yet.
+async fn look_within(limit: Duration, group: &GroupHandle, wanted: Wanted) -> Result<PromotionLook, ApiError> {
+    let late = || {
+        ApiError::new(
+            ErrorCode::Unavailable,
+            format!("{} does not answer yet: its store may be slow", group.names()),
+            "try again",
+        )
+    };
+    tokio::time::timeout(limit, answered(group, |reply| Mail::PromotionLook { wanted, reply })).await.map_err(|_| late())?
+}
+
+/// Waits for the answer as long as it takes.
+async fn answered<T>(
     group: &GroupHandle,
     mail: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Mail,
 ) -> Result<T, ApiError> {
     let gone = || ApiError::new(ErrorCode::Unavailable, "the group was closed meanwhile", "try again");
     let (reply, answer) = oneshot::channel();
-    receiver.runtime.block_on(async {
-        group.tell(mail(reply)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    })
+    group.tell(mail(reply)).await.map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
 }
 
 impl StateDir {
@@ -716,5 +848,35 @@ impl StateDir {
             }
         }
         (found, broken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(group: &str) -> GroupNames {
+        GroupNames::new("web1".parse().expect("a name"), group.parse().expect("a name"))
+    }
+
+    /// A group whose store hangs in the middle of a fence.
+    #[test]
+    fn a_failover_that_hangs_holds_up_no_other_and_no_command() {
+        let turns = Turns::default();
+        let slow = turns.of(&names("slow"));
+        let _hangs = turn(&slow, &names("slow"), Duration::ZERO).expect("free");
+        let other = turns.of(&names("other"));
+        drop(turn(&other, &names("other"), Duration::ZERO).expect("it has nothing to do with it"));
+        let again = turns.of(&names("slow"));
+        let late = turn(&again, &names("slow"), Duration::from_millis(20)).expect_err("it is at work");
+        assert!(late.code == ErrorCode::Unavailable && late.message.contains("web1/slow"), "{late:?}");
+    }
+
+    #[test]
+    fn a_group_that_does_not_answer_is_named() {
+        let (group, _unread) = GroupHandle::unanswered(&names("db"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let late = runtime.block_on(look_within(Duration::from_millis(20), &group, Wanted::Newest)).expect_err("nobody reads it");
+        assert!(late.code == ErrorCode::Unavailable && late.message.contains("web1/db does not answer"), "{late:?}");
     }
 }

@@ -37,9 +37,10 @@ use crate::group::{FollowAsk, FollowError, FollowNext, GroupHandle, Mail};
 use crate::keys;
 use crate::locks::{self, Locked};
 use crate::process::Receiver;
-use crate::state_dir::{StateDir, StateError};
+use crate::state_dir::{StateDir, StateError, unsaved};
 use crate::status::wall;
 
+mod kept;
 mod locking;
 
 use locking::{GROUP_AWAY, POINT_GONE};
@@ -101,6 +102,9 @@ pub(crate) struct Definition {
     /// What its target holds is locked before it goes on.
     #[serde(default)]
     lock: Option<LockRule>,
+    /// Nothing of it is written any more.
+    #[serde(skip)]
+    removed: bool,
 }
 
 /// What a follower's target is promoted to.
@@ -336,7 +340,7 @@ impl Followers {
             {
                 let mut definition = lock(&entry.definition);
                 // One of another volume has nothing to hold there, and goes on.
-                if !members.iter().any(|member| member == definition.volume.as_str()) {
+                if definition.removed || !members.iter().any(|member| member == definition.volume.as_str()) {
                     continue;
                 }
                 if !volumes.insert(definition.volume.clone()) {
@@ -344,8 +348,7 @@ impl Followers {
                 }
                 let promoted = Some(Promoted { point, generation, released: false });
                 let changed = Definition { promoted, ..definition.clone() };
-                receiver.state_dir.remember_follower(&entry.name, &changed)?;
-                *definition = changed;
+                entry.change(&receiver.state_dir, &mut definition, changed)?;
             }
             entry.begins_anew();
             entry.order(|orders| orders.wake = true);
@@ -361,8 +364,9 @@ impl Followers {
             // Whoever goes on follows again, whatever its target was promoted to; but not before it was handed over.
             let promoted = definition.promoted.filter(|promoted| paused || !promoted.released);
             let changed = Definition { paused, promoted, ..definition.clone() };
-            receiver.state_dir.remember_follower(&entry.name, &changed).map_err(unsaved)?;
-            *definition = changed;
+            if !entry.change(&receiver.state_dir, &mut definition, changed).map_err(unsaved)? {
+                return Err(ApiError::not_found("follower", name, "it is being removed; `farside follower list` lists them"));
+            }
         }
         if !paused {
             entry.begins_anew();
@@ -386,7 +390,10 @@ impl Followers {
         {
             tracing::error!(follower = name, "the follower's thread panicked");
         }
-        receiver.state_dir.forget_follower(&entry.name).map_err(unsaved)?;
+        entry.forget(&receiver.state_dir).map_err(|error| {
+            let what = "it follows no more, and may be there again when the receiver is started: see its state directory, and say the same again";
+            ApiError::new(ErrorCode::Unavailable, error.to_string(), what)
+        })?;
         lock(&self.all).remove(&entry.name);
         lock(&self.kept).remove(&entry.name);
         Ok(())
@@ -452,13 +459,11 @@ impl Followers {
             paused: false,
             promoted: None,
             lock: add.lock,
+            removed: false,
         };
         lock(&receiver.followers.kept).insert(name.clone(), (names, BTreeSet::new()));
         let tried = try_target(receiver, &group, &name, &definition, bytes);
-        // † What is known of the target of one whose file was lost is not known of this one's.
-        let forget = || receiver.state_dir.forget_follower_holds(&name);
-        let kept = tried
-            .and_then(|()| forget().and_then(|()| receiver.state_dir.remember_follower(&name, &definition)).map_err(unsaved));
+        let kept = tried.and_then(|()| kept::begin(&receiver.state_dir, &name, &definition).map_err(unsaved));
         if let Err(error) = kept {
             lock(&receiver.followers.kept).remove(&name);
             return Err(error);
@@ -515,10 +520,6 @@ fn try_target(
         };
         ApiError::new(code, message, what)
     })
-}
-
-fn unsaved(error: StateError) -> ApiError {
-    ApiError::new(ErrorCode::Unavailable, error.to_string(), "see the receiver's state directory; nothing was changed")
 }
 
 /// The one volume that an address names.
@@ -632,7 +633,7 @@ impl Entry {
     /// † Not what was handed over before, though the source took its history back: who has it may use it.
     fn may_be_promoted(&self) -> bool {
         let definition = lock(&self.definition);
-        !definition.paused && definition.promoted.is_none() && definition.follows == Follows::Newest
+        !definition.removed && !definition.paused && definition.promoted.is_none() && definition.follows == Follows::Newest
     }
 
     fn show(&self) -> FollowerStatus {
@@ -1005,9 +1006,10 @@ impl Runner {
         let mut definition = lock(&self.entry.definition);
         let promoted = definition.promoted.map(|promoted| Promoted { released: true, ..promoted });
         let changed = Definition { promoted, ..definition.clone() };
-        let kept = self.receiver.state_dir.remember_follower(&self.entry.name, &changed);
-        kept.map_err(|error| Trouble::Words(error.to_string()))?;
-        *definition = changed;
+        let kept = self.entry.change(&self.receiver.state_dir, &mut definition, changed);
+        if !kept.map_err(|error| Trouble::Words(error.to_string()))? {
+            return Err(Trouble::Stopped);
+        }
         let in_doubt = self.holds.as_ref().is_some_and(|holds| holds.following.is_in_doubt());
         tracing::warn!(follower = %self.entry.name, target = %definition.target.display(), in_doubt, "the target of a follower was promoted");
         Ok(())

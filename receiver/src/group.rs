@@ -25,7 +25,8 @@ use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
 
 use self::at_rest::Asker;
-pub(crate) use self::fence::{Fence, PromotionLook, Wanted};
+use self::fence::Listening;
+pub(crate) use self::fence::{Fence, Fenced, PromotionLook, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
 pub(crate) use self::mail::{BeginPart, CohortCuts, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
@@ -85,6 +86,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             place: Place::Away { words: "the group is being opened".to_owned(), retry_at: now },
             sessions: BTreeMap::new(),
             settled: BTreeSet::new(),
+            listening: Listening::anew(),
             events: VecDeque::new(),
             policy,
             policy_is_default: false,
@@ -134,6 +136,8 @@ struct Group {
     sessions: BTreeMap<SessionId, Arc<Session>>,
     /// Hosts that said, as their last word, that they owe nothing.
     settled: BTreeSet<Name>,
+    /// What it says that nobody is connected.
+    listening: Listening,
     /// What our own actions brought about, before anything else is looked at; messages with the time at which they came to the
     /// door, since a lag must not forget how long they waited.
     events: VecDeque<(Event, Option<Instant>)>,
@@ -247,6 +251,10 @@ impl Group {
                 self.sessions.insert(session.id, session.clone());
                 // † Who may stand in can have changed since it was let in.
                 self.refuse_stranger(&session);
+                if self.sessions.contains_key(&session.id) {
+                    self.listening.hears();
+                    self.receiver.failovers.comes_back(&self.receiver.state_dir, &self.names, &session.peer());
+                }
                 self.count_volumes();
                 // A group that looks empty and alone may have to give way: it is not alone from here on.
                 self.show();
@@ -442,6 +450,7 @@ impl Group {
                 }
                 self.place = Place::Here(Box::new(Here { store, target, generation, spent: false, waits: None }));
                 self.prune.due = true;
+                self.listening = Listening::anew();
                 self.act(actions);
                 // Before anything can be due.
                 if let Some(event) = self.budget() {
@@ -465,6 +474,7 @@ impl Group {
             session.send(&ReceiverMessage::Refusal(refusal(RefusalCode::Store, &words)));
             session.close(CloseCode::Refused, &words);
         }
+        self.listening = Listening::anew();
         self.events.clear();
         self.changing.clear();
         self.unkept.clear();
@@ -486,7 +496,7 @@ impl Group {
         self.happened(Event::Grantable { free_bytes, spare_bytes, reserve_bytes: space.reserve() });
     }
 
-    /// Points that are neither pruned nor merged, whatever the policy says.
+    /// Points that are not given up, whatever the policy says. What they are made of may be merged: whoever reads one then opens it again.
     fn kept_points(&self) -> BTreeSet<Slot> {
         let mut kept = self.receiver.followers.kept(&self.names);
         kept.extend(self.receiver.failovers.wanted(&self.names));
@@ -499,7 +509,8 @@ impl Group {
         let interval = if self.prune.short { interval.min(PRUNE_SHORT) } else { interval };
         let waited = self.prune.last.is_none_or(|last| last.elapsed() >= interval);
         let Place::Here(here) = &self.place else { return };
-        if !self.prune.due || !waited {
+        // Of a cohort of which it is not known what is kept, nothing is given up, however little room there is.
+        if !self.prune.due || !waited || !self.receiver.cohorts.knows(&self.receiver.config(), &self.names) {
             return;
         }
         self.prune.due = false;

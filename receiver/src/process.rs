@@ -462,10 +462,15 @@ async fn start_known_groups(receiver: &Arc<Receiver>) -> bool {
         let Ok((store, _)) = receiver.vault.current() else { return false };
         match store.groups() {
             Ok(groups) => {
+                let mut all = true;
                 for names in groups {
                     if let Err(error) = receiver.roster.group(&receiver, &names) {
+                        all = false;
                         tracing::warn!(group = %names, %error, "a group of the store is not served");
                     }
+                }
+                if all {
+                    receiver.roster.listed();
                 }
                 true
             }

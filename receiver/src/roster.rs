@@ -1,6 +1,7 @@
 //! Which groups there are, each with its thread; made when the store shows them or a source comes with one.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use farside_region::Name;
@@ -13,6 +14,8 @@ use crate::process::Receiver;
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     groups: Mutex<BTreeMap<GroupNames, Entry>>,
+    /// All that the store held was started once.
+    is_listed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -67,6 +70,21 @@ impl Roster {
         let (handle, thread) = group::start(Arc::clone(receiver), names.clone())?;
         groups.insert(names.clone(), Entry { handle: handle.clone(), thread });
         Ok(handle)
+    }
+
+    /// Every group of the store was started.
+    pub(crate) fn listed(&self) {
+        self.is_listed.store(true, Ordering::Release);
+    }
+
+    /// Whether every group of the store is known.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.is_listed.load(Ordering::Acquire)
+    }
+
+    /// Whether the store has nothing of a group, as far as is known since the process began.
+    pub(crate) fn is_new(&self, names: &GroupNames) -> bool {
+        self.is_listed() && !self.lock().contains_key(names)
     }
 
     /// All groups that run.

@@ -8,6 +8,7 @@ use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use farside_control::{ApiError, ErrorCode};
 use farside_ledger::{Grid, Policy};
 use farside_region::Name;
 use farside_store::GroupNames;
@@ -38,6 +39,14 @@ pub enum StateError {
         /// Why.
         source: io::Error,
     },
+    /// A file was written, and could neither be made durable nor taken back.
+    #[error("{}: {source}; it may be there all the same, and hold from the next start of farside-receiver on", path.display())]
+    Unsure {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file is not what it should be.
     #[error("{} is damaged: {reason}", path.display())]
     Damaged {
@@ -46,6 +55,17 @@ pub enum StateError {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// For who asked for what cannot be kept.
+pub(crate) fn unsaved(error: StateError) -> ApiError {
+    let what = match &error {
+        StateError::Unsure { .. } => {
+            "mend the disk of the receiver's state directory, and say the same again, or put that file right before the receiver is started again"
+        }
+        _ => "see the receiver's state directory; nothing was changed",
+    };
+    ApiError::new(ErrorCode::Unavailable, error.to_string(), what)
 }
 
 /// The directory, locked.
@@ -210,11 +230,16 @@ impl StateDir {
         read(&path).and_then(|read| current(read, &path))
     }
 
-    /// Begins a follower, or changes what it is.
-    pub(crate) fn remember_follower(&self, name: &Name, definition: &Definition) -> Result<(), StateError> {
+    /// Begins a follower, or changes what it is: from what it was before. Where it fails that is what it is.
+    pub(crate) fn remember_follower(
+        &self,
+        name: &Name,
+        definition: &Definition,
+        before: Option<&Definition>,
+    ) -> Result<(), StateError> {
         let path = self.follower(name);
         make_folder_of(&path)?;
-        write(&path, definition)
+        change(&path, definition, before)
     }
 
     pub(crate) fn remember_follower_holds(&self, name: &Name, holds: &Holds) -> Result<(), StateError> {
@@ -254,11 +279,12 @@ impl StateDir {
         self.path.join("cohorts-forgotten.json")
     }
 
-    pub(crate) fn remember_failover(&self, failover: &Failover) -> Result<(), StateError> {
+    /// The same of a failover.
+    pub(crate) fn remember_failover(&self, failover: &Failover, before: Option<&Failover>) -> Result<(), StateError> {
         let names = failover.names();
         let path = self.failover(&names.source, &names.group);
         make_folder_of(&path)?;
-        write(&path, failover)
+        change(&path, failover, before)
     }
 
     pub(crate) fn forget_failover(&self, names: &GroupNames) -> Result<(), StateError> {
@@ -312,7 +338,7 @@ fn make_folder_of(path: &Path) -> Result<(), StateError> {
         // † A folder whose name is not durable loses what is durable in it.
         let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        missing.into_iter().filter_map(Path::parent).try_for_each(|above| File::open(above)?.sync_all())
+        missing.into_iter().filter_map(Path::parent).try_for_each(sync_folder)
     };
     make().map_err(|source| StateError::Io { path: folder.to_owned(), source })
 }
@@ -321,9 +347,17 @@ fn make_folder_of(path: &Path) -> Result<(), StateError> {
 fn remove(path: &Path) -> io::Result<()> {
     let folder = path.parent().expect("a file of the state directory has a folder");
     match std::fs::remove_file(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.and_then(|()| File::open(folder)?.sync_all()),
+        // † It may have been removed by a try that failed after that.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !folder.exists() => Ok(()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => sync_folder(folder),
     }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    tests::fail_as_told()?;
+    File::open(folder)?.sync_all()
 }
 
 /// What is in a folder, by name; nothing if there is none.
@@ -351,17 +385,43 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StateE
 }
 
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
+    replace(path, value).map_err(|failed| StateError::Io { path: path.to_owned(), source: failed.source })
+}
+
+/// As [`write`], of what acts at the next start: if it fails, what was there before is there again, or nothing.
+///
+/// † A name that could not be made durable may be so all the same, and whoever was told that nothing was changed would be surprised.
+fn change<T: Serialize>(path: &Path, value: &T, before: Option<&T>) -> Result<(), StateError> {
+    let Err(failed) = replace(path, value) else { return Ok(()) };
+    let path = path.to_owned();
+    let is_as_before = !failed.in_place
+        || match before {
+            Some(before) => replace(&path, before).is_ok(),
+            None => remove(&path).is_ok(),
+        };
+    let source = failed.source;
+    Err(if is_as_before { StateError::Io { path, source } } else { StateError::Unsure { path, source } })
+}
+
+/// A file was not replaced.
+struct NotReplaced {
+    /// It was, but nobody knows for how long.
+    in_place: bool,
+    source: io::Error,
+}
+
+fn replace<T: Serialize>(path: &Path, value: &T) -> Result<(), NotReplaced> {
     let bytes = serde_json::to_vec_pretty(value).expect("plain data");
     let folder = path.parent().expect("a file of the state directory has a folder");
-    let replace = || -> io::Result<()> {
+    let make = || -> io::Result<()> {
         let temporary = path.with_extension("tmp");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&bytes)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
+        std::fs::rename(&temporary, path)
     };
-    replace().map_err(|source| StateError::Io { path: path.to_owned(), source })
+    make().map_err(|source| NotReplaced { in_place: false, source })?;
+    sync_folder(folder).map_err(|source| NotReplaced { in_place: true, source })
 }
 
 #[cfg(test)]
@@ -371,6 +431,50 @@ mod tests {
 
     use super::*;
     use crate::found::Finding;
+
+    thread_local! {
+        /// So many syncs of a folder fail.
+        static SYNCS_FAIL: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    }
+
+    pub(super) fn fail_as_told() -> io::Result<()> {
+        match SYNCS_FAIL.get() {
+            0 => Ok(()),
+            left => {
+                SYNCS_FAIL.set(left - 1);
+                Err(io::Error::other("told to"))
+            }
+        }
+    }
+
+    /// The name is there when its folder cannot be synced: the next start would act on what a person was told is not so.
+    #[test]
+    fn what_cannot_be_made_durable_is_as_it_was_or_it_is_said_that_nobody_knows() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("a.json");
+        let read = || read::<u32>(&path).expect("read");
+        SYNCS_FAIL.set(1);
+        assert!(matches!(change(&path, &1, None), Err(StateError::Io { .. })));
+        assert_eq!(read(), None, "it was not begun");
+        SYNCS_FAIL.set(2);
+        let unsure = change(&path, &1, None).expect_err("it fails");
+        assert!(matches!(unsure, StateError::Unsure { .. }));
+        assert!(!unsaved(unsure).what_to_do.contains("nothing was changed"));
+        // Whether it is gone is known when it could be synced only.
+        SYNCS_FAIL.set(1);
+        assert!(remove(&path).is_err() && remove(&path).is_ok());
+
+        change(&path, &1, None).expect("written");
+        SYNCS_FAIL.set(1);
+        assert!(matches!(change(&path, &2, Some(&1)), Err(StateError::Io { .. })));
+        assert_eq!(read(), Some(1), "it is what it was");
+        SYNCS_FAIL.set(2);
+        assert!(matches!(change(&path, &2, Some(&1)), Err(StateError::Unsure { .. })));
+        // Before anything was replaced there is nothing to take back.
+        SYNCS_FAIL.set(1);
+        let nowhere = directory.path().join("none/a.json");
+        assert!(matches!(change(&nowhere, &1, None), Err(StateError::Io { .. })) && SYNCS_FAIL.take() == 1);
+    }
 
     #[test]
     fn one_process_at_a_time() {

@@ -15,9 +15,12 @@ pub mod way;
 
 use std::fmt::Display;
 use std::fs::File;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -315,8 +318,10 @@ pub struct Site {
     namespaces: Option<[String; 2]>,
 }
 
-/// A port that nobody has over UDP or TCP, nor is given while a service that has it is started anew.
+/// A port that nobody has over UDP or TCP, nor is given while a service that has it is started anew: not by this process, and not
+/// by another one that runs such tests, since each port is a name that only one process of a machine can have, until it ends.
 fn free_port() -> u16 {
+    static TAKEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let count = u32::from(PORTS.end - PORTS.start);
     let begin = std::process::id().wrapping_mul(64);
@@ -325,7 +330,12 @@ fn free_port() -> u16 {
         let address = (std::net::Ipv4Addr::LOCALHOST, *port);
         std::net::UdpSocket::bind(address).is_ok() && std::net::TcpListener::bind(address).is_ok()
     };
-    ports.map(|offset| PORTS.start + offset as u16).find(is_free).expect("one of 8,000 ports is free")
+    let take = |port: &u16| {
+        let name = SocketAddr::from_abstract_name(format!("farside-test-port-{port}")).expect("a name");
+        let is_ours = UnixListener::bind_addr(&name).map(|name| TAKEN.lock().expect("no panic").push(name)).is_ok();
+        is_ours && is_free(port)
+    };
+    ports.map(|offset| PORTS.start + offset as u16).find(take).expect("one of 8,000 ports is free")
 }
 
 impl Site {
@@ -338,7 +348,7 @@ impl Site {
         std::fs::create_dir_all(at.join("host")).expect("mkdir");
         let receiver = format!(
             "[receiver]\nlisten = \"127.0.0.1:{port}\"\nstore = \"{0}/gateway/store\"\nstate_dir = \"{0}/gateway/state\"\n\
-             api_socket = \"{0}/gateway/api.sock\"\n",
+             api_socket = \"{0}/gateway/api.sock\"\nfence_after = \"0s\"\n", // no test waits for time to pass
             at.display()
         );
         std::fs::write(at.join("gateway/receiver.toml"), receiver).expect("write");

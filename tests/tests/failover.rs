@@ -182,3 +182,47 @@ fn a_source_that_is_back_before_it_is_fenced_goes_on() {
     assert_restores_to(&site, &std::fs::read(site.backing("data")).expect("the backing"));
     site.check_store();
 }
+
+/// Just after a start of the gateway nobody is connected, whoever is alive: that silence fences nobody, and whoever came back is not fenced behind their
+/// back, though the gateway is started again and they are in their pause by then.
+#[test]
+fn a_gateway_that_was_just_started_waits_for_a_source_that_may_be_alive() {
+    let mut site = Site::with_volume(BYTES, "200ms", 100);
+    write(&site, 1, 50);
+    site.wait_quiet();
+    site.daemon.take().expect("it runs").kill();
+    site.receiver.take().expect("it runs").kill();
+    let file = site.path("gateway/receiver.toml");
+    let text = std::fs::read_to_string(&file).expect("written");
+    std::fs::write(&file, text.replace("fence_after = \"0s\"", "fence_after = \"1h\"")).expect("write");
+    site.start_receiver();
+    let plan = wait_for("the group to be open", || {
+        let plan = site.gateway(&["failover", "host1/default", "--plan", "--json"]).output().expect("it starts");
+        serde_json::from_slice::<Value>(&plan.stdout).ok().filter(|plan| plan["point"].is_object())
+    });
+    assert!(plan["connected_from"].is_null() && plan["waits_ms"].as_u64().is_some_and(|ms| ms > 3_000_000), "{plan}");
+    let mut waiting =
+        site.gateway(&["failover", "host1/default", "--yes"]).stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+    let listed = |site: &Site| json(&mut site.gateway(&["failover", "--list"]))[0].clone();
+    let why = |site: &Site, words: &str| {
+        wait_for(words, || listed(site)["why"].as_str()?.contains(words).then_some(()));
+        assert_eq!(listed(site)["stage"], "fencing");
+    };
+    why(&site, "may still come back");
+
+    site.start_daemon();
+    why(&site, "host1 is connected: it is alive");
+    let ended = waiting.wait().expect("it ends");
+    assert!(!ended.success(), "nobody was fenced: {ended:?}");
+    // It is gone again, or in a pause: nobody can tell.
+    site.daemon.take().expect("it runs").kill();
+    why(&site, "host1 came back after this failover was begun");
+    site.receiver.take().expect("it runs").kill();
+    let text = std::fs::read_to_string(&file).expect("written");
+    std::fs::write(&file, text.replace("fence_after = \"1h\"", "fence_after = \"0s\"")).expect("write");
+    site.start_receiver();
+    why(&site, "host1 came back after this failover was begun");
+
+    let forced = json(&mut site.gateway(&["failover", "host1/default", "--yes", "--force"]));
+    assert_eq!((&forced["stage"], &forced["generation"]), (&Value::from("promoted"), &Value::from(2)));
+}

@@ -2,13 +2,13 @@
 //!
 //! Here are only the words of the command line; each command is a module.
 
+mod apart;
 mod check;
 mod fuzz;
 mod install;
 mod kernels;
 mod laws;
 mod licence;
-mod machines;
 mod package;
 mod sim;
 mod test_all;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 
-use crate::{check, fuzz, install, kernels, machines, package};
+use crate::{apart, check, fuzz, install, kernels, package};
 
 /// Options of `xtask test`.
 #[derive(Debug, clap::Args)]
@@ -39,10 +39,8 @@ enum Work {
     Program(Command),
     /// Programs whose output is libtest's: their tests are counted.
     Tests(Command),
-    /// The same; some of them go on for hours if asked to.
-    Enduring(Command),
-    /// Tests of emulated machines, which do so, too.
-    Machines,
+    /// Tests that each have a process of their own; some of them go on for hours if asked to.
+    Apart(&'static apart::Plan),
 }
 
 /// The step before which everything has ended that runs beside others.
@@ -137,23 +135,9 @@ fn steps() -> anyhow::Result<Vec<Step>> {
             ])),
         ),
         step("demo", "the README's first command, smaller", Work::Program(demo)),
-        step(
-            "processes",
-            "real daemons, kills, file systems, databases",
-            Work::Enduring(cargo(&[
-                "test",
-                "--release",
-                "--locked",
-                "--no-fail-fast",
-                "-p",
-                "farside-tests",
-                "--",
-                "--test-threads",
-                "2",
-            ])),
-        ),
+        step("processes", "real daemons, kills, file systems, databases", Work::Apart(&apart::PROCESSES)),
         step("packages", "Debian packages for hosts and gateways", Work::Here(|| package::run(&package::for_tests()))),
-        step("vm", "emulated machines: real kernels, power cuts", Work::Machines),
+        step("vm", "emulated machines: real kernels, power cuts", Work::Apart(&apart::MACHINES)),
     ])
 }
 
@@ -256,11 +240,7 @@ fn carry_out(work: Work, hours: Option<f64>) -> Count {
         Work::Here(function) | Work::Beside(function) => return judged(function()),
         Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
         Work::Tests(mut command) => run_tests(&mut command),
-        Work::Enduring(mut command) => {
-            endure(&mut command, hours);
-            run_tests(&mut command)
-        }
-        Work::Machines => machines::run(hours),
+        Work::Apart(plan) => apart::run(plan, hours),
     };
     result.unwrap_or_else(|error| {
         eprintln!("{error:#}");

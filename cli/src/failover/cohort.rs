@@ -72,7 +72,7 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
     let progress = Progress::new(global.json);
     let mut groups = Vec::new();
     for (request, now) in requests.iter().zip(over) {
-        groups.push(ask_until_through(client, request, now, &progress).await?);
+        groups.push(ask_until_through(client, request, now, (&progress, global.json)).await?);
     }
     progress.finish();
     let rto_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -129,6 +129,9 @@ async fn plan(
         let is_new = one.stage == FailoverStage::Planned;
         if let Some(from) = one.connected_from.as_ref().filter(|_| is_new && !force) {
             refused.push(format!("{} is connected, from {from}", one.source));
+        }
+        if one.stage == FailoverStage::Over {
+            refused.push(format!("{} was failed over to it once, and that is over", part.group));
         }
         planned.push(one);
     }

@@ -72,6 +72,9 @@ pub struct FailoverStatus {
     pub silent_ms: Option<u64>,
     /// From where the source is connected, while it is.
     pub connected_from: Option<String>,
+    /// How long it is still waited for the source before it is fenced: the gateway was started a moment ago, or ended its connections, and whoever is
+    /// alive comes back by then. `None`: not at all.
+    pub waits_ms: Option<u64>,
     /// It has stopped in order: its last word was that all is published, and it was not connected since. Not known once the receiver was restarted.
     pub all_published: bool,
     /// It was forced.

@@ -320,6 +320,11 @@ impl Insertion {
         Ok(None)
     }
 
+    /// Whether we take the tap out, or have: [`Insertion::leaves`].
+    pub fn is_leaving(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed)
+    }
+
     /// From now on, until [`Insertion::stays`], the device may be put back on its disks: we do that.
     pub fn leaves(&self) {
         self.leaves.store(true, Ordering::Relaxed);
@@ -389,7 +394,7 @@ impl Insertion {
         let sectors = size_of(&shown.table);
         self.check_tap(tap, over, sectors)?;
         let table = [Target { start: 0, sectors, kind: LINEAR.to_owned(), parameters: format!("{over} 0") }];
-        self.swap(&shown.device.name, &table)?;
+        self.swap(&shown.device.name, &shown.table, &table)?;
         tracing::info!(device = %self.name, tap = %tap.display(), "the tap is under the device");
         Ok(was_bare)
     }
@@ -401,8 +406,8 @@ impl Insertion {
     /// [`InsertError`]; except for [`InsertError::Stuck`] the device is as it was.
     pub fn take_out(&self) -> Result<(), InsertError> {
         let shown = Shown::look(&self.control, self.number)?;
-        match (shown.state()?, shown.twin) {
-            (State::Inserted { .. }, Some((_, extents))) => self.swap(&shown.device.name, &extents)?,
+        match (shown.state()?, &shown.twin) {
+            (State::Inserted { .. }, Some((_, extents))) => self.swap(&shown.device.name, &shown.table, extents)?,
             _ => return Ok(()),
         }
         tracing::info!(device = %self.name, "the device is on its own disks again");
@@ -468,15 +473,21 @@ impl Insertion {
     }
 
     /// Puts another table in use, or leaves the one that there is.
-    fn swap(&self, name: &str, table: &[Target]) -> Result<(), InsertError> {
+    ///
+    /// † Only `before` is replaced: LVM may have begun and ended a command since it was looked at, and what was true of the old
+    /// extents would shrink a volume that has grown, or have it written where it does not lie any more.
+    fn swap(&self, name: &str, before: &[Target], table: &[Target]) -> Result<(), InsertError> {
         // † Whoever loaded a table is about to resume it: LVM, in the middle of a command.
         if self.control.status(name)?.is_some_and(|status| status.inactive) && !is_our_leftover(&self.control, name)? {
             return Err(being_changed(name));
         }
+        let is_in_use = |table: &[Target]| Ok(self.control.table(name, Slot::Live)? == table);
         exchange(name, |step| match step {
-            Step::Load => self.control.load(name, table, false),
-            Step::Resume => self.control.resume(name, SuspendOptions::default()),
-            Step::Clear => self.control.clear(name),
+            Step::Look => is_in_use(before),
+            Step::LookAgain => is_in_use(table),
+            Step::Load => self.control.load(name, table, false).map(|()| true),
+            Step::Resume => self.control.resume(name, SuspendOptions::default()).map(|()| true),
+            Step::Clear => self.control.clear(name).map(|()| true),
         })
     }
 }
@@ -484,25 +495,45 @@ impl Insertion {
 /// What the kernel does with the tables of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    /// Whether the table to be replaced is in use.
+    Look,
     /// A new table is there, and not in use.
     Load,
     /// It is in use; the old one goes on where none was loaded.
     Resume,
     /// The one that is not in use is dropped.
     Clear,
+    /// Whether the new table is in use.
+    LookAgain,
 }
 
-/// Puts a new table in use. Where the kernel refuses it the old one is in use again, unless the kernel refuses that, too.
-fn exchange(name: &str, mut make: impl FnMut(Step) -> Result<(), DmError>) -> Result<(), InsertError> {
+/// Puts a new table in use. Where the kernel refuses it the old one is in use again, unless the kernel refuses that, too. Where
+/// somebody else changed it meanwhile, his stays.
+fn exchange(name: &str, mut make: impl FnMut(Step) -> Result<bool, DmError>) -> Result<(), InsertError> {
     let refused = |source| InsertError::Refused { name: name.to_owned(), source };
+    let changed = || Err(InsertError::Changed { name: name.to_owned(), why: "was changed meanwhile" });
+    if !make(Step::Look).map_err(refused)? {
+        return changed();
+    }
     if let Err(error) = make(Step::Load) {
         let _ = make(Step::Clear); // there may be nothing to clear
         return Err(refused(error));
     }
-    let Err(error) = make(Step::Resume) else { return Ok(()) };
+    // Loading takes memory, and so time; what is resumed next is in use whatever it replaces.
+    match make(Step::Look) {
+        Ok(true) => {}
+        looked => {
+            let _ = make(Step::Clear);
+            return looked.map_err(refused).and_then(|_| changed());
+        }
+    }
+    let Err(error) = make(Step::Resume) else {
+        // Whoever loaded a table after us had his own put in use.
+        return if make(Step::LookAgain).map_err(refused)? { Ok(()) } else { changed() };
+    };
     // A table that does not fit is refused when the device is suspended already, with its old table in use.
-    match make(Step::Clear).and_then(|()| make(Step::Resume)) {
-        Ok(()) => Err(refused(error)),
+    match make(Step::Clear).and_then(|_| make(Step::Resume)) {
+        Ok(_) => Err(refused(error)),
         Err(source) => Err(InsertError::Stuck { name: name.to_owned(), source }),
     }
 }

@@ -59,35 +59,53 @@ fn what_cannot_be_mapped_through_is_refused_by_name() {
     assert!(check_device(&status("data", 1), &[linear(0, 8, "4094:1 0")]).is_ok());
 }
 
-/// A kernel that refuses the steps at these places, and what it was asked for.
-fn exchanged(refuses: &[usize]) -> (Result<(), InsertError>, Vec<Step>) {
+/// A kernel that refuses the steps at these places, or says no to a look there, and what it was asked for.
+fn exchanged(refuses: &[usize], differs: &[usize]) -> (Result<(), InsertError>, Vec<Step>) {
     let mut asked = Vec::new();
     let result = exchange("data", |step| {
+        let number = asked.len();
         asked.push(step);
         let refused = || DmError::Refused { what: "change", name: "data".to_owned(), errno: Errno::EINVAL };
-        if refuses.contains(&(asked.len() - 1)) { Err(refused()) } else { Ok(()) }
+        if refuses.contains(&number) { Err(refused()) } else { Ok(!differs.contains(&number)) }
     });
     (result, asked)
 }
 
 #[test]
 fn a_table_that_the_kernel_refuses_leaves_the_device_on_the_one_before_or_says_that_it_stands_still() {
-    use Step::{Clear, Load, Resume};
-    let (result, asked) = exchanged(&[]);
-    assert!(result.is_ok() && asked == [Load, Resume]);
+    use Step::{Clear, Load, Look, LookAgain, Resume};
+    let (result, asked) = exchanged(&[], &[]);
+    assert!(result.is_ok() && asked == [Look, Load, Look, Resume, LookAgain]);
     // Nothing was suspended yet: nothing is to be resumed, and nothing is left that a later resume would put in use.
-    let (result, asked) = exchanged(&[0]);
-    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Load, Clear]);
-    let (result, asked) = exchanged(&[0, 1]);
-    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Load, Clear]);
+    let (result, asked) = exchanged(&[1], &[]);
+    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Look, Load, Clear]);
+    let (result, asked) = exchanged(&[1, 2], &[]);
+    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Look, Load, Clear]);
     // Suspended, with the old table in use.
-    let (result, asked) = exchanged(&[1]);
-    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Load, Resume, Clear, Resume]);
+    let (result, asked) = exchanged(&[3], &[]);
+    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Look, Load, Look, Resume, Clear, Resume]);
     // A table that could not be dropped is not tried a second time: the kernel would put it in use.
-    let (result, asked) = exchanged(&[1, 2]);
+    let (result, asked) = exchanged(&[3, 4], &[]);
     let error = result.unwrap_err();
-    assert!(matches!(error, InsertError::Stuck { .. }) && asked == [Load, Resume, Clear]);
+    assert!(matches!(error, InsertError::Stuck { .. }) && asked == [Look, Load, Look, Resume, Clear]);
     assert!(error.to_string().contains("data is SUSPENDED") && error.to_string().contains("dmsetup resume data"), "{error}");
-    let (result, asked) = exchanged(&[1, 3]);
-    assert!(matches!(result, Err(InsertError::Stuck { .. })) && asked == [Load, Resume, Clear, Resume]);
+    let (result, asked) = exchanged(&[3, 5], &[]);
+    assert!(matches!(result, Err(InsertError::Stuck { .. })) && asked == [Look, Load, Look, Resume, Clear, Resume]);
+}
+
+#[test]
+fn a_table_that_somebody_else_changed_meanwhile_stays() {
+    use Step::{Clear, Load, Look, LookAgain, Resume};
+    for (refuses, differs, steps) in [
+        (&[][..], &[0][..], &[Look][..]),
+        (&[], &[2], &[Look, Load, Look, Clear]),
+        (&[], &[4], &[Look, Load, Look, Resume, LookAgain]),
+    ] {
+        let (result, asked) = exchanged(refuses, differs);
+        assert!(matches!(result, Err(InsertError::Changed { .. })), "{result:?}");
+        assert_eq!(asked, steps);
+    }
+    // Who cannot look does not replace.
+    let (result, asked) = exchanged(&[2], &[]);
+    assert!(matches!(result, Err(InsertError::Refused { .. })) && asked == [Look, Load, Look, Clear]);
 }

@@ -5,14 +5,18 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -184,14 +188,28 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
 
 /// Runs a keeper's command: `input` on its standard input, what it writes to its standard output comes back.
 pub(crate) fn run(words: &[String], verb: &'static str, input: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+    // One that asks a person at his terminal must stay in its foreground; it ends with Ctrl-C.
+    run_with(words, verb, input, File::open("/dev/tty").is_err())
+}
+
+/// With a group of its own all that it started ends with it.
+pub(crate) fn run_with(
+    words: &[String],
+    verb: &'static str,
+    input: &[u8],
+    own_group: bool,
+) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
     let failed = |why: String| KeeperError::Command { command: words.join(" "), verb, why };
     let (program, arguments) = words.split_first().ok_or_else(|| failed("no program is named".into()))?;
     let mut command = Command::new(program);
     command.args(arguments).arg(verb).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
+    if own_group {
+        command.process_group(0);
+    }
+    let mut child = Started { child: command.spawn().map_err(|e| failed(e.to_string()))?, own_group };
     let until = Instant::now() + COMMAND_WAIT;
     let (done, end) = mpsc::channel();
-    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (mut stdin, stdout, stderr) = (child.child.stdin.take(), child.child.stdout.take(), child.child.stderr.take());
     // One that reads nothing would make us wait for it.
     let input = Zeroizing::new(input.to_vec());
     thread::spawn(move || stdin.as_mut().map(|stdin| stdin.write_all(&input)));
@@ -218,11 +236,11 @@ pub(crate) fn run(words: &[String], verb: &'static str, input: &[u8]) -> Result<
     };
     // It may close its output and go on.
     let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < until => thread::sleep(LOOK_AGAIN),
-            Ok(None) => return Err(failed(format!("it was not done after {} s{}", COMMAND_WAIT.as_secs(), ended(&mut child)))),
-            Err(error) => return Err(failed(error.to_string())),
+        match child.has_ended() {
+            Ok(true) => break child.end().map_err(|error| failed(error.to_string()))?,
+            Ok(false) if Instant::now() < until => thread::sleep(LOOK_AGAIN),
+            Ok(false) => return Err(failed(format!("it was not done after {} s{}", COMMAND_WAIT.as_secs(), ended(&mut child)))),
+            Err(error) => return Err(failed(format!("{error}{}", ended(&mut child)))),
         }
     };
     if !status.success() {
@@ -232,9 +250,39 @@ pub(crate) fn run(words: &[String], verb: &'static str, input: &[u8]) -> Result<
     Ok(output)
 }
 
+/// A command that runs, or has just ended.
+struct Started {
+    child: Child,
+    own_group: bool,
+}
+
+impl Started {
+    /// Without taking note of it: its number stays its own.
+    fn has_ended(&self) -> io::Result<bool> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        Ok(waitid(Id::Pid(self.pid()), flags)? != WaitStatus::StillAlive)
+    }
+
+    /// Ends it, and whatever it started. † Children that go on would hold its pipes, and a thread of ours for each, at every try. Before its end is
+    /// taken note of: after that its number may be another's.
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        if self.own_group {
+            let _ = killpg(self.pid(), Signal::SIGKILL); // what has ended is past that
+        }
+        if !self.has_ended()? {
+            self.child.kill()?;
+        }
+        self.child.wait()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process number is positive"))
+    }
+}
+
 /// Ends a command that is of no use any more.
-fn ended(child: &mut Child) -> &'static str {
-    match child.kill().and_then(|()| child.wait()) {
+fn ended(started: &mut Started) -> &'static str {
+    match started.end() {
         Ok(_) => ", and was ended",
         Err(_) => "",
     }

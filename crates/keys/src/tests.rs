@@ -197,6 +197,63 @@ impl Keeper {
     }
 }
 
+/// One keeper keeps the keys of many groups: what was wrapped for one is of no use as another's, or as one of no group, whichever way it is wrapped.
+#[test]
+fn a_wrapping_at_rest_opens_as_that_of_its_group_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, kms) = (dir.path().join("file"), dir.path().join("kms"));
+    std::fs::write(&file, [7; 32]).expect("written");
+    std::fs::write(&kms, b"#!/bin/sh\nLC_ALL=C exec tr '\\000-\\377' '\\200-\\377\\000-\\177'\n").expect("written");
+    std::fs::set_permissions(&kms, std::fs::Permissions::from_mode(0o700)).expect("allowed");
+    let ways = [
+        Keeper::File(file),
+        Keeper::Passphrase(Some("correct horse".to_owned().into())),
+        Keeper::Command(vec![kms.display().to_string()]),
+    ];
+    for keeper in &ways {
+        let wrapping = Wrapping::at_rest("web1/db", &group(9), keeper, CHEAP).expect("wrapped");
+        let text = String::from_utf8(wrapping.encode()).expect("JSON");
+        let read = Wrapping::decode(text.as_bytes()).expect("read back");
+        assert!(read == wrapping && read.group() == Some("web1/db"));
+        assert_eq!(read.unwrap(keeper).expect("its keeper").id(), group(9).id());
+        let again = read.again(&group(9), &ways[0], CHEAP).expect("wrapped once more");
+        assert_eq!(again.group(), Some("web1/db"), "it stays bound");
+        let opened = |text: &str| Wrapping::decode(text.as_bytes()).expect("a wrapping").unwrap(keeper);
+        let moved = text.replacen("web1/db", "evil/db", 1);
+        assert!(matches!(opened(&moved), Err(WrapError::Wrong { .. })), "{keeper}: as another group's");
+        let freed = text.replacen("\"version\": 2", "\"version\": 1", 1).replacen("  \"group\": \"web1/db\",\n", "", 1);
+        assert!(matches!(opened(&freed), Err(WrapError::Wrong { .. })), "{keeper}: as one of no group");
+        let free = String::from_utf8(Wrapping::new(&group(9), keeper, CHEAP).expect("wrapped").encode()).expect("JSON");
+        let bound = free.replacen("\"version\": 1", "\"version\": 2,\n  \"group\": \"web1/db\"", 1);
+        assert!(matches!(opened(&bound), Err(WrapError::Wrong { .. })), "{keeper}: what was bound to nothing");
+        let nobodys = text.replacen("  \"group\": \"web1/db\",\n", "", 1);
+        assert!(matches!(Wrapping::decode(nobodys.as_bytes()), Err(WrapError::Format(_))));
+    }
+}
+
+/// What is bound, byte for byte: others unwrap it, too.
+#[test]
+fn golden_bytes_of_a_wrapping_at_rest() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("file");
+    std::fs::write(&path, [7; 32]).expect("written");
+    assert_eq!(
+        Wrapping::decode(AT_REST.as_bytes()).expect("whole").unwrap(&Keeper::File(path)).expect("opens").id(),
+        group(9).id()
+    );
+}
+
+const AT_REST: &str = r#"{
+  "format": "farside key",
+  "version": 2,
+  "key": "84beafd342f9bc45169b4570c4598adf",
+  "group": "web1/db",
+  "by": "file",
+  "nonce": "2b92f6a1e33f58f842355ed2",
+  "wrapped": "7fb46fe313ec17fc447ba30661d180eae9753e874b21a987de9ee87bef0b4407749f9a80ab389be1733e031147d346f3"
+}
+"#;
+
 #[test]
 fn a_wrapping_that_was_changed_says_so() {
     let keeper = Keeper::Passphrase(Some("correct horse".to_owned().into()));
@@ -205,7 +262,7 @@ fn a_wrapping_that_was_changed_says_so() {
         assert!(text.contains(from), "{text}");
         Wrapping::decode(text.replacen(from, to, 1).as_bytes())
     };
-    assert!(matches!(with("\"version\": 1", "\"version\": 2"), Err(WrapError::Version(2))));
+    assert!(matches!(with("\"version\": 1", "\"version\": 3"), Err(WrapError::Version(3))));
     assert!(matches!(with("farside key", "farside group"), Err(WrapError::Format(_))));
     assert!(matches!(with("\"memory_kib\": 64", "\"memory_kib\": 99999999"), Err(WrapError::Format(_))));
     // What Argon2id is to take is bound: whoever changes it changes nothing but that it does not open.
@@ -222,5 +279,24 @@ fn keepers_are_named_as_people_do() {
     }
     for text in ["", "file", "file:", "command: ", "http://x", "key:/etc/key"] {
         assert!(text.parse::<Keeper>().is_err(), "{text}");
+    }
+}
+
+/// A key program that is asked at every try must leave nothing behind at any, however it ends.
+#[test]
+fn what_a_program_started_ends_with_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let pid = dir.path().join("pid");
+    for end in ["exit 1", "exec cat"] {
+        // It holds the standard error open, as what nobody thought of does.
+        let script = format!("sleep 100000 </dev/null >/dev/null & echo $! > {}; {end}", pid.display());
+        let words = ["sh".to_owned(), "-c".to_owned(), script];
+        assert_eq!(keeper::run_with(&words, "wrap", b"a key", true).is_ok(), end != "exit 1");
+        let pid = std::fs::read_to_string(&pid).expect("it started one");
+        let status = format!("/proc/{}/stat", pid.trim());
+        // Ended, if perhaps nobody has taken note of it yet.
+        let has_ended = || !std::fs::read_to_string(&status).is_ok_and(|status| !status.contains(") Z "));
+        let ended = (0..10_000).any(|_| has_ended() || (std::thread::sleep(std::time::Duration::from_millis(1)), false).1);
+        assert!(ended, "{end}: {status}");
     }
 }

@@ -21,7 +21,9 @@ pub const ARGON2_DEFAULT: Argon2Cost = Argon2Cost { memory_kib: 64 << 10, passes
 const ARGON2_MAX: Argon2Cost = Argon2Cost { memory_kib: 1 << 20, passes: 16, lanes: 64 };
 
 const FORMAT: &str = "farside key";
+/// Of a key that says nothing of a group, and of one that is bound to its group.
 const VERSION: u32 = 1;
+const VERSION_BOUND: u32 = 2;
 
 /// What Argon2id takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,7 @@ pub struct Argon2Cost {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrapping {
     key: KeyId,
+    group: Option<String>,
     by: By,
 }
 
@@ -54,6 +57,8 @@ struct Text {
     format: String,
     version: u32,
     key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
     by: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     argon2id: Option<Argon2Text>,
@@ -77,7 +82,7 @@ pub enum WrapError {
     #[error("this is not a wrapped key: {0}")]
     Format(String),
     /// Written by a newer Farside: update this one.
-    #[error("the wrapped key has format version {0}; this program knows version {VERSION}")]
+    #[error("the wrapped key has format version {0}; this program knows those up to {VERSION_BOUND}")]
     Version(u32),
     /// It is wrapped in another way.
     #[error("the key {key} is wrapped by a {wrapped}, and a {given} was given")]
@@ -119,25 +124,46 @@ impl Keeper {
 }
 
 impl Wrapping {
-    /// Wraps a key.
+    /// Wraps a key that its host keeps: it says nothing of a group.
     ///
     /// # Errors
     /// See [`WrapError`].
     pub fn new(key: &GroupKey, keeper: &Keeper, cost: Argon2Cost) -> Result<Self, WrapError> {
+        Self::of(None, key, keeper, cost)
+    }
+
+    /// Wraps a key with which a group, `SOURCE/GROUP`, is kept encrypted at rest. † One keeper keeps those of many groups: in the folder of
+    /// another one this must be of no use.
+    ///
+    /// # Errors
+    /// See [`WrapError`].
+    pub fn at_rest(group: &str, key: &GroupKey, keeper: &Keeper, cost: Argon2Cost) -> Result<Self, WrapError> {
+        Self::of(Some(group), key, keeper, cost)
+    }
+
+    /// Wraps a key once more, for the group that this is bound to, if it is to one.
+    ///
+    /// # Errors
+    /// See [`WrapError`].
+    pub fn again(&self, key: &GroupKey, keeper: &Keeper, cost: Argon2Cost) -> Result<Self, WrapError> {
+        Self::of(self.group.as_deref(), key, keeper, cost)
+    }
+
+    fn of(group: Option<&str>, key: &GroupKey, keeper: &Keeper, cost: Argon2Cost) -> Result<Self, WrapError> {
         let by = match keeper {
             Keeper::File(path) => {
                 let (nonce, kek) = (random()?, file_kek(&Keeper::file(path)?));
-                By::File { nonce, wrapped: wrap(&kek, nonce, &aad(key.id(), "file", None), key) }
+                By::File { nonce, wrapped: wrap(&kek, nonce, &aad((key.id(), group), "file", None), key) }
             }
             Keeper::Passphrase(_) | Keeper::PassphraseFile(_) => {
                 let passphrase = keeper.passphrase()?.expect("it is one");
                 let (salt, nonce) = (random()?, random()?);
                 let kek = passphrase_kek(&passphrase, cost, &salt)?;
-                let wrapped = wrap(&kek, nonce, &aad(key.id(), "passphrase", Some((cost, &salt))), key);
+                let wrapped = wrap(&kek, nonce, &aad((key.id(), group), "passphrase", Some((cost, &salt))), key);
                 By::Passphrase { cost, salt, nonce, wrapped }
             }
             Keeper::Command(words) => {
-                let wrapped = keeper::run(words, "wrap", key.secret().bytes())?;
+                let wrapped = keeper::run(words, "wrap", &told(key, group))?;
                 if wrapped.windows(32).any(|piece| piece == key.secret().bytes()) {
                     let why = "it gave back the key itself".to_owned();
                     return Err(KeeperError::Command { command: words.join(" "), verb: "wrap", why }.into());
@@ -145,7 +171,7 @@ impl Wrapping {
                 By::Command { wrapped: wrapped.to_vec() }
             }
         };
-        let wrapping = Self { key: key.id(), by };
+        let wrapping = Self { key: key.id(), group: group.map(str::to_owned), by };
         // One that cannot be unwrapped would be found out on the worst day.
         match Self::decode(&wrapping.encode()).and_then(|read| read.unwrap(keeper)) {
             Ok(again) if again.id() == key.id() => Ok(wrapping),
@@ -157,6 +183,20 @@ impl Wrapping {
     /// Which key it holds.
     pub fn key(&self) -> KeyId {
         self.key
+    }
+
+    /// The group, `SOURCE/GROUP`, that it is kept encrypted at rest with; `None`: its host keeps it, for encryption end to end. What opens
+    /// was wrapped for just that.
+    pub fn group(&self) -> Option<&str> {
+        self.group.as_deref()
+    }
+
+    /// What a passphrase costs, as whoever wrote this says.
+    pub fn cost(&self) -> Option<Argon2Cost> {
+        match &self.by {
+            By::Passphrase { cost, .. } => Some(*cost),
+            By::File { .. } | By::Command { .. } => None,
+        }
     }
 
     /// What unwraps it: `file`, `passphrase` or `command`.
@@ -175,17 +215,20 @@ impl Wrapping {
     pub fn unwrap(&self, keeper: &Keeper) -> Result<GroupKey, WrapError> {
         let other = || WrapError::OtherWay { key: self.key, wrapped: self.way(), given: keeper.way() };
         let wrong = || WrapError::Wrong { key: self.key, by: keeper.way() };
+        let of = (self.key, self.group());
         let secret = match (&self.by, keeper) {
             (By::File { nonce, wrapped }, Keeper::File(path)) => {
-                unwrap(&file_kek(&Keeper::file(path)?), *nonce, &aad(self.key, "file", None), wrapped)
+                unwrap(&file_kek(&Keeper::file(path)?), *nonce, &aad(of, "file", None), wrapped)
             }
             (By::Passphrase { cost, salt, nonce, wrapped }, _) => {
                 let kek = passphrase_kek(&keeper.passphrase()?.ok_or_else(other)?, *cost, salt)?;
-                unwrap(&kek, *nonce, &aad(self.key, "passphrase", Some((*cost, salt))), wrapped)
+                unwrap(&kek, *nonce, &aad(of, "passphrase", Some((*cost, salt))), wrapped)
             }
             (By::Command { wrapped }, Keeper::Command(words)) => {
                 let plain = keeper::run(words, "unwrap", wrapped)?;
-                <&[u8; 32]>::try_from(&plain[..]).ok().map(Secret::new)
+                let key = plain.first_chunk().map(|bytes| GroupKey::new(Secret::new(bytes)));
+                let key = key.filter(|key| told(key, self.group())[..] == plain[..]);
+                key.map(|key| key.secret().clone())
             }
             _ => return Err(other()),
         };
@@ -203,8 +246,9 @@ impl Wrapping {
         };
         let text = Text {
             format: FORMAT.to_owned(),
-            version: VERSION,
+            version: if self.group.is_some() { VERSION_BOUND } else { VERSION },
             key: self.key.to_string(),
+            group: self.group.clone(),
             by: self.way().to_owned(),
             argon2id,
             nonce: nonce.map(|nonce| HEXLOWER.encode(nonce)),
@@ -233,10 +277,14 @@ impl Wrapping {
         if head.format != FORMAT {
             return Err(bad(&format!("it is a {}", head.format)));
         }
-        if head.version != VERSION {
+        if !matches!(head.version, VERSION | VERSION_BOUND) {
             return Err(WrapError::Version(head.version));
         }
         let text: Text = serde_json::from_slice(bytes).map_err(|e| WrapError::Format(e.to_string()))?;
+        let group = match head.version {
+            VERSION => None,
+            _ => Some(text.group.clone().ok_or_else(|| bad("`group` is missing"))?),
+        };
         let key = KeyId(fixed(&text.key).ok_or_else(|| bad("`key` is not 32 hex digits"))?);
         let nonce = || text.nonce.as_deref().and_then(fixed).ok_or_else(|| bad("`nonce` is not 24 hex digits"));
         let wrapped = || fixed(&text.wrapped).ok_or_else(|| bad("`wrapped` is not 96 hex digits"));
@@ -257,7 +305,7 @@ impl Wrapping {
             }
             other => return Err(bad(&format!("it is wrapped by `{other}`"))),
         };
-        Ok(Self { key, by })
+        Ok(Self { key, group, by })
     }
 }
 
@@ -283,12 +331,30 @@ fn passphrase_kek(passphrase: &Zeroizing<Vec<u8>>, cost: Argon2Cost, salt: &[u8;
     Ok(kek)
 }
 
-/// What a wrapping binds beside the key: which key it is, and how it is wrapped.
-fn aad(key: KeyId, by: &str, argon2: Option<(Argon2Cost, &[u8; 16])>) -> Vec<u8> {
-    let mut bytes = [b"farside key v1\0", &key.0[..], by.as_bytes(), b"\0"].concat();
+/// What a wrapping binds beside the key: which key it is, how it is wrapped, and at rest of which group.
+fn aad((key, group): (KeyId, Option<&str>), by: &str, argon2: Option<(Argon2Cost, &[u8; 16])>) -> Vec<u8> {
+    let head: &[u8] = if group.is_some() { b"farside key v2\0" } else { b"farside key v1\0" };
+    let mut bytes = [head, &key.0[..], by.as_bytes(), b"\0"].concat();
+    if let Some(group) = group {
+        bytes.extend_from_slice(group.as_bytes());
+        bytes.push(0);
+    }
     if let Some((cost, salt)) = argon2 {
         [cost.memory_kib, cost.passes, cost.lanes].iter().for_each(|n| bytes.extend_from_slice(&n.to_le_bytes()));
         bytes.extend_from_slice(salt);
+    }
+    bytes
+}
+
+/// What a program is given to be wrapped: the key, and at rest what says of which group it is. † That is with the key, and not beside it: nobody
+/// but the program must be able to put it there.
+fn told(key: &GroupKey, group: Option<&str>) -> Zeroizing<Vec<u8>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(64)); // so that it is not moved as it grows
+    bytes.extend_from_slice(key.secret().bytes());
+    if let Some(group) = group {
+        bytes.extend_from_slice(
+            Secret::derive("farside 2026 group key at rest v1", &[key.secret().bytes(), group.as_bytes()]).bytes(),
+        );
     }
     bytes
 }

@@ -329,7 +329,10 @@ impl<Q: BlockQueue> Running<'_, Q> {
                 return Ok(());
             }
             self.ring.wait(self.nap())?;
-            self.queue.answered(&mut self.ring);
+            // † A reply that waits behind another one is not with the kernel.
+            if !self.connections.iter().flatten().any(Connection::owes) {
+                self.queue.answered(&mut self.ring);
+            }
             self.accept_failed = false;
             while let Some(completion) = self.ring.pop() {
                 match completion.tag.owner {

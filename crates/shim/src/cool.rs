@@ -190,6 +190,20 @@ impl Cooler {
         self.stage = Stage::Settle { upto: self.volume.flushes_begun(), failures };
     }
 
+    /// The flush failed, and whoever saw it end has said so to the volume, before anything was shown that ended after it
+    /// ([`Volume::flush_end`] of a flush of his own). † A failure that is counted twice is told of twice, and by the second time another
+    /// one is called told of which nobody heard.
+    ///
+    /// # Panics
+    /// When none was begun.
+    pub fn flush_failed(&mut self) {
+        let Stage::Flushing { flush, failures } = self.stage else {
+            panic!("no flush was begun");
+        };
+        self.volume.flush_over(flush);
+        self.stage = Stage::Settle { upto: self.volume.flushes_begun(), failures };
+    }
+
     /// The header is durable: the batch goes to the owner.
     ///
     /// # Panics

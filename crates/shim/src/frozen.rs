@@ -100,6 +100,14 @@ impl FrozenReader {
         if self.is_blocked(until) || self.outstanding.range(..limit).next().is_some() { Next::Wait } else { Next::End }
     }
 
+    /// Nobody will read on. † A cut ends with it if anything is handed out under a claim: nothing would ever call that read, and the
+    /// host's next write on it would wait (L1). The control thread does the rest, as where there is no room.
+    pub fn abandon(self) {
+        if self.is_cut && self.outstanding.values().any(|(_, is_claimed)| *is_claimed) {
+            self.volume.overflow(self.epoch);
+        }
+    }
+
     fn is_blocked(&self, until: RegionIndex) -> bool {
         self.later.next_region(RegionIndex(0)).is_some_and(|r| r < until)
     }

@@ -17,14 +17,14 @@ impl Connection {
         Self { told: AtomicU64::new(told) }
     }
 
-    /// Whether a flush failed that this connection does not know of; now it does.
-    pub(crate) fn learn(&self, volume: &Volume) -> bool {
+    /// How many flushes have failed, if that is more than this connection knows of; now it knows.
+    pub(crate) fn learn(&self, volume: &Volume) -> Option<u64> {
         let failures = volume.flush_failures();
         let new = self.told.swap(failures, Ordering::AcqRel) < failures;
         if new {
             volume.flush_failures_reported.fetch_max(failures, Ordering::AcqRel);
         }
-        new
+        new.then_some(failures)
     }
 }
 

@@ -197,6 +197,8 @@ pub struct Request {
     /// Its place in the queue's in-flight table.
     entry: Option<u16>,
     slot: usize,
+    /// How many failures of flushes its answer tells of.
+    tells: u64,
 }
 
 impl Request {
@@ -217,7 +219,7 @@ impl Request {
         // † Looked at once, and before anything of it: a request that is on its way was issued before the hold.
         let is_held = matches!(phase, Phase::Mark | Phase::Intent) && volume.is_held();
         let phase = if is_held { Phase::Held { is_short } } else { phase };
-        Self { phase, pass, at, end, fua, entry: None, slot }
+        Self { phase, pass, at, end, fua, entry: None, slot, tells: 0 }
     }
 
     /// What to do next. Never blocks.
@@ -396,11 +398,18 @@ impl Request {
                 volume.in_flight[queue.slot].clear(self.entry.expect("a flush is registered"));
                 volume.ring_all();
                 let connection = self.fua.take().expect("a flush has a connection");
-                let told = connection.learn(volume);
-                self.answer(queue, if told || failed.is_some() { Err(Failure::FlushFailed) } else { Ok(()) });
+                let learnt = connection.learn(volume);
+                self.tells = learnt.unwrap_or(0);
+                self.answer(queue, if learnt.is_some() || failed.is_some() { Err(Failure::FlushFailed) } else { Ok(()) });
             }
             _ => panic!("no operation of the request is outstanding"),
         }
+    }
+
+    /// How many failures of flushes its answer is the first to tell its connection of: all so far, by the volume's count
+    /// ([`Volume::flush_failures`]) as it was looked at, and none that was counted after that. 0: none.
+    pub fn tells(&self) -> u64 {
+        self.tells
     }
 
     fn answer(&mut self, queue: &mut Queue, result: Result<(), Failure>) {

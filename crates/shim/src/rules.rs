@@ -302,6 +302,51 @@ fn a_map_made_anew_brings_tracking_back_with_every_bit_set() {
 }
 
 #[test]
+fn t14_a_failed_flush_of_the_cooler_is_counted_once_and_gives_the_batch_up() {
+    let mut site = site(16 * MIB, true);
+    assert_eq!(site.run(Op::Write(at(0, MIB), None)).1, Ok(()));
+    site.publish();
+    let mut cooler = Cooler::new(site.volume.clone());
+    cooler.begin(&mut [(RegionIndex(0), false)].into_iter());
+    while cooler.poll(&mut |_| false) != CoolStep::Flush {}
+    cooler.flush_begin();
+    // As a queue says it, which sees the end.
+    let flush = site.volume.flush_begin();
+    site.volume.flush_end(flush, false);
+    cooler.flush_failed();
+    assert_eq!(site.volume.flush_failures(), 1);
+    assert_eq!(cooler.poll(&mut |_| false), CoolStep::Idle);
+    assert_eq!(site.volume.region_state(RegionIndex(0)), RegionState::Hot);
+}
+
+#[test]
+fn l1_nobody_waits_for_a_reader_that_was_given_up() {
+    for is_handed_out in [true, false] {
+        let mut site = site(16 * MIB, true);
+        assert_eq!(site.run(Op::Write(at(0, MIB), None)).1, Ok(()));
+        let mut switcher = Switcher::new(site.group.clone());
+        let member = Member { volume: site.volume.clone(), also: GranuleSet::new() };
+        let epoch = switcher.begin(Kind::Cut, vec![member]).expect("free");
+        let frozen = switcher.poll().expect("no grace");
+        let mut reader = FrozenReader::new(site.volume.clone(), epoch, frozen.members[0].set.clone());
+        if is_handed_out {
+            let Next::Read(_) = reader.next(RegionIndex(9)) else { panic!("nothing to read") };
+            let mut waits = site.queue.start(Op::Write(at(0, 4096), None)).expect("inside");
+            assert_eq!(waits.advance(&mut site.queue), Step::Park(ParkKey::Claim));
+            reader.abandon();
+            assert_eq!(waits.advance(&mut site.queue), Step::Io(Io::Write(at(0, 4096))));
+            waits.io_done(&mut site.queue, IoResult::Done);
+            assert_eq!(waits.advance(&mut site.queue), Step::Complete(Ok(())));
+        } else {
+            reader.abandon();
+        }
+        // Who has nobody waiting for him costs no cut: another reader may still make it a point.
+        assert_eq!(switcher.is_cut(epoch), !is_handed_out);
+        assert_eq!(site.volume.take_events().overflowed, is_handed_out.then_some(epoch));
+    }
+}
+
+#[test]
 fn overflow_demotes_the_cut_and_the_write_goes_on() {
     let config = VolumeConfig {
         limits: Limits { side_buffer_bytes: 2 * 4096, ..Limits::DEFAULT },

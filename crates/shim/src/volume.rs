@@ -569,6 +569,11 @@ impl Volume {
     /// The flush is over.
     pub fn flush_end(&self, flush: u64, ok: bool) {
         self.flush_result(flush, ok);
+        self.flush_over(flush);
+    }
+
+    /// It is over, and what came of it has been counted.
+    pub(crate) fn flush_over(&self, flush: u64) {
         self.other_flushes.lock().expect("nobody panics under this lock").retain(|&f| f != flush);
     }
 

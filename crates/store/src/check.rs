@@ -278,7 +278,8 @@ impl GroupCheck<'_> {
 
     /// Whether every key that a volume is encrypted with can be unwrapped by somebody.
     fn check_keys(&mut self) -> Result<()> {
-        let sealed = |volume: &VolumeState| volume.meta().digest_key.seal().map(|seal| (seal.key, volume.meta().name.clone()));
+        let sealed =
+            |volume: &VolumeState| volume.meta().digest_key.seal().map(|seal| (seal.key, seal.mode, volume.meta().name.clone()));
         let sealed: Vec<_> = self.image.state().volumes().filter_map(|(_, volume)| sealed(volume)).collect();
         if sealed.is_empty() {
             return Ok(());
@@ -289,8 +290,8 @@ impl GroupCheck<'_> {
             let text = format!("{object} cannot be used: {why}; put it back from a copy of the store");
             self.warn(Problem::Key, object, text);
         }
-        let held: BTreeSet<_> = stored.iter().filter_map(|stored| Some(stored.wrapping.as_ref().ok()?.key())).collect();
-        for (key, volume) in sealed.into_iter().filter(|(key, _)| !held.contains(key)) {
+        let is_held = |key, mode| stored.iter().filter_map(|stored| stored.of(&self.names, mode)).any(|held| held.key() == key);
+        for (key, _, volume) in sealed.into_iter().filter(|(key, mode, _)| !is_held(*key, *mode)).collect::<Vec<_>>() {
             let text = format!(
                 "volume {volume} is encrypted with the key {key}, of which the store holds no wrapping: nothing of it can be restored until \
                  one is put back, from a copy of the store or from the host (`farside key wrap`)"

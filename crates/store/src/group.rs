@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use farside_keys::Wrapping;
 use farside_layer::{Footer, layer_digest};
 use farside_ledger::{
     Body, KeptEnd, LayerEntry, PartEntry, Place, Policy, RECORD_BYTES_MAX, Record, State, Verdict, VolumeMeta, room_in_run,
@@ -658,11 +659,17 @@ impl GroupStore {
         self.segments.backend.writes()
     }
 
-    /// Puts a wrapped key beside those that the group has, durably; says which key it is of, and its number.
+    /// Puts a key that a host keeps, wrapped, beside those that the group has, durably; says which key it is of, and its number.
     ///
     /// # Errors
-    /// [`StoreError::BadKey`]; what the file system or the service says.
+    /// [`StoreError::BadKey`], of one at rest, too: those no host has; what the file system or the service says.
     pub fn keep_key(&mut self, wrapped: &[u8]) -> Result<(KeyId, u64)> {
+        if let Some(of) = Wrapping::decode(wrapped).ok().as_ref().and_then(Wrapping::group) {
+            let why = format!(
+                "it is of the key that {of} is encrypted with at rest, which no host brings: move it out of its folder of keys"
+            );
+            return Err(StoreError::BadKey { group: self.names().to_string(), why });
+        }
         add_wrapping(&*self.segments.backend, &self.segments.names, wrapped)
     }
 

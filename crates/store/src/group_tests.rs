@@ -1018,3 +1018,27 @@ fn the_bytes_of_segments_are_counted_as_they_come_and_go() {
     assert_eq!(group.prune(&KEEP_1).expect("prune"), 3);
     assert_eq!((group.segment_bytes(), group.deferred()), (on_disk(), 0));
 }
+
+/// † A record was linked, and the sync of its folder finds no space: whoever took that for "nothing was appended" would drop the parts of a layer that
+/// lies in the ledger.
+#[test]
+fn a_record_whose_folder_finds_no_space_only_when_it_is_synced_is_not_taken_for_none() {
+    for errno in [libc::ENOSPC, libc::EDQUOT, libc::EROFS] {
+        let store = TempStore::new();
+        let mut group = store.group();
+        let mut volume = TestVolume::new("v", 16);
+        volume.claim(&mut group);
+        let entry = volume.land(&group, &[vec![(0, 16, Fill::Byte(1))]]);
+        let key = entry.key;
+        let dir = Arc::clone(&group.shared.staging);
+        dir.fail_sync(&dir.root().join("groups/host/default/ledger/0"), errno);
+        let error = group.append(layers(LayerKind::Point, vec![entry])).expect_err("the folder was not synced");
+        assert!(matches!(error, StoreError::Uncertain { .. }), "{errno}: {error}");
+        let kept = group.drop_parts(key, 0).expect_err("nobody knows whether it is in the ledger");
+        assert!(matches!(kept, StoreError::Uncertain { .. }), "{kept}");
+        drop((group, dir));
+        let group = store.group();
+        let point = *group.state().points().keys().next_back().expect("it is in the ledger");
+        assert!(read_all(&group, point, &volume) == TestVolume::bytes(&volume.image), "with all of its parts");
+    }
+}

@@ -38,6 +38,17 @@ pub struct StoredWrapping {
     pub wrapping: Result<Wrapping, String>,
 }
 
+impl StoredWrapping {
+    /// What it says, if volumes of that mode in that group may have their key out of it. † A keeper opens the keys of many groups: what is
+    /// another group's, or was brought by a host, gives no key at rest, whoever put it there.
+    pub fn of(&self, names: &GroupNames, mode: SealMode) -> Option<&Wrapping> {
+        self.wrapping.as_ref().ok().filter(|wrapping| match mode {
+            SealMode::AtRest => wrapping.group() == Some(names.to_string().as_str()),
+            SealMode::EndToEnd => wrapping.group().is_none(),
+        })
+    }
+}
+
 /// All of a group, whatever was removed between them.
 ///
 /// # Errors
@@ -158,6 +169,8 @@ pub struct Unlocking {
 #[derive(Debug, Default)]
 struct Known {
     keys: Vec<GroupKey>,
+    /// With this one of them the group is kept encrypted at rest: it was drawn here, or its wrapping was opened.
+    at_rest: Option<KeyId>,
     /// Everybody who is to keep this one does.
     kept: Option<KeyId>,
     failed: Option<Failed>,
@@ -251,6 +264,7 @@ impl Unlocking {
         if !known.keys.iter().any(|other| other.id() == key.id()) {
             known.keys.push(key.clone());
         }
+        known.at_rest = Some(key.id());
         // Whoever put what was found there may have died before it was durable, and a claim is to name the key now.
         block_on(backend.sync(&names.keys()))?;
         let mut unkept = Vec::new();
@@ -269,14 +283,25 @@ impl Unlocking {
         names: &GroupNames,
         end_to_end: &BTreeSet<KeyId>,
     ) -> Result<Option<GroupKey>> {
-        let stored = wrappings(backend, names)?;
-        let ours = stored.iter().filter_map(|stored| stored.wrapping.as_ref().ok()).filter(|w| !end_to_end.contains(&w.key()));
-        for wrapping in ours {
-            if let Some(key) = known.keys.iter().find(|key| key.id() == wrapping.key()) {
+        let begun = Instant::now();
+        for wrapping in wrappings(backend, names)?.iter().filter_map(|stored| stored.of(names, SealMode::AtRest)) {
+            if end_to_end.contains(&wrapping.key()) {
+                continue;
+            }
+            if let Some(key) = known.keys.iter().find(|key| known.at_rest == Some(key.id()) && key.id() == wrapping.key()) {
                 return Ok(Some(key.clone()));
             }
-            if let Some(key) = self.keepers.at_rest.iter().find_map(|keeper| wrapping.unwrap(keeper).ok()) {
-                return Ok(Some(key));
+            if is_dear(wrapping) {
+                continue;
+            }
+            for keeper in &self.keepers.at_rest {
+                if self.patience.is_some_and(|patience| begun.elapsed() >= patience) {
+                    let why = "what is there takes too long to be opened: remove what nobody uses (farside key list)".to_owned();
+                    return Err(StoreError::BadKey { group: names.to_string(), why });
+                }
+                if let Ok(key) = opened(wrapping, keeper) {
+                    return Ok(Some(key));
+                }
             }
         }
         Ok(None)
@@ -286,7 +311,8 @@ impl Unlocking {
     fn draw(&self, backend: &dyn Backend, names: &GroupNames) -> Result<GroupKey> {
         let bad = |why: String| StoreError::BadKey { group: names.to_string(), why };
         let key = GroupKey::random().map_err(|error| bad(format!("no randomness: {error}")))?;
-        let wrap = |keeper| Wrapping::new(&key, keeper, ARGON2_DEFAULT).map_err(|error| bad(error.to_string()));
+        let group = names.to_string();
+        let wrap = |keeper| Wrapping::at_rest(&group, &key, keeper, ARGON2_DEFAULT).map_err(|error| bad(error.to_string()));
         let wrapped: Vec<Wrapping> = self.keepers.at_rest.iter().map(wrap).collect::<Result<_>>()?;
         for wrapping in wrapped {
             add_wrapping(backend, names, &wrapping.encode())?;
@@ -297,13 +323,19 @@ impl Unlocking {
     /// Has everybody keep a key who is to; says who does not.
     fn keep(&self, backend: &dyn Backend, names: &GroupNames, key: &GroupKey) -> Result<Vec<String>> {
         let stored = wrappings(backend, names)?;
-        let of_key: Vec<_> = stored.iter().filter_map(|s| s.wrapping.as_ref().ok()).filter(|w| w.key() == key.id()).collect();
-        let mut unkept = Vec::new();
+        let ours = stored.iter().filter_map(|stored| stored.of(names, SealMode::AtRest));
+        let of_key: Vec<_> = ours.filter(|wrapping| wrapping.key() == key.id() && !is_dear(wrapping)).collect();
+        let (begun, mut unkept) = (Instant::now(), Vec::new());
         for keeper in &self.keepers.at_rest {
-            if of_key.iter().any(|wrapping| wrapping.unwrap(keeper).is_ok()) {
+            let is_spent = || self.patience.is_some_and(|patience| begun.elapsed() >= patience);
+            if is_spent() {
+                unkept.push(format!("`{keeper}` was not asked: the others took too long"));
                 continue;
             }
-            match Wrapping::new(key, keeper, ARGON2_DEFAULT) {
+            if of_key.iter().any(|wrapping| !is_spent() && opened(wrapping, keeper).is_ok()) {
+                continue;
+            }
+            match Wrapping::at_rest(&names.to_string(), key, keeper, ARGON2_DEFAULT) {
                 Ok(wrapping) => drop(add_wrapping(backend, names, &wrapping.encode())?),
                 Err(error) => unkept.push(error.to_string()),
             }
@@ -362,8 +394,6 @@ fn unwrap(
     keepers: &[&Keeper],
     (from, patience): (u64, Option<Duration>),
 ) -> Result<Result<GroupKey, Untold>> {
-    // Whoever wrote the wrappings says what a passphrase costs: not of many groups at once.
-    static PASSPHRASES: Mutex<()> = Mutex::new(());
     let named: Vec<String> = keepers.iter().map(|keeper| format!("`{keeper}`")).collect();
     let opens = if keepers.len() == 1 { "opens" } else { "open" };
     let mut why = format!("{} {opens} none of its wrappings", named.join(" and "));
@@ -373,7 +403,7 @@ fn unwrap(
     for numbers in halves {
         let before = stored.len();
         stored.extend(wrappings_in(backend, names, numbers)?);
-        let of_key = |stored: &&StoredWrapping| stored.wrapping.as_ref().is_ok_and(|wrapping| wrapping.key() == seal.key);
+        let of_key = |stored: &&StoredWrapping| stored.of(names, seal.mode).is_some_and(|wrapping| wrapping.key() == seal.key);
         for found in stored[before..].iter().filter(of_key) {
             if patience.is_some_and(|patience| begun.elapsed() >= patience) {
                 let next = found.number;
@@ -382,11 +412,7 @@ fn unwrap(
             }
             let Ok(wrapping) = &found.wrapping else { continue };
             for keeper in keepers {
-                let is_costly = matches!(keeper, Keeper::Passphrase(_) | Keeper::PassphraseFile(_));
-                let one = is_costly.then(|| PASSPHRASES.lock().unwrap_or_else(PoisonError::into_inner));
-                let unwrapped = wrapping.unwrap(keeper);
-                drop(one);
-                match unwrapped {
+                match opened(wrapping, keeper) {
                     Ok(key) => return Ok(Ok(key)),
                     Err(WrapError::OtherWay { .. }) => {}
                     Err(error) => why = error.to_string(),
@@ -395,6 +421,20 @@ fn unwrap(
         }
     }
     Ok(Err(Untold { stored, why, next: 0 }))
+}
+
+/// What a keeper opens, of passphrases one at a time. † Whoever wrote the wrappings says what one costs: not of many groups at once.
+fn opened(wrapping: &Wrapping, keeper: &Keeper) -> Result<GroupKey, WrapError> {
+    static PASSPHRASES: Mutex<()> = Mutex::new(());
+    let is_costly = wrapping.cost().is_some() && matches!(keeper, Keeper::Passphrase(_) | Keeper::PassphraseFile(_));
+    let _one = is_costly.then(|| PASSPHRASES.lock().unwrap_or_else(PoisonError::into_inner));
+    wrapping.unwrap(keeper)
+}
+
+/// Whether it takes more than what is made here: no gateway wrote it, and it is opened for nobody but who names its key.
+fn is_dear(wrapping: &Wrapping) -> bool {
+    let ours = ARGON2_DEFAULT;
+    wrapping.cost().is_some_and(|cost| cost.memory_kib > ours.memory_kib || cost.passes > ours.passes || cost.lanes > ours.lanes)
 }
 
 pub(crate) fn needed(volume: &VolumeMeta, seal: &Seal, stored: &[StoredWrapping], why: String) -> StoreError {

@@ -309,3 +309,50 @@ fn what_keeps_keys_at_rest_opens_nothing_that_is_encrypted_end_to_end() {
     let drawn = told(&group, &at_rest(&[file])).expect("drawn").expect("a key");
     assert!(drawn.is_new && drawn.key.id() != group_key(1).id());
 }
+
+/// † One keeper keeps the keys of all groups. A host that can read the store hands its gateway another host's wrapped key as its own; and who can
+/// write the store gives a new host a key that he knows.
+#[test]
+fn a_wrapping_of_another_group_gives_no_key_at_rest() {
+    let store = TempStore::new();
+    let opened = store.open();
+    let (file, names) = (key_file(&store, 1), GroupNames::new(name("evil"), name("default")));
+    let group = opened.group(&name("host"), &name("default")).expect("a group");
+    let its = told(&group, &at_rest(std::slice::from_ref(&file))).expect("drawn").expect("a key").key.id();
+    let taken = wrappings(&*group.backend(), group.names()).expect("read").remove(0).bytes;
+    let mut evil = opened.group(&names.source, &names.group).expect("a group");
+    // As a host brings it, and as it comes into the store by who can write it.
+    let refused = evil.keep_key(&taken).expect_err("no host has it").to_string();
+    assert!(refused.contains("host/default") && refused.contains("at rest"), "{refused}");
+    add_wrapping(&*evil.backend(), &names, &taken).expect("put");
+    // With another name, and as one that says nothing of a group.
+    let text = String::from_utf8(taken.to_vec()).expect("JSON");
+    add_wrapping(&*evil.backend(), &names, text.replace("host/default", "evil/default").as_bytes()).expect("put");
+    evil.keep_key(&wrapped(&group_key(1), &file)).expect("kept");
+    let given = told(&evil, &at_rest(&[file])).expect("drawn").expect("a key");
+    assert!(given.is_new && given.key.id() != its && given.key.id() != group_key(1).id());
+}
+
+/// † Whoever wrote a wrapping says what its passphrase costs: a gateway pays no more than for its own where nobody named that key.
+#[test]
+fn a_wrapping_that_costs_more_than_ours_is_not_tried_for_a_key_at_rest() {
+    let store = TempStore::new();
+    let group = store.group();
+    let keeper = passphrase("correct horse");
+    let dear = Argon2Cost { memory_kib: 8, passes: ARGON2_DEFAULT.passes + 1, lanes: 1 };
+    let bytes = Wrapping::at_rest("host/default", &group_key(1), &keeper, dear).expect("wrapped").encode();
+    add_wrapping(&*group.backend(), group.names(), &bytes).expect("put");
+    let unlocking = at_rest(std::slice::from_ref(&keeper));
+    let drawn = told(&group, &unlocking).expect("drawn").expect("a key");
+    assert!(drawn.is_new && drawn.key.id() != group_key(1).id(), "it was opened");
+    // A dear one of the very key is not opened either: it is wrapped anew.
+    let id = drawn.key.id();
+    let path = |number| store.path().join(group.names().key(number).as_str());
+    let again = Wrapping::at_rest("host/default", &drawn.key, &keeper, dear).expect("wrapped").encode();
+    let file = key_file(&store, 1);
+    let by_file = Wrapping::at_rest("host/default", &drawn.key, &file, CHEAP).expect("wrapped").encode();
+    fs::write(path(0), again).expect("written");
+    fs::write(path(1), by_file).expect("written");
+    let kept = told(&group, &at_rest(&[file, keeper])).expect("the file opens it").expect("a key");
+    assert!(kept.key.id() == id && kept.unkept.is_empty() && stored(&group) == [id, id, id]);
+}

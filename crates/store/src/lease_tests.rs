@@ -282,6 +282,24 @@ fn a_lease_that_is_renewed_holds_for_ever() {
     assert_eq!(site.sweep(), 1);
 }
 
+/// † A laptop was shut for seven hours, and the receiver went on: what expired meanwhile holds nothing, and that is said.
+#[test]
+fn a_lease_that_expired_while_the_machine_was_suspended_is_not_held() {
+    static AWAKE_S: AtomicU64 = AtomicU64::new(1000);
+    let site = Site::new();
+    let mut keeper = Keeper::new(&site.backend(), &names(), &name("v"), site.old);
+    keeper.clock = || Duration::from_secs(AWAKE_S.load(Ordering::Relaxed));
+    keeper.begin();
+    site.bucket.hang(Some("leases"));
+    keeper.renew();
+    assert_eq!(*keeper.unkept(), None, "it holds on");
+    AWAKE_S.fetch_add(7 * 3600, Ordering::Relaxed);
+    keeper.renew();
+    assert!(keeper.unkept().is_some(), "it expired");
+    site.bucket.hang(None);
+    keeper.remove(|_| true);
+}
+
 /// Between what a reader replayed and his lease, a collector did all its work: there is no such point.
 #[test]
 fn who_comes_too_late_is_refused() {

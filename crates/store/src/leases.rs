@@ -156,7 +156,10 @@ struct Keeper {
     /// What was put and is not removed, or may have been put: with when that began.
     put: VecDeque<(Instant, ObjectName)>,
     /// When the newest one that was acknowledged was begun.
-    held_since: Option<Instant>,
+    held_since: Option<Duration>,
+    /// What the clock says that goes on while the machine is suspended, as the receiver's does. † By another one a lease that expired meanwhile
+    /// would count as held, and nobody would look at what was given up.
+    clock: fn() -> Duration,
     /// Until the next one.
     wait: Duration,
     unkept: Arc<Mutex<Option<String>>>,
@@ -175,6 +178,7 @@ impl Keeper {
             point,
             put: VecDeque::new(),
             held_since: None,
+            clock: since_boot,
             wait: RENEWED_AFTER,
             unkept: Arc::default(),
             goes_by: Arc::default(),
@@ -183,10 +187,17 @@ impl Keeper {
     }
 
     fn keep(mut self, end: &Receiver<()>, done: &Sender<()>) {
+        let mut waits_since = (self.clock)();
         loop {
-            let wait = if self.is_denied { Duration::MAX } else { self.wait };
+            // Waiting stands still while the machine is suspended: time is looked at now and then.
+            let left = self.wait.saturating_sub((self.clock)().saturating_sub(waits_since));
+            let wait = if self.is_denied { Duration::MAX } else { left.min(TRIED_AGAIN) };
             match end.recv_timeout(wait) {
-                Err(RecvTimeoutError::Timeout) => self.renew(),
+                Err(RecvTimeoutError::Timeout) if (self.clock)().saturating_sub(waits_since) < self.wait => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    self.renew();
+                    waits_since = (self.clock)();
+                }
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
@@ -196,8 +207,8 @@ impl Keeper {
 
     /// The first one: who reads looks at the ledger himself.
     fn begin(&mut self) {
-        let begun = Instant::now();
-        match self.put_one(begun) {
+        let begun = (self.clock)();
+        match self.put_one(Instant::now()) {
             Ok(()) => self.held_since = Some(begun),
             Err(error) => {
                 self.is_denied = is_denial(&error);
@@ -208,14 +219,14 @@ impl Keeper {
 
     /// Puts a new one; those that have expired meanwhile are of no use.
     fn renew(&mut self) {
-        let begun = Instant::now();
+        let (begun, since) = (Instant::now(), (self.clock)());
         let put = self.put_one(begun);
         // Until the service had acknowledged it.
-        let is_held = self.held_since.is_some_and(|since| since.elapsed() < HOLD);
+        let is_held = self.held_since.is_some_and(|held| (self.clock)().saturating_sub(held) < HOLD);
         match put {
             Ok(()) => {
                 self.wait = RENEWED_AFTER;
-                self.held_since = Some(begun);
+                self.held_since = Some(since);
                 self.remove(|put| begun.duration_since(put) > HOLD);
                 if !is_held {
                     self.hold_anew();
@@ -292,6 +303,13 @@ impl Keeper {
             self.put.pop_front();
         }
     }
+}
+
+/// Time since the machine was started, suspended or not.
+fn since_boot() -> Duration {
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("every kernel that this runs on has this clock");
+    now.into()
 }
 
 /// Expired leases that one look removes: records wait for it.

@@ -497,3 +497,38 @@ fn l4_who_opens_a_point_after_a_merge_goes_by_the_new_parts() {
     assert!(look(&[]));
     assert!(!look(&["L4 a reader does not look for merges"]), "the mistake finds nothing where the old parts were");
 }
+
+/// Who reads beside the receiver's own threads, a follower or a host that pulls, takes no lease. What a merge replaced under him was laid elsewhere: it is
+/// not damaged, and whoever opens the point again reads it.
+#[test]
+fn a_part_that_was_merged_under_a_reader_without_a_lease_is_no_damage() {
+    let (store, mut group, volume) = store_of(6);
+    group.prune(&KEEP_1).expect("prune");
+    let point = *group.state().points().keys().next_back().expect("one");
+    let old = group.reader_of_kept(point, volume.id()).expect("opened");
+    assert!(group.merge(&KEEP_1).expect("merge") >= 1);
+    let mut gone = 0;
+    for file in store.files("groups/host/default/segments/v") {
+        let numbers: Vec<u64> = file.rsplit(['/', '.']).take(3).map(|n| n.parse().expect("a number")).collect();
+        let layer = LayerKey { volume: volume.id(), term: Term(numbers[2]), seq: farside_region::Seq(numbers[1]) };
+        if group.state().is_given_up(&layer, numbers[0] as u32) {
+            let object = crate::backend::ObjectName::new(file).expect("a name");
+            crate::backend::block_on(group.backend().delete(&object)).expect("as a sweep does");
+            gone += 1;
+        }
+    }
+    assert!(gone > 0);
+    let new = group.reader_of_kept(point, volume.id()).expect("opened");
+    let (mut content, mut merged) = (old.content(), 0);
+    for region in (0..new.geometry().region_count()).map(RegionIndex) {
+        new.read_region(region, &mut content).expect("it is all there");
+        for read in [old.read_region(region, &mut content), old.salvage_region(region, &mut content).map(drop)] {
+            match read {
+                Ok(()) => {}
+                Err(StoreError::PartMerged { .. }) => merged += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+    assert!(merged > 0, "the old one needed none of them");
+}

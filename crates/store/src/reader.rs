@@ -696,10 +696,13 @@ impl<I> PointReader<I> {
         let part = self.part(extent.part);
         let footer = match self.segments.footer(&self.volume.name, part) {
             Ok(footer) => footer,
-            Err(FooterFault::Damaged(_)) => {
-                lost.push(extent.run);
-                return Ok(());
-            }
+            Err(FooterFault::Damaged(why)) => match self.corrupt(extent.part, region, why) {
+                StoreError::Corrupt { .. } => {
+                    lost.push(extent.run);
+                    return Ok(());
+                }
+                gone => return Err(gone),
+            },
             Err(FooterFault::Store(error)) => return Err(error),
         };
         let mut at = extent.run.start;
@@ -863,8 +866,8 @@ impl<I> PointReader<I> {
 
     fn corrupt(&self, no: PartNo, region: RegionIndex, why: String) -> StoreError {
         let segment = self.parts.get(&no).map(|part| self.segments.locate(&self.volume.name, part).object);
-        if self.lease.is_some()
-            && let Some(name) = &segment
+        // Also where no lease was taken: who keeps the point retained keeps nobody from laying its parts together.
+        if let Some(name) = &segment
             && matches!(block_on(self.segments.backend.size(name)), Ok(None))
             && let Some(gone) = self.why_deleted(no)
         {

@@ -30,7 +30,11 @@ use super::note::{At, Held};
 use crate::config::{sync_dir, write_atomically};
 use crate::locked;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Of those that a failback keeps, or has kept in whole.
+const VERSION_KEPT: u32 = 1;
+/// So many places that could not be put back are said in words.
+const PLACES_MAX: usize = 8;
 /// No volume has such a name.
 const DESCRIPTION: &str = ".branch.json";
 /// The ending of what is being removed.
@@ -107,6 +111,9 @@ struct Description {
     bytes: u64,
     /// What could not be read of the disks, and is in no branch.
     unreadable: Vec<Unreadable>,
+    /// The rest was put back: the disks are what they were but for what is unreadable.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    put_back: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,7 +213,7 @@ pub(super) fn begin(
             Overlay::open(&dir.join(held.name.as_str()), &origin, &geometry)?;
         }
         let description = Description {
-            version: VERSION,
+            version: VERSION_KEPT,
             source: source.clone(),
             group: group.clone(),
             generation,
@@ -217,6 +224,7 @@ pub(super) fn begin(
             whole: false,
             bytes: 0,
             unreadable: Vec::new(),
+            put_back: false,
         };
         description.keep(&dir)?;
         Ok(sync_dir(&of_group)?)
@@ -236,8 +244,30 @@ impl Description {
 
     fn read(dir: &Path) -> anyhow::Result<Self> {
         let read: Self = serde_json::from_str(&std::fs::read_to_string(dir.join(DESCRIPTION))?)?;
-        anyhow::ensure!(read.version == VERSION, "it is of version {}, and this build reads {VERSION}", read.version);
+        let is_known = (VERSION_KEPT..=VERSION).contains(&read.version);
+        anyhow::ensure!(is_known, "it is of version {}, and this build reads up to {VERSION}", read.version);
         Ok(read)
+    }
+
+    /// Where the disks are not what they were though all that was kept is put back, in words.
+    fn places(&self) -> String {
+        let mut places: Vec<Unreadable> = Vec::new();
+        let mut all = self.unreadable.clone();
+        all.sort_by(|a, b| (&a.volume, a.offset).cmp(&(&b.volume, b.offset)));
+        for one in all {
+            match places.last_mut() {
+                Some(last) if last.volume == one.volume && last.offset + last.bytes == one.offset => last.bytes += one.bytes,
+                _ => places.push(one),
+            }
+        }
+        let more = places.len().saturating_sub(PLACES_MAX);
+        let named =
+            places.iter().take(PLACES_MAX).map(|one| format!("{} bytes at {} of volume {}", one.bytes, one.offset, one.volume));
+        let mut said = named.collect::<Vec<_>>().join(", ");
+        if more > 0 {
+            said.push_str(&format!(" and {more} more"));
+        }
+        said
     }
 
     fn show(&self, id: &str, dir: &Path) -> BranchStatus {
@@ -259,7 +289,7 @@ impl Description {
             whole: self.whole,
             bytes: if self.whole { self.bytes } else { self.volumes.iter().map(taken).sum() },
             unreadable_bytes: self.unreadable.iter().map(|one| one.bytes).sum(),
-            trouble: None,
+            trouble: self.put_back.then(|| not_as_before(&self.places())),
         }
     }
 }
@@ -497,10 +527,53 @@ pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
     Ok(sync_dir(dir.parent().unwrap_or(dir))?)
 }
 
-/// Whether these are all volumes of a branch.
-pub(super) fn is_of(state_dir: &Path, group: &Name, id: &Name, held: &[Held]) -> bool {
-    let description = Description::read(&folder_of(state_dir, group, id));
-    description.is_ok_and(|of| of.volumes.iter().all(|name| held.iter().any(|held| held.name == *name)))
+/// What a branch is worth whose content was put back.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing: the disks are what they were, and it is gone.
+    Nothing,
+    /// It has what is on no disk, and stays.
+    Content,
+    /// It says where the disks are not what they were, and stays; in words.
+    Places(String),
+}
+
+/// All that was kept of these volumes is on their disks again.
+///
+/// # Errors
+/// When it cannot be told what it has, or that cannot be kept: it stays.
+pub(super) fn is_put_back(state_dir: &Path, group: &Name, id: &Name, held: &[Held]) -> anyhow::Result<Left> {
+    let dir = folder_of(state_dir, group, id);
+    let mut description = Description::read(&dir).with_context(|| format!("{}/{DESCRIPTION}", dir.display()))?;
+    // † Of a volume that left meanwhile it holds what is on no disk.
+    let is_all = description.volumes.iter().all(|name| held.iter().any(|held| held.name == *name));
+    // What could be read later, after all, was put back.
+    let mut lost = Vec::new();
+    for one in std::mem::take(&mut description.unreadable) {
+        if !reopen(&dir, &one.volume)?.has(GranuleIndex(one.offset / GRANULE_BYTES)) {
+            lost.push(one);
+        }
+    }
+    description.unreadable = lost;
+    match (description.unreadable.is_empty(), is_all) {
+        (true, true) => {
+            forget(state_dir, group, id);
+            Ok(Left::Nothing)
+        }
+        (true, false) => Ok(Left::Content),
+        // † What was there is overwritten, and nothing else says where.
+        (false, _) => {
+            (description.version, description.put_back) = (VERSION, true);
+            description.keep(&dir)?;
+            Ok(Left::Places(description.places()))
+        }
+    }
+}
+
+fn not_as_before(places: &str) -> String {
+    format!(
+        "the disks were put back but for what could not be read before it was overwritten: {places} may hold what a point has there, not what was there"
+    )
 }
 
 /// The same of one that holds nothing, or whose content is on the disks again.
@@ -656,6 +729,37 @@ mod tests {
         assert!(all(&state).iter().any(|one| one.whole && one.bytes == 3 * 4096 && one.unreadable_bytes == 2 * 4096));
     }
 
+    /// A failback is given up that had written over what could not be read: nothing but the branch says where.
+    #[test]
+    fn where_the_disks_are_not_what_they_were_is_said_for_as_long_as_a_person_wants() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (state, disk) = (dir.path().join("state"), dir.path().join("disk"));
+        std::fs::create_dir(&state).expect("made");
+        std::fs::write(&disk, vec![5; 8 << 20]).expect("written");
+        let (id, suspects, geometry) = (begun(&state, &disk), Arc::default(), Geometry::new(BYTES).expect("valid"));
+        for _ in 0..READ_TRIES {
+            let keeping = open(&state, &id, &disk, &suspects).expect("there");
+            let _ = keeping.of(&name("data")).expect("held").keep(&target(&disk), &geometry, &RUNS);
+        }
+        let file = std::fs::File::options().write(true).open(&disk).expect("open");
+        file.set_len(BYTES).and_then(|()| file.write_all_at(&[1; 8192], 8 << 20)).expect("overwritten");
+        put_back(&state, (&name("db"), &id), &name("data"), &target(&disk)).expect("what there is");
+        let left = is_put_back(&state, &name("db"), &id, &[held(&disk)]).expect("kept");
+        assert_eq!(left, Left::Places(format!("8192 bytes at {} of volume data", 8 << 20)));
+        let shown = all(&state);
+        assert!(
+            matches!(&shown[..], [one] if one.trouble.as_ref().is_some_and(|words| words.contains("8192 bytes at 8388608"))),
+            "{shown:?}"
+        );
+        // Said again after a kill.
+        assert_eq!(is_put_back(&state, &name("db"), &id, &[held(&disk)]).expect("kept"), left);
+
+        let whole = begun(&state, &disk);
+        assert_eq!(is_put_back(&state, &name("db"), &whole, &[]).expect("told"), Left::Content);
+        assert_eq!(is_put_back(&state, &name("db"), &whole, &[held(&disk)]).expect("told"), Left::Nothing);
+        assert_eq!(all(&state).len(), 1, "the one that has nothing to say is gone");
+    }
+
     #[test]
     fn a_branch_without_content_is_none() {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
@@ -664,7 +768,6 @@ mod tests {
         std::fs::write(&disk, vec![5; BYTES as usize]).expect("written");
         let id = begun(&state, &disk);
         assert!(!open(&state, &id, &disk, &Arc::default()).expect("there").end().expect("ended"));
-        assert!(is_of(&state, &name("db"), &id, &[held(&disk)]) && !is_of(&state, &name("db"), &id, &[]));
         forget(&state, &name("db"), &id);
         assert!(all(&state).is_empty());
         // What a kill in the middle of a removal left is none, and goes.

@@ -319,6 +319,7 @@ impl Daemon {
         let note = locked(&failback.note).clone();
         let Stage::HandedOver { at } = note.stage.clone() else { return Ok(failback.show()) };
         let group = &note.group;
+        refuse_aborted(&note)?;
         let puller = self.puller(group, failback).await.map_err(super::unreachable)?;
         let point = puller.point(at.as_ref().map(|at| at.position)).await.map_err(super::unreachable)?;
         self.heard(failback, &point);
@@ -337,6 +338,8 @@ impl Daemon {
         super::refuse_unpublished(group, &point, request.force)?;
         // Nobody opens them meanwhile; a kill in between has them compared, whatever is said next.
         let disks = failback.disks.lock().await;
+        // † Who was told to abort may have begun to serve them while the gateway was asked: nobody would serve them any more.
+        refuse_aborted(&locked(&failback.note))?;
         for held in note.held() {
             self.take_for_failback(group, &held.name).await.map_err(ApiError::internal)?;
         }
@@ -345,10 +348,22 @@ impl Daemon {
         } else {
             Branch::Wanted { base: at.clone().or_else(|| note.branch.base().cloned()) }
         };
-        let held = Stage::Held { at, applying: None };
-        self.change(failback, |note| (note.generation, note.stage, note.branch) = (promoted.0, held, branch)).map_err(unkept)?;
+        let mut is_taken_up = false;
+        self.change(failback, |note| is_taken_up = note.take_up(promoted, branch)).map_err(unkept)?;
         drop(disks);
+        if !is_taken_up {
+            return Err(aborted(group));
+        }
         failback.told.notify_one();
         Ok(failback.show())
     }
+}
+
+fn refuse_aborted(note: &Note) -> Result<(), ApiError> {
+    if note.is_handed_over() { Ok(()) } else { Err(aborted(&note.group)) }
+}
+
+fn aborted(group: &Name) -> ApiError {
+    let what = "`farside cutover --list` shows when its volumes are served again; a group that was failed over meanwhile says `Fenced` then, and `farside failback` follows";
+    conflict(format!("the cutover of group {group} is being aborted"), what)
 }

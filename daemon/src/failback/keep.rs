@@ -12,9 +12,9 @@ use farside_control::ApiError;
 use farside_control::failback::BranchStatus;
 use farside_region::{LedgerPosition, Name};
 use farside_wire::{ForkPin, PullPoint};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::branch::{self, Branch, Keeping, Kept};
+use super::branch::{self, Branch, Keeping, Kept, Left};
 use super::note::{At, Held, Note, Stage};
 use super::pull::{PullError, Puller};
 use super::{Failback, conflict, fits};
@@ -109,16 +109,17 @@ impl Daemon {
             disks.let_go();
             drop(disks);
             let (looked_in, of, which) = (state_dir.clone(), group.clone(), id.clone());
-            let is_forgotten = tokio::task::spawn_blocking(move || {
-                // † Of a volume that left meanwhile it holds what is on no disk.
-                let is_all = branch::is_of(&looked_in, &of, &which, &held);
-                if is_all {
-                    branch::forget(&looked_in, &of, &which);
+            let left = tokio::task::spawn_blocking(move || branch::is_put_back(&looked_in, &of, &which, &held));
+            match left.await? {
+                Ok(Left::Nothing) => {
+                    self.unpin((&self.source_of(&group), &group), over.position, id).await;
                 }
-                is_all
-            });
-            if is_forgotten.await? {
-                self.unpin((&self.source_of(&group), &group), over.position, id).await;
+                Ok(Left::Content) => {}
+                Ok(Left::Places(places)) => error!(
+                    %group, branch = %id, %places,
+                    "the disks are what they were but there: that could not be read before it was overwritten; `farside branch list` says so, too"
+                ),
+                Err(why) => error!(%group, branch = %id, "it stays, though what it has is put back: {why:#}"),
             }
             return Ok(());
         }

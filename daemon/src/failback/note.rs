@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use farside_blockio::Identity;
 use farside_control::source::LastPoint;
-use farside_region::{LedgerPosition, Name};
+use farside_region::{Generation, LedgerPosition, Name};
 use farside_store::Seen;
 use farside_wire::PullPoint;
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,21 @@ impl Note {
             Some(held) => held.leaving || !is_open_to_all,
             None => self.group == *group && !is_open_to_all,
         }
+    }
+
+    /// Whether it was handed over, and is to stay so.
+    pub(super) fn is_handed_over(&self) -> bool {
+        matches!(self.stage, Stage::HandedOver { .. }) && !self.abort
+    }
+
+    /// What was handed over comes back: it is held from here on. `false`: it is being served again, and nothing was changed.
+    pub(super) fn take_up(&mut self, promoted: Generation, branch: Branch) -> bool {
+        let Stage::HandedOver { at } = self.stage.clone() else { return false };
+        if self.abort {
+            return false;
+        }
+        (self.generation, self.stage, self.branch) = (promoted.0, Stage::Held { at, applying: None }, branch);
+        true
     }
 
     fn path(&self, state_dir: &Path) -> PathBuf {
@@ -336,6 +351,21 @@ mod tests {
             keep(stage);
             assert!(!half("data", &disk) && !stays_hidden(dir.path(), &name("data"), &disk));
         }
+    }
+
+    /// What is being served again is held by nobody else, though it was asked for while it still was handed over.
+    #[test]
+    fn what_is_being_aborted_is_not_taken_up() {
+        let disk = Path::new("/dev/x");
+        let branch = || Branch::Wanted { base: Some(at()) };
+        for (stage, abort) in [(Stage::Aborting, true), (Stage::Aborting, false), (Stage::HandedOver { at: Some(at()) }, true)] {
+            let before = Note { abort, ..note(stage, disk) };
+            let mut after = before.clone();
+            assert!(!after.is_handed_over() && !after.take_up(Generation(3), branch()) && after == before, "{before:?}");
+        }
+        let mut taken = note(Stage::HandedOver { at: Some(at()) }, disk);
+        assert!(taken.is_handed_over() && taken.take_up(Generation(3), branch()));
+        assert_eq!((taken.generation, taken.stage, taken.branch), (3, Stage::Held { at: Some(at()), applying: None }, branch()));
     }
 
     /// A build that knows of no branches would overwrite what is to be kept.

@@ -87,6 +87,9 @@ pub(crate) enum Ask {
     TapLost(VolumeId, oneshot::Sender<anyhow::Result<()>>),
     /// Why a tap is not put under its device yet.
     TapWaits(VolumeId, String, oneshot::Sender<anyhow::Result<()>>),
+    /// Its tap is being taken out of the host's device: nothing is published of it meanwhile, which no start remembers. `false`: it
+    /// stays after all.
+    StandAside(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
     Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
     /// From that promotion, and from no other; and only if the newest point is that one.

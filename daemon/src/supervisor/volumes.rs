@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use farside_blockio::DeviceError;
 use farside_blockio::dm::DevNumber;
 use farside_control::source::{BackingStatus, GroupStatus, TapStatus, VolumeAdd, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
-use farside_insert::{Insertion, State};
+use farside_insert::State;
 use farside_nbd::ListenError;
 use farside_region::{Name, NameError, VolumeId};
 use tokio::sync::oneshot;
@@ -27,7 +26,6 @@ use tracing::{debug, error, info, warn};
 
 use super::Daemon;
 use crate::boot;
-use crate::change::Change;
 use crate::config::{Config, ConfigError, VolumeConfig};
 use crate::failback::HeldByFailback;
 use crate::group::{Ask, Farewell, GroupStart, Leaving, Note};
@@ -39,9 +37,11 @@ use crate::strangers::{Strangers, left_in};
 use crate::tap::{self, TapConfig, Unused};
 use crate::volume::{Surroundings, device_of};
 use again::Again;
+use inserted::take_out_unused;
 
 mod again;
 mod held;
+mod inserted;
 mod reopen;
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
@@ -193,6 +193,8 @@ impl Drop for Tried<'_> {
 pub(crate) struct Claimed {
     tap: tap::Handle,
     unused: Unused,
+    /// The host's device has been put back on its own disks.
+    is_out: bool,
 }
 
 impl Claimed {
@@ -411,10 +413,10 @@ impl Daemon {
                 Ok(Err(error)) => Unused::Left(error.into()),
                 Err(_) => Unused::Left(anyhow::anyhow!("it does not answer")),
             };
-            return Ok(Claimed { tap, unused });
+            return Ok(Claimed { tap, unused, is_out: true });
         }
         match claimed(&tap).await {
-            Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused }),
+            Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused, is_out: false }),
             Ok(Ok(Err(error))) => {
                 let what = format!("volume {name} stays: {error:#}");
                 Err(ApiError::new(ErrorCode::Conflict, what, "then say the same again"))
@@ -425,33 +427,6 @@ impl Daemon {
                 Err(ApiError::new(ErrorCode::Unavailable, what, "see the kernel's log, then say the same again"))
             }
         }
-    }
-
-    /// Puts the host's device back on its own disks. What it writes from then on passes no tap: nothing is published after it.
-    async fn take_out_of_device(&self, name: &Name, insertion: Arc<Insertion>, dir: &Path) -> Result<(), ApiError> {
-        let was_paused = Mark::Paused.is_set(dir).map_err(ApiError::internal)?;
-        Mark::TrackingLost.put(dir, true).map_err(ApiError::internal)?;
-        self.ask(name, |id, reply| Ask::Pause(id, true, reply)).await?;
-        insertion.leaves();
-        let runtime_dir = self.around.runtime_dir.clone();
-        let change = Change::TakeOut { device: insertion.device().to_owned() };
-        let out = tokio::task::spawn_blocking(move || change.make(&runtime_dir));
-        let error = match tokio::time::timeout(LEAVE_WAIT, out).await {
-            Ok(Ok(Ok(_))) => return Ok(()),
-            Ok(Ok(Err(error))) => error,
-            Ok(Err(error)) => error.into(),
-            // Paused it stays: the table may change yet.
-            Err(_) => {
-                let what = format!("volume {name} stays, and is paused: the requests of its host do not end");
-                return Err(ApiError::new(ErrorCode::Unavailable, what, "see the kernel's log, then say the same again"));
-            }
-        };
-        insertion.stays();
-        if !was_paused {
-            self.ask(name, |id, reply| Ask::Pause(id, false, reply)).await?;
-        }
-        let what = format!("volume {name} stays: {error:#}");
-        Err(ApiError::new(ErrorCode::Conflict, what, "then say the same again"))
     }
 
     /// Takes away the devices that nobody uses, all at once, since their host is being switched off. Whoever reads one that stays
@@ -894,6 +869,18 @@ impl Daemon {
             Some(name) => Some(self.claim(name).await?),
             None => None,
         };
+        let is_out = claimed.as_ref().is_some_and(|claimed| claimed.is_out);
+        let removed = self.remove_claimed(name, claimed).await;
+        match (removed, &served) {
+            // What it was refused for, or has left: in both cases there is nothing that stood aside.
+            (Err(error), Some(name)) if is_out && self.volumes.is_served(name) && !self.volumes.is_leaving(name) => {
+                Err(self.stays_after_all(name, error).await)
+            }
+            (removed, _) => removed,
+        }
+    }
+
+    async fn remove_claimed(self: &Arc<Self>, name: &str, claimed: Option<Claimed>) -> Result<(), ApiError> {
         let one = self.changes.lock().await;
         let missing = || ApiError::not_found("volume", name, "`farside volume list` shows them");
         let name: Name = name.parse().map_err(|_| missing())?;
@@ -993,18 +980,6 @@ fn not_written(volume: &Name, error: &ConfigError) -> ApiError {
 fn names_of(dir: &Path) -> Option<(Name, Name)> {
     let name = |dir: &Path| dir.file_name()?.to_str()?.parse::<Name>().ok();
     Some((name(dir.parent()?)?, name(dir)?))
-}
-
-/// Puts a device on its own disks, if nobody uses it, and sees that nobody begins to. The next start finds it there, and
-/// compares everything.
-fn take_out_unused(insertion: &Insertion, runtime_dir: &Path) -> anyhow::Result<OwnedFd> {
-    let nobody = farside_blockio::hold(insertion.device())?;
-    insertion.leaves();
-    if let Err(error) = (Change::TakeOut { device: insertion.device().to_owned() }).make(runtime_dir) {
-        insertion.stays();
-        return Err(error);
-    }
-    Ok(nobody)
 }
 
 /// Removes what a volume left that was not served.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use farside_keys::{GroupKey, Seal, SealMode};
 use farside_region::KeyId;
 use farside_replication::target::{Event, SessionId};
-use farside_store::{AtRestKey, StoreError, Unlocking};
+use farside_store::{AtRestKey, GroupNames, StoreError, Unlocking};
 use farside_wire::{GroupKeyAnswer, ReceiverMessage, RefusalCode};
 use tokio::sync::{mpsc, oneshot};
 
@@ -104,7 +104,7 @@ impl Group {
         let (backend, names, generation) = (here.store.backend(), self.names.clone(), here.generation);
         self.at_rest.is_asked = true;
         self.receiver.runtime.spawn_blocking(move || {
-            let result = with.at_rest_key(&*backend, &names, &claimed);
+            let result = caught(&names, || with.at_rest_key(&*backend, &names, &claimed));
             drop(backend);
             let _ = mail.blocking_send(Mail::KeyObtained { obtained: Box::new(Obtained { generation, with, result }) });
         });
@@ -183,5 +183,31 @@ impl Group {
                 }
             }
         }
+    }
+}
+
+/// Asks for the key. † Whoever waits for it is answered, and it is asked for again, whatever becomes of the asking.
+fn caught(
+    names: &GroupNames,
+    ask: impl FnOnce() -> Result<Option<AtRestKey>, StoreError>,
+) -> Result<Option<AtRestKey>, StoreError> {
+    let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask));
+    asked.unwrap_or_else(|_| {
+        let why = "asking for it panicked: the log says where, and it is tried again".to_owned();
+        Err(StoreError::BadKey { group: names.to_string(), why })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_a_key_is_answered_also_when_the_asking_panics() {
+        let name = |text: &str| text.parse().expect("a name");
+        let names = GroupNames::new(name("web1"), name("db"));
+        let error = caught(&names, || panic!("a program that nobody thought of")).expect_err("it panicked");
+        assert!(matches!(&error, StoreError::BadKey { group, .. } if group == "web1/db"), "{error}");
+        assert!(caught(&names, || Ok(None)).expect("asked").is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! Promotion, as far as the group's thread is concerned: what may be lost by it, and the claims that end what its source may publish.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farside_control::source::LastPoint;
 use farside_control::{ApiError, ErrorCode};
@@ -35,6 +35,43 @@ pub(crate) struct Fence {
     pub(crate) lose_staged: bool,
 }
 
+/// What came of one that nothing stood against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fenced {
+    /// All volumes are claimed under that generation.
+    Under(Generation),
+    /// Nobody was fenced: so long a source that is alive may still take to come back.
+    Waits(Duration),
+}
+
+/// Since when a source that is alive could have shown itself: sessions stay where they end, and come again.
+///
+/// † That there is no session says nothing of it where this side ended them all a moment ago, or has just begun to take any: its pause before it
+/// comes again may be many seconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listening {
+    since: Instant,
+    /// It came, and if it is gone it went by itself.
+    heard: bool,
+}
+
+impl Listening {
+    /// From now on.
+    pub(super) fn anew() -> Self {
+        Self { since: Instant::now(), heard: false }
+    }
+
+    pub(super) fn hears(&mut self) {
+        self.heard = true;
+    }
+
+    /// For how long still nobody can tell whether it is gone.
+    fn left(self, patience: Duration, now: Instant) -> Option<Duration> {
+        let left = patience.saturating_sub(now.saturating_duration_since(self.since));
+        (!self.heard && !left.is_zero()).then_some(left)
+    }
+}
+
 /// What a promotion would bring up.
 #[derive(Clone, Debug)]
 pub(crate) struct PromotionLook {
@@ -48,6 +85,8 @@ pub(crate) struct PromotionLook {
     pub(crate) left_out: Vec<(String, Option<LastPoint>)>,
     /// Whether the source said, as its last word, that all is published.
     pub(crate) all_published: bool,
+    /// So long it would be waited before anybody is fenced, unless that is forced.
+    pub(crate) waits: Option<Duration>,
 }
 
 /// A point that may be promoted.
@@ -85,6 +124,7 @@ impl Group {
         Ok(PromotionLook {
             generation: state.highest_generation(),
             all_published: self.settled.contains(&self.names.source),
+            waits: self.silence_left(),
             newest: newest.map(|point| shown(state, point)),
             left_out: left_out
                 .map(|(id, v)| (v.meta().name.to_string(), state.newest_point_of(id).map(|point| shown(state, point))))
@@ -105,16 +145,16 @@ impl Group {
     /// Invariant: nothing of the source is heard between the first of the claims and the last.
     ///
     /// Gives the generation under which they are: another one where the source may have taken its history back since it was asked for.
-    pub(super) fn fence(&mut self, fence: &Fence) -> Result<Generation, ApiError> {
+    pub(super) fn fence(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
         let generation = self.writable()?.state().fencing_generation(fence.generation);
         if claims_below(self.writable()?, generation).is_none() {
-            return Ok(generation);
+            return Ok(Fenced::Under(generation));
         }
-        // † It may have come back while the store was away, and nobody was asked whether it is to be fenced alive.
-        if let Some(alive) = self.sessions.values().map(|session| session.peer()).find(|_| !fence.forced) {
-            let message = format!("{alive} is connected: it is alive");
-            let what = "--force fences it all the same; --abort gives the failover up";
-            return Err(ApiError::new(ErrorCode::Refused, message, what));
+        if !fence.forced {
+            self.refuse_alive()?;
+            if let Some(left) = self.silence_left() {
+                return Ok(Fenced::Waits(left));
+            }
         }
         self.happened(Event::Budget { spent: false });
         // As long as that brings something: what fails now and then may have failed a moment ago.
@@ -127,7 +167,7 @@ impl Group {
             self.happened(Event::Publish);
             self.work();
         }
-        let Place::Here(here) = &mut self.place else { return self.writable().map(|_| generation) };
+        let Place::Here(here) = &mut self.place else { return self.writable().map(|_| Fenced::Under(generation)) };
         // † A claim would make it void.
         if let (lost @ 1.., why) = (here.target.staged_points(), here.target.trouble().unwrap_or("the store is slow, or full")) {
             if !fence.lose_staged {
@@ -163,7 +203,29 @@ impl Group {
         self.leave_with(format!("a copy of {} was promoted: generation {}", self.names, generation.0), Duration::ZERO);
         self.enter();
         tracing::warn!(group = %self.names, generation = generation.0, "a copy was promoted: the source before is fenced");
-        Ok(generation)
+        Ok(Fenced::Under(generation))
+    }
+
+    /// Somebody is connected, or was since the failover was begun: a person is asked whether it is to be fenced alive.
+    ///
+    /// † Whether somebody is connected now says little: when the store is given up, and when the gateway starts, nobody is.
+    fn refuse_alive(&self) -> Result<(), ApiError> {
+        let what = "--force fences it all the same; --abort gives the failover up";
+        if let Some(alive) = self.sessions.values().map(|session| session.peer()).next() {
+            return Err(ApiError::new(ErrorCode::Refused, format!("{alive} is connected: it is alive"), what));
+        }
+        match self.receiver.failovers.came_back(&self.names) {
+            None => Ok(()),
+            Some(alive) => {
+                let message = format!("{alive} came back after this failover was begun: it is alive, or was");
+                Err(ApiError::new(ErrorCode::Refused, message, what))
+            }
+        }
+    }
+
+    /// For how long still a source that is alive may not have been able to show itself.
+    fn silence_left(&self) -> Option<Duration> {
+        self.listening.left(self.receiver.config().fence_after, Instant::now()).filter(|_| self.sessions.is_empty())
     }
 
     /// The store, if records can be put into this ledger.
@@ -183,4 +245,25 @@ fn claims_below(store: &GroupStore, generation: Generation) -> Option<Vec<Dated>
     let claims = store.state().claims_below(generation).take(room);
     let claims: Vec<Dated> = claims.map(|claim| Dated { body: Body::Claim(claim), ago: Duration::ZERO }).collect();
     (!claims.is_empty()).then_some(claims)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A source whose sessions this side ended is alive, and in its pause.
+    #[test]
+    fn silence_counts_from_when_a_source_could_come_and_not_at_all_where_it_came_and_went() {
+        let patience = Duration::from_secs(30);
+        let mut listening = Listening::anew();
+        let after = |seconds| listening.since + Duration::from_secs(seconds);
+        assert_eq!(listening.left(patience, after(0)), Some(patience));
+        assert_eq!(listening.left(patience, after(29)), Some(Duration::from_secs(1)));
+        assert_eq!((listening.left(patience, after(30)), listening.left(patience, after(90))), (None, None));
+        assert_eq!(listening.left(Duration::ZERO, after(0)), None, "nobody waits");
+        let now = after(0);
+        listening.hears();
+        assert_eq!(listening.left(patience, now), None, "it came, and went by itself");
+        assert_eq!(Listening::anew().left(patience, now), Some(patience), "and its sessions were ended again");
+    }
 }

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{CohortCut, PartEntry, VerifiedHow};
-use farside_region::{Generation, Name, Slot, VolumeId};
+use farside_region::{Name, Slot, VolumeId};
 use farside_replication::target::SessionId;
 use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::SHOW;
 use super::at_rest::{KeyAnswer, Obtained};
-use super::fence::{Fence, PromotionLook, Wanted};
+use super::fence::{Fence, Fenced, PromotionLook, Wanted};
 use super::follow::{FollowAsk, FollowError, FollowNext};
 use super::merges::MergeNext;
 use super::pull::{PullAsk, PullLook};
@@ -88,7 +88,7 @@ pub(crate) enum Mail {
     /// What a promotion would bring up: that point, or the newest.
     PromotionLook { wanted: Wanted, reply: oneshot::Sender<Result<PromotionLook, ApiError>> },
     /// Nothing of a lower generation is to be published any more.
-    Fence { fence: Fence, reply: oneshot::Sender<Result<Generation, ApiError>> },
+    Fence { fence: Fence, reply: oneshot::Sender<Result<Fenced, ApiError>> },
     /// Who may stand in has changed.
     StandIn,
     /// A host that pulls has not the key that the group is kept encrypted with.
@@ -134,6 +134,14 @@ pub(crate) struct GroupHandle {
 }
 
 impl GroupHandle {
+    /// One that nobody reads.
+    #[cfg(test)]
+    pub(crate) fn unanswered(names: &GroupNames) -> (Self, mpsc::Receiver<Mail>) {
+        let (mail, mailbox) = mpsc::channel(MAIL_MAX);
+        let (room, view) = (Arc::new(Semaphore::new(FRAME_BYTES_MAX)), Arc::new(ArcSwap::from_pointee(GroupView::new(names))));
+        (Self { names: names.clone(), mail, room, view }, mailbox)
+    }
+
     pub(crate) fn names(&self) -> &GroupNames {
         &self.names
     }

@@ -96,6 +96,9 @@ impl Group {
         if self.policy.is_none() {
             return Some("its source has not said yet what is to be kept".to_owned());
         }
+        if !self.receiver.cohorts.knows(&self.receiver.config(), &self.names) {
+            return Some("it is not known yet which points are kept for cuts of its cohort".to_owned());
+        }
         let is_dir = matches!(self.receiver.config().store, Location::Dir(_));
         match here.store.space() {
             Ok(space) if is_dir && space.grantable() < ROOM_BYTES => Some("the store's disk has no room for it".to_owned()),

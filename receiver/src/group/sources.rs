@@ -12,7 +12,7 @@ use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
 use farside_wire::{ClaimOutcome, ClaimVerdict, PartHeader, ReceiverMessage, RefusalCode, SourceMessage, decode_payload};
 
-use super::{BeginPart, DENIED_AGAIN, Group, Here, PartOutcome, Place};
+use super::{BeginPart, DENIED_AGAIN, Group, Here, Listening, PartOutcome, Place};
 use crate::door::{Session, refusal};
 use crate::status::way_out;
 
@@ -192,6 +192,7 @@ impl Group {
         session.send(&ReceiverMessage::Refusal(refusal(code, text)));
         session.close(end, text);
         self.sessions.remove(&session.id);
+        self.listening = Listening::anew(); // it did not go by itself
         self.happened(Event::Closed { session: session.id });
     }
 

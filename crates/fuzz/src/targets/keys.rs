@@ -89,7 +89,9 @@ fn wrappings() -> Vec<Vec<u8>> {
         "  \"argon2id\": {{\n    \"memory_kib\": 65536,\n    \"passes\": 3,\n    \"lanes\": 4,\n    \"salt\": \"{}\"\n  }},\n",
         "12".repeat(16)
     );
-    vec![text("file", &nonce), text("passphrase", &(argon2id + &nonce)), text("command", "")]
+    let bound = text("file", &format!("  \"group\": \"web1/db\",\n{nonce}"));
+    let bound = String::from_utf8(bound).expect("text").replace("\"version\": 1", "\"version\": 2").into_bytes();
+    vec![text("file", &nonce), text("passphrase", &(argon2id + &nonce)), text("command", ""), bound]
 }
 
 fn wrapping(bytes: &[u8]) -> Outcome {

@@ -184,6 +184,11 @@ impl Connection {
         Some(std::mem::replace(&mut self.next, spare))
     }
 
+    /// Whether there is a reply that the kernel does not have yet, or never gets.
+    pub(super) fn owes(&self) -> bool {
+        self.sending || !self.next.is_empty()
+    }
+
     pub(super) fn send(&mut self, ring: &mut Ring, tag: Tag, gather: Gather) {
         self.sending = true;
         ring.send_gather(tag, &self.fd, gather);

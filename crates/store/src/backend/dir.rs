@@ -30,12 +30,15 @@ const KNOWN_DIRS_MAX: usize = 16_384;
 const NETWORK: [(i64, &str); 5] =
     [(0x6969, "NFS"), (0x517b, "SMB"), (0xfe53_4d42, "SMB"), (0xff53_4d42, "CIFS"), (0x5346_414f, "AFS")];
 
+/// Makes names of temporary files unique in this process, over every directory that it opens, however often. What another process left is gone
+/// before the holder of `writer.lock` makes any.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
 /// The directory backend.
 #[derive(Debug)]
 pub struct DirBackend {
     root: PathBuf,
     root_id: (u64, u64),
-    serial: AtomicU64,
     /// What the writers of parts may write, of all groups.
     allowed: Arc<Allowed>,
     inner: Mutex<Inner>,
@@ -62,6 +65,9 @@ struct Inner {
     open: VecDeque<(ObjectName, Arc<File>)>,
     /// The first write or sync of a directory that failed. Nothing is acknowledged after it.
     failed: Option<(PathBuf, String)>,
+    /// The next sync of this directory fails so, after it was done.
+    #[cfg(test)]
+    fails: Option<(PathBuf, i32)>,
 }
 
 impl DirBackend {
@@ -82,7 +88,6 @@ impl DirBackend {
         Ok(Self {
             root_id: (meta.dev(), meta.ino()),
             root,
-            serial: AtomicU64::new(0),
             allowed: Arc::default(),
             inner: Mutex::default(),
             syncs: Mutex::default(),
@@ -231,11 +236,39 @@ impl DirBackend {
         // own to succeed.
         self.not_latched()?;
         // What cannot be opened was not synced, and nothing is known to have failed.
-        let opened = File::open(dir).map_err(|e| self.io("syncing", dir, 0, e))?;
-        opened.sync_all().map_err(|e| {
-            self.lock().failed.get_or_insert((dir.to_owned(), e.to_string()));
-            self.io("syncing", dir, 0, e)
+        let opened = File::open(dir).map_err(|e| self.unsynced(dir, e))?;
+        self.sync_opened(&opened, dir)
+    }
+
+    fn sync_opened(&self, opened: &File, dir: &Path) -> Result<()> {
+        let synced = opened.sync_all();
+        #[cfg(test)]
+        let synced = match self.lock().fails.take_if(|(of, _)| of == dir) {
+            Some((_, errno)) => Err(io::Error::from_raw_os_error(errno)),
+            None => synced,
+        };
+        synced.map_err(|e| {
+            let why = e.to_string();
+            self.lock().failed.get_or_insert((dir.to_owned(), why.clone()));
+            StoreError::Latched { path: dir.to_owned(), why }
         })
+    }
+
+    /// † No space, or no right, is said of what was not done: here an entry may have been made, and is durable or is not.
+    fn unsynced(&self, dir: &Path, e: io::Error) -> StoreError {
+        match self.io("syncing", dir, 0, e) {
+            StoreError::Full { .. } | StoreError::ReadOnly { .. } | StoreError::Denied { .. } => {
+                let source = io::Error::other("it cannot be opened to be synced");
+                StoreError::Io { doing: "syncing", path: dir.to_owned(), source }
+            }
+            other => other,
+        }
+    }
+
+    /// The next sync of a directory is answered with this, as a file system does that finds no place for the entry only then.
+    #[cfg(test)]
+    pub(crate) fn fail_sync(&self, dir: &Path, errno: i32) {
+        self.lock().fails = Some((dir.to_owned(), errno));
     }
 
     /// Maps an error, telling a vanished store from a missing file.
@@ -266,7 +299,7 @@ impl DirBackend {
     }
 
     fn temp_path(&self) -> PathBuf {
-        let n = self.serial.fetch_add(1, Ordering::Relaxed);
+        let n = SERIAL.fetch_add(1, Ordering::Relaxed);
         self.root.join("tmp").join(format!("{}-{n}", std::process::id()))
     }
 
@@ -486,12 +519,9 @@ impl Backend for DirBackend {
         let mut at = self.path(prefix)?;
         loop {
             match File::open(&at) {
-                Ok(file) => file.sync_all().map_err(|e| {
-                    self.lock().failed.get_or_insert((at.clone(), e.to_string()));
-                    self.io("syncing", &at, 0, e)
-                })?,
+                Ok(file) => self.sync_opened(&file, &at)?,
                 Err(e) if e.kind() == ErrorKind::NotFound && at != self.root => {}
-                Err(e) => return Err(self.io("syncing", &at, 0, e)),
+                Err(e) => return Err(self.unsynced(&at, e)),
             }
             if at == self.root {
                 return Ok(());

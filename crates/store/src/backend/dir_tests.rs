@@ -109,3 +109,25 @@ fn everybody_who_waits_for_a_shared_sync_hears_of_its_failure() {
     });
     assert!(backend.syncs.lock().expect("lock").is_empty(), "nothing is remembered of what nobody waits for");
 }
+
+/// Several openings of one store are in one process: none may write over, or link, what another one is just writing.
+#[test]
+fn two_openings_in_one_process_make_no_name_twice() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (one, two) = (DirBackend::open(dir.path()).expect("open"), DirBackend::open(dir.path()).expect("open"));
+    let names: HashSet<_> = (0..10).flat_map(|_| [one.temp_path(), two.temp_path()]).collect();
+    assert_eq!(names.len(), 20);
+}
+
+/// † After the link nobody may hear "no space", which is taken for "nothing was done".
+#[test]
+fn a_sync_of_a_directory_that_fails_is_never_said_to_have_done_nothing() {
+    for errno in [libc::ENOSPC, libc::EDQUOT, libc::EROFS, libc::EACCES, libc::EIO] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let backend = DirBackend::open(dir.path()).expect("open");
+        backend.fail_sync(&backend.root().join("a"), errno);
+        let refused = block_on(backend.create(&name("a/b"), Bytes::from_static(b"1"))).expect_err("not synced");
+        assert!(matches!(refused, StoreError::Latched { .. }), "{errno}: {refused}");
+        assert!(dir.path().join("a/b").exists(), "it was linked");
+    }
+}

@@ -1,8 +1,10 @@
-//! The tests of emulated machines: each in a process of its own, as many at a time as this machine has processors for.
+//! Tests that each have a process of their own, as many at a time as this machine has processors for: those of emulated machines,
+//! and those of real daemons.
 //!
 //! A guest has one processor unless its test is about several, so two tests keep two processors busy. Those that are about several
 //! run first, one at a time: an emulated machine with two processors that are not served at once loses timers. Meanwhile the others
-//! have the processors only when nobody else wants them.
+//! have the processors only when nobody else wants them. A test of daemons waits more than it computes; what counts there is that no
+//! long one is left to the end, and that none waits for another one only because they are of one file.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -15,30 +17,63 @@ use anyhow::{Context as _, anyhow, bail};
 
 use crate::test_all::{Count, cargo, endure, parse_result, seconds};
 
-const PACKAGE: &str = "farside-vm";
-/// Whose guests have two processors: how their titles begin.
-const ALONE: &[&str] = &[
-    "kernel_client::an_application_notices_no_kill",
-    "ublk::a_daemon_may_die_at_any_moment",
-    "ublk::a_device_grows_with_its_backing",
-    "ublk::a_machine_without_memory",
-    "ublk::a_request_costs_no_more_system_calls",
-    "ublk::a_ublk_device_lives_through_everything",
-    "ublk::every_point_satisfies_the_dependency_across_queues",
-];
-/// The longest tests, by how their titles begin: what begins last should not end last.
-const FIRST: &[&str] = &[
-    "packages::",
-    "boot::what",
-    "cuts::",
-    "sites::",
-    "boot::",
-    "bypass::",
-    "tracking::",
-    "insertion::",
-    "false_clean::",
-    "two_disks::",
-];
+/// Whose tests they are.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The package, and its folder.
+    package: &'static str,
+    folder: &'static str,
+    /// Whose guests have two processors: how their titles begin.
+    alone: &'static [&'static str],
+    /// The longest tests, by how their titles begin: what begins last should not end last.
+    first: &'static [&'static str],
+}
+
+/// Emulated machines.
+pub(crate) const MACHINES: Plan = Plan {
+    package: "farside-vm",
+    folder: "tests/vm",
+    alone: &[
+        "kernel_client::an_application_notices_no_kill",
+        "ublk::a_daemon_may_die_at_any_moment",
+        "ublk::a_device_grows_with_its_backing",
+        "ublk::a_machine_without_memory",
+        "ublk::a_request_costs_no_more_system_calls",
+        "ublk::a_ublk_device_lives_through_everything",
+        "ublk::every_point_satisfies_the_dependency_across_queues",
+    ],
+    first: &[
+        "packages::",
+        "boot::what",
+        "cuts::",
+        "sites::",
+        "boot::",
+        "bypass::",
+        "tracking::",
+        "insertion::",
+        "false_clean::",
+        "two_disks::",
+    ],
+};
+
+/// Real daemons on this machine.
+pub(crate) const PROCESSES: Plan = Plan {
+    package: "farside-tests",
+    folder: "tests",
+    alone: &[],
+    first: &[
+        "links::",
+        "sick_disks::",
+        "at_rest::",
+        "backing::",
+        "power_cuts::",
+        "fio::",
+        "kill_nine::",
+        "bucket::",
+        "failback::",
+    ],
+};
+
 /// More guests than that need more memory than a small machine has.
 const WORKERS_MAX: usize = 4;
 
@@ -58,16 +93,16 @@ impl Test {
         format!("{}::{name}", self.file)
     }
 
-    fn is_alone(&self) -> bool {
-        ALONE.iter().any(|title| self.title().starts_with(title))
+    fn is_alone(&self, plan: &Plan) -> bool {
+        plan.alone.iter().any(|title| self.title().starts_with(title))
     }
 
     /// Where it comes among those that run beside each other.
-    fn rank(&self) -> usize {
-        FIRST.iter().position(|title| self.title().starts_with(title)).unwrap_or(FIRST.len())
+    fn rank(&self, plan: &Plan) -> usize {
+        plan.first.iter().position(|title| self.title().starts_with(title)).unwrap_or(plan.first.len())
     }
 
-    fn run(&self, hours: Option<f64>, priority: Priority) -> anyhow::Result<(Count, String)> {
+    fn run(&self, plan: &Plan, hours: Option<f64>, priority: Priority) -> anyhow::Result<(Count, String)> {
         let mut command = match priority {
             Priority::Normal => Command::new(&self.program),
             Priority::Idle => {
@@ -77,7 +112,7 @@ impl Test {
             }
         };
         // As cargo runs it.
-        command.current_dir(crate::root().join("tests/vm")).env("CARGO_PKG_NAME", PACKAGE).args(["--test-threads", "1"]);
+        command.current_dir(crate::root().join(plan.folder)).env("CARGO_PKG_NAME", plan.package).args(["--test-threads", "1"]);
         if let Some(name) = &self.name {
             command.args(["--exact", name]);
         }
@@ -129,8 +164,8 @@ impl Queue {
         }
     }
 
-    fn ended(&mut self, test: &Test) {
-        self.is_alone_running &= !test.is_alone();
+    fn ended(&mut self, test: &Test, plan: &Plan) {
+        self.is_alone_running &= !test.is_alone(plan);
     }
 }
 
@@ -138,18 +173,19 @@ impl Queue {
 ///
 /// # Errors
 /// When they cannot be built or listed.
-pub(crate) fn run(hours: Option<f64>) -> anyhow::Result<Count> {
-    let tests = tests()?;
-    if let Some(title) = ALONE.iter().find(|title| !tests.iter().any(|test| test.title().starts_with(**title))) {
-        bail!("there is no test {title}, which is to run alone: say its name in xtask/src/machines.rs");
+pub(crate) fn run(plan: &Plan, hours: Option<f64>) -> anyhow::Result<Count> {
+    let tests = tests(plan)?;
+    let named = || plan.alone.iter().chain(plan.first);
+    if let Some(title) = named().find(|title| !tests.iter().any(|test| test.title().starts_with(**title))) {
+        bail!("there is no test {title}, which is to run alone or first: say its name in xtask/src/apart.rs");
     }
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
-    let count = run_all(tests, workers, hours);
+    let count = run_all(plan, tests, workers, hours);
     if count.passed == 0 { Err(anyhow!("no test ran")) } else { Ok(count) }
 }
 
-fn run_all(tests: Vec<Test>, workers: usize, hours: Option<f64>) -> Count {
-    let (alone, others): (VecDeque<Test>, VecDeque<Test>) = tests.into_iter().partition(Test::is_alone);
+fn run_all(plan: &Plan, tests: Vec<Test>, workers: usize, hours: Option<f64>) -> Count {
+    let (alone, others): (VecDeque<Test>, VecDeque<Test>) = tests.into_iter().partition(|test| test.is_alone(plan));
     let (queue, total) = (Mutex::new(Queue { alone, others, ..Queue::default() }), Mutex::new(Count::default()));
     let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
     let next = || queue().take();
@@ -158,8 +194,9 @@ fn run_all(tests: Vec<Test>, workers: usize, hours: Option<f64>) -> Count {
             scope.spawn(|| {
                 while let Some((test, priority)) = next() {
                     let begun = Instant::now();
-                    let (count, said) = test.run(hours, priority).unwrap_or_else(|error| (Count::FAILED, format!("{error:#}\n")));
-                    queue().ended(&test);
+                    let (count, said) =
+                        test.run(plan, hours, priority).unwrap_or_else(|error| (Count::FAILED, format!("{error:#}\n")));
+                    queue().ended(&test, plan);
                     // At once, or two that end together would be printed into each other.
                     let mut out = std::io::stdout().lock();
                     let _ = writeln!(out, "{}: {} in {}\n{said}", test.title(), count.words(), seconds(begun.elapsed()));
@@ -173,9 +210,9 @@ fn run_all(tests: Vec<Test>, workers: usize, hours: Option<f64>) -> Count {
 }
 
 /// Builds the tests and says what there is, the longest first.
-fn tests() -> anyhow::Result<Vec<Test>> {
+fn tests(plan: &Plan) -> anyhow::Result<Vec<Test>> {
     let mut build =
-        cargo(&["test", "--release", "--locked", "--no-run", "--message-format", "json-render-diagnostics", "-p", PACKAGE]);
+        cargo(&["test", "--release", "--locked", "--no-run", "--message-format", "json-render-diagnostics", "-p", plan.package]);
     let built =
         build.stdin(Stdio::null()).stderr(Stdio::inherit()).output().with_context(|| format!("{build:?} does not start"))?;
     if !built.status.success() {
@@ -195,7 +232,7 @@ fn tests() -> anyhow::Result<Vec<Test>> {
             false => tests.push(Test { file, program, name: None }),
         }
     }
-    tests.sort_by_key(Test::rank);
+    tests.sort_by_key(|test| test.rank(plan));
     Ok(tests)
 }
 
@@ -241,15 +278,15 @@ mod tests {
             let (file, name) = title.split_once("::").expect("a title");
             Test { file: file.to_owned(), program: "/x".into(), name: Some(name.to_owned()) }
         };
-        let (alone, others) = ([test(ALONE[0]), test(ALONE[1])], [test("f::a"), test("f::b"), test("f::c")]);
+        let (alone, others) = ([test(MACHINES.alone[0]), test(MACHINES.alone[1])], [test("f::a"), test("f::b"), test("f::c")]);
         let mut queue = Queue { alone: alone.clone().into(), others: others.clone().into(), ..Queue::default() };
         assert_eq!(queue.take(), Some((alone[0].clone(), Priority::Normal)));
         assert_eq!(queue.take(), Some((others[2].clone(), Priority::Idle)), "what is long waits");
-        queue.ended(&others[2]);
+        queue.ended(&others[2], &MACHINES);
         assert_eq!(queue.take(), Some((others[1].clone(), Priority::Idle)), "the other one runs yet");
-        queue.ended(&alone[0]);
+        queue.ended(&alone[0], &MACHINES);
         assert_eq!(queue.take(), Some((alone[1].clone(), Priority::Normal)));
-        queue.ended(&alone[1]);
+        queue.ended(&alone[1], &MACHINES);
         assert_eq!(queue.take(), Some((others[0].clone(), Priority::Normal)));
         assert_eq!(queue.take(), None);
     }
@@ -262,7 +299,7 @@ mod tests {
         let good = test("/bin/echo", "t\ntest result: ok. 1 passed; 0 failed; 0 ignored");
         let (dead, silent) = (test("/bin/false", "t"), test("/bin/true", "t"));
         let tests = vec![good.clone(), dead, silent, test("/nowhere", "t"), good];
-        let count = run_all(tests, 2, None);
+        let count = run_all(&MACHINES, tests, 2, None);
         assert_eq!(count, Count { passed: 2, failed: 3 });
     }
 }
