@@ -294,7 +294,10 @@ fn wrap(global: &Global, place: &Place, of: Option<&Address>, key: Keeper, with:
         Place::Store(location) => {
             let store = store::open(location)?;
             let names = &group(&store, of)?;
-            let there = wrappings(&**store.backend(), names)?.into_iter().filter_map(|stored| stored.wrapping.ok()).collect();
+            // † What is bound to another group somebody brought here who may be able to open what is made of it.
+            let is_its = |wrapping: &Wrapping| wrapping.group().is_none_or(|group| group == names.to_string());
+            let all = wrappings(&**store.backend(), names)?.into_iter().filter_map(|stored| stored.wrapping.ok());
+            let there = all.filter(is_its).collect();
             WrapAll { there, key, with }.put(|wrapping| {
                 let (_, number) = add_wrapping(&**store.backend(), names, &wrapping.encode())?;
                 if let Location::Dir(root) = location {

@@ -178,11 +178,9 @@ impl Member {
         }
     }
 
-    /// Whether everything went through its tap, as far as was seen. † Nothing needs to, once we have taken the tap out ourselves:
-    /// nobody looks at that table any more.
+    /// Whether everything went through its tap, as far as was seen.
     pub(crate) fn is_sound(&self) -> bool {
-        let is_out = self.served.insertion.as_ref().is_some_and(|insertion| insertion.is_leaving());
-        self.sight.is_clear() && self.bypass.is_none() && !is_out
+        self.sight.is_clear() && self.bypass.is_none()
     }
 
     /// What somebody else wrote on the backing.

@@ -372,6 +372,10 @@ async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]
     // What the store has nothing of has no points, and is in no cut.
     let is_asked = |names: &GroupNames| receiver.roster.is_new(names) || found.groups.iter().any(|(group, _)| group == names);
     let is_all = found.is_listed && cohort.groups.iter().all(is_asked);
+    // † Whoever stops has no groups any more.
+    if receiver.is_stopping() {
+        return false;
+    }
     receiver.cohorts.keep(cohort, &found, is_all);
     if is_all {
         locked(seen).newest_at = found.whole().first().map(|cut| cut.at);
@@ -615,7 +619,7 @@ pub(crate) async fn cuts_there_are(receiver: &Arc<Receiver>, name: &str) -> Resu
 /// Asks all groups of the store at once: one that waits for its disk holds up none of the others.
 async fn gather(receiver: &Arc<Receiver>, name: &str) -> Found {
     // † Before they are asked: what came to be known after that was not.
-    let is_listed = receiver.roster.is_listed();
+    let (is_listed, unserved) = (receiver.roster.is_listed(), receiver.roster.unserved());
     let mut asked = JoinSet::new();
     for group in receiver.roster.all() {
         let name = name.to_owned();
@@ -624,7 +628,8 @@ async fn gather(receiver: &Arc<Receiver>, name: &str) -> Found {
             (group.names().clone(), answer.unwrap_or_else(|_| Err("it does not answer".to_owned())))
         });
     }
-    let mut found = Found { is_listed, ..Found::default() };
+    let silent = unserved.into_iter().map(|names| (names, "it is not served: the log says why".to_owned())).collect();
+    let mut found = Found { is_listed, silent, ..Found::default() };
     while let Some(answered) = asked.join_next().await {
         match answered.expect("asking does not panic") {
             (names, Ok(cuts)) => found.groups.push((names, cuts)),

@@ -584,8 +584,12 @@ impl Failovers {
                     failover.former.clear();
                 }
                 Stage::Promoted { point } => {
-                    let of_point = point.and_then(|point| look(receiver, &group, Some(point)).ok());
-                    let look = of_point.map_or_else(|| look(receiver, &group, None), Ok)?;
+                    // † Only what is not there is looked past: one that does not answer in time has what it had.
+                    let look = match point.map(|point| look(receiver, &group, Some(point))) {
+                        Some(Err(error)) if error.code != ErrorCode::NotFound => return Err(error),
+                        Some(Ok(look)) => look,
+                        _ => look(receiver, &group, None)?,
+                    };
                     if !failover.is_taken_back(&look) {
                         // Withdrawn once, and then there is nothing to withdraw.
                         if let Some(point) = look.point.filter(|_| failover.settled && point.is_some()) {

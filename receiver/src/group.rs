@@ -280,7 +280,11 @@ impl Group {
                 let _ = reply.send(self.with_state(|state| ask.find(state, &self.found())));
             }
             Mail::CohortCuts { cohort, reply } => {
-                let _ = reply.send(self.with_state(|state| crate::cohort::cuts_of(state, &cohort)));
+                // † What is torn away is there all the same, and others would give up what it needs of theirs.
+                let torn = matches!(&self.place, Place::Here(here) if here.store.torn().is_some());
+                let cuts = self.with_state(|state| crate::cohort::cuts_of(state, &cohort));
+                let _ =
+                    reply.send(if torn { Err("its ledger is torn: farside store check says where".to_owned()) } else { cuts });
             }
             Mail::PointEnds { ask, reply } => {
                 let _ = reply.send(self.with_state(|state| ask.ends(state, &self.found())));

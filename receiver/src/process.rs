@@ -462,16 +462,12 @@ async fn start_known_groups(receiver: &Arc<Receiver>) -> bool {
         let Ok((store, _)) = receiver.vault.current() else { return false };
         match store.groups() {
             Ok(groups) => {
-                let mut all = true;
-                for names in groups {
-                    if let Err(error) = receiver.roster.group(&receiver, &names) {
-                        all = false;
+                for names in &groups {
+                    if let Err(error) = receiver.roster.group(&receiver, names) {
                         tracing::warn!(group = %names, %error, "a group of the store is not served");
                     }
                 }
-                if all {
-                    receiver.roster.listed();
-                }
+                receiver.roster.listed(groups.into_iter().collect());
                 true
             }
             Err(error) => {

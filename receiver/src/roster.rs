@@ -1,8 +1,7 @@
 //! Which groups there are, each with its thread; made when the store shows them or a source comes with one.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use farside_region::Name;
 use farside_store::GroupNames;
@@ -14,8 +13,8 @@ use crate::process::Receiver;
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     groups: Mutex<BTreeMap<GroupNames, Entry>>,
-    /// All that the store held was started once.
-    is_listed: AtomicBool,
+    /// What the store held when it was listed first, served or not.
+    listed: OnceLock<BTreeSet<GroupNames>>,
 }
 
 #[derive(Debug)]
@@ -72,19 +71,25 @@ impl Roster {
         Ok(handle)
     }
 
-    /// Every group of the store was started.
-    pub(crate) fn listed(&self) {
-        self.is_listed.store(true, Ordering::Release);
+    /// The store has these; all of them were started that can be.
+    pub(crate) fn listed(&self, groups: BTreeSet<GroupNames>) {
+        let _ = self.listed.set(groups); // a store that was away has what it had
+    }
+
+    /// What the store has and nobody serves.
+    pub(crate) fn unserved(&self) -> Vec<GroupNames> {
+        let served = self.lock();
+        self.listed.get().into_iter().flatten().filter(|names| !served.contains_key(names)).cloned().collect()
     }
 
     /// Whether every group of the store is known.
     pub(crate) fn is_listed(&self) -> bool {
-        self.is_listed.load(Ordering::Acquire)
+        self.listed.get().is_some()
     }
 
     /// Whether the store has nothing of a group, as far as is known since the process began.
     pub(crate) fn is_new(&self, names: &GroupNames) -> bool {
-        self.is_listed() && !self.lock().contains_key(names)
+        self.listed.get().is_some_and(|listed| !listed.contains(names)) && !self.lock().contains_key(names)
     }
 
     /// All groups that run.
@@ -103,5 +108,21 @@ impl Roster {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupNames, Entry>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_store_has_is_not_new_whether_it_can_be_served_or_not() {
+        let names = |source: &str| GroupNames::new(source.parse().expect("a name"), "db".parse().expect("a name"));
+        let roster = Roster::default();
+        assert!(!roster.is_new(&names("web1")) && !roster.is_listed(), "nobody has looked yet");
+        roster.listed(BTreeSet::from([names("web1")]));
+        assert!(roster.is_listed() && roster.is_new(&names("web2")));
+        assert!(!roster.is_new(&names("web1")));
+        assert_eq!(roster.unserved(), [names("web1")]);
     }
 }

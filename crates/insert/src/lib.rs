@@ -320,11 +320,6 @@ impl Insertion {
         Ok(None)
     }
 
-    /// Whether we take the tap out, or have: [`Insertion::leaves`].
-    pub fn is_leaving(&self) -> bool {
-        self.leaves.load(Ordering::Relaxed)
-    }
-
     /// From now on, until [`Insertion::stays`], the device may be put back on its disks: we do that.
     pub fn leaves(&self) {
         self.leaves.store(true, Ordering::Relaxed);

@@ -846,12 +846,19 @@ impl GroupStore {
             Err(e @ (StoreError::Full { .. } | StoreError::ReadOnly { .. } | StoreError::Denied { .. })) => return Err(e),
             Err(e) => Some(e),
         };
+        let is_near = backend.requests_at_once().is_none();
         let found = match block_on(backend.get(&name, RECORD_BYTES_MAX as u64)) {
             // One bad file, not a bad store; unless the write failed as well.
             Err(StoreError::Unreadable { source, .. }) => {
                 let unusable = Unusable::damaged(format!("it cannot be read: {source}"));
-                return Err(error.unwrap_or_else(|| self.tear(unusable, attempt.slot())));
+                return Err(match error {
+                    Some(error) if is_near => self.unsure(attempt.slot(), error),
+                    Some(error) => error,
+                    None => self.tear(unusable, attempt.slot()),
+                });
             }
+            // † A directory has made the name before it says that it could not be synced.
+            Err(why) if is_near && error.is_some() => return Err(self.unsure(attempt.slot(), why)),
             other => other?,
         };
         match found {

@@ -284,17 +284,16 @@ impl Unlocking {
         end_to_end: &BTreeSet<KeyId>,
     ) -> Result<Option<GroupKey>> {
         let begun = Instant::now();
-        for wrapping in wrappings(backend, names)?.iter().filter_map(|stored| stored.of(names, SealMode::AtRest)) {
-            if end_to_end.contains(&wrapping.key()) {
-                continue;
-            }
+        let stored = wrappings(backend, names)?;
+        let ours = || stored.iter().filter_map(|stored| stored.of(names, SealMode::AtRest));
+        let of_none = || ours().filter(|wrapping| !end_to_end.contains(&wrapping.key()));
+        for wrapping in of_none() {
             if let Some(key) = known.keys.iter().find(|key| known.at_rest == Some(key.id()) && key.id() == wrapping.key()) {
                 return Ok(Some(key.clone()));
             }
-            if is_dear(wrapping) {
-                continue;
-            }
-            for keeper in &self.keepers.at_rest {
+        }
+        for keeper in nearest_first(&self.keepers.at_rest) {
+            for wrapping in of_none().filter(|wrapping| !is_dear(wrapping)) {
                 if self.patience.is_some_and(|patience| begun.elapsed() >= patience) {
                     let why = "what is there takes too long to be opened: remove what nobody uses (farside key list)".to_owned();
                     return Err(StoreError::BadKey { group: names.to_string(), why });
@@ -326,7 +325,7 @@ impl Unlocking {
         let ours = stored.iter().filter_map(|stored| stored.of(names, SealMode::AtRest));
         let of_key: Vec<_> = ours.filter(|wrapping| wrapping.key() == key.id() && !is_dear(wrapping)).collect();
         let (begun, mut unkept) = (Instant::now(), Vec::new());
-        for keeper in &self.keepers.at_rest {
+        for keeper in nearest_first(&self.keepers.at_rest) {
             let is_spent = || self.patience.is_some_and(|patience| begun.elapsed() >= patience);
             if is_spent() {
                 unkept.push(format!("`{keeper}` was not asked: the others took too long"));
@@ -335,10 +334,14 @@ impl Unlocking {
             if of_key.iter().any(|wrapping| !is_spent() && opened(wrapping, keeper).is_ok()) {
                 continue;
             }
-            match Wrapping::at_rest(&names.to_string(), key, keeper, ARGON2_DEFAULT) {
-                Ok(wrapping) => drop(add_wrapping(backend, names, &wrapping.encode())?),
-                Err(error) => unkept.push(error.to_string()),
+            // † Not all were tried: it may be there, and would be there twice after each such start.
+            if is_spent() {
+                unkept.push(format!("`{keeper}` was not asked of all that is there: that took too long"));
+                continue;
             }
+            let wrapped = Wrapping::at_rest(&names.to_string(), key, keeper, ARGON2_DEFAULT).map_err(|error| error.to_string());
+            let kept = wrapped.and_then(|made| add_wrapping(backend, names, &made.encode()).map_err(|error| error.to_string()));
+            unkept.extend(kept.err());
         }
         Ok(unkept)
     }
@@ -429,6 +432,12 @@ fn opened(wrapping: &Wrapping, keeper: &Keeper) -> Result<GroupKey, WrapError> {
     let is_costly = wrapping.cost().is_some() && matches!(keeper, Keeper::Passphrase(_) | Keeper::PassphraseFile(_));
     let _one = is_costly.then(|| PASSPHRASES.lock().unwrap_or_else(PoisonError::into_inner));
     wrapping.unwrap(keeper)
+}
+
+/// Programs last: one that hangs takes the time of all who come after it.
+fn nearest_first(keepers: &[Keeper]) -> impl Iterator<Item = &Keeper> {
+    let is_program = |keeper: &&Keeper| matches!(keeper, Keeper::Command(_));
+    keepers.iter().filter(move |keeper| !is_program(keeper)).chain(keepers.iter().filter(is_program))
 }
 
 /// Whether it takes more than what is made here: no gateway wrote it, and it is opened for nobody but who names its key.

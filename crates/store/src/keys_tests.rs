@@ -356,3 +356,11 @@ fn a_wrapping_that_costs_more_than_ours_is_not_tried_for_a_key_at_rest() {
     let kept = told(&group, &at_rest(&[file, keeper])).expect("the file opens it").expect("a key");
     assert!(kept.key.id() == id && kept.unkept.is_empty() && stored(&group) == [id, id, id]);
 }
+
+#[test]
+fn programs_are_asked_last() {
+    let keepers = ["command:/opt/kms --slow", "file:/a", "command:/opt/other", "file:/b"];
+    let keepers: Vec<Keeper> = keepers.iter().map(|keeper| keeper.parse().expect("a keeper")).collect();
+    let order: Vec<String> = super::nearest_first(&keepers).map(ToString::to_string).collect();
+    assert_eq!(order, ["file:/a", "file:/b", "command:/opt/kms --slow", "command:/opt/other"]);
+}

@@ -12,7 +12,7 @@ use farside_wire::{
 };
 
 use super::at_rest::Asker;
-use super::{Group, Place};
+use super::{Group, Listening, Place};
 use crate::points::{exact_slice, point_page, wire_run};
 
 impl Group {
@@ -54,6 +54,7 @@ impl Group {
 
     fn close_session(&mut self, session: SessionId, why: &'static str) {
         let Some(link) = self.sessions.remove(&session) else { return };
+        self.listening = Listening::anew(); // it did not go by itself
         let words = if self.last_failure.is_empty() { why.to_owned() } else { std::mem::take(&mut self.last_failure) };
         tracing::info!(group = %self.names, %words, "closing a connection");
         // Returns when none of its parts can land any more, as the next action expects.
