@@ -857,8 +857,10 @@ impl GroupStore {
                     None => self.tear(unusable, attempt.slot()),
                 });
             }
-            // † A directory has made the name before it says that it could not be synced.
-            Err(why) if is_near && error.is_some() => return Err(self.unsure(attempt.slot(), why)),
+            // † A directory has made the name before it says that it could not be synced. What is opened again is looked at in any case.
+            Err(why) if is_near && error.is_some() && why.remedy() != crate::Remedy::Reopen => {
+                return Err(self.unsure(attempt.slot(), why));
+            }
             other => other?,
         };
         match found {
