@@ -41,7 +41,7 @@ pub(crate) enum CohortCommand {
     },
     /// Keep the points of a cohort that is no more as all others.
     ///
-    /// What was kept of a cohort when its [[cohort]] was taken out of receiver.toml is kept on: no newer cut comes that it would make room for,
+    /// What was kept of a cohort when its `[[cohort]]` was taken out of receiver.toml is kept on: no newer cut comes that it would make room for,
     /// and a file that cannot be read must not give up anything. This gives its points to the policies of their groups, which may prune most of
     /// them soon; pinned ones stay. Refused while the configuration has a cohort of that name, and over when it has one again.
     Forget {
