@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use farside_control::client::Daemon;
+use farside_control::client::{ClientError, Daemon};
 use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
 use farside_control::follower::FollowerState;
 use farside_control::routes::PointsQuery;
-use farside_control::{Address, Client, PointRef};
+use farside_control::{Address, Client, ErrorCode, PointRef};
 use serde::Serialize;
 
 use crate::args::{Global, parse_cut};
@@ -189,7 +189,15 @@ async fn ask_until_through(
             eprint!("{}", waits(&now, ms));
         }
         tokio::time::sleep(if now.waits_ms.is_some() { WAITS_AGAIN } else { ASK_AGAIN }).await;
-        now = client.failover(&FailoverRequest { again: false, ..request.clone() }).await?;
+        // † Until it is fenced the same is said again, and not only asked: a source that is alive may come back, and then nothing more comes.
+        let plan = now.stage != FailoverStage::Fencing;
+        let again = FailoverRequest { again: false, plan, ..request.clone() };
+        now = match client.failover(&again).await {
+            Err(ClientError::Api(error)) if !plan && error.code != ErrorCode::Refused => {
+                client.failover(&FailoverRequest { plan: true, ..again }).await?
+            }
+            answer => answer?,
+        };
         // A target that was never filled takes its time.
         let (mut done, mut total) = (0, 0);
         for one in now.members.iter().filter_map(|member| member.follower.as_deref()) {
