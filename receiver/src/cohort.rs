@@ -129,8 +129,7 @@ impl Cohorts {
     fn remember(receiver: &Arc<Receiver>, config: &Config) {
         let _one = receiver.cohorts.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
         let before = receiver.cohorts.lock().forgotten.clone();
-        let is_gone = |name: &&Name| config.cohorts.iter().all(|cohort| cohort.name != **name);
-        let forgotten: BTreeSet<Name> = before.iter().filter(is_gone).cloned().collect();
+        let forgotten: BTreeSet<Name> = before.iter().filter(|name| !has(config, name)).cloned().collect();
         if forgotten == before {
             return;
         }
@@ -151,14 +150,13 @@ impl Cohorts {
     /// The ids of those whose points are as all others.
     pub(crate) fn forgotten(&self, config: &Config) -> BTreeSet<[u8; 16]> {
         let inner = self.lock();
-        let is_gone = |name: &&Name| config.cohorts.iter().all(|cohort| cohort.name != **name);
-        inner.forgotten.iter().filter(is_gone).map(|name| Cut::cohort_id(name.as_str())).collect()
+        inner.forgotten.iter().filter(|name| !has(config, name)).map(|name| Cut::cohort_id(name.as_str())).collect()
     }
 
     /// The points of a cohort that the configuration has no more fall to the policies of their groups. Blocking.
     pub(crate) fn forget(receiver: &Receiver, name: &Name) -> Result<(), ApiError> {
         let _one = receiver.cohorts.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
-        if receiver.config().cohorts.iter().any(|cohort| cohort.name == *name) {
+        if has(&receiver.config(), name) {
             let message = format!("cohort {name} is in the configuration, and is being cut");
             let what = "take its [[cohort]] out of receiver.toml first, and `farside reload`";
             return Err(ApiError::new(ErrorCode::Conflict, message, what));
@@ -263,6 +261,11 @@ impl Cohorts {
     }
 }
 
+/// Whether the configuration has a cohort of that name.
+fn has(config: &Config, name: &Name) -> bool {
+    config.cohorts.iter().any(|cohort| cohort.name == *name)
+}
+
 fn not_as_one(name: &Name, trouble: &CohortTrouble, newest_at: Option<Timestamp>) -> Reason {
     let group = trouble.group.as_ref().map_or_else(String::new, |group| format!("{group}: "));
     let newest = newest_at
@@ -291,7 +294,7 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
     let mut actions = Vec::new();
     // The cut that was called one last, until it is looked for.
     let mut awaited: Option<[u8; 16]> = None;
-    receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone()));
+    receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone(), Arc::clone(&seen)));
     loop {
         let until_due = Duration::from_nanos(conductor.due().saturating_sub(now())).min(LOOK);
         match tokio::time::timeout(until_due, happened.recv()).await {
@@ -335,7 +338,7 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
                             let before = awaited.replace(cut);
                             let is_found = look(&receiver, &cohort, before, &seen).await;
                             if !is_found && receiver.cohorts.lock().looked.remove(&cohort.name) {
-                                receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone()));
+                                receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone(), Arc::clone(&seen)));
                             }
                         }
                     }
@@ -346,8 +349,8 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
 }
 
 /// Finds what is kept for whole cuts, however long a group does not answer: before that nothing of the cohort is given up.
-async fn find_kept(receiver: Arc<Receiver>, cohort: Cohort) {
-    let (seen, mut wait) = (Mutex::default(), SOON);
+async fn find_kept(receiver: Arc<Receiver>, cohort: Cohort, seen: Arc<Mutex<Seen>>) {
+    let mut wait = SOON;
     let is_wanted = || {
         let inner = receiver.cohorts.lock();
         let is_it = inner.running.get(&cohort.name).is_some_and(|running| running.config == cohort);

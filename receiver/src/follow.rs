@@ -37,7 +37,7 @@ use crate::group::{FollowAsk, FollowError, FollowNext, GroupHandle, Mail};
 use crate::keys;
 use crate::locks::{self, Locked};
 use crate::process::Receiver;
-use crate::state_dir::{StateDir, StateError, unsaved};
+use crate::state_dir::{StateDir, StateError, Versioned, unsaved};
 use crate::status::wall;
 
 mod kept;
@@ -133,18 +133,17 @@ pub(crate) struct Holds {
 /// Of both.
 pub(crate) const FOLLOWER_VERSION: u32 = 1;
 
-/// What says of which version it is.
-pub(crate) trait Versioned {
-    fn version(&self) -> u32;
-}
-
 impl Versioned for Definition {
+    const READS: u32 = FOLLOWER_VERSION;
+
     fn version(&self) -> u32 {
         self.version
     }
 }
 
 impl Versioned for Holds {
+    const READS: u32 = FOLLOWER_VERSION;
+
     fn version(&self) -> u32 {
         self.version
     }

@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::failover::Failover;
-use crate::follow::{Definition, FOLLOWER_VERSION, Holds, Versioned};
+use crate::follow::{Definition, Holds};
 use crate::found::Found;
 
 /// Why the state directory cannot be used.
@@ -103,11 +103,35 @@ const HOLDS: &str = "~holds";
 /// A follower, and what it is or what is wrong with its file.
 type FoundFollower = (Name, Result<Definition, StateError>);
 
+/// What says of which version it is.
+pub(crate) trait Versioned: serde::de::DeserializeOwned {
+    /// That which this build understands.
+    const READS: u32;
+
+    fn version(&self) -> u32;
+}
+
+impl Versioned for KnownFound {
+    const READS: u32 = FOUND_VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+impl Versioned for ForgottenCohorts {
+    const READS: u32 = FORGOTTEN_VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
 /// What was written by a build that this one understands.
-fn current<T: Versioned>(read: Option<T>, path: &Path) -> Result<Option<T>, StateError> {
-    match read {
-        Some(read) if read.version() != FOLLOWER_VERSION => {
-            let reason = format!("it is of version {}, and this build reads {FOLLOWER_VERSION}", read.version());
+fn read_current<T: Versioned>(path: &Path) -> Result<Option<T>, StateError> {
+    match read::<T>(path)? {
+        Some(read) if read.version() != T::READS => {
+            let reason = format!("it is of version {}, and this build reads {}", read.version(), T::READS);
             Err(StateError::Damaged { path: path.to_owned(), reason })
         }
         read => Ok(read),
@@ -184,12 +208,7 @@ impl StateDir {
     /// What readings found in a group beside what is on record.
     pub(crate) fn found(&self, source: &Name, group: &Name) -> Result<Option<Found>, StateError> {
         let path = self.found_path(source, group);
-        let known: Option<KnownFound> = read(&path)?;
-        match known {
-            Some(KnownFound { version, .. }) if version != FOUND_VERSION => {
-                let reason = format!("it is of version {version}, and this build reads {FOUND_VERSION}");
-                Err(StateError::Damaged { path, reason })
-            }
+        match read_current::<KnownFound>(&path)? {
             Some(KnownFound { found: None, .. }) => Err(StateError::Damaged { path, reason: "it says nothing".to_owned() }),
             known => Ok(known.and_then(|known| known.found)),
         }
@@ -214,9 +233,7 @@ impl StateDir {
             let file = entry.map_err(io)?.file_name();
             let name = file.to_str().and_then(|file| file.strip_suffix(".json")).filter(|name| !name.ends_with(HOLDS));
             let Some(name) = name.and_then(|name| name.parse::<Name>().ok()) else { continue };
-            if let Some(definition) =
-                read(&self.follower(&name)).and_then(|read| current(read, &self.follower(&name))).transpose()
-            {
+            if let Some(definition) = read_current(&self.follower(&name)).transpose() {
                 found.push((name, definition));
             }
         }
@@ -226,8 +243,7 @@ impl StateDir {
 
     /// What a follower's target holds; `None`: nothing of ours yet.
     pub(crate) fn follower_holds(&self, name: &Name) -> Result<Option<Holds>, StateError> {
-        let path = self.follower_holds_path(name);
-        read(&path).and_then(|read| current(read, &path))
+        read_current(&self.follower_holds_path(name))
     }
 
     /// Begins a follower, or changes what it is: from what it was before. Where it fails that is what it is.
@@ -261,14 +277,8 @@ impl StateDir {
 
     /// Cohorts that a person has had forgotten.
     pub(crate) fn cohorts_forgotten(&self) -> Result<BTreeSet<Name>, StateError> {
-        let path = self.cohorts_forgotten_path();
-        match read::<ForgottenCohorts>(&path)? {
-            Some(known) if known.version != FORGOTTEN_VERSION => {
-                let reason = format!("it is of version {}, and this build reads {FORGOTTEN_VERSION}", known.version);
-                Err(StateError::Damaged { path, reason })
-            }
-            known => Ok(known.map(|known| known.cohorts).unwrap_or_default()),
-        }
+        let known = read_current::<ForgottenCohorts>(&self.cohorts_forgotten_path())?;
+        Ok(known.map(|known| known.cohorts).unwrap_or_default())
     }
 
     pub(crate) fn remember_cohorts_forgotten(&self, cohorts: &BTreeSet<Name>) -> Result<(), StateError> {

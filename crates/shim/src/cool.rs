@@ -183,11 +183,7 @@ impl Cooler {
     /// # Panics
     /// When none was begun.
     pub fn flush_end(&mut self, ok: bool) {
-        let Stage::Flushing { flush, failures } = self.stage else {
-            panic!("no flush was begun");
-        };
-        self.volume.flush_end(flush, ok);
-        self.stage = Stage::Settle { upto: self.volume.flushes_begun(), failures };
+        self.settle(|volume, flush| volume.flush_end(flush, ok));
     }
 
     /// The flush failed, and whoever saw it end has said so to the volume, before anything was shown that ended after it
@@ -197,10 +193,14 @@ impl Cooler {
     /// # Panics
     /// When none was begun.
     pub fn flush_failed(&mut self) {
+        self.settle(Volume::flush_over);
+    }
+
+    fn settle(&mut self, end: impl FnOnce(&Volume, u64)) {
         let Stage::Flushing { flush, failures } = self.stage else {
             panic!("no flush was begun");
         };
-        self.volume.flush_over(flush);
+        end(&self.volume, flush);
         self.stage = Stage::Settle { upto: self.volume.flushes_begun(), failures };
     }
 
