@@ -28,7 +28,7 @@
 //! and leaves the others to the successor.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -174,16 +174,12 @@ impl Server {
             // The kernel asks whose commands they are when it has the last one. Nothing that follows needs the privilege.
             process::give_up_administration().unwrap_or_else(|error| tracing::warn!("{error}"));
         }
-        let len = (usize::from(depth) * DESCRIPTOR_BYTES).next_multiple_of(page_bytes());
-        let offset = u64::from(number) * uapi::DESCRIPTORS_STRIDE;
-        let mapped = MmapOptions::new().offset(offset).len(len).map_raw_read_only(&*file);
-        let descriptors = mapped.map_err(|source| UblkError::Io { what: "map", path: device.clone(), source })?;
         let mut running = Running {
             ring,
             queue,
             number,
             file,
-            descriptors,
+            descriptors: None,
             path,
             passes_pages: self.passes_pages,
             pool,
@@ -200,7 +196,7 @@ impl Server {
             running.gone -= 1;
             running.fetch(tag, uapi::io::FETCH, 0, buffer);
         }
-        let served = running.serve(&self.waker, ready);
+        let served = running.serve(&self.waker, &device, ready);
         let Running { ring, gone, tags, .. } = running;
         let abandoned = (gone < tags.len()).then(|| ring.abandon());
         match served {
@@ -259,7 +255,8 @@ struct Running<Q> {
     queue: Q,
     number: u16,
     file: SharedFd,
-    descriptors: MmapRaw,
+    /// There once the kernel has every command.
+    descriptors: Option<MmapRaw>,
     path: DataPath,
     passes_pages: bool,
     /// A buffer for each tag; untouched memory costs nothing.
@@ -273,10 +270,14 @@ struct Running<Q> {
 }
 
 impl<Q: BlockQueue> Running<Q> {
-    fn serve(&mut self, waker: &Waker, ready: impl FnOnce()) -> Result<(), UblkError> {
+    /// † The descriptors are mapped when the kernel has every command of the queue, and not before. A kernel older than 6.16
+    /// remembers whose memory they are mapped into until somebody takes the device over, and lets nobody take over a device
+    /// of which no queue has all its commands: a server that died between the two would leave one that nobody can serve again.
+    fn serve(&mut self, waker: &Waker, device: &Path, ready: impl FnOnce()) -> Result<(), UblkError> {
         self.ring.wake_read(Tag::server(WAKE), waker);
         // A command that the kernel does not want completes at once.
         self.ring.wait(Some(Duration::ZERO))?;
+        self.descriptors = Some(self.map(device)?);
         let mut ready = Some(ready);
         loop {
             while let Some(completion) = self.ring.pop() {
@@ -337,10 +338,18 @@ impl<Q: BlockQueue> Running<Q> {
         }
     }
 
+    fn map(&self, device: &Path) -> Result<MmapRaw, UblkError> {
+        let len = (self.tags.len() * DESCRIPTOR_BYTES).next_multiple_of(page_bytes());
+        let offset = u64::from(self.number) * uapi::DESCRIPTORS_STRIDE;
+        let mapped = MmapOptions::new().offset(offset).len(len).map_raw_read_only(&*self.file);
+        mapped.map_err(|source| UblkError::Io { what: "map", path: device.to_owned(), source })
+    }
+
     fn descriptor(&self, tag: u16) -> Descriptor {
         let mut bytes = [0u8; DESCRIPTOR_BYTES];
-        let from = self.descriptors.as_ptr();
-        assert!((usize::from(tag) + 1) * DESCRIPTOR_BYTES <= self.descriptors.len(), "a tag lies inside the mapping");
+        let descriptors = self.descriptors.as_ref().expect("they are mapped before a request is seen");
+        let from = descriptors.as_ptr();
+        assert!((usize::from(tag) + 1) * DESCRIPTOR_BYTES <= descriptors.len(), "a tag lies inside the mapping");
         // SAFETY: the source lies inside the mapping (asserted), which lives as long as we do; the kernel writes a tag's
         // descriptor only before it completes the tag's command, and that completion has been seen.
         unsafe { from.add(usize::from(tag) * DESCRIPTOR_BYTES).copy_to_nonoverlapping(bytes.as_mut_ptr(), DESCRIPTOR_BYTES) };

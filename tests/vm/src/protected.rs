@@ -190,7 +190,7 @@ impl Host {
             .processors(setup.processors)
             .modules(&setup.modules)
             .debian_programs(&setup.debian_programs)
-            .programs(&["farside", "farsided", "farside-vm-bench", "farside-vm-load"])
+            .programs(&["farside", "farsided", "farside-vm-bench", "farside-vm-die", "farside-vm-load"])
             .disk(DiskSpec { content: setup.content, ..DiskSpec::blank("data", 0) })
             .disk(DiskSpec::blank("state", 64))
             .disk(DiskSpec { logical_block: 4096, ..DiskSpec::blank("wide", 8) });
@@ -292,6 +292,11 @@ impl Host {
         let daemon = "farsided --config /state/farsided.toml >>/run/daemon.log 2>&1 & daemon=$!";
         let killed = "kill -9 $daemon || exit 1; wait $daemon; true";
         self.guest.run(&format!("{daemon}; usleep {after_us}; {killed}"));
+    }
+
+    /// Starts it and has it die when the thread that opens `file` has entered or left so many system calls more.
+    pub fn start_daemon_that_dies(&mut self, file: &str, stops: u32) {
+        self.guest.run(&format!("farside-vm-die {file} {stops} farsided --config /state/farsided.toml >>/run/daemon.log 2>&1"));
     }
 
     /// A planned stop.

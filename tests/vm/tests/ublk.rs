@@ -12,6 +12,8 @@ use farside_vm::{DiskSpec, Guest, Kernel, Machine};
 const KILLS: u64 = 20;
 /// Of a daemon that stays, after eight that do not.
 const STARTS: u64 = 5;
+/// Entries to and returns from system calls of the thread that serves a queue, until it waits for requests.
+const STEPS: u32 = 12;
 
 /// Also between the kernel's "take over" and "resume".
 fn may_die_as_it_starts(kernel: Kernel) {
@@ -19,6 +21,13 @@ fn may_die_as_it_starts(kernel: Kernel) {
     let endurance = Endurance::from_environment(kernel as u64 + 5);
     let mut rng = Rng(endurance.seed());
     let mut round = 0;
+    // † From the moment the device is open to the one at which it is served, system call by system call.
+    host.kill_daemon();
+    for stops in 1..=STEPS {
+        host.start_daemon_that_dies("/dev/ublkc0", stops);
+    }
+    host.start_daemon();
+    host.wait_for_load(5);
     while round < STARTS || endurance.goes_on() {
         host.kill_daemon();
         for death in 0..8 {
