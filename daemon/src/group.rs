@@ -1139,11 +1139,15 @@ impl Control {
         let is_lost = |c: &Self| c.link.is_none() && !is_patient;
         let is_over = |c: &Self| c.link.is_some() && c.source.settled();
         self.listen_until(|c| c.hurries || is_lost(c) || is_over(c), Some(patience));
-        let settled = self.say_whether_all_is_published(configured);
+        let (settled, farewell) = self.say_whether_all_is_published(configured).unzip();
         self.listen_until(|c| !c.source.switching(), None);
         self.step(Event::Halt);
         self.settle_losses();
-        Ending { stopped: self.close_members(), settled }
+        let stopped = self.close_members();
+        if let Some(farewell) = farewell {
+            let _ = self.around.links.block_on(farewell); // it has its own limit
+        }
+        Ending { stopped, settled }
     }
 
     fn listen_until(&mut self, done: impl Fn(&Self) -> bool, deadline: Option<Instant>) {

@@ -124,6 +124,10 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// Waits for the end and says why.
     async fn closed(&self) -> Closed;
 
+    /// Waits until what [`Connection::close`] said has gone out and is not said again; three times as long as an answer takes, at
+    /// most. For who is about to end: what is not sent before its runtime ends is never sent. No promise that the peer heard it.
+    async fn told(&self);
+
     /// Why it ended, if it did.
     fn close_reason(&self) -> Option<Closed>;
 

@@ -301,6 +301,10 @@ impl Connection for MemoryConnection {
         self.wire.ended(self.side).await
     }
 
+    async fn told(&self) {
+        self.closed().await;
+    }
+
     fn close_reason(&self) -> Option<Closed> {
         self.wire.how_it_ended(self.side)
     }

@@ -12,12 +12,17 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::process::monotonic_ns;
 use farside_region::{GranuleSet, LedgerPosition, Name, VolumeId};
 use farside_replication::source::{State, VolumeStatus};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Control, Farewell, Member, Stopped};
 
 /// A device that does not answer is waited for so long at a stop.
 const CLOSE_WAIT: Duration = Duration::from_secs(15);
+
+/// So long a stop waits for its last word to go out.
+const FAREWELL_WAIT: Duration = Duration::from_secs(3);
 
 /// How a group stopped, and what it owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +171,9 @@ impl Control {
 
     /// Whoever takes the history over waits for this word, and for nothing less: that a connection ended says nothing of what its host owes. Nor is it
     /// said where a configured volume is not served here, or does not stream: what is not read owes all that was written to it.
-    pub(super) fn say_whether_all_is_published(&mut self, configured: usize) -> Option<Settled> {
+    ///
+    /// † The word goes out before the process ends, whoever else keeps the processors busy: the task that is given ends when it has.
+    pub(super) fn say_whether_all_is_published(&mut self, configured: usize) -> Option<(Settled, JoinHandle<()>)> {
         let volumes = self.source.status(monotonic_ns()).volumes;
         let all = configured > 0 && volumes.len() == configured && self.away.is_empty() && self.unkept.is_empty();
         // † What cannot be read is owed by nobody, and is in no point.
@@ -179,9 +186,15 @@ impl Control {
         self.dialing.abort();
         let link = self.link.as_ref()?;
         link.connection.close(farside_transport::CloseCode::Settled, "all is published, and this host stops");
+        let told = link.connection.clone();
+        let farewell = self.around.links.spawn(async move {
+            if timeout(FAREWELL_WAIT, told.told()).await.is_err() {
+                warn!("the gateway may not have heard that all is published: there was no time to send it");
+            }
+        });
         let newest = |volume: &VolumeStatus| volume.newest_point.map(|point| point.position);
         let point = newest(&volumes[0]).filter(|point| volumes.iter().all(|volume| newest(volume) == Some(*point)));
-        Some(Settled { point })
+        Some((Settled { point }, farewell))
     }
 
     /// Each on a thread of its own, and joined last: a device that does not answer must not keep the others from their `clean`.

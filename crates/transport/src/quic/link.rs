@@ -40,7 +40,7 @@ pub struct QuicConnection {
     frames_in: Mutex<FrameReader>,
     parts_in: Mutex<mpsc::Receiver<IncomingPart>>,
     /// A dialled connection keeps its endpoint's socket alive.
-    _endpoint: Option<quinn::Endpoint>,
+    endpoint: Option<quinn::Endpoint>,
 }
 
 /// A frame, and the room that it takes until it is written.
@@ -152,7 +152,7 @@ impl QuicConnection {
         tokio::spawn(write_frames(Arc::clone(&core), send, queue, Arc::clone(&room)));
         tokio::spawn(accept_parts(Arc::clone(&core), to_accept));
         let (frames_in, parts_in) = (Mutex::new(frames), Mutex::new(parts_in));
-        Arc::new(Self { peer, core, frames_out, room, frames_in, parts_in, _endpoint: endpoint })
+        Arc::new(Self { peer, core, frames_out, room, frames_in, parts_in, endpoint })
     }
 
     fn ended(&self) -> ConnectionError {
@@ -237,6 +237,13 @@ impl Connection for QuicConnection {
 
     async fn closed(&self) -> Closed {
         self.core.closed().await
+    }
+
+    async fn told(&self) {
+        self.core.connection.closed().await;
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.wait_idle().await;
+        }
     }
 
     fn close_reason(&self) -> Option<Closed> {
