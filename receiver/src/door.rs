@@ -297,10 +297,11 @@ pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connectio
     }
     let ended = connection.closed().await;
     let settled = matches!(ended, Closed::ByPeer { code: CloseCode::Settled, .. });
+    let sent_away = matches!(ended, Closed::Here { .. });
     let stopping = Arc::clone(&session);
     let _ = tokio::task::spawn_blocking(move || stopping.stop()).await;
     tracing::info!(%source, group = %group.names(), why = %ended, "the connection ended");
-    let _ = group.tell(Mail::Closed { session: session.id, settled }).await;
+    let _ = group.tell(Mail::Closed { session: session.id, settled, sent_away }).await;
 }
 
 /// Reads the first message and finds the group it names.

@@ -37,6 +37,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often it is looked whether that step is done.
 const TURN: Duration = Duration::from_millis(10);
+/// So many are looked at at once where all are shown.
+const SHOWN_AT_ONCE: usize = 64;
 const VERSION: u32 = 1;
 
 /// All failovers that are not over.
@@ -119,6 +121,9 @@ pub(crate) struct Failover {
     /// This very one is for good.
     #[serde(default)]
     settled: bool,
+    /// The one that stands until this one has fenced somebody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before: Option<Box<Failover>>,
 }
 
 /// A failover that another one took the place of.
@@ -158,6 +163,11 @@ impl Failover {
 
     pub(crate) fn is_current(&self) -> bool {
         self.version == VERSION
+    }
+
+    /// † Until the claims are in the ledger nothing has changed: whoever stood in may come and show that it is alive.
+    fn standing(&self) -> &Self {
+        self.before.as_deref().filter(|_| self.stage == Stage::Fencing && !self.claimed).unwrap_or(self)
     }
 
     /// Whether all volumes of its point were claimed above it: whoever has only some of them back needs it for the others.
@@ -320,6 +330,7 @@ impl Failovers {
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
             committed: known.as_ref().is_some_and(|known| known.committed),
             settled: false,
+            before: known.clone().map(Box::new),
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
         if request.plan {
@@ -338,12 +349,15 @@ impl Failovers {
         let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
         let known = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
         let look = look(receiver, &handle(receiver, names)?, None)?;
-        if known.stage != Stage::Fencing || look.generation.0 >= known.generation || !known.former.is_empty() {
+        if known.stage != Stage::Fencing || known.claimed || look.generation.0 >= known.generation {
             let message = format!("{names} was failed over: its source is fenced, or may be (generation {})", known.generation);
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
             return Err(ApiError::new(ErrorCode::Conflict, message, what));
         }
-        self.forget(&receiver.state_dir, names).map_err(unforgotten)?;
+        match &known.before {
+            Some(before) => self.put_back(&receiver.state_dir, Failover::clone(before)).map_err(unforgotten)?,
+            None => self.forget(&receiver.state_dir, names).map_err(unforgotten)?,
+        }
         lock(&self.troubles).remove(names);
         tracing::warn!(group = %names, "a failover was given up before it fenced anybody");
         Ok(FailoverStatus { stage: FailoverStage::Over, ..shown_alone(&known) })
@@ -430,6 +444,16 @@ impl Failovers {
         Ok(())
     }
 
+    /// The one before it stands.
+    fn put_back(&self, state_dir: &StateDir, before: Failover) -> Result<(), StateError> {
+        let _one = lock(&self.writing);
+        let names = before.names();
+        let given_up = lock(&self.all).get(&names).cloned();
+        state_dir.remember_failover(&before, given_up.as_ref())?;
+        lock(&self.all).insert(names, before);
+        Ok(())
+    }
+
     /// It is over. † Not while a group's thread writes something of it, which would be there at the next start.
     fn forget(&self, state_dir: &StateDir, names: &GroupNames) -> Result<(), StateError> {
         let _one = lock(&self.writing);
@@ -481,23 +505,24 @@ impl Failovers {
 
     /// Whether a host may publish in place of the source of a group that was failed over. Not before that one is fenced.
     pub(crate) fn stands_in(&self, names: &GroupNames, host: &Name) -> bool {
-        lock(&self.all).get(names).is_some_and(|one| one.stage != Stage::Fencing && one.stand_in.as_ref() == Some(host))
+        let is_it = |one: &Failover| one.stage != Stage::Fencing && one.stand_in.as_ref() == Some(host);
+        lock(&self.all).get(names).is_some_and(|one| is_it(one.standing()))
     }
 
     /// Who does, if there was a failover.
     pub(crate) fn stand_in_of(&self, names: &GroupNames) -> Option<Option<Name>> {
-        lock(&self.all).get(names).map(|one| one.stand_in.clone())
+        lock(&self.all).get(names).map(|one| one.standing().stand_in.clone())
     }
 
     /// The generation of the failover that stands, and the point that was brought up.
     pub(crate) fn promotion(&self, names: &GroupNames) -> Option<(Generation, Option<Slot>)> {
-        lock(&self.all).get(names).map(|one| (Generation(one.generation), one.point()))
+        lock(&self.all).get(names).map(Failover::standing).map(|one| (Generation(one.generation), one.point()))
     }
 
     /// Up to which point the disks of a host that was fenced and the history are one, at most.
     pub(crate) fn parted(&self, names: &GroupNames, host: &Name) -> Option<Slot> {
         let all = lock(&self.all);
-        let one = all.get(names)?;
+        let one = all.get(names)?.standing();
         let of_source = one.source_parted.filter(|_| *host == names.source);
         of_source.or(one.parted).or_else(|| one.point())
     }
@@ -538,7 +563,9 @@ impl Failovers {
                     };
                     match receiver.runtime.block_on(answered(&group, |reply| Mail::Fence { fence, reply }))? {
                         // † Not the one that was asked for, if the source took its history back under that one since.
-                        Fenced::Under(generation) => (failover.generation, failover.claimed) = (generation.0, true),
+                        Fenced::Under(generation) => {
+                            (failover.generation, failover.claimed, failover.before) = (generation.0, true, None);
+                        }
                         Fenced::Waits(_) => {
                             return Ok(Some(format!(
                                 "{names} was opened, or its connections were ended, less than {} s ago (`fence_after` in receiver.toml): if its source is alive it \
@@ -614,7 +641,20 @@ impl Failovers {
     /// All of them.
     pub(crate) fn show(&self, receiver: &Receiver) -> Vec<FailoverStatus> {
         let all: Vec<GroupNames> = lock(&self.all).keys().cloned().collect();
-        all.iter().filter_map(|names| self.show_one(receiver, names).ok()).collect()
+        // Side by side: groups whose store does not answer take as long as one.
+        let of_some = |some: &[GroupNames]| {
+            thread::scope(|scope| {
+                let one = |names| self.show_one(receiver, names).ok();
+                let ask = |names| (names, thread::Builder::new().spawn_scoped(scope, move || one(names)));
+                let asked: Vec<_> = some.iter().map(ask).collect();
+                let shown = asked.into_iter().map(|(names, asked)| match asked {
+                    Ok(thread) => thread.join().ok().flatten(),
+                    Err(_) => one(names),
+                });
+                shown.flatten().collect::<Vec<_>>()
+            })
+        };
+        all.chunks(SHOWN_AT_ONCE).flat_map(of_some).collect()
     }
 
     fn show_one(&self, receiver: &Receiver, names: &GroupNames) -> Result<FailoverStatus, ApiError> {

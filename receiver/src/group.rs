@@ -261,12 +261,15 @@ impl Group {
             }
             Mail::Frame { session, frame, arrived, room: _room } => self.frame(session, &frame, arrived),
             Mail::Message { session, message, arrived } => self.message(session, message, arrived),
-            Mail::Closed { session, settled } => {
+            Mail::Closed { session, settled, sent_away } => {
                 if let Some(gone) = self.sessions.remove(&session) {
                     // † Its successor may be here already, and owe something.
                     let is_back = self.sessions.values().any(|session| session.peer() == gone.peer());
                     if settled && !is_back {
                         self.settled.insert(gone.peer());
+                    }
+                    if sent_away && !is_back {
+                        self.listening = Listening::anew();
                     }
                     self.happened(Event::Closed { session });
                 }

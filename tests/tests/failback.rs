@@ -503,3 +503,54 @@ fn a_failover_is_for_good_or_its_source_goes_on_with_its_own_disk() {
     new.daemon.take().expect("it runs").stop();
     old.check_store();
 }
+
+/// A copy that is to be failed over once more may be alive, too: while nobody is fenced it stands in as before, may show itself, and a person may
+/// give the second failover up.
+#[test]
+fn a_stand_in_that_was_given_up_for_lost_shows_itself_and_goes_on() {
+    let mut old = Site::with_volume(BYTES, "200ms", 1000);
+    let target = lost(&mut old);
+    let mut new = stand_in(&old, &target);
+    write(&new, 3, 100);
+    new.wait_quiet();
+    let listed = |site: &Site| json(&mut site.gateway(&["failover", "--list"]))[0].clone();
+    let first = listed(&old);
+    new.daemon.take().expect("it runs").kill();
+    old.receiver.take().expect("it runs").kill();
+    let file = old.path("gateway/receiver.toml");
+    let text = std::fs::read_to_string(&file).expect("written");
+    std::fs::write(&file, text.replace("fence_after = \"0s\"", "fence_after = \"1h\"")).expect("write");
+    old.start_receiver();
+    wait_for("the group to be open", || {
+        let plan = old.gateway(&["failover", "host1/default", "--again", "--plan"]).output().expect("it starts");
+        plan.status.success().then_some(())
+    });
+    let again = &["failover", "host1/default", "--again", "--yes"];
+    let mut waiting = old.gateway(again).stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+    let why = |site: &Site, words: &str| {
+        wait_for(words, || listed(site)["why"].as_str()?.contains(words).then_some(()));
+        assert_eq!(listed(site)["stage"], "fencing");
+    };
+    why(&old, "may still come back");
+
+    new.start_daemon();
+    why(&old, "host2 is connected: it is alive");
+    assert!(!waiting.wait().expect("it ends").success(), "nobody was fenced");
+    // What it publishes meanwhile counts.
+    write(&new, 4, 50);
+    new.wait_quiet();
+    assert_newest_is(&old, &disk(&new));
+    old.receiver.take().expect("it runs").kill();
+    old.start_receiver();
+    why(&old, "host2");
+    run(&mut old.gateway(&["failover", "host1/default", "--abort"]));
+    for key in ["stage", "generation", "stand_in", "point"] {
+        assert_eq!(listed(&old)[key], first[key], "{key}");
+    }
+    write(&new, 5, 50);
+    new.wait_quiet();
+    assert_newest_is(&old, &disk(&new));
+    let nothing = old.gateway(&["failover", "host1/default", "--abort"]).output().expect("it starts");
+    assert!(!nothing.status.success(), "the first one has fenced its source");
+    old.check_store();
+}

@@ -57,8 +57,8 @@ pub(crate) enum Mail {
     /// A source greets.
     Message { session: SessionId, message: Box<SourceMessage>, arrived: Instant },
     /// A connection ended; nothing of it can land any more.
-    /// `settled`: its last word was that it owes nothing.
-    Closed { session: SessionId, settled: bool },
+    /// `settled`: its last word was that it owes nothing; `sent_away`: this side ended it.
+    Closed { session: SessionId, settled: bool, sent_away: bool },
     /// A part's header came.
     BeginPart { session: SessionId, header: PartHeader, reply: oneshot::Sender<BeginPart> },
     /// A part's end.
