@@ -672,7 +672,7 @@ pub(crate) struct OpenArgs {
 /// `farside drill …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum DrillCommand {
-    /// Open all volumes of a group as they were at a point, to be written; until this command ends.
+    /// Open all volumes of a group, or of a cohort, as they were at a point, to be written; until this command ends.
     Start(DrillStartArgs),
     /// List the drills of this user on this machine, with what an owner that was killed has left.
     List {
@@ -703,17 +703,25 @@ pub(crate) enum DrillCommand {
 /// `farside drill start`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-All volumes of the group are opened, or none. Replication goes on, and the store is
-not written to; while the drill lasts nothing that it holds is deleted. What is written
-in the drill is gone when it ends.
+All volumes of the group are opened, or none; with --cohort those of all its groups, each at its
+point of one cut. Replication goes on, and the store is not written to; while the drill lasts
+nothing that it holds is deleted. What is written in the drill is gone when it ends.
 
 Examples:
   farside drill start web1/db --plan
   farside drill start web1/db --point -30m --ttl 2h --device
+  farside drill start --cohort erp --ttl 1h
   farside drill start web1/db --store /srv/farside --json")]
 pub(crate) struct DrillStartArgs {
     /// The group.
-    pub(crate) group: Address,
+    #[arg(required_unless_present = "cohort")]
+    pub(crate) group: Option<Address>,
+    /// On the gateway: every group of this cohort, each at its point of one cut: the newest that is whole, or `--cut`.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["group", "point", "store"])]
+    pub(crate) cohort: Option<String>,
+    /// The id of the cut, as `farside cohort cuts NAME` has it.
+    #[arg(long, value_name = "ID", requires = "cohort", value_parser = parse_cut)]
+    pub(crate) cut: Option<String>,
     /// The point: an id, `latest`, an RFC 3339 time or an age such as -5m.
     #[arg(long, default_value = "latest", allow_hyphen_values = true)]
     pub(crate) point: PointRef,

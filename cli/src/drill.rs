@@ -1,4 +1,5 @@
-//! `farside drill`: writable clones of all volumes of a point, all of them or none, until it is stopped or its time is over.
+//! `farside drill`: writable clones of all volumes of a point, all of them or none, until it is stopped or its time is over. Of a cohort
+//! one drill for each group, which have one owner and end together.
 //!
 //! The owner is the process of `drill start`. It starts one `farside point open --writable` per volume, each of which keeps what it reads
 //! from being deleted. They end when their standard input does, that is, with the owner, however that ends; what is left then are files,
@@ -6,13 +7,16 @@
 
 mod state;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use farside_control::{Address, Point};
+use farside_control::cohort::CohortCut;
+use farside_control::routes::PointsQuery;
+use farside_control::{Address, Point, PointRef};
 use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::{DrillCommand, DrillStartArgs, Global};
 use crate::device;
 use crate::drill::state::{Device, Drill, Folder, Found, Owned, Stage};
+use crate::failover::no_cut;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::opened::Opened;
@@ -66,45 +71,91 @@ struct Started<'a> {
     rto_ms: u64,
 }
 
-async fn start(global: &Global, hosts: &Hosts, args: DrillStartArgs) -> Result<(), Failure> {
-    let begun = Instant::now();
+/// The same of a cohort.
+#[derive(Serialize)]
+struct StartedAll<'a> {
+    cohort: &'a str,
+    cut: &'a str,
+    drills: Vec<&'a Drill>,
+    /// From the command's start to devices that can be written, all of them.
+    rto_ms: u64,
+}
+
+/// What is opened.
+struct Wanted {
+    /// A cohort and its cut.
+    of: Option<(String, CohortCut)>,
+    /// One of each group.
+    points: Vec<Point>,
+}
+
+/// † Every group at its point of one cut, or none: two points of two cuts may hold an effect without its cause.
+async fn wanted(hosts: &Hosts, args: &DrillStartArgs) -> Result<Wanted, Failure> {
     let location = match &args.store {
         Some(url) => store::location_of(url)?,
         None => restore::gateway_store(hosts).await?,
     };
     let reader = store::open(&location)?;
-    let (_, point) = store::one_point(&reader, args.point, Some(&args.group))?;
-    drop(reader);
-    refuse_volume(&args.group, &point)?;
+    if let Some(group) = &args.group {
+        let (_, point) = store::one_point(&reader, args.point, Some(group))?;
+        refuse_volume(group, &point)?;
+        return Ok(Wanted { of: None, points: vec![point] });
+    }
+    let name = args.cohort.clone().expect("a group or a cohort is asked for");
+    let cuts = hosts.gateway().await?.cohort_cuts(&name, &PointsQuery { of: None, limit: Some(u32::MAX) }).await?;
+    let chosen = cuts.into_iter().find(|cut| args.cut.as_ref().is_none_or(|wanted| cut.id == *wanted));
+    let cut = chosen.ok_or_else(|| no_cut(&name, args.cut.as_deref(), "each group can be drilled by itself"))?;
+    let mut points = Vec::new();
+    for part in &cut.points {
+        let group: Address = part.group.parse().or_fail(&part.group)?;
+        let wanted = PointRef::Id { slot: part.point.slot, tag: Some(part.point.tag) };
+        points.push(store::one_point(&reader, wanted, Some(&group))?.1);
+    }
+    Ok(Wanted { of: Some((name, cut)), points })
+}
+
+async fn start(global: &Global, hosts: &Hosts, args: DrillStartArgs) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let Wanted { of, points } = wanted(hosts, &args).await?;
     let path = place(args.dir.clone())?;
     if args.plan {
-        return plan(global, &path, &point, args.ttl);
+        return plan(global, &path, (of.as_ref(), &points), args.ttl);
     }
     let folder = Folder::open(&path)?;
     sweep(&folder)?;
-    let mut owned = folder.begin(|id, dir| Drill {
-        id,
-        group: format!("{}/{}", point.source, point.group),
-        created: Timestamp::now(),
-        expires: Timestamp::now().saturating_add(args.ttl).unwrap_or(Timestamp::MAX),
-        pid: std::process::id(),
-        stage: Stage::Opening,
-        volumes: devices(&point, dir),
-        point,
-    })?;
-    drop(folder); // others may look now
-    let id = owned.drill.id.clone();
-    let mut servers = Servers::default();
+    let mut all = All { of, drills: Vec::new() };
     // In order, and undone as a whole: which of them failed is in the sentence.
-    let ended = match servers.open(global, &args, &mut owned.drill) {
-        Ok(()) => serve(global, &mut owned, &mut servers, begun, args.ttl).await,
+    let begins = points.into_iter().try_for_each(|point| {
+        let owned = folder.begin(|id, dir| Drill {
+            id,
+            group: format!("{}/{}", point.source, point.group),
+            cohort: all.of.as_ref().map(|(name, _)| name.clone()),
+            created: Timestamp::now(),
+            expires: Timestamp::now().saturating_add(args.ttl).unwrap_or(Timestamp::MAX),
+            pid: std::process::id(),
+            stage: Stage::Opening,
+            volumes: devices(&point, dir),
+            point,
+        })?;
+        all.drills.push((owned, Servers::default()));
+        Ok(())
+    });
+    drop(folder); // others may look now
+    let opens = begins
+        .and_then(|()| all.drills.iter_mut().try_for_each(|(owned, servers)| servers.open(global, &args, &mut owned.drill)));
+    let ended = match opens {
+        Ok(()) => all.serve(global, begun, args.ttl).await,
         Err(failure) => Err(failure),
     };
-    let stopped = owned.advance(Stage::Stopping);
-    servers.end();
-    let removed = owned.remove();
-    ended.and(stopped).and(removed)?;
-    if global.json { Ok(()) } else { print::out(&format!("drill {id} is over; nothing of it is left\n")) }
+    let ids: Vec<String> = all.drills.iter().map(|(owned, _)| owned.drill.id.clone()).collect();
+    ended.and(all.end())?;
+    if global.json { Ok(()) } else { print::out(&format!("drill {} is over; nothing of it is left\n", ids.join(", "))) }
+}
+
+/// What one owner has: a drill, or one of each group of a cohort.
+struct All {
+    of: Option<(String, CohortCut)>,
+    drills: Vec<(Owned, Servers)>,
 }
 
 /// A volume's name finds its group as well; a drill of less than was asked for, or of more, is none.
@@ -130,21 +181,42 @@ fn devices(point: &Point, dir: &Path) -> Vec<Device> {
     point.members.iter().map(|member| one(&member.volume)).collect()
 }
 
-fn plan(global: &Global, path: &Path, point: &Point, ttl: Duration) -> Result<(), Failure> {
-    let devices = devices(point, &path.join("ID"));
+fn plan(
+    global: &Global,
+    path: &Path,
+    (of, points): (Option<&(String, CohortCut)>, &[Point]),
+    ttl: Duration,
+) -> Result<(), Failure> {
+    let dir = path.join("ID");
     if global.json {
-        return print::json(&serde_json::json!({ "point": point, "volumes": devices, "ttl_ms": ttl.as_millis() as u64 }));
+        let ttl_ms = ttl.as_millis() as u64;
+        let one = |point: &Point| serde_json::json!({ "point": point, "volumes": devices(point, &dir), "ttl_ms": ttl_ms });
+        return match of {
+            None => points.first().map_or(Ok(()), |point| print::json(&one(point))),
+            Some((cohort, cut)) => {
+                let drills: Vec<_> = points.iter().map(one).collect();
+                print::json(&serde_json::json!({ "cohort": cohort, "cut": cut.id, "drills": drills }))
+            }
+        };
     }
-    let mut text = format!("point {} of {}/{}, {}\n", point.id, point.source, point.group, print::time(point.cut_wall));
-    text.push_str(&format!("1. make a folder below {}, and note there what is done\n", path.display()));
-    for (n, device) in (2..).zip(&devices) {
-        text.push_str(&format!("{n}. open {} to be written, at {}\n", device.volume, device.socket.display()));
+    let mut text = String::new();
+    if let Some((cohort, cut)) = of {
+        text.push_str(&format!("cohort {cohort} at cut {}, begun {}\n", cut.id, print::time(cut.at)));
+    }
+    for point in points {
+        text.push_str(&format!("point {} of {}/{}, {}\n", point.id, point.source, point.group, print::time(point.cut_wall)));
+    }
+    let folders = if points.len() == 1 { "a folder" } else { "a folder for each group" };
+    text.push_str(&format!("1. make {folders} below {}, and note there what is done\n", path.display()));
+    let mut steps = 2..;
+    for (point, device) in points.iter().flat_map(|point| devices(point, &dir).into_iter().map(move |device| (point, device))) {
+        let whose = if points.len() == 1 { String::new() } else { format!(" of {}/{}", point.source, point.group) };
+        let n = steps.next().unwrap_or_default();
+        text.push_str(&format!("{n}. open {}{whose} to be written, at {}\n", device.volume, device.socket.display()));
     }
     let ttl = print::duration_ms(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
-    text.push_str(&format!(
-        "{}. after {ttl}, or when it is stopped: end all of them, and remove the folder\n",
-        devices.len() + 2
-    ));
+    let n = steps.next().unwrap_or_default();
+    text.push_str(&format!("{n}. after {ttl}, or when it is stopped: end all of them, and remove what was made\n"));
     text.push_str("nothing was changed\n");
     print::out(&text)
 }
@@ -194,9 +266,9 @@ impl Servers {
     }
 
     /// The first that ended by itself.
-    fn ended(&mut self) -> Option<&str> {
+    fn ended(&mut self) -> Option<String> {
         let ended = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
-        self.0.iter_mut().find_map(|(volume, child)| ended(child).then_some(volume.as_str()))
+        self.0.iter_mut().find_map(|(volume, child)| ended(child).then(|| volume.clone()))
     }
 
     fn end(&mut self) {
@@ -205,43 +277,71 @@ impl Servers {
     }
 }
 
-async fn serve(global: &Global, owned: &mut Owned, servers: &mut Servers, begun: Instant, ttl: Duration) -> Result<(), Failure> {
-    let of = |kind| signal(kind).or_fail("signals cannot be received");
-    let (mut interrupted, mut terminated) = (of(SignalKind::interrupt())?, of(SignalKind::terminate())?);
-    owned.advance(Stage::Ready)?;
-    let rto_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let started = Started { drill: &owned.drill, rto_ms };
-    let said = if global.json { print::json_text(&started) } else { text(&started) };
-    if !print::is_read(&said)? {
-        return Ok(()); // nobody learns where it is
-    }
-    let ended = async {
-        loop {
-            if let Some(volume) = servers.ended() {
-                return volume.to_owned();
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+impl All {
+    /// Until it is stopped, its time is over, or a volume is not served any more.
+    async fn serve(&mut self, global: &Global, begun: Instant, ttl: Duration) -> Result<(), Failure> {
+        let of = |kind| signal(kind).or_fail("signals cannot be received");
+        let (mut interrupted, mut terminated) = (of(SignalKind::interrupt())?, of(SignalKind::terminate())?);
+        self.drills.iter_mut().try_for_each(|(owned, _)| owned.advance(Stage::Ready))?;
+        let rto_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let said = self.said(global.json, rto_ms);
+        if !print::is_read(&said)? {
+            return Ok(()); // nobody learns where it is
         }
-    };
-    let over = tokio::time::sleep(ttl.saturating_sub(begun.elapsed()));
-    tokio::pin!(ended, over);
-    let mut is_meant = false;
-    loop {
-        tokio::select! {
-            volume = &mut ended => {
-                let message = format!("{volume} is not served any more: the drill ends as a whole");
-                return Err(Failure::new(Exit::Failed, message, "start another one"));
-            }
-            _ = interrupted.recv() => match refuse_used(&owned.drill) {
-                Err(used) if !is_meant => {
-                    is_meant = true;
-                    let _ = writeln!(std::io::stderr(), "farside: {}; Ctrl-C again ends it nevertheless", used.message);
+        let drills = &mut self.drills;
+        let used: Vec<Drill> = drills.iter().map(|(owned, _)| owned.drill.clone()).collect();
+        let ended = async {
+            loop {
+                if let Some(volume) = drills.iter_mut().find_map(|(_, servers)| servers.ended()) {
+                    return volume;
                 }
-                _ => return Ok(()),
-            },
-            _ = terminated.recv() => return Ok(()),
-            () = &mut over => return Ok(()),
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let over = tokio::time::sleep(ttl.saturating_sub(begun.elapsed()));
+        tokio::pin!(ended, over);
+        let mut is_meant = false;
+        loop {
+            tokio::select! {
+                volume = &mut ended => {
+                    let message = format!("{volume} is not served any more: the drill ends as a whole");
+                    return Err(Failure::new(Exit::Failed, message, "start another one"));
+                }
+                _ = interrupted.recv() => match used.iter().try_for_each(refuse_used) {
+                    Err(used) if !is_meant => {
+                        is_meant = true;
+                        let _ = writeln!(std::io::stderr(), "farside: {}; Ctrl-C again ends it nevertheless", used.message);
+                    }
+                    _ => return Ok(()),
+                },
+                _ = terminated.recv() => return Ok(()),
+                () = &mut over => return Ok(()),
+            }
         }
+    }
+
+    fn said(&self, json: bool, rto_ms: u64) -> String {
+        let drills = || self.drills.iter().map(|(owned, _)| &owned.drill);
+        let text_of_all = || drills().map(|drill| text(&Started { drill, rto_ms })).collect::<String>();
+        match &self.of {
+            None if json => drills().map(|drill| print::json_text(&Started { drill, rto_ms })).collect(),
+            Some((cohort, cut)) if json => {
+                print::json_text(&StartedAll { cohort, cut: &cut.id, drills: drills().collect(), rto_ms })
+            }
+            Some((cohort, cut)) => {
+                format!("cohort {cohort} at cut {}; to stop one of its drills stops all\n{}", cut.id, text_of_all())
+            }
+            None => text_of_all(),
+        }
+    }
+
+    /// Nothing of it is left; as far as that goes, whatever fails.
+    fn end(self) -> Result<(), Failure> {
+        let mut drills = self.drills;
+        let stopped: Vec<_> = drills.iter_mut().map(|(owned, _)| owned.advance(Stage::Stopping)).collect();
+        drills.iter_mut().for_each(|(_, servers)| servers.end());
+        let removed: Vec<_> = drills.into_iter().map(|(owned, _)| owned.remove()).collect();
+        stopped.into_iter().chain(removed).collect()
     }
 }
 
@@ -302,7 +402,10 @@ fn stop(global: &Global, path: &Path, id: Option<&str>, force: bool) -> Result<(
     let folder = Folder::open(path)?;
     let _ = device::sweep(); // as above
     let mut found = folder.find()?;
-    found.retain(|found| id.is_none_or(|id| found.id == id));
+    // † Those of a cohort end together: who uses one of them is asked about, too.
+    let pid_of = |one: &Found| one.drill.as_ref().filter(|_| !one.is_interrupted).map(|drill| drill.pid);
+    let owner = found.iter().find(|found| id == Some(&found.id)).and_then(pid_of);
+    found.retain(|found| id.is_none_or(|id| found.id == id) || (owner.is_some() && pid_of(found) == owner));
     if let (true, Some(id)) = (found.is_empty(), id) {
         let message = format!("this user has no drill {id} on this machine");
         return Err(Failure::new(Exit::NotFound, message, "see what there is: farside drill list"));
@@ -312,9 +415,11 @@ fn stop(global: &Global, path: &Path, id: Option<&str>, force: bool) -> Result<(
     }
     let (left, running): (Vec<_>, Vec<_>) = found.iter().partition(|one| one.is_interrupted);
     left.into_iter().try_for_each(|one| folder.sweep(one))?;
-    for one in running.iter().filter_map(|one| one.drill.as_ref()) {
-        let pid = Pid::from_raw(i32::try_from(one.pid).or_fail(format!("the owner of drill {}", one.id))?);
-        kill(pid, Signal::SIGTERM).or_fail(format!("the owner of drill {} cannot be asked", one.id))?;
+    let owners: BTreeMap<u32, &str> =
+        running.iter().filter_map(|one| one.drill.as_ref()).map(|one| (one.pid, one.id.as_str())).collect();
+    for (pid, id) in owners {
+        let pid = Pid::from_raw(i32::try_from(pid).or_fail(format!("the owner of drill {id}"))?);
+        kill(pid, Signal::SIGTERM).or_fail(format!("the owner of drill {id} cannot be asked"))?;
     }
     drop(folder);
     running.iter().try_for_each(|one| one.wait())?;

@@ -19,6 +19,8 @@ use crate::progress::Progress;
 
 mod cohort;
 
+pub(crate) use self::cohort::no_cut;
+
 /// How often the receiver is asked how far it is.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// And while it waits for a source that may be alive.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -24,7 +24,16 @@ impl Drill {
     /// When it does not come to be.
     pub fn start(site: &Site, group: &str, dir: &Path, more: &[&str]) -> Self {
         let mut command = program("farside");
-        command.args(["drill", "start", group, "--json", "--store"]).arg(site.store()).arg("--dir").arg(dir).args(more);
+        command.args(["drill", "start", group, "--store"]).arg(site.store()).args(more);
+        Self::of(command, dir)
+    }
+
+    /// As a command says it.
+    ///
+    /// # Panics
+    /// When it does not come to be.
+    pub fn of(mut command: Command, dir: &Path) -> Self {
+        command.arg("--json").arg("--dir").arg(dir);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it starts");
         let (mut said, mut output) = (String::new(), BufReader::new(child.stdout.take().expect("piped")));
         while serde_json::from_str::<Value>(&said).is_err() {

@@ -109,12 +109,25 @@ pub fn counter_in(site: &Site, volume: &str, point: &str) -> u64 {
     counter
 }
 
+/// The same of a disk that is served at a socket.
+///
+/// # Panics
+/// When it cannot be read.
+pub fn counter_at(socket: &Path) -> u64 {
+    let mut bytes = vec![0; (PLACES * PLACE_BYTES) as usize];
+    connect(socket).read(0, &mut bytes).expect("read");
+    newest_in(&bytes)
+}
+
 /// The same of a file that holds one of them.
 ///
 /// # Panics
 /// When it cannot be read.
 pub fn counter_of(image: &Path) -> u64 {
-    let bytes = std::fs::read(image).expect("an image");
+    newest_in(&std::fs::read(image).expect("an image"))
+}
+
+fn newest_in(bytes: &[u8]) -> u64 {
     let places = bytes.chunks(PLACE_BYTES as usize).take(PLACES as usize);
     places.map(|place| u64::from_le_bytes(place[..8].try_into().expect("8 bytes"))).max().expect("64 places")
 }

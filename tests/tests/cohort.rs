@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
+use farside_tests::drill::Drill;
 use farside_tests::load::{self, counter_in, counter_of};
 use farside_tests::verify::connect;
 use farside_tests::{Endurance, Site, VolumeSpec, json, run, wait_for, wait_until};
@@ -348,6 +350,41 @@ fn failovers(site: &Site) -> Value {
     json(&mut site.gateway(&["failover", "--list"]))
 }
 
+/// Both groups at one cut, however much was written since; they end together.
+fn is_drilled(site: &Site, known: &[Value]) {
+    let dir = site.path("drills");
+    let start = |more: &[&str]| {
+        let mut command = site.gateway(&["drill", "start", "--cohort", "erp"]);
+        command.args(more);
+        command
+    };
+    let planned = start(&["--plan", "--dir", dir.to_str().expect("text")]).output().expect("it runs");
+    let words = String::from_utf8_lossy(&planned.stdout).into_owned();
+    assert!(planned.status.success() && GROUPS.iter().all(|group| words.contains(group)), "{planned:?}");
+    assert!(!dir.exists(), "a plan changes nothing");
+    let unknown = start(&["--cut", &"0".repeat(32)]).output().expect("it runs");
+    assert_eq!(unknown.status.code(), Some(5), "{unknown:?}");
+    let older = known[1]["id"].as_str().expect("an id");
+    for (cut, more) in [(&known[0], &[][..]), (&known[1], &["--cut", older])] {
+        let drill = Drill::of(start(more), &dir);
+        assert_eq!(drill.said["cut"], cut["id"]);
+        let drills = drill.said["drills"].as_array().expect("a list");
+        let at = [0, 1].map(|n| {
+            assert_eq!(drills[n]["point"]["id"], points(cut)[n]);
+            load::counter_at(Path::new(drills[n]["volumes"][0]["socket"].as_str().expect("a path")))
+        });
+        assert!(at[0] == at[1] || at[0] == at[1] + 1, "one moment: {at:?}");
+        let one = drills[1]["id"].as_str().expect("an id");
+        let list = ["drill", "list", "--dir", dir.to_str().expect("text")];
+        assert_eq!(json(&mut site.gateway(&list)).as_array().map(Vec::len), Some(2));
+        wait_for("the one to end, and the other with it", || {
+            let stop = site.gateway(&["drill", "stop", one, "--dir"]).arg(&dir).output().expect("it runs");
+            stop.status.success().then_some(()) // the client has just left
+        });
+        wait_for("both to be over", || (json(&mut site.gateway(&list)) == Value::Array(Vec::new())).then_some(()));
+    }
+}
+
 /// Each group comes up as it was at one moment, though it wrote more since. Nobody is fenced while one of them cannot be, and what was begun with
 /// one cut goes on with that one.
 #[test]
@@ -372,6 +409,7 @@ fn a_cohort_is_failed_over_to_one_cut() {
     second.wait_quiet();
     let known = cuts(&first);
     let older = known[1]["id"].as_str().expect("an id");
+    is_drilled(&first, &known);
 
     let refused = |site: &Site, host: &str| {
         let output = site.gateway(&["failover", "--cohort", "erp", "--yes"]).output().expect("it runs");

@@ -58,6 +58,9 @@ pub(crate) struct Device {
 pub(crate) struct Drill {
     pub(crate) id: String,
     pub(crate) group: String,
+    /// Of which it is one of several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cohort: Option<String>,
     pub(crate) point: Point,
     pub(crate) created: Timestamp,
     pub(crate) expires: Timestamp,

@@ -31,7 +31,8 @@ struct All<'a> {
 pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &FailoverArgs) -> Result<(), Failure> {
     let cuts = client.cohort_cuts(name, &PointsQuery { of: None, limit: Some(u32::MAX) }).await?;
     let begun = client.failovers().await?;
-    let cut = choose(&cuts, args.cut.as_deref(), &begun).ok_or_else(|| no_cut(name, args.cut.as_deref()))?;
+    let cut = choose(&cuts, args.cut.as_deref(), &begun)
+        .ok_or_else(|| no_cut(name, args.cut.as_deref(), "each group can be failed over by itself"))?;
     let requests: Vec<FailoverRequest> = cut
         .points
         .iter()
@@ -100,16 +101,13 @@ fn choose<'c>(cuts: &'c [CohortCut], wanted: Option<&str>, begun: &[FailoverStat
     cuts.iter().find(is_at).or_else(|| cuts.first())
 }
 
-fn no_cut(name: &str, wanted: Option<&str>) -> Failure {
+/// There is none; `instead` of it something else can be done.
+pub(crate) fn no_cut(name: &str, wanted: Option<&str>, instead: &str) -> Failure {
     let message = match wanted {
         Some(id) => format!("cohort {name} has no cut {id} of which every group has its point"),
         None => format!("cohort {name} has no cut of which every group has its point"),
     };
-    Failure::new(
-        Exit::NotFound,
-        message,
-        format!("`farside cohort cuts {name}` lists them; each group can be failed over by itself"),
-    )
+    Failure::new(Exit::NotFound, message, format!("`farside cohort cuts {name}` lists them; {instead}"))
 }
 
 /// What would become of each group, and why it would be refused.
