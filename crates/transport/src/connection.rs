@@ -178,6 +178,8 @@ pub struct IncomingPart {
 /// Counters of one connection since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
+    /// Connections that carry it, all of whose bytes and packets are counted here; 0 where nothing is connected.
+    pub connections: u32,
     /// Bytes sent, with all overhead below us.
     pub sent_bytes: u64,
     /// Bytes received, with all overhead below us.

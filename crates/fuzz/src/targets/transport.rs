@@ -1,7 +1,7 @@
 //! What comes before anybody is known: tokens, the first frames, the framing itself; and the receiver's book of pairings.
 
 use bytes::BytesMut;
-use farside_transport::quic::{Answer, Opening, PairingProof, take_frame};
+use farside_transport::quic::{Answer, Lane, Opening, PairingProof, take_frame};
 use farside_transport::{Fingerprint, PairingBook, PairingToken, TokenRequest};
 
 use super::files::with_file;
@@ -98,8 +98,10 @@ fn token(bytes: &[u8]) -> Outcome {
 fn opening_seeds() -> Vec<Vec<u8>> {
     let pairing = Some(PairingProof { token_id: *b"12345678", proof: [7; 32] });
     vec![
-        Opening { source: name("db1"), pairing: None }.encode().to_vec(),
-        Opening { source: name("db1"), pairing }.encode().to_vec(),
+        Opening { source: name("db1"), pairing: None, lane: None }.encode().to_vec(),
+        Opening { source: name("db1"), pairing, lane: None }.encode().to_vec(),
+        Opening { source: name("db1"), pairing: None, lane: Some(Lane::Leads([5; 16])) }.encode().to_vec(),
+        Opening { source: name("db1"), pairing: None, lane: Some(Lane::Joins([6; 16])) }.encode().to_vec(),
         Answer { receiver: name("gw"), proof: Some([8; 32]) }.encode().to_vec(),
     ]
 }

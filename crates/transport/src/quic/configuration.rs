@@ -56,6 +56,8 @@ pub struct Limits {
     pub strangers: usize,
     /// Of these, from one address.
     pub strangers_per_address: usize,
+    /// Connections over UDP that a dialler makes of one, up to [`LANES_MAX`](super::LANES_MAX): more than one where each flow of packets gets only so much.
+    pub lanes: usize,
     /// Time for such a one to say what it wants.
     pub stranger_timeout: Duration,
     /// Time for TLS, identity and pairing together.
@@ -83,6 +85,7 @@ impl Default for Limits {
             handshakes_per_address: 8,
             strangers: 8,
             strangers_per_address: 2,
+            lanes: 1,
             stranger_timeout: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(3),

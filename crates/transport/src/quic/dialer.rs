@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -16,8 +16,8 @@ use tokio::time::{sleep, timeout};
 
 use super::configuration::{self, Limits, SERVER_NAME};
 use super::frames::{FrameError, FrameReader, write_frame};
-use super::handshake::{Answer, EXPORTER_LABEL, OPENING_BYTES_MAX, Opening, PairingProof};
-use super::link::{Core, QuicConnection, translate};
+use super::handshake::{Answer, EXPORTER_LABEL, Lane, OPENING_BYTES_MAX, Opening, PairingProof};
+use super::link::{Core, LANES_MAX, QuicConnection, translate};
 use super::route::{Carriers, Meter, Route};
 use super::socket;
 use super::tunnel::{self, Tunnel};
@@ -119,7 +119,8 @@ impl QuicDialer {
         let mut pins = self.pin.clone();
         let pin = pins.borrow_and_update().clone().ok_or(DialError::NotPaired)?;
         self.route.leads_to(pin.fingerprint);
-        let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None };
+        let id = if self.limits.lanes > 1 { Some(lane_id()?) } else { None };
+        let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None, lane: id.map(Lane::Leads) };
         let caller = Caller { identity: &self.identity, expected: pin.fingerprint, limits: &self.limits, opening };
         let reached = async {
             match by {
@@ -145,7 +146,30 @@ impl QuicDialer {
                 () = replaced(&mut pins, pin.fingerprint) => watched.close(CloseCode::Done, "not paired with this receiver any more"),
             }
         });
-        Ok(QuicConnection::start(core, answer.receiver, pin.fingerprint, send, frames, Some(endpoint)))
+        let (carrier, address) = (core.carrier(), core.quinn().remote_address());
+        let connection = QuicConnection::start(core, answer.receiver, pin.fingerprint, send, frames, Some(endpoint));
+        if let Some(id) = id.filter(|_| carrier == Carrier::Udp) {
+            tokio::spawn(self.clone().add_lanes(Arc::downgrade(&connection), address, pin.fingerprint, id));
+        }
+        Ok(connection)
+    }
+
+    /// The others that carry its parts, each from a port of its own. It goes on without those that do not come to be.
+    async fn add_lanes(self, led: Weak<QuicConnection>, address: SocketAddr, receiver: Fingerprint, id: [u8; 16]) {
+        let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None, lane: Some(Lane::Joins(id)) };
+        let caller = Caller { identity: &self.identity, expected: receiver, limits: &self.limits, opening };
+        for _ in 1..self.limits.lanes.min(LANES_MAX) {
+            let reached = timeout(self.limits.handshake_timeout, caller.reach_by(address, Carrier::Udp)).await;
+            let Some(led) = led.upgrade() else { return };
+            match reached.unwrap_or_else(|_| Err(DialError::Unreachable { address: address.to_string() })) {
+                Ok((made, _)) => {
+                    if !led.join(&made.core, Some(made.endpoint)) {
+                        return made.core.close(CloseCode::Done, "there is nothing to carry");
+                    }
+                }
+                Err(error) => return tracing::info!(%address, %error, "it goes on with fewer connections than it may have"),
+            }
+        }
     }
 
     /// Goes on to TCP when too much is lost, or when that was found to be better.
@@ -259,7 +283,8 @@ pub async fn pair(
         |prover: Prover, session: &[u8; 32]| proof(&key, prover, session, &identity.fingerprint(), &token.receiver, source);
     let opening = |session: &[u8; 32]| {
         let proof = *prove(Prover::Source, session).as_bytes();
-        Opening { source: source.clone(), pairing: Some(PairingProof { token_id: token.secret.token_id(), proof }) }
+        let pairing = Some(PairingProof { token_id: token.secret.token_id(), proof });
+        Opening { source: source.clone(), pairing, lane: None }
     };
     route.leads_to(token.receiver);
     let caller = Caller { identity, expected: token.receiver, limits, opening };
@@ -488,6 +513,12 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
         })?;
         Ok((Made { core, send, frames, endpoint, session }, answer))
     }
+}
+
+fn lane_id() -> Result<[u8; 16], DialError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(local)?;
+    Ok(id)
 }
 
 fn local(error: impl std::fmt::Display) -> DialError {

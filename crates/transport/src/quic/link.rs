@@ -3,14 +3,20 @@
 //! Two tasks belong to it: one writes queued frames in order (so that giving up a `send` never leaves half a frame), one
 //! accepts part streams and reads their headers side by side (so that a slow one holds up no other). Both end with the
 //! connection, and dropping the last handle ends the connection.
+//!
+//! Other connections of the same two sides may carry its parts, too: its *lanes*, for where each flow of packets gets only so much.
+//! Frames go over the first one alone. Invariant: they end together, whichever ends first; so to who uses it it is one connection.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
 use farside_region::Name;
 use quinn::{ConnectionError as QuinnError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
+use tokio::time::timeout;
 
 use super::frames::{FrameError, FrameReader, FrameTooLong, write_frame};
 use super::tunnel::{self, Tunnel};
@@ -24,6 +30,10 @@ use crate::{
 const FRAMES_QUEUED: usize = 64;
 const FRAME_BYTES_QUEUED: usize = 2 << 20;
 const _: () = assert!(FRAME_BYTES_QUEUED >= FRAME_BYTES_MAX, "any frame fits the queue");
+/// Connections that are one, at most.
+pub const LANES_MAX: usize = 8;
+/// After the end of a lane by its peer's hand so long that of all is waited for.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Accepted part streams that wait for [`Connection::accept_part`].
 const PARTS_QUEUED: usize = 32;
 /// What a stream is reset or stopped with; its number says nothing more.
@@ -39,6 +49,10 @@ pub struct QuicConnection {
     room: Arc<Semaphore>,
     frames_in: Mutex<FrameReader>,
     parts_in: Mutex<mpsc::Receiver<IncomingPart>>,
+    /// Where the parts of another lane go. It lives as long as something can come.
+    to_accept: mpsc::WeakSender<IncomingPart>,
+    /// Which lane is asked first.
+    turn: AtomicUsize,
     /// A dialled connection keeps its endpoint's socket alive.
     endpoint: Option<quinn::Endpoint>,
 }
@@ -55,11 +69,55 @@ pub(super) struct Core {
     here: OnceLock<(CloseCode, String)>,
     /// How what carries it ended, if that was first.
     lost: OnceLock<String>,
+    /// Part streams that are being written.
+    writing: AtomicUsize,
+    /// Others that carry its parts; of one of these there are none.
+    lanes: StdMutex<Vec<Joined>>,
+    /// Whose parts it carries, if it is one of these.
+    led: OnceLock<Weak<Core>>,
+}
+
+/// Another lane.
+#[derive(Debug)]
+struct Joined {
+    core: Arc<Core>,
+    _endpoint: Option<quinn::Endpoint>,
 }
 
 impl Core {
     pub(super) fn new(connection: quinn::Connection, carrier: Carrier) -> Arc<Self> {
-        Arc::new(Self { connection, carrier, here: OnceLock::new(), lost: OnceLock::new() })
+        let (here, lost) = (OnceLock::new(), OnceLock::new());
+        Arc::new(Self {
+            connection,
+            carrier,
+            here,
+            lost,
+            writing: AtomicUsize::new(0),
+            lanes: StdMutex::default(),
+            led: OnceLock::new(),
+        })
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, Vec<Joined>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether that one is a lane of it from here on: not where it has ended, or has as many as it may have.
+    fn take_lane(self: &Arc<Self>, lane: &Arc<Self>, endpoint: Option<quinn::Endpoint>) -> bool {
+        let mut lanes = self.lanes();
+        if lanes.len() + 1 >= LANES_MAX || self.connection.close_reason().is_some() {
+            return false;
+        }
+        if lane.led.set(Arc::downgrade(self)).is_err() {
+            return false;
+        }
+        lanes.push(Joined { core: Arc::clone(lane), _endpoint: endpoint });
+        drop(lanes);
+        tokio::spawn(end_together(
+            (Arc::downgrade(self), self.connection.clone()),
+            (Arc::downgrade(lane), lane.connection.clone()),
+        ));
+        true
     }
 
     /// Closes when the TCP connection below is gone: nothing can come any more, and the idle time-out would only find that out.
@@ -89,6 +147,8 @@ impl Core {
         if self.connection.close_reason().is_none() && self.here.set((code, reason.to_owned())).is_ok() {
             self.connection.close(VarInt::from_u32(code.number()), reason.as_bytes());
         }
+        // One that joins at this moment is ended by who waits for both.
+        self.lanes().iter().for_each(|lane| lane.core.close(code, reason));
     }
 
     pub(super) fn quinn(&self) -> &quinn::Connection {
@@ -104,7 +164,17 @@ impl Core {
         self.translate(&error)
     }
 
+    /// Why what it is a lane of has ended, if it is one and that has.
+    fn ended_with(&self) -> Option<Closed> {
+        let led = self.led.get()?.upgrade()?;
+        led.connection.close_reason().map(|error| led.translate(&error))
+    }
+
     fn translate(&self, error: &QuinnError) -> Closed {
+        // What is asked of a part is asked of the whole.
+        if let Some(closed) = self.ended_with() {
+            return closed;
+        }
         match (error, self.here.get(), self.lost.get()) {
             (QuinnError::LocallyClosed, Some((code, reason)), _) => Closed::Here { code: *code, reason: reason.clone() },
             (QuinnError::LocallyClosed, None, Some(why)) => Closed::Broken(why.clone()),
@@ -117,6 +187,25 @@ impl Core {
         match self.connection.close_reason() {
             Some(error) => self.translate(&error),
             None => Closed::Broken("a stream ended that belongs to the whole connection".to_owned()),
+        }
+    }
+}
+
+/// Ends a lane with what it is one of, or that with its lane: what was on its way there is lost.
+async fn end_together((led, leading): (Weak<Core>, quinn::Connection), (lane, carrying): (Weak<Core>, quinn::Connection)) {
+    tokio::select! {
+        _ = leading.closed() => if let Some(lane) = lane.upgrade() {
+            lane.close(CloseCode::Done, "the connection that it carried parts of has ended");
+        },
+        error = carrying.closed() => {
+            // † Where the peer ends all of them the word that counts is on the first, and may come later (what it owes, say).
+            if matches!(error, QuinnError::ApplicationClosed(_)) && timeout(LAST_WORDS, leading.closed()).await.is_ok() {
+                return;
+            }
+            if let Some(led) = led.upgrade() {
+                let why = lane.upgrade().map_or_else(|| translate(&error), |lane| lane.translate(&error));
+                led.lose(&format!("another connection that carried parts of it ended: {why}"));
+            }
         }
     }
 }
@@ -150,9 +239,33 @@ impl QuicConnection {
         let (to_accept, parts_in) = mpsc::channel(PARTS_QUEUED);
         let room = Arc::new(Semaphore::new(FRAME_BYTES_QUEUED));
         tokio::spawn(write_frames(Arc::clone(&core), send, queue, Arc::clone(&room)));
+        let weak = to_accept.downgrade();
         tokio::spawn(accept_parts(Arc::clone(&core), to_accept));
         let (frames_in, parts_in) = (Mutex::new(frames), Mutex::new(parts_in));
-        Arc::new(Self { peer, core, frames_out, room, frames_in, parts_in, endpoint })
+        Arc::new(Self { peer, core, frames_out, room, frames_in, parts_in, to_accept: weak, turn: AtomicUsize::new(0), endpoint })
+    }
+
+    /// Whether that connection, which both sides have agreed on, carries parts of this one from here on.
+    pub(super) fn join(&self, lane: &Arc<Core>, endpoint: Option<quinn::Endpoint>) -> bool {
+        let Some(to_accept) = self.to_accept.upgrade() else { return false };
+        let joins = self.core.take_lane(lane, endpoint);
+        if joins {
+            tokio::spawn(accept_parts(Arc::clone(lane), to_accept));
+        }
+        joins
+    }
+
+    /// The lane over which the fewest parts are being written; of several one after the other.
+    fn lane(&self) -> Arc<Core> {
+        let lanes = self.core.lanes();
+        if lanes.is_empty() || self.core.connection.close_reason().is_some() {
+            return Arc::clone(&self.core);
+        }
+        let all = lanes.len() + 1;
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        let of = |n: usize| if n == 0 { &self.core } else { &lanes[n - 1].core };
+        let in_turn = (0..all).map(|n| of(first.wrapping_add(n) % all));
+        Arc::clone(in_turn.min_by_key(|core| core.writing.load(Ordering::Relaxed)).unwrap_or(&self.core))
     }
 
     fn ended(&self) -> ConnectionError {
@@ -213,12 +326,15 @@ impl Connection for QuicConnection {
         if bytes > max {
             return Err(ConnectionError::HeaderTooLong { bytes, max });
         }
-        let stream = self.core.connection.open_uni().await.map_err(|e| self.core.translate(&e))?;
+        let core = self.lane();
+        core.writing.fetch_add(1, Ordering::Relaxed);
+        let mut part = QuicPartSender { core, stream: None };
+        let opened = part.core.connection.open_uni().await;
+        part.stream = Some(opened.map_err(|e| part.core.translate(&e))?);
         let length = u16::try_from(bytes).expect("checked against the limit");
         let mut prefix = BytesMut::with_capacity(2 + bytes);
         prefix.put_u16_le(length);
         prefix.put(header);
-        let mut part = QuicPartSender { core: Arc::clone(&self.core), stream: Some(stream) };
         match part.write(prefix.freeze()).await {
             // A receiver that stops a part before its header is read has closed or is about to.
             Ok(()) | Err(PartError::Stopped | PartError::Reset) => Ok(Box::new(part)),
@@ -251,16 +367,31 @@ impl Connection for QuicConnection {
     }
 
     fn statistics(&self) -> Statistics {
-        let s = self.core.connection.stats();
-        Statistics {
-            sent_bytes: s.udp_tx.bytes,
-            received_bytes: s.udp_rx.bytes,
-            sent_packets: s.path.sent_packets,
-            lost_packets: s.path.lost_packets,
-            rtt: s.path.rtt,
-            mtu: s.path.current_mtu,
-            congestion_window: s.path.cwnd,
-        }
+        let of = |core: &Core| {
+            let s = core.connection.stats();
+            Statistics {
+                connections: 1,
+                sent_bytes: s.udp_tx.bytes,
+                received_bytes: s.udp_rx.bytes,
+                sent_packets: s.path.sent_packets,
+                lost_packets: s.path.lost_packets,
+                rtt: s.path.rtt,
+                mtu: s.path.current_mtu,
+                congestion_window: s.path.cwnd,
+            }
+        };
+        self.core.lanes().iter().fold(of(&self.core), |all, lane| {
+            let one = of(&lane.core);
+            Statistics {
+                connections: all.connections + 1,
+                sent_bytes: all.sent_bytes + one.sent_bytes,
+                received_bytes: all.received_bytes + one.received_bytes,
+                sent_packets: all.sent_packets + one.sent_packets,
+                lost_packets: all.lost_packets + one.lost_packets,
+                congestion_window: all.congestion_window + one.congestion_window,
+                ..all
+            }
+        })
     }
 }
 
@@ -368,7 +499,7 @@ impl PartReceiver for QuicPartReceiver {
 #[derive(Debug)]
 struct QuicPartSender {
     core: Arc<Core>,
-    /// Present until the part is finished.
+    /// Present while the part is open.
     stream: Option<SendStream>,
 }
 
@@ -385,6 +516,9 @@ impl QuicPartSender {
 impl PartSender for QuicPartSender {
     async fn write(&mut self, chunk: Bytes) -> Result<(), PartError> {
         let Some(stream) = &mut self.stream else { return Err(PartError::Stopped) };
+        if let Some(closed) = self.core.ended_with() {
+            return Err(closed.into());
+        }
         match stream.write_chunk(chunk).await {
             Ok(()) => Ok(()),
             Err(WriteError::ConnectionLost(error)) => Err(self.core.translate(&error).into()),
@@ -394,6 +528,9 @@ impl PartSender for QuicPartSender {
 
     fn finish(mut self: Box<Self>) -> Result<(), PartError> {
         let finished = self.stream.take().is_some_and(|mut stream| stream.finish().is_ok());
+        if let Some(closed) = self.core.ended_with() {
+            return Err(closed.into());
+        }
         if finished && self.core.connection.close_reason().is_none() { Ok(()) } else { Err(self.gone()) }
     }
 
@@ -406,5 +543,6 @@ impl Drop for QuicPartSender {
         if let Some(mut stream) = self.stream.take() {
             let _ = stream.reset(GIVEN_UP);
         }
+        self.core.writing.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::{timeout, timeout_at};
 use super::configuration::{self, Limits};
 use super::frames::{FrameReader, write_frame};
 use super::gate::{Gate, Knock, Pass};
-use super::handshake::{Answer, EXPORTER_LABEL, OPENING_BYTES_MAX, Opening, PairingProof};
+use super::handshake::{Answer, EXPORTER_LABEL, Lane, OPENING_BYTES_MAX, Opening, PairingProof};
 use super::link::{Core, QuicConnection};
 use super::socket::{self, SocketBuffers};
 use super::tunnel;
@@ -127,6 +127,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Open {
     by_source: HashMap<Fingerprint, Vec<Weak<Core>>>,
+    /// Those that others of the same source may join, by the id that it said.
+    led: HashMap<(Fingerprint, [u8; 16]), Weak<QuicConnection>>,
 }
 
 impl Open {
@@ -139,6 +141,7 @@ impl Open {
             cores.retain(|core| core.upgrade().is_some_and(|core| core.quinn().close_reason().is_none()));
             !cores.is_empty()
         });
+        self.led.retain(|_, led| led.strong_count() > 0);
     }
 }
 
@@ -204,6 +207,18 @@ impl Listener {
     /// Closes the connections of a certificate, for example because its pairing was removed.
     pub fn disconnect(&self, fingerprint: &Fingerprint, code: CloseCode, reason: &str) {
         self.shared.disconnect(fingerprint, code, reason);
+    }
+
+    /// The connections of all sources, each with what came over it, in bytes.
+    #[cfg(test)]
+    pub(super) fn carried(&self) -> Vec<(Arc<Core>, u64)> {
+        let of = |core: Arc<Core>| {
+            let bytes = core.quinn().stats().udp_rx.bytes;
+            (core, bytes)
+        };
+        let mut open = self.shared.open();
+        open.forget_ended();
+        open.living().map(of).collect()
     }
 
     /// Refuses whoever comes, tells everybody connected, and waits (boundedly) until they were told.
@@ -458,6 +473,14 @@ impl Shared {
             }
             Some(_) => {}
         }
+        if let Some(Lane::Joins(id)) = opening.lane {
+            // What it was to be part of may have ended by now, and goes on without in any case: nobody is told.
+            if let Err(Refusal { code, reason, .. }) = self.add_lane(core, (fingerprint, id), &mut send).await {
+                tracing::debug!(source = %name, %reason, "no further connection");
+                core.close(code, &reason);
+            }
+            return Ok(());
+        }
         self.register(core, fingerprint).map_err(named)?;
         // Perhaps it was sent away since it was looked up; from here on whoever does that finds its connection.
         if self.book.name_of(&fingerprint).is_none() {
@@ -466,9 +489,44 @@ impl Shared {
         let answer = Answer { receiver: self.name.clone(), proof: None };
         write_frame(&mut send, answer.encode()).await.map_err(|_| named(Refusal::new(CloseCode::Protocol, "gone")))?;
         let connection = QuicConnection::start(Arc::clone(core), name, fingerprint, send, frames, None);
+        if let Some(Lane::Leads(id)) = opening.lane {
+            self.open().led.insert((fingerprint, id), Arc::downgrade(&connection));
+        }
         tokio::spawn(Arc::clone(self).follow(Arc::downgrade(core), core.quinn().clone()));
         let _ = self.events.send(ListenerEvent::Connected(connection)).await;
         Ok(())
+    }
+
+    /// One more that carries parts of a connection of the same source. † It takes no room that whole connections need: where they are
+    /// many there is one of each.
+    async fn add_lane(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        led: (Fingerprint, [u8; 16]),
+        send: &mut quinn::SendStream,
+    ) -> Result<(), Refusal> {
+        let fingerprint = led.0;
+        {
+            let mut open = self.open();
+            open.forget_ended();
+            let gone = || Refusal::new(CloseCode::Done, "the connection that this one was to carry parts of is not here");
+            let led = open.led.get(&led).and_then(Weak::upgrade).ok_or_else(gone)?;
+            let mine = open.by_source.get(&fingerprint).map_or(0, Vec::len);
+            if mine >= self.limits.connections_per_source / 2 || open.living().count() >= self.limits.connections / 2 {
+                return Err(Refusal::new(CloseCode::Overloaded, "there are too many connections for one more to carry parts"));
+            }
+            open.by_source.entry(fingerprint).or_default().push(Arc::downgrade(core));
+            if !led.join(core, None) {
+                return Err(Refusal::new(CloseCode::Overloaded, "that connection has ended, or as many carry its parts as may"));
+            }
+            self.share_windows(&open);
+        }
+        if self.book.name_of(&fingerprint).is_none() {
+            return Err(Refusal::new(CloseCode::NotPaired, "this source was unpaired"));
+        }
+        tokio::spawn(Arc::clone(self).follow(Arc::downgrade(core), core.quinn().clone()));
+        let answer = Answer { receiver: self.name.clone(), proof: None };
+        write_frame(send, answer.encode()).await.map_err(|_| Refusal::new(CloseCode::Protocol, "gone"))
     }
 
     /// Makes room for a connection: closes the source's oldest when it has too many. When all together have, a source that

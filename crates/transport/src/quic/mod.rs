@@ -25,12 +25,14 @@ mod verify;
 pub use configuration::{Limits, MTU_MAX};
 pub use dialer::{Pin, PinError, QuicDialer, pair};
 pub use frames::{FrameTooLong, take_frame};
-pub use handshake::{Answer, Opening, PairingProof};
-pub use link::QuicConnection;
+pub use handshake::{Answer, Lane, Opening, PairingProof};
+pub use link::{LANES_MAX, QuicConnection};
 pub use listener::{Listen, Listener, ListenerEvent};
 pub use route::{Carriers, Route};
 pub use socket::SocketBuffers;
 
+#[cfg(test)]
+mod lane_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -75,6 +75,16 @@ impl Gateway {
         dialer(&identity, source, pin)
     }
 
+    /// One that makes so many connections of one, and its identity.
+    pub(super) async fn dialer_with(&self, source: &str, lanes: usize) -> (QuicDialer, Identity) {
+        let identity = Identity::ephemeral().expect("made");
+        let pin = pair(&self.token(60), &identity, &name(source), &Route::default(), &limits()).await.expect("paired");
+        assert!(matches!(self.event().await, ListenerEvent::Paired { name, .. } if name.as_str() == source));
+        let limits = Limits { lanes, ..limits() };
+        let pin = watch::channel(Some(pin)).1;
+        (QuicDialer::new(identity.clone(), name(source), pin, Route::default(), limits), identity)
+    }
+
     pub(super) async fn event(&self) -> ListenerEvent {
         self.listener.next().await.expect("the listener lives")
     }
@@ -206,19 +216,19 @@ async fn a_wrong_proof_for_a_real_token_is_refused() {
     let pairing = Some(PairingProof { token_id: token.secret.token_id(), proof: [0; 32] });
     let raw = Raw::connect(&gateway, &me).await;
     let (mut send, _receive) = raw.connection.open_bi().await.expect("opened");
-    super::frames::write_frame(&mut send, Opening { source: name("x"), pairing }.encode()).await.expect("written");
+    super::frames::write_frame(&mut send, Opening { source: name("x"), pairing, lane: None }.encode()).await.expect("written");
     assert_eq!(raw.closed_with().await, CloseCode::TokenUnknown);
     assert_eq!(gateway.book.tokens(0).len(), 1);
 }
 
 /// A TLS peer that does not keep to our protocol.
-struct Raw {
-    connection: quinn::Connection,
+pub(super) struct Raw {
+    pub(super) connection: quinn::Connection,
     _endpoint: Endpoint,
 }
 
 impl Raw {
-    async fn connect(gateway: &Gateway, identity: &Identity) -> Self {
+    pub(super) async fn connect(gateway: &Gateway, identity: &Identity) -> Self {
         let (socket, _) = socket::bind((Ipv4Addr::UNSPECIFIED, 0).into(), 1 << 20).expect("bound");
         let endpoint =
             Endpoint::new_with_abstract_socket(configuration::endpoint(identity), None, socket, Arc::new(TokioRuntime));
@@ -235,12 +245,14 @@ impl Raw {
         assert!(matches!(gateway.event().await, ListenerEvent::Paired { .. }));
         let raw = Self::connect(gateway, &me).await;
         let (mut send, _recv) = raw.connection.open_bi().await.expect("opened");
-        super::frames::write_frame(&mut send, Opening { source: name(source), pairing: None }.encode()).await.expect("written");
+        super::frames::write_frame(&mut send, Opening { source: name(source), pairing: None, lane: None }.encode())
+            .await
+            .expect("written");
         let there = gateway.connected().await;
         (raw, there, send)
     }
 
-    async fn closed_with(&self) -> CloseCode {
+    pub(super) async fn closed_with(&self) -> CloseCode {
         match self.connection.closed().await {
             quinn::ConnectionError::ApplicationClosed(close) => CloseCode::from_number(close.error_code.into_inner()),
             other => panic!("{other}"),
