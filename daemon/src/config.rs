@@ -229,6 +229,8 @@ pub struct LimitsConfig {
     pub stop_wait_seconds: u32,
     /// A region is clean in the intent map again when it was published and left alone for so long.
     pub cool_after_seconds: u32,
+    /// Connections over UDP that carry a group to its receiver.
+    pub connections: u16,
 }
 
 impl Default for LimitsConfig {
@@ -240,6 +242,7 @@ impl Default for LimitsConfig {
             queue_depth: 128,
             sender_depth: 16,
             stop_wait_seconds: 10,
+            connections: 1,
             cool_after_seconds: 30,
         }
     }
@@ -874,6 +877,7 @@ fn check_limits(limits: &LimitsConfig, fault: impl Fn(&str, String) -> FileError
     if let CompressionLevel::Level(level) = limits.compression_level {
         range("compression_level", (-7..=19).contains(&level), "`\"auto\"` or -7 to 19, 0 for none")?;
     }
+    range("connections", (1..=8).contains(&limits.connections), "1 to 8")?;
     range("encoder_threads", limits.encoder_threads <= 64, "0 to 64, 0 for one per processor")?;
     range("side_buffer_mib", (1..=16384).contains(&limits.side_buffer_mib), "1 to 16384")?;
     range("queue_depth", (1..=1024).contains(&limits.queue_depth), "1 to 1024")?;

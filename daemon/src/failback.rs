@@ -531,7 +531,7 @@ impl Daemon {
     }
 
     async fn puller_of(&self, names: (&Name, &Name), traffic: Arc<Traffic>) -> Result<Arc<Puller>, PullError> {
-        let dialer: QuicDialer = self.dialer();
+        let dialer: QuicDialer = self.dialer(1);
         let connection = dialer.dial().await.map_err(|error| PullError::Ended(error.to_string()))?;
         Ok(Arc::new(Puller::begin(connection, names, self.instance, traffic).await?))
     }

@@ -151,6 +151,7 @@ impl GroupStart {
             epoch_interval: self.config.epoch_interval.as_nanos() as u64,
             cut_bytes_min,
             cut_bytes_max: Limits::default().cut_bytes_max.max(cut_bytes_min),
+            part_bytes: part_bytes(self.around.limits.connections),
             ..Limits::default()
         };
         let source = Source::new(farside_replication::source::Config {
@@ -1166,6 +1167,12 @@ impl Control {
 
 // What the configuration takes can be said.
 const _: () = assert!(farside_control::Grid::RULES_MAX <= farside_ledger::Grid::RULES_SAID_MAX);
+
+/// † A part goes over one connection, and the next one begins when that has room for the end of this one: where there are several, no part
+/// is longer than what one may have under way, or they would be used one after the other.
+fn part_bytes(connections: u16) -> u64 {
+    if connections > 1 { 8 << 20 } else { Limits::default().part_bytes }
+}
 
 fn policy(config: &GroupConfig) -> farside_ledger::Policy {
     farside_ledger::Policy::of(config.keep, config.span(), config.grid.pairs())

@@ -186,6 +186,7 @@ impl Tally {
             carrier,
             carrier_reason,
             connections: self.connections,
+            parallel: of.connections,
             sent_bytes: self.ended.sent_bytes + of.sent_bytes,
             received_bytes: self.ended.received_bytes + of.received_bytes,
             lost_packets: self.ended.lost_packets + of.lost_packets,

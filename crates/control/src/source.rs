@@ -196,6 +196,8 @@ pub struct Link {
     pub carrier_reason: Option<String>,
     /// How often it was made; more than one is a reconnect.
     pub connections: u64,
+    /// Connections that carry it now, side by side (`connections` in `[limits]`); 0 while there is none.
+    pub parallel: u32,
     /// Bytes sent, with all overhead of the transport.
     pub sent_bytes: u64,
     /// Bytes received, with all overhead.

@@ -387,7 +387,7 @@ impl Daemon {
                     config: settings,
                     around: Surroundings { source, ..self.around.clone() },
                     state: self.state.clone(),
-                    dial: Arc::new(self.dialer()),
+                    dial: Arc::new(self.dialer(self.around.limits.connections)),
                     instance: self.instance,
                 };
                 groups.insert(group.clone(), start.start()?);

@@ -25,9 +25,9 @@ impl Daemon {
         self.state.path().to_owned()
     }
 
-    /// A way to the receiver, as this host.
-    pub(crate) fn dialer(&self) -> QuicDialer {
-        let limits = farside_transport::Limits::default();
+    /// A way to the receiver, as this host, over so many connections.
+    pub(crate) fn dialer(&self, connections: u16) -> QuicDialer {
+        let limits = farside_transport::Limits { lanes: connections.into(), ..farside_transport::Limits::default() };
         QuicDialer::new(
             self.identity.clone(),
             self.around.source.clone(),
