@@ -208,3 +208,34 @@ fn only_tcp_is_only_tcp() {
     client.write_all_from(0);
     judge_content(&site, &mut client);
 }
+
+/// Several connections are one to everybody: what goes over them is whole, and when all of them break nothing is lost.
+#[test]
+fn a_group_that_goes_over_several_connections_is_one() {
+    let bytes = 64 * MIB;
+    let spec = VolumeSpec { name: "data".into(), bytes, group: "default".into() };
+    let mut site = Site::new(&[spec], "200ms", 100_000);
+    let way = site.connect_by_a_way();
+    way.let_udp_through(true);
+    std::fs::create_dir_all(site.path("host/farsided.d")).expect("mkdir");
+    std::fs::write(site.path("host/farsided.d/limits.toml"), "[limits]\nconnections = 3\n").expect("written");
+    site.start_all();
+    let parallel = || site.status()["groups"][0]["link"]["parallel"].as_u64();
+    wait_for("all of them", || (parallel() == Some(3)).then_some(()));
+    let mut client = Verifier::new(&site.tap("data"), bytes);
+    client.write_all_from(0);
+    site.wait_quiet();
+    judge_content(&site, &mut client);
+
+    let writer = load::verifying(site.tap("data"), bytes, 43);
+    writer.wait_for_more(200);
+    site.receiver.take().expect("it runs").kill();
+    writer.wait_for_more(200);
+    site.start_receiver();
+    writer.wait_for_more(200);
+    wait_for("all of them again", || (site.status()["groups"][0]["link"]["parallel"] == 3).then_some(()));
+    let mut client = writer.end();
+    assert_eq!(client.broken, 0, "the host noticed it");
+    judge_content(&site, &mut client);
+    site.check_store();
+}
