@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::args::{Global, KeyCommand};
 use crate::failure::{Exit, Failure, OrFail as _};
-use crate::print::{self, Table};
+use crate::print::{self, NOTHING, Table};
 use crate::store;
 
 /// Names a passphrase where nobody is to be asked.
@@ -34,6 +34,8 @@ struct Listed {
     key: Option<String>,
     /// What unwraps it.
     by: Option<String>,
+    /// The group that it is wrapped for alone, if it is for one.
+    bound_to: Option<String>,
     /// What is wrong with it.
     message: Option<String>,
     /// The volumes that are encrypted with the key.
@@ -215,15 +217,18 @@ fn copy(global: &Global, location: &Location, of: Option<&Address>, folder: &Pat
 fn list(global: &Global, place: &Place, of: Option<&Address>) -> Result<(), Failure> {
     let mut listed = Vec::new();
     let of_wrapping = |wrapping: &Result<Wrapping, String>| match wrapping {
-        Ok(wrapping) => (Some(wrapping.key().to_string()), Some(wrapping.way().to_owned()), None),
-        Err(why) => (None, None, Some(why.clone())),
+        Ok(wrapping) => {
+            let bound_to = wrapping.group().map(str::to_owned);
+            (Some(wrapping.key().to_string()), Some(wrapping.way().to_owned()), bound_to, None)
+        }
+        Err(why) => (None, None, None, Some(why.clone())),
     };
     match place {
         Place::Folder(folder) => {
             for (number, _, wrapping) in in_folder(folder)? {
-                let (key, by, message) = of_wrapping(&wrapping);
+                let (key, by, bound_to, message) = of_wrapping(&wrapping);
                 let path = folder.join(number.to_string()).display().to_string();
-                listed.push(Listed { group: None, path, key, by, message, volumes: Vec::new() });
+                listed.push(Listed { group: None, path, key, by, bound_to, message, volumes: Vec::new() });
             }
         }
         Place::Store(location) => {
@@ -237,10 +242,13 @@ fn list(global: &Global, place: &Place, of: Option<&Address>) -> Result<(), Fail
                     }
                 }
                 for stored in wrappings(&**store.backend(), &names)? {
-                    let (key, by, message) = of_wrapping(&stored.wrapping);
+                    let (key, by, bound_to, message) = of_wrapping(&stored.wrapping);
                     let volumes = key.as_ref().and_then(|key| volumes.get(key)).cloned().unwrap_or_default();
                     let path = names.key(stored.number).to_string();
-                    listed.push(Listed { group: Some(names.to_string()), path, key, by, message, volumes });
+                    let group = names.to_string();
+                    let stray = bound_to.as_ref().filter(|bound_to| **bound_to != group);
+                    let message = message.or(stray.map(|other| format!("for {other}: it opens nothing here")));
+                    listed.push(Listed { group: Some(group), path, key, by, bound_to, message, volumes });
                 }
             }
         }
@@ -251,10 +259,11 @@ fn list(global: &Global, place: &Place, of: Option<&Address>) -> Result<(), Fail
     if listed.is_empty() {
         return print::out("there are no wrapped keys\n");
     }
-    let mut table = Table::new(&["WRAPPED KEY", "KEY", "BY", "VOLUMES"]);
+    let mut table = Table::new(&["WRAPPED KEY", "KEY", "BY", "FOR", "VOLUMES"]);
     for wrapped in listed {
-        let by = wrapped.by.or(wrapped.message).unwrap_or_default();
-        table.row([wrapped.path, wrapped.key.unwrap_or_default(), by, wrapped.volumes.join(", ")]);
+        let by = wrapped.message.or(wrapped.by).unwrap_or_default();
+        let bound_to = wrapped.bound_to.unwrap_or_else(|| NOTHING.to_owned());
+        table.row([wrapped.path, wrapped.key.unwrap_or_default(), by, bound_to, wrapped.volumes.join(", ")]);
     }
     print::out(&table.fit(print::Look::of_stdout()))
 }
