@@ -13,7 +13,7 @@ use farside_control::source::Carrier;
 use farside_region::Name;
 use farside_replication::target::SessionId;
 use farside_store::GroupNames;
-use farside_transport::{CloseCode, Closed, Connection};
+use farside_transport::{CloseCode, Closed, Connection, LANES_MAX};
 use farside_wire::{
     Features, ReceiverMessage, Refusal, RefusalCode, SourceMessage, TEXT_BYTES_MAX, decode_payload, encode_payload,
 };
@@ -139,7 +139,9 @@ impl Session {
             closing: Arc::default(),
             last_words: Arc::new(Mutex::new((CloseCode::Done, "done".to_owned()))),
             landing: RwLock::new(true),
-            landers: Semaphore::new(landers as usize),
+            // † Streams are allowed by connection, of which it may have some: who may come must find a permit, or those that wait unread fill the
+            // windows that those with one need. Streams and memory are bounded for all.
+            landers: Semaphore::new(landers as usize * LANES_MAX),
             allowance: Allowance::default(),
             heard: Mutex::new(Instant::now()),
         });

@@ -124,8 +124,11 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// Waits for the end and says why.
     async fn closed(&self) -> Closed;
 
-    /// Waits until what [`Connection::close`] said has gone out and is not said again; three times as long as an answer takes, at
-    /// most. For who is about to end: what is not sent before its runtime ends is never sent. No promise that the peer heard it.
+    /// Waits until what [`Connection::close`] said has left this process, which takes no network. For who is about to end: what is not sent before its
+    /// runtime ends is never sent.
+    async fn sent(&self);
+
+    /// Waits until it is not said again either; three times as long as an answer takes, at most. No promise that the peer heard it.
     async fn told(&self);
 
     /// Why it ended, if it did.

@@ -36,5 +36,5 @@ pub use connector::{Connector, ConnectorState, Dial, DialError, NotConnected};
 pub use identity::{Fingerprint, Identity, IdentityError};
 pub use pace::Pacer;
 pub use pairing::{BookError, OutstandingToken, PairedSource, PairingBook, PairingRefusal, TokenRequest};
-pub use quic::{Carriers, Limits, Listen, Listener, ListenerEvent, Pin, PinError, QuicDialer, Route, pair};
+pub use quic::{Carriers, LANES_MAX, Limits, Listen, Listener, ListenerEvent, Pin, PinError, QuicDialer, Route, pair};
 pub use token::{PairingToken, Secret, TokenError};

@@ -301,6 +301,10 @@ impl Connection for MemoryConnection {
         self.wire.ended(self.side).await
     }
 
+    async fn sent(&self) {
+        self.closed().await;
+    }
+
     async fn told(&self) {
         self.closed().await;
     }

@@ -29,6 +29,9 @@ const PIN_FORMAT: u32 = 1;
 /// How long a receiver that ended the control stream has to say why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// Pauses before one more connection that carries parts is tried again: the first, and the longest.
+const LANE_AGAIN: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(600));
+
 /// Pause before what nobody answered is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -158,16 +161,35 @@ impl QuicDialer {
     async fn add_lanes(self, led: Weak<QuicConnection>, address: SocketAddr, receiver: Fingerprint, id: [u8; 16]) {
         let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None, lane: Some(Lane::Joins(id)) };
         let caller = Caller { identity: &self.identity, expected: receiver, limits: &self.limits, opening };
-        for _ in 1..self.limits.lanes.min(LANES_MAX) {
-            let reached = timeout(self.limits.handshake_timeout, caller.reach_by(address, Carrier::Udp)).await;
-            let Some(led) = led.upgrade() else { return };
-            match reached.unwrap_or_else(|_| Err(DialError::Unreachable { address: address.to_string() })) {
+        let (first, cap) = LANE_AGAIN;
+        let (mut pauses, mut said) = (Backoff::new(first, cap), false);
+        let wanted = self.limits.lanes.min(LANES_MAX);
+        loop {
+            let Some(leading) = led.upgrade().filter(|led| led.connections() < wanted).map(|led| led.quinn()) else { return };
+            let reached = tokio::select! {
+                reached = timeout(self.limits.handshake_timeout, caller.reach_by(address, Carrier::Udp)) => reached,
+                _ = leading.closed() => return,
+            };
+            let why = match reached.unwrap_or_else(|_| Err(DialError::Unreachable { address: address.to_string() })) {
                 Ok((made, _)) => {
+                    let Some(led) = led.upgrade() else { return };
                     if !led.join(&made.core, Some(made.endpoint)) {
                         return made.core.close(CloseCode::Done, "there is nothing to carry");
                     }
+                    continue;
                 }
+                Err(error @ (DialError::Unreachable { .. } | DialError::Local(_))) => error,
+                // There may be room later: as this host came back, what it had before may have counted still.
+                Err(error @ DialError::Refused { code: CloseCode::Overloaded, .. }) => error,
                 Err(error) => return tracing::info!(%address, %error, "it goes on with fewer connections than it may have"),
+            };
+            if !std::mem::replace(&mut said, true) {
+                tracing::info!(%address, %why, "it goes on with fewer connections than it may have, for now");
+            }
+            let pause = pauses.next(getrandom::u64().unwrap_or(u64::MAX));
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = leading.closed() => return,
             }
         }
     }

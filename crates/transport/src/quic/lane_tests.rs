@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::handshake::{Lane, Opening};
+use super::link::Core;
 use super::tests::{Gateway, Raw, limits};
 use super::{LANES_MAX, Limits};
 use crate::conformance::{Ends, conformance, read_all};
@@ -80,12 +81,46 @@ async fn parts_go_over_all_of_them_and_frames_over_the_first() {
     assert!((source.statistics().sent_bytes - before) as usize >= 2 * LANES * PART, "what all have sent is counted");
 }
 
+/// Ends another connection than the first.
+fn lose_one(gateway: &Gateway, receiver: &Arc<dyn Connection>) {
+    let first = receiver.peer().address;
+    let is_other = |(core, _): &(Arc<Core>, u64)| core.quinn().remote_address() != first;
+    let (lane, _) = gateway.listener.carried().into_iter().find(is_other).expect("there are others");
+    lane.quinn().close(quinn::VarInt::from_u32(0), b"");
+}
+
+#[tokio::test]
+async fn one_over_which_nothing_went_ends_nobody() {
+    let ((source, receiver), gateway) = ends().await;
+    lose_one(&gateway, &receiver);
+    until(|| connections(&source) == LANES - 1 && connections(&receiver) == LANES - 1).await;
+    for n in 0..2 * LANES as u8 {
+        let ((), came) = tokio::join!(send_part(&source, n), receive_part(&receiver));
+        assert_eq!(came, n);
+    }
+    assert!(source.close_reason().is_none() && receiver.close_reason().is_none());
+    assert_eq!(gateway.listener.carried().len(), LANES - 1);
+}
+
+#[tokio::test]
+async fn the_last_word_is_sent_before_it_is_called_sent() {
+    let ((source, receiver), _gateway) = ends().await;
+    source.close(CloseCode::Settled, "all is published");
+    source.sent().await;
+    // Nothing is done here any more.
+    std::mem::forget(source);
+    assert!(matches!(receiver.closed().await, Closed::ByPeer { code: CloseCode::Settled, .. }));
+}
+
 #[tokio::test]
 async fn whichever_ends_first_ends_all() {
-    // One of the others.
+    // One of the others, over which something went.
     let ((source, receiver), gateway) = ends().await;
-    let (lane, _) = gateway.listener.carried().pop().expect("there are four");
-    lane.quinn().close(quinn::VarInt::from_u32(0), b"");
+    for n in 0..LANES as u8 {
+        let ((), came) = tokio::join!(send_part(&source, n), receive_part(&receiver));
+        assert_eq!(came, n);
+    }
+    lose_one(&gateway, &receiver);
     for end in [&source, &receiver] {
         match end.closed().await {
             Closed::Broken(why) => assert!(why.contains("another connection that carried parts of it ended"), "{why}"),

@@ -7,7 +7,7 @@
 //! Other connections of the same two sides may carry its parts, too: its *lanes*, for where each flow of packets gets only so much.
 //! Frames go over the first one alone. Invariant: they end together, whichever ends first; so to who uses it it is one connection.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use farside_region::Name;
 use quinn::{ConnectionError as QuinnError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::frames::{FrameError, FrameReader, FrameTooLong, write_frame};
 use super::tunnel::{self, Tunnel};
@@ -32,6 +32,8 @@ const FRAME_BYTES_QUEUED: usize = 2 << 20;
 const _: () = assert!(FRAME_BYTES_QUEUED >= FRAME_BYTES_MAX, "any frame fits the queue");
 /// Connections that are one, at most.
 pub const LANES_MAX: usize = 8;
+/// How often it is looked whether the last word has gone out.
+const SENT_LOOK: Duration = Duration::from_millis(1);
 /// After the end of a lane by its peer's hand so long that of all is waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Accepted part streams that wait for [`Connection::accept_part`].
@@ -67,14 +69,18 @@ pub(super) struct Core {
     carrier: Carrier,
     /// What was said when this side closed first.
     here: OnceLock<(CloseCode, String)>,
+    /// So many datagrams had been sent before.
+    closed_after: OnceLock<u64>,
     /// How what carries it ended, if that was first.
-    lost: OnceLock<String>,
+    lost: OnceLock<Closed>,
     /// Part streams that are being written.
     writing: AtomicUsize,
     /// Others that carry its parts; of one of these there are none.
     lanes: StdMutex<Vec<Joined>>,
     /// Whose parts it carries, if it is one of these.
     led: OnceLock<Weak<Core>>,
+    /// A part went over it, or is about to. Looked at and set under `lanes` of the one that it is a lane of.
+    carried: AtomicBool,
 }
 
 /// Another lane.
@@ -91,10 +97,12 @@ impl Core {
             connection,
             carrier,
             here,
+            closed_after: OnceLock::new(),
             lost,
             writing: AtomicUsize::new(0),
             lanes: StdMutex::default(),
             led: OnceLock::new(),
+            carried: AtomicBool::new(false),
         })
     }
 
@@ -126,25 +134,25 @@ impl Core {
             _ = connection.closed() => return,
             // What came last may be the peer's word, which says more.
             why = tunnel::lasting(tunnel) => if let Some(core) = core.upgrade() {
-                core.lose(&why);
+                core.lose(Closed::Broken(readable(why.as_bytes())));
             },
         }
         connection.closed().await;
     }
 
-    fn lose(&self, why: &str) {
-        if self.connection.close_reason().is_none()
-            && self.here.get().is_none()
-            && self.lost.set(readable(why.as_bytes())).is_ok()
-        {
-            self.connection.close(VarInt::from_u32(CloseCode::Internal.number()), b"");
+    fn lose(&self, why: Closed) {
+        if self.connection.close_reason().is_none() && self.here.get().is_none() && self.lost.set(why.clone()).is_ok() {
+            let words = why.to_string();
+            self.connection.close(VarInt::from_u32(CloseCode::Internal.number()), bounded(&words).as_bytes());
         }
     }
 
     pub(super) fn close(&self, code: CloseCode, reason: &str) {
         let reason = bounded(reason);
         // A close that comes after the end says nothing any more.
+        let sent = self.connection.stats().udp_tx.datagrams;
         if self.connection.close_reason().is_none() && self.here.set((code, reason.to_owned())).is_ok() {
+            let _ = self.closed_after.set(sent); // the first
             self.connection.close(VarInt::from_u32(code.number()), reason.as_bytes());
         }
         // One that joins at this moment is ended by who waits for both.
@@ -164,10 +172,33 @@ impl Core {
         self.translate(&error)
     }
 
+    /// A part comes over it.
+    fn carries(&self) {
+        let led = self.led.get().and_then(Weak::upgrade);
+        let _lanes = led.as_ref().map(|led| led.lanes());
+        self.carried.store(true, Ordering::Relaxed);
+    }
+
     /// Why what it is a lane of has ended, if it is one and that has.
     fn ended_with(&self) -> Option<Closed> {
         let led = self.led.get()?.upgrade()?;
         led.connection.close_reason().map(|error| led.translate(&error))
+    }
+
+    /// As [`Core::translate`]. † Where the peer has ended all of them, the word that counts is on the first, and may come later.
+    async fn translate_all(&self, error: &QuinnError) -> Closed {
+        if let (QuinnError::ApplicationClosed(_), Some(led)) = (error, self.led.get().and_then(Weak::upgrade)) {
+            let _ = timeout(LAST_WORDS, led.connection.closed()).await; // then it is said what is known
+        }
+        self.translate(error)
+    }
+
+    /// Whether that lane was taken out: nothing was on its way there, and it goes on with the others.
+    fn does_without(&self, lane: &Weak<Self>) -> bool {
+        let mut lanes = self.lanes();
+        let is_it = |one: &Joined| std::ptr::eq(Arc::as_ptr(&one.core), lane.as_ptr());
+        let at = lanes.iter().position(|one| is_it(one) && !one.core.carried.load(Ordering::Relaxed));
+        at.map(|at| lanes.swap_remove(at)).is_some()
     }
 
     fn translate(&self, error: &QuinnError) -> Closed {
@@ -177,7 +208,7 @@ impl Core {
         }
         match (error, self.here.get(), self.lost.get()) {
             (QuinnError::LocallyClosed, Some((code, reason)), _) => Closed::Here { code: *code, reason: reason.clone() },
-            (QuinnError::LocallyClosed, None, Some(why)) => Closed::Broken(why.clone()),
+            (QuinnError::LocallyClosed, None, Some(why)) => why.clone(),
             _ => translate(error),
         }
     }
@@ -191,7 +222,8 @@ impl Core {
     }
 }
 
-/// Ends a lane with what it is one of, or that with its lane: what was on its way there is lost.
+/// Ends a lane with what it is one of, or that with its lane: what was on its way there is lost. Of a lane over which nothing went nothing
+/// is: one that half joined ends nobody.
 async fn end_together((led, leading): (Weak<Core>, quinn::Connection), (lane, carrying): (Weak<Core>, quinn::Connection)) {
     tokio::select! {
         _ = leading.closed() => if let Some(lane) = lane.upgrade() {
@@ -202,10 +234,12 @@ async fn end_together((led, leading): (Weak<Core>, quinn::Connection), (lane, ca
             if matches!(error, QuinnError::ApplicationClosed(_)) && timeout(LAST_WORDS, leading.closed()).await.is_ok() {
                 return;
             }
-            if let Some(led) = led.upgrade() {
-                let why = lane.upgrade().map_or_else(|| translate(&error), |lane| lane.translate(&error));
-                led.lose(&format!("another connection that carried parts of it ended: {why}"));
-            }
+            let Some(led) = led.upgrade().filter(|led| !led.does_without(&lane)) else { return };
+            // How long nothing came is a matter of the way, whichever was silent first; and so is a peer that is another one.
+            led.lose(match lane.upgrade().map_or_else(|| translate(&error), |lane| lane.translate(&error)) {
+                silent @ (Closed::TimedOut | Closed::PeerRestarted) => silent,
+                why => Closed::Broken(format!("another connection that carried parts of it ended: {why}")),
+            });
         }
     }
 }
@@ -255,6 +289,16 @@ impl QuicConnection {
         joins
     }
 
+    /// How many it is, with all its lanes.
+    pub(super) fn connections(&self) -> usize {
+        self.core.lanes().len() + 1
+    }
+
+    /// The first of them.
+    pub(super) fn quinn(&self) -> quinn::Connection {
+        self.core.connection.clone()
+    }
+
     /// The lane over which the fewest parts are being written; of several one after the other.
     fn lane(&self) -> Arc<Core> {
         let lanes = self.core.lanes();
@@ -265,7 +309,9 @@ impl QuicConnection {
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         let of = |n: usize| if n == 0 { &self.core } else { &lanes[n - 1].core };
         let in_turn = (0..all).map(|n| of(first.wrapping_add(n) % all));
-        Arc::clone(in_turn.min_by_key(|core| core.writing.load(Ordering::Relaxed)).unwrap_or(&self.core))
+        let lane = in_turn.min_by_key(|core| core.writing.load(Ordering::Relaxed)).unwrap_or(&self.core);
+        lane.carried.store(true, Ordering::Relaxed);
+        Arc::clone(lane)
     }
 
     fn ended(&self) -> ConnectionError {
@@ -330,7 +376,10 @@ impl Connection for QuicConnection {
         core.writing.fetch_add(1, Ordering::Relaxed);
         let mut part = QuicPartSender { core, stream: None };
         let opened = part.core.connection.open_uni().await;
-        part.stream = Some(opened.map_err(|e| part.core.translate(&e))?);
+        match opened {
+            Ok(stream) => part.stream = Some(stream),
+            Err(error) => return Err(part.core.translate_all(&error).await.into()),
+        }
         let length = u16::try_from(bytes).expect("checked against the limit");
         let mut prefix = BytesMut::with_capacity(2 + bytes);
         prefix.put_u16_le(length);
@@ -353,6 +402,16 @@ impl Connection for QuicConnection {
 
     async fn closed(&self) -> Closed {
         self.core.closed().await
+    }
+
+    async fn sent(&self) {
+        self.core.connection.closed().await;
+        // After that nothing else is sent; and where it was not said here nothing is.
+        while let Some(before) = self.core.closed_after.get()
+            && self.core.connection.stats().udp_tx.datagrams <= *before
+        {
+            sleep(SENT_LOOK).await;
+        }
     }
 
     async fn told(&self) {
@@ -431,6 +490,7 @@ async fn write_queued(core: &Core, stream: &mut SendStream, queue: &mut mpsc::Re
 /// Accepts part streams until the connection ends. The peer's limit of open streams bounds the readers.
 async fn accept_parts(core: Arc<Core>, to_accept: mpsc::Sender<IncomingPart>) {
     while let Ok(stream) = core.connection.accept_uni().await {
+        core.carries();
         let (core, to_accept) = (Arc::clone(&core), to_accept.clone());
         tokio::spawn(async move {
             let mut body = QuicPartReceiver { core, stream, finished: false };
@@ -521,7 +581,7 @@ impl PartSender for QuicPartSender {
         }
         match stream.write_chunk(chunk).await {
             Ok(()) => Ok(()),
-            Err(WriteError::ConnectionLost(error)) => Err(self.core.translate(&error).into()),
+            Err(WriteError::ConnectionLost(error)) => Err(self.core.translate_all(&error).await.into()),
             Err(_) => Err(PartError::Stopped),
         }
     }
