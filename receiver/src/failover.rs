@@ -337,7 +337,19 @@ impl Failovers {
             return Ok(planned);
         }
         refuse(&names, request, &planned, &look)?;
+        let working = self.working.of(&names);
+        let one = turn(&working, &names, ANSWER)?;
+        // † Whoever was at it would write over the new one what he had begun with.
+        if lock(&self.all).get(&names) != known.as_ref() {
+            let message = format!("the failover of {names} has gone on meanwhile");
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                message,
+                "`farside failover --list` shows how it is; then say the same again",
+            ));
+        }
         self.keep(&receiver.state_dir, failover).map_err(unsaved)?;
+        drop(one);
         self.go_on(receiver, &names)?;
         self.show_one(receiver, &names)
     }
@@ -349,7 +361,9 @@ impl Failovers {
         let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
         let known = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
         let look = look(receiver, &handle(receiver, names)?, None)?;
-        if known.stage != Stage::Fencing || known.claimed || look.generation.0 >= known.generation {
+        // † Without the one before it, which an earlier build did not keep, nothing would stand.
+        let has_lost_another = known.before.is_none() && !known.former.is_empty();
+        if known.stage != Stage::Fencing || known.claimed || has_lost_another || look.generation.0 >= known.generation {
             let message = format!("{names} was failed over: its source is fenced, or may be (generation {})", known.generation);
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
             return Err(ApiError::new(ErrorCode::Conflict, message, what));
@@ -402,7 +416,12 @@ impl Failovers {
         if request.plan {
             return Ok(status);
         }
-        self.change(receiver, names, |known| (known.committed, known.settled) = (commit, commit))?;
+        self.change(receiver, names, |known| {
+            (known.committed, known.settled) = (commit, commit);
+            if let Some(before) = &mut known.before {
+                (before.committed, before.settled) = (commit, commit);
+            }
+        })?;
         // Whoever is connected and may not be is told; what is kept for the way back is kept no more.
         let _ = receiver.runtime.block_on(group.tell(Mail::StandIn));
         if commit {
@@ -514,9 +533,18 @@ impl Failovers {
         lock(&self.all).get(names).map(|one| one.standing().stand_in.clone())
     }
 
-    /// The generation of the failover that stands, and the point that was brought up.
-    pub(crate) fn promotion(&self, names: &GroupNames) -> Option<(Generation, Option<Slot>)> {
-        lock(&self.all).get(names).map(Failover::standing).map(|one| (Generation(one.generation), one.point()))
+    /// The generation of the failover that stands, and the point that was brought up. `highest`: of the ledger, in which its claims may be though that is
+    /// not noted.
+    pub(crate) fn promotion(&self, names: &GroupNames, highest: Generation) -> Option<(Generation, Option<Slot>)> {
+        let of = |one: &Failover| (Generation(one.generation), one.point());
+        lock(&self.all).get(names).map(|one| if highest.0 >= one.generation { of(one) } else { of(one.standing()) })
+    }
+
+    /// The generation that stands while another failover waits that has fenced nobody: nothing may be claimed above it meanwhile.
+    pub(crate) fn nobody_above(&self, names: &GroupNames) -> Option<Generation> {
+        let all = lock(&self.all);
+        let one = all.get(names)?;
+        (one.before.is_some() && !one.claimed).then(|| Generation(one.standing().generation))
     }
 
     /// Up to which point the disks of a host that was fenced and the history are one, at most.
@@ -565,6 +593,11 @@ impl Failovers {
                         // † Not the one that was asked for, if the source took its history back under that one since.
                         Fenced::Under(generation) => {
                             (failover.generation, failover.claimed, failover.before) = (generation.0, true, None);
+                            // † It holds at once, durable or not: asked again, a group fences once more, above itself.
+                            let mut all = lock(&self.all);
+                            if let Some(known) = all.get_mut(names) {
+                                (known.generation, known.claimed, known.before) = (generation.0, true, None);
+                            }
                         }
                         Fenced::Waits(_) => {
                             return Ok(Some(format!(

@@ -249,8 +249,10 @@ impl Group {
                 self.tally.connections += 1;
                 self.settled.remove(&session.peer());
                 self.sessions.insert(session.id, session.clone());
-                // † Who may stand in can have changed since it was let in.
+                // † Who may stand in can have changed since it was let in. Who is refused each time must not look alive each time.
+                let listening = self.listening;
                 self.refuse_stranger(&session);
+                self.listening = listening;
                 if self.sessions.contains_key(&session.id) {
                     self.listening.hears();
                     self.receiver.failovers.comes_back(&self.receiver.state_dir, &self.names, &session.peer());

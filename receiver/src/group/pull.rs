@@ -111,7 +111,7 @@ impl Group {
         if ranges(&members) > PULL_RANGES_MAX {
             members.iter_mut().for_each(|one| one.told.touched = None);
         }
-        let (promotion, promoted) = self.receiver.failovers.promotion(&self.names).unzip();
+        let (promotion, promoted) = self.receiver.failovers.promotion(&self.names, state.highest_generation()).unzip();
         // † Not by whose term the newest claim is: a host that stands in claims anew whenever it is started.
         let is_since = match promoted.flatten() {
             Some(promoted) => point.slot > promoted,

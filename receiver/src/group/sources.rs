@@ -86,6 +86,17 @@ impl Group {
                 if let Err(text) = self.check_claim(here, &request.claim) {
                     return self.turn_away(&link, RefusalCode::Protocol, &text);
                 }
+                // † In the note alone it could not be told from a fence that was not noted, and nothing would end that failover.
+                if let Some(stands) = self.receiver.failovers.nobody_above(&self.names)
+                    && request.claim.volume.generation > stands
+                {
+                    let text = format!(
+                        "{0} is being failed over once more, and nobody is fenced yet: its history can be taken back when that is given up (on the gateway: farside \
+                         failover {0} --abort), or through",
+                        self.names
+                    );
+                    return self.turn_away(&link, RefusalCode::Store, &text);
+                }
                 if self.is_new_beside_a_failover(here, &request.claim, &link.peer()) {
                     // Its session goes on: the others may be taken back over it.
                     let (id, volume) = (request.id, request.claim.volume.id);
@@ -178,10 +189,8 @@ impl Group {
     /// source has by then would not be the newest of all any more.
     fn is_taken_back(&self) -> bool {
         let Place::Here(here) = &self.place else { return false };
-        self.receiver
-            .failovers
-            .promotion(&self.names)
-            .is_some_and(|(promotion, _)| here.store.state().highest_generation() > promotion)
+        let highest = here.store.state().highest_generation();
+        self.receiver.failovers.promotion(&self.names, highest).is_some_and(|(promotion, _)| highest > promotion)
     }
 
     pub(super) fn turn_away(&mut self, session: &Arc<Session>, code: RefusalCode, text: &str) {
