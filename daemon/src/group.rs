@@ -1140,7 +1140,7 @@ impl Control {
         let is_lost = |c: &Self| c.link.is_none() && !is_patient;
         let is_over = |c: &Self| c.link.is_some() && c.source.settled();
         self.listen_until(|c| c.hurries || is_lost(c) || is_over(c), Some(patience));
-        let (settled, farewell) = self.say_whether_all_is_published(configured).unzip();
+        let (settled, farewell) = self.say_whether_all_is_published(configured, waited_for).unzip();
         self.listen_until(|c| !c.source.switching(), None);
         self.step(Event::Halt);
         self.settle_losses();

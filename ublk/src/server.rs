@@ -277,6 +277,10 @@ impl<Q: BlockQueue> Running<Q> {
         self.ring.wake_read(Tag::server(WAKE), waker);
         // A command that the kernel does not want completes at once.
         self.ring.wait(Some(Duration::ZERO))?;
+        while !self.ring.is_submitted() {
+            std::thread::yield_now(); // it had no memory, or was interrupted
+            self.ring.wait(Some(Duration::ZERO))?;
+        }
         self.descriptors = Some(self.map(device)?);
         let mut ready = Some(ready);
         loop {

@@ -12,6 +12,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::process::monotonic_ns;
 use farside_region::{GranuleSet, LedgerPosition, Name, VolumeId};
 use farside_replication::source::{State, VolumeStatus};
+use farside_transport::{CloseCode, Closed};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -23,6 +24,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(15);
 
 /// So long a stop waits for its last word to go out.
 const FAREWELL_WAIT: Duration = Duration::from_secs(3);
+/// The same where a host waits for the next daemon.
+const FAREWELL_SENT: Duration = Duration::from_millis(250);
 
 /// How a group stopped, and what it owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,8 +175,13 @@ impl Control {
     /// Whoever takes the history over waits for this word, and for nothing less: that a connection ended says nothing of what its host owes. Nor is it
     /// said where a configured volume is not served here, or does not stream: what is not read owes all that was written to it.
     ///
-    /// † The word goes out before the process ends, whoever else keeps the processors busy: the task that is given ends when it has.
-    pub(super) fn say_whether_all_is_published(&mut self, configured: usize) -> Option<(Settled, JoinHandle<()>)> {
+    /// † The word goes out before the process ends, whoever else keeps the processors busy: the task that is given ends when it has. Where a host
+    /// waits for the next daemon that takes no network (L1); it is waited for a peer that asks again only where none does.
+    pub(super) fn say_whether_all_is_published(
+        &mut self,
+        configured: usize,
+        waited_for: bool,
+    ) -> Option<(Settled, JoinHandle<()>)> {
         let volumes = self.source.status(monotonic_ns()).volumes;
         let all = configured > 0 && volumes.len() == configured && self.away.is_empty() && self.unkept.is_empty();
         // † What cannot be read is owed by nobody, and is in no point.
@@ -185,10 +193,18 @@ impl Control {
         // It must not come back as somebody who owes.
         self.dialing.abort();
         let link = self.link.as_ref()?;
-        link.connection.close(farside_transport::CloseCode::Settled, "all is published, and this host stops");
+        link.connection.close(CloseCode::Settled, "all is published, and this host stops");
+        // † It may have ended a moment ago, of which nobody has heard here yet: then nobody was told.
+        if !matches!(link.connection.close_reason(), Some(Closed::Here { code: CloseCode::Settled, .. })) {
+            return None;
+        }
         let told = link.connection.clone();
         let farewell = self.around.links.spawn(async move {
-            if timeout(FAREWELL_WAIT, told.told()).await.is_err() {
+            let said = match waited_for {
+                true => timeout(FAREWELL_SENT, told.sent()).await,
+                false => timeout(FAREWELL_WAIT, told.told()).await,
+            };
+            if said.is_err() {
                 warn!("the gateway may not have heard that all is published: there was no time to send it");
             }
         });
