@@ -102,7 +102,7 @@ const SOLE_IMPORTERS: &[(&str, &[&str])] = &[
     ("argon2", &["farside-keys"]),
     ("aws-lc-rs", &["farside-keys"]),
     ("axum", &["farside-daemon", "farside-receiver", "farside-service"]),
-    ("hyper", &["farside-control"]),
+    ("hyper", &["farside-control", "farside-objects"]),
     ("io-uring", &["farside-blockio", "farside-ublk"]),
     ("memmap2", &["farside-blockio", "farside-ublk"]),
     ("object_store", &["farside-objects"]),

@@ -67,8 +67,19 @@ fn check_part_bytes(part_bytes: u64) -> Result<(), PartError> {
 }
 
 impl Footer {
-    /// Reads the footer from the end of a part: at least its last bytes from the footer on; [`crate::TAIL_BYTES_MAX`] always
-    /// suffice.
+    /// How many of a part's last bytes [`Footer::from_tail`] needs, by the last of them: at least [`TRAILER_BYTES`].
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn tail_bytes(tail: &[u8], part_bytes: u64) -> Result<u64, PartError> {
+        check_part_bytes(part_bytes)?;
+        let end = tail.len().checked_sub(TRAILER_BYTES).ok_or(PartError::Truncated(part_bytes))?;
+        let trailer = Self::check_trailer(&Trailer::decode(&tail[end..], part_bytes)?)?;
+        Ok((FRAME_HEAD_BYTES + trailer.body_bytes as usize + TRAILER_BYTES) as u64)
+    }
+
+    /// Reads the footer from the end of a part: at least its last bytes from the footer on, see [`Footer::tail_bytes`];
+    /// [`crate::TAIL_BYTES_MAX`] always suffice.
     ///
     /// # Errors
     /// What is wrong; [`PartError::Truncated`] when the tail does not reach back to the footer.
@@ -234,8 +245,23 @@ impl FrameDecoder {
     /// # Panics
     /// When the frame is of another footer, or is not a data frame.
     pub fn decode(&mut self, footer: &Footer, frame: &FrameRef, stored: &[u8], out: &mut Vec<u8>) -> Result<(), PartError> {
+        out.resize(frame.content_bytes(&footer.id.geometry), 0);
+        let checked = self.decode_to(footer, frame, stored, out);
+        if checked.is_err() {
+            out.clear();
+        }
+        checked
+    }
+
+    /// The same, to where it belongs: as many bytes as the frame's content has.
+    ///
+    /// # Errors
+    /// Which granules are damaged; `out` is zeroes then.
+    ///
+    /// # Panics
+    /// As [`FrameDecoder::decode`], and when `out` is not as long as that.
+    pub fn decode_to(&mut self, footer: &Footer, frame: &FrameRef, stored: &[u8], out: &mut [u8]) -> Result<(), PartError> {
         assert_eq!(frame.kind, RunKind::Data, "only data frames have content");
-        out.clear();
         let checked = self.unpack(&footer.id, frame, stored, out, footer.sealed).and_then(|()| {
             let digest_key = self.keys.digest_key().expect("what was unpacked was read");
             let digests = footer.digests_of(frame).iter();
@@ -249,7 +275,7 @@ impl FrameDecoder {
             Ok(())
         });
         if checked.is_err() {
-            out.clear();
+            out.fill(0); // nothing that was not checked leaves here
         }
         checked
     }
@@ -282,15 +308,17 @@ impl FrameDecoder {
         Ok(())
     }
 
-    /// Checks the payload's checksum, decrypts and decompresses it into `out`, without looking at digests.
+    /// Checks the payload's checksum, decrypts and decompresses it into `out`, which is as long as the frame's content, without looking at
+    /// digests.
     pub(crate) fn unpack(
         &mut self,
         id: &PartId,
         frame: &FrameRef,
         stored: &[u8],
-        out: &mut Vec<u8>,
+        out: &mut [u8],
         sealed: bool,
     ) -> Result<(), PartError> {
+        assert_eq!(out.len(), frame.content_bytes(&id.geometry), "a frame's content has its place");
         let region = id.geometry.region_of(frame.run.start);
         if sealed != self.keys.is_sealed() {
             return Err(PartError::Sealed { found: sealed });
@@ -307,11 +335,10 @@ impl FrameDecoder {
             }
         };
         match frame.codec {
-            Codec::Raw => out.extend_from_slice(payload),
+            Codec::Raw if payload.len() == out.len() => out.copy_from_slice(payload),
+            Codec::Raw => return Err(PartError::Payload { region, run: frame.run }),
             Codec::Zstd => {
-                let content = frame.content_bytes(&id.geometry);
-                out.resize(content, 0);
-                if !matches!(self.zstd.decompress_to_buffer(payload, &mut out[..]), Ok(n) if n == content) {
+                if !matches!(self.zstd.decompress_to_buffer(payload, out), Ok(n) if n == out.len()) {
                     return Err(PartError::Decompress { region, run: frame.run });
                 }
             }

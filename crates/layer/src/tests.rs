@@ -228,6 +228,10 @@ proptest! {
         let opened = open(&part).expect("good");
         prop_assert_eq!(&verified, &opened);
         prop_assert_eq!(&Footer::from_tail(&part, part.len() as u64).expect("good"), &opened);
+        let (bytes, trailer) = (part.len() as u64, part.len() - TRAILER_BYTES);
+        let from = part.len() - Footer::tail_bytes(&part[trailer..], bytes).expect("good") as usize;
+        prop_assert_eq!(&Footer::from_tail(&part[from..], bytes).expect("all of it"), &opened);
+        prop_assert_eq!(Footer::from_tail(&part[from + 1..], bytes), Err(PartError::Truncated(bytes)));
         prop_assert_eq!(opened.summary(), summary);
         prop_assert_eq!(image(&part, &opened).expect("good"), expected.clone());
         for (i, byte) in expected.iter().enumerate() {

@@ -203,7 +203,6 @@ impl PartVerifier {
     }
 
     fn check_payload(&mut self, frame: &FrameRef, bytes: &[u8]) -> Result<Stage, PartError> {
-        self.content.clear();
         let sealed = self.decoder.keys().is_sealed();
         if sealed {
             self.decoder.check_stored(&self.expected, frame, bytes)?;
@@ -216,6 +215,7 @@ impl PartVerifier {
             // Checked where it lies, not copied.
             Codec::Raw if !sealed && crc32c::crc32c(bytes) == frame.crc => bytes,
             Codec::Raw | Codec::Zstd => {
+                self.content.resize(frame.content_bytes(&self.expected.geometry), 0);
                 self.decoder.unpack(&self.expected, frame, bytes, &mut self.content, sealed)?;
                 &self.content
             }

@@ -32,6 +32,8 @@ const CREATING_MIB: u32 = 64;
 /// so that there are not more than [`REQUESTS`] of them.
 const READING_BYTES: u64 = 16 << 20;
 const READING_PIECE: u64 = 64 << 10;
+/// For a connection to come to be.
+pub(crate) const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 /// For an answer, also of a service that has to be asked again.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// A link that carries less than this in a second, for each request, is as good as none.
@@ -58,7 +60,7 @@ pub struct Bucket {
 /// How requests are sent.
 pub(crate) fn client_options() -> ClientOptions {
     // Deadlines are by size, and set here.
-    ClientOptions::new().with_timeout_disabled().with_connect_timeout(Duration::from_secs(10))
+    ClientOptions::new().with_timeout_disabled().with_connect_timeout(CONNECTED_WITHIN)
 }
 
 /// How often a request is tried again by itself: until about half of [`PATIENCE`] is over.

@@ -9,6 +9,7 @@
 
 mod bucket;
 mod location;
+mod prompt;
 
 pub use bucket::Bucket;
 pub use location::{Address, CREDENTIALS_VARIABLE, Credentials, Location, LocationError, OpenError};

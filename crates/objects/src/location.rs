@@ -16,6 +16,7 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use url::Url;
 
 use crate::bucket::{self, Bucket};
+use crate::prompt::Prompt;
 
 /// Names the file with credentials for a store in a bucket, where no option does.
 pub const CREDENTIALS_VARIABLE: &str = "FARSIDE_STORE_CREDENTIALS";
@@ -264,12 +265,10 @@ impl Address {
 
     fn objects(&self, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
         // Unencrypted only where somebody says so, by the endpoint's own scheme or otherwise.
-        let plain = self.options.iter().any(|(name, value)| name == "endpoint" && value.starts_with("http://"));
-        let client = bucket::client_options().with_allow_http(plain);
-        let client = match self.options.iter().find(|(name, _)| name == "allow_http") {
-            Some((_, value)) => client.with_allow_http(value == "true"),
-            None => client,
-        };
+        let option = |wanted: &str| self.options.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let plain = option("endpoint").filter(|endpoint| endpoint.starts_with("http://"));
+        let may_be_plain = option("allow_http").map_or(plain.is_some(), |value| value == "true");
+        let client = bucket::client_options().with_allow_http(may_be_plain);
         // Keys of a file are not mixed with those of the environment.
         let alone = !credentials.0.is_empty();
         let pairs = || credentials.0.iter().chain(self.options.iter().filter(|(name, _)| name != "allow_http"));
@@ -283,6 +282,11 @@ impl Address {
                 }
                 let builder = builder.with_bucket_name(&self.bucket);
                 let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_unsigned_payload(false);
+                let prompt = plain.filter(|_| may_be_plain).and_then(|endpoint| Prompt::to(endpoint, bucket::CONNECTED_WITHIN));
+                let builder = match prompt {
+                    Some(prompt) => builder.with_http_connector(prompt),
+                    None => builder,
+                };
                 Arc::new(builder.with_client_options(client).with_retry(bucket::retries()).build()?)
             }
             Service::Azure => {

@@ -17,13 +17,20 @@ pub struct AlignedBytes {
 impl AlignedBytes {
     /// So many zeroes, whatever was there.
     pub fn reset(&mut self, len: usize) {
-        if self.memory.len() < len + ALIGN {
+        if !self.resize(len) {
+            self.fill(0);
+        }
+    }
+
+    /// So many bytes, for whoever writes all of them: of what was there before, or zeroes. Whether they are zeroes.
+    pub(crate) fn resize(&mut self, len: usize) -> bool {
+        let grows = self.memory.len() < len + ALIGN;
+        if grows {
             self.memory = vec![0; len + ALIGN];
             self.start = self.memory.as_ptr().align_offset(ALIGN);
-        } else {
-            self.memory[self.start..self.start + len].fill(0);
         }
         self.len = len;
+        grows
     }
 }
 

@@ -6,6 +6,7 @@
 //! digest that was computed where the source read it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -580,7 +581,34 @@ impl<I> PointReader<I> {
             return Err(self.unknown(&extent, region));
         }
         content.runs.clear();
-        content.bytes.reset(self.geometry.bytes_of(run).len as usize);
+        content.bytes.resize(self.geometry.bytes_of(run).len as usize);
+        let read = self.read_extents(image, region, content, wants);
+        if read.is_err() {
+            content.bytes.fill(0); // it may hold another region's content
+        }
+        read
+    }
+
+    /// The same into bytes that hold anything.
+    fn read_extents(
+        &self,
+        image: &VolumeImage,
+        region: RegionIndex,
+        content: &mut RegionContent,
+        wants: &dyn Fn(&Extent) -> bool,
+    ) -> Result<()> {
+        let run = self.geometry.region_run(region);
+        let first_byte = self.geometry.bytes_of(run).offset.0;
+        // What no data comes to is zeroes; the rest is written below, all of it.
+        let mut clear = |from: GranuleIndex, to: GranuleIndex| {
+            if from >= to {
+                return;
+            }
+            let extent = self.geometry.bytes_of(GranuleRun { start: from, count: to.0 - from.0 });
+            let at = (extent.offset.0 - first_byte) as usize;
+            content.bytes[at..at + extent.len as usize].fill(0);
+        };
+        let mut zero_from = run.start;
         let mut by_part: BTreeMap<PartNo, Vec<GranuleRun>> = BTreeMap::new();
         for extent in image.index.extents(run).filter(wants) {
             match content.runs.last_mut() {
@@ -589,8 +617,11 @@ impl<I> PointReader<I> {
             }
             if extent.content == Content::Data {
                 by_part.entry(extent.part).or_default().push(extent.run);
+                clear(zero_from, extent.run.start);
+                zero_from = extent.run.end();
             }
         }
+        clear(zero_from, run.end());
         let mut pieces = Vec::new();
         for (no, wanted) in by_part {
             self.plan_part(region, no, &wanted, &mut pieces)?;
@@ -820,6 +851,14 @@ impl<I> PointReader<I> {
                 checked.map_err(|e| self.corrupt(no, region, e.to_string()))?;
                 continue;
             }
+            if let Some(place) = self.place_of(region, &piece.footer, frame, wanted) {
+                let decoded = content.decoder.decode_to(&piece.footer, frame, payload, &mut content.bytes[place]);
+                decoded.map_err(|e| self.corrupt(no, region, e.to_string()))?;
+                if wanted[0].end() == frame.run.end() {
+                    wanted = &wanted[1..];
+                }
+                continue;
+            }
             let decoded = content.decoder.decode(&piece.footer, frame, payload, &mut content.frame);
             decoded.map_err(|e| self.corrupt(no, region, e.to_string()))?;
             wanted = self
@@ -827,6 +866,15 @@ impl<I> PointReader<I> {
                 .map_err(|g| self.corrupt(no, region, format!("granule {g} is shorter than the volume needs")))?;
         }
         Ok(())
+    }
+
+    /// Where a frame lies in the region, if all of it is wanted as it is.
+    fn place_of(&self, region: RegionIndex, footer: &Footer, frame: &FrameRef, wanted: &[GranuleRun]) -> Option<Range<usize>> {
+        wanted.first().filter(|run| run.start <= frame.run.start && frame.run.end() <= run.end())?;
+        let region_start = self.geometry.bytes_of(self.geometry.region_run(region)).offset.0;
+        let to = self.geometry.bytes_of(frame.run);
+        let at = (to.offset.0 - region_start) as usize;
+        (to.len == footer.id().geometry.bytes_of(frame.run).len).then_some(at..at + to.len as usize)
     }
 
     /// Copies the wanted granules of a decoded frame to their place in the region; gives back the runs that are not done.

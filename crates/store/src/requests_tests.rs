@@ -1,6 +1,7 @@
 //! What each operation asks of a service, exactly: a request more is a decision.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -252,7 +253,7 @@ fn a_restore_from_a_bucket_has_many_requests_under_way() {
             }
         });
         heard.recv_timeout(std::time::Duration::from_secs(120)).expect("so many are never under way");
-        assert!(std::fs::read(&to).expect("read") == TestVolume::bytes(&image));
+        assert!(fs::read(&to).expect("read") == TestVolume::bytes(&image));
     }
 }
 
@@ -292,8 +293,8 @@ fn debris_in_a_bucket_is_found_after_the_group_was_opened() {
     let mut volume = history(&mut group, 3);
     let put = |key, number| {
         let segment = bucket.store.path().join(names().segment(&name("v"), &PartName { layer: key, number }).as_str());
-        std::fs::create_dir_all(segment.parent().expect("a folder")).expect("mkdir");
-        std::fs::write(segment, "of an attempt that failed").expect("write");
+        fs::create_dir_all(segment.parent().expect("a folder")).expect("mkdir");
+        fs::write(segment, "of an attempt that failed").expect("write");
     };
     put(volume.key(2), 1); // a number that its record does not have
     put(volume.key(9), 0); // it could still be published
@@ -329,4 +330,25 @@ fn a_claim_that_is_gone_is_known_by_the_folder_of_its_term() {
     let group = bucket.group();
     assert_eq!(group.torn().expect("torn").lost_claim, Some(volume.term));
     assert!(group.is_swept(), "nothing of it is judged");
+}
+
+/// What is read at first of a part's end is a guess. A footer that it does not reach is read by what the end says of it, and with nothing
+/// beside: as much as the largest footer has, of every part, was a twentieth of a restore.
+#[test]
+fn a_large_footer_is_one_request_more_and_no_bytes_beside_it() {
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    let mut volume = TestVolume::new("v", 4000);
+    volume.claim(&mut group);
+    let point = volume.base(&mut group, 1);
+    drop(group);
+    let group = bucket.reader().group(&names()).expect("group");
+    let asked_before = bucket.counting.range_bytes();
+    let (opened, counts) = bucket.counting.during(|| group.point_reader(point, volume.id()));
+    opened.expect("a point");
+    assert_eq!(counts.requests.get(&(Request::Range, Sort::Segment)), Some(&2), "{counts:?}");
+    let segment = fs::read(bucket.store.path().join(&bucket.store.files("groups/host/default/segments")[0])).expect("read");
+    let footer = farside_layer::Footer::tail_bytes(&segment, segment.len() as u64).expect("a footer");
+    assert!(footer > 16 << 10, "{footer}");
+    assert_eq!(bucket.counting.range_bytes() - asked_before, (16 << 10) + footer);
 }

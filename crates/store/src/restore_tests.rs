@@ -433,3 +433,33 @@ fn what_is_sound_of_a_damaged_point_is_restored_when_that_is_allowed() {
         fs::write(&segment, &good).expect("well again");
     }
 }
+
+/// Buffers are used again. What another region left in them must not be what a later one seems to hold: not where that is zeroes, nor
+/// where reading it failed.
+#[test]
+fn what_a_buffer_held_is_nowhere_in_the_next_region() {
+    let (store, volume, point) = store();
+    let wanted = TestVolume::bytes(&volume.image);
+    let reader = reader(&store, point);
+    let mut content = reader.content();
+    let regions = || (0..reader.geometry().region_count()).map(RegionIndex);
+    let bytes_of = |region| reader.geometry().bytes_of(reader.geometry().region_run(region));
+    for region in regions().chain(regions()) {
+        reader.read_region(region, &mut content).expect("read");
+        let extent = bytes_of(region);
+        assert!(content.bytes[..] == wanted[extent.offset.0 as usize..][..extent.len as usize], "{region}");
+        content.bytes.fill(0x55);
+    }
+    let segment = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    let mut bad = fs::read(&segment).expect("read");
+    let footer = farside_layer::Footer::from_tail(&bad, bad.len() as u64).expect("a footer");
+    footer.frames().iter().filter(|f| f.stored_bytes > 0).for_each(|f| bad[f.offset as usize] ^= 8);
+    fs::write(&segment, &bad).expect("rot");
+    let failed = regions().filter(|region| {
+        content.bytes.fill(0x55);
+        let failed = reader.read_region(*region, &mut content).is_err();
+        assert!(!failed || content.bytes.iter().all(|byte| *byte == 0), "{region}");
+        failed
+    });
+    assert!(failed.count() > 0);
+}

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use farside_layer::{Footer, FrameDecoder, PartError, RunKind, TAIL_BYTES_MAX, TRAILER_BYTES};
+use farside_layer::{Footer, FrameDecoder, PartError, RunKind, TRAILER_BYTES};
 use farside_ledger::{Body, VolumeMeta};
 use farside_region::{GranuleRun, Name, RecordDigest, RegionSet, Slot, VolumeId, mutation};
 
@@ -21,8 +21,10 @@ use crate::replay::find_record;
 
 /// Bytes of footers kept in memory, per group that is open.
 const CACHE_BYTES_MAX: usize = 32 << 20;
-/// What is read of a segment's end at first: enough for the footer of a small one.
+/// What is read of a segment's end at first: enough for the footer of a small one, and, as a share of it, of a large one whose content
+/// hardly compresses. What else a footer has is read by what the end says of it.
 const TAIL_GUESS_BYTES: u64 = 16 << 10;
+const TAIL_GUESS_SHARE: u64 = 128;
 
 /// The segments of one group.
 #[derive(Debug)]
@@ -199,12 +201,11 @@ impl Segments {
                 Err(error) => Err(FooterFault::Store(error)),
             }
         };
-        match Footer::from_tail(&tail(TAIL_GUESS_BYTES)?, part_bytes) {
-            Err(PartError::Truncated(_)) if part_bytes > TAIL_GUESS_BYTES => {
-                Footer::from_tail(&tail(TAIL_BYTES_MAX as u64)?, part_bytes).map_err(|e| FooterFault::Damaged(e.to_string()))
-            }
-            other => other.map_err(|e| FooterFault::Damaged(e.to_string())),
-        }
+        let damaged = |error: PartError| FooterFault::Damaged(error.to_string());
+        let end = tail((part_bytes / TAIL_GUESS_SHARE).max(TAIL_GUESS_BYTES))?;
+        let needed = Footer::tail_bytes(&end, part_bytes).map_err(damaged)?;
+        let end = if needed > end.len() as u64 { tail(needed)? } else { end };
+        Footer::from_tail(&end, part_bytes).map_err(damaged)
     }
 
     fn cached(&self, part: &PartName) -> Option<Arc<Footer>> {

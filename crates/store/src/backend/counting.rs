@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
@@ -97,6 +97,7 @@ pub(crate) struct Counting {
     inner: Arc<dyn Backend>,
     counts: Mutex<Counts>,
     meeting: Mutex<Meeting>,
+    range_bytes: AtomicU64,
 }
 
 /// Ranges that are answered only when so many have been asked for at once.
@@ -109,7 +110,12 @@ struct Meeting {
 impl Counting {
     /// Over any backend.
     pub(crate) fn bucket(inner: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self { inner, counts: Mutex::default(), meeting: Mutex::default() })
+        Arc::new(Self { inner, counts: Mutex::default(), meeting: Mutex::default(), range_bytes: AtomicU64::default() })
+    }
+
+    /// How many bytes of ranges were asked for so far.
+    pub(crate) fn range_bytes(&self) -> u64 {
+        self.range_bytes.load(Ordering::Relaxed)
     }
 
     /// From now on no range is answered before so many are asked for at once; then all are.
@@ -206,6 +212,7 @@ impl Backend for Counting {
     }
     async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes> {
         self.count(Request::Range, Some(name), 1);
+        self.range_bytes.fetch_add(len, Ordering::Relaxed);
         self.met().await;
         self.inner.get_range(name, offset, len).await
     }
