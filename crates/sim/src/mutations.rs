@@ -336,6 +336,11 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("L5 a full store takes no claim", 50, Some(|p| p.full = true)),
     story("a pass takes all the credit", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("unreadable anew puts off every retry", CORE, "loss::a_dead_sector_that_is_written_puts_off_nobody_elses_retry"),
+    story(
+        "a region that is read again in part is not retried",
+        CORE,
+        "loss::what_was_written_where_nothing_could_be_read_does_not_stay_degraded",
+    ),
     story("a first sync joins the cut", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("T11 a duplicate is not compared", LEDGER, "stories::t11_the_same_name_with_another_content_is_no_duplicate"),
     story(

@@ -516,24 +516,18 @@ impl Volume {
         self.compare.is_empty() && self.resend.is_empty() && self.frozen.is_empty()
     }
 
-    /// What was frozen is read again: there is nothing to be retried about it beside that.
+    /// What is frozen in full is read again: there is nothing to be retried about it beside that. † A region of which only a part is frozen keeps
+    /// its retry, also where that part is all that could not be read: the ledger calls a region readable again only when it is rewritten in full.
     pub(super) fn freeze_unreadable(&mut self, frozen: &GranuleSet) {
-        let geometry = self.geometry();
-        let mut left = GranuleSet::new();
-        for (region, mask) in self.unreadable.granules.parts().1 {
-            let mut mask = *mask;
-            let again = frozen.mask(&geometry, region);
-            let mut from = 0;
-            while let Some((start, count)) = again.next_run(from) {
-                mask.clear_range(start, count);
-                from = start + count;
-            }
-            if !mask.is_empty() {
-                left.insert_mask(region, &mask);
-            }
+        let mut again = frozen.parts().0.clone();
+        if mutation::on("a region that is read again in part is not retried") {
+            again.union_with(&frozen.regions());
         }
-        let mut whole = self.unreadable.granules.parts().0.clone();
-        whole.subtract(frozen.parts().0);
+        let mut left = GranuleSet::new();
+        let (whole, parts) = self.unreadable.granules.parts();
+        parts.filter(|(region, _)| !again.contains(*region)).for_each(|(region, mask)| left.insert_mask(region, mask));
+        let mut whole = whole.clone();
+        whole.subtract(&again);
         whole.ranges().for_each(|r| left.insert_whole(r));
         self.unreadable.granules = left;
     }

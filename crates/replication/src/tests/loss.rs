@@ -398,3 +398,29 @@ fn a_dead_sector_that_is_written_puts_off_nobody_elses_retry() {
         assert_eq!(world.image[&V1][&5], 105, "granule 5 is called unreadable, and could be read for long");
     });
 }
+
+/// A granule cannot be read, and the host writes just it: the disk has another sector for it now. All can be read from then on, and no point is
+/// degraded for long.
+#[test]
+fn what_was_written_where_nothing_could_be_read_does_not_stay_degraded() {
+    tell(&[("a region that is read again in part is not retried", "the ledger calls it unreadable for ever")], || {
+        let mut world = streaming();
+        for round in 0..6 {
+            world.write(V1, 5, 100 + round);
+            world.disks.get_mut(&V1).expect("a disk").bad.insert(5);
+            world.interval();
+            world.go_without(&[]);
+        }
+        let is_degraded = |world: &World| !world.state.volume(V1).expect("it was claimed").unreadable().is_empty();
+        assert!(is_degraded(&world), "the point lacks what could not be read");
+        world.disks.get_mut(&V1).expect("a disk").bad.remove(&5);
+        // Many times as long as the longest back-off.
+        for round in 0..300 {
+            world.write(V1, if round == 0 { 5 } else { 9 }, 200 + round);
+            world.interval();
+            world.go_without(&[]);
+        }
+        assert_eq!(world.image[&V1][&5], 200);
+        assert!(!is_degraded(&world), "the ledger calls it unreadable for ever");
+    });
+}
