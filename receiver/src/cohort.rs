@@ -15,7 +15,9 @@ use farside_control::{ApiError, Code, ErrorCode, PointCut, PointId, Reason, Seve
 use farside_keys::Secret;
 use farside_ledger::{CohortCut as Cut, State};
 use farside_region::{Name, Slot};
-use farside_replication::cohort::{CohortAction, CohortConfig, CohortEvent, CohortLimits, CohortOutcome, Conductor};
+use farside_replication::cohort::{
+    CohortAction, CohortConfig, CohortEvent, CohortLimits, CohortOutcome, CohortsKept, Conductor, WHOLE_KEPT, WholeCut, whole,
+};
 use farside_store::GroupNames;
 use farside_transport::{CloseCode, Connection};
 use farside_wire::{
@@ -38,8 +40,6 @@ const ASKS_MAX: usize = 16;
 const SEND_WAIT: Duration = Duration::from_secs(10);
 /// Hosts that are just connecting are waited for so long.
 const FIRST: Duration = Duration::from_secs(10);
-/// So many of the newest whole cuts are kept beside what retention keeps.
-const KEPT: usize = 10;
 /// How long is waited at most before time is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 /// What is kept for whole cuts is asked for again after so long at first, and at last.
@@ -49,6 +49,7 @@ const LATE: Duration = Duration::from_secs(30);
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
 type Event = CohortEvent<GroupNames>;
+type Whole = WholeCut<GroupNames, PointId>;
 
 /// All cohorts of the configuration, and all hosts that are there for one.
 #[derive(Debug, Default)]
@@ -64,11 +65,9 @@ struct Inner {
     /// The newest connection of each group.
     here: BTreeMap<GroupNames, Here>,
     /// The newest whole cuts of each cohort: retention keeps their points.
-    kept: BTreeMap<Name, Vec<CohortCut>>,
+    kept: CohortsKept<GroupNames, PointId>,
     /// Cohorts whose points a person has given to the policies of their groups. One that the configuration has is none of them.
     forgotten: BTreeSet<Name>,
-    /// Of which that is known, as of the last cut that was called one, for the groups that it has now.
-    looked: BTreeSet<Name>,
 }
 
 #[derive(Debug)]
@@ -108,8 +107,8 @@ impl Cohorts {
         Self::remember(receiver, config);
         let mut inner = receiver.cohorts.lock();
         inner.running.retain(|_, running| config.cohorts.contains(&running.config));
-        let Inner { running, looked, .. } = &mut *inner;
-        looked.retain(|name| running.contains_key(name));
+        let Inner { running, kept, .. } = &mut *inner;
+        kept.are_as_before(|name| running.contains_key(name));
         for cohort in &config.cohorts {
             if inner.running.contains_key(&cohort.name) {
                 continue;
@@ -168,7 +167,7 @@ impl Cohorts {
         })?;
         let mut inner = receiver.cohorts.lock();
         inner.forgotten = forgotten;
-        inner.kept.remove(name);
+        inner.kept.forget(name);
         drop(inner);
         tracing::warn!(cohort = %name, "a cohort was forgotten: its points are kept as all others are");
         Ok(())
@@ -202,18 +201,16 @@ impl Cohorts {
         asks.is_some_and(|asks| asks.try_send(ask).is_ok())
     }
 
-    /// Points of a group that are kept for whole cuts. † By its own ledger alone a group would give them up for cuts that others do not have.
+    /// Points of a group that are kept for whole cuts.
     pub(crate) fn kept(&self, group: &GroupNames) -> BTreeSet<Slot> {
-        let (group, inner) = (group.to_string(), self.lock());
-        let points = inner.kept.values().flatten().flat_map(|cut| &cut.points);
-        points.filter(|point| point.group == group).map(|point| Slot(point.point.slot)).collect()
+        self.lock().kept.of_group(group).into_iter().map(|point| Slot(point.slot)).collect()
     }
 
-    /// Whether it is known which points of a group are kept for whole cuts. † A process that has just begun knows of none, and the first prune would
-    /// give them up: until this says yes, nothing of the group is given up.
-    pub(crate) fn knows(&self, config: &Config, group: &GroupNames) -> bool {
-        let inner = self.lock();
-        config.cohorts.iter().filter(|cohort| cohort.groups.contains(group)).all(|cohort| inner.looked.contains(&cohort.name))
+    /// Whether it is known which points of a group are kept for whole cuts: until this says yes, nothing of the group is given up.
+    /// `has_points_of`: see [`has_points_of`]. † A group that has left a cohort has points of its cuts all the same, and others keep theirs.
+    pub(crate) fn knows(&self, config: &Config, group: &GroupNames, has_points_of: impl Fn(&Name) -> bool) -> bool {
+        let of = config.cohorts.iter().filter(|cohort| cohort.groups.contains(group) || has_points_of(&cohort.name));
+        self.lock().kept.knows(of.map(|cohort| &cohort.name))
     }
 
     /// `is_all`: every group that the cohort has now was asked.
@@ -222,11 +219,8 @@ impl Cohorts {
         // It may have been taken out of the configuration meanwhile.
         let Some(running) = inner.running.get(&cohort.name) else { return };
         let is_it = running.config == *cohort;
-        let before = inner.kept.remove(&cohort.name).unwrap_or_default();
-        inner.kept.insert(cohort.name.clone(), found.to_keep(before));
-        if is_all && is_it {
-            inner.looked.insert(cohort.name.clone());
-        }
+        let is_silent = |group: &GroupNames| found.silent.iter().any(|(silent, _)| silent == group);
+        inner.kept.found(&cohort.name, &found.groups, is_silent, is_all && is_it, WHOLE_KEPT);
     }
 
     /// What came of the cuts of each.
@@ -337,7 +331,7 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
                         if let Some(cut) = cut {
                             let before = awaited.replace(cut);
                             let is_found = look(&receiver, &cohort, before, &seen).await;
-                            if !is_found && receiver.cohorts.lock().looked.remove(&cohort.name) {
+                            if !is_found && receiver.cohorts.lock().kept.ask_again(&cohort.name) {
                                 receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone(), Arc::clone(&seen)));
                             }
                         }
@@ -354,7 +348,7 @@ async fn find_kept(receiver: Arc<Receiver>, cohort: Cohort, seen: Arc<Mutex<Seen
     let is_wanted = || {
         let inner = receiver.cohorts.lock();
         let is_it = inner.running.get(&cohort.name).is_some_and(|running| running.config == cohort);
-        is_it && !inner.looked.contains(&cohort.name)
+        is_it && !inner.kept.knows([&cohort.name])
     };
     while is_wanted() && !receiver.is_stopping() {
         if look(&receiver, &cohort, None, &seen).await {
@@ -381,7 +375,7 @@ async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]
     }
     receiver.cohorts.keep(cohort, &found, is_all);
     if is_all {
-        locked(seen).newest_at = found.whole().first().map(|cut| cut.at);
+        locked(seen).newest_at = found.whole().first().map(|whole| shown(whole).at);
     }
     let lacks = before.and_then(|cut| {
         let is_lacking =
@@ -493,18 +487,16 @@ fn printable(say: CohortSay) -> CohortSay {
     }
 }
 
-/// Points of a group that say that they are of cuts of a cohort, by cut. What the source could not read all of is none.
+/// Points of a group that say that they are of cuts of a cohort, by cut.
 pub(crate) fn cuts_of(state: &State, cohort: &str) -> CohortCuts {
-    let id = Cut::cohort_id(cohort);
-    let mut cuts = CohortCuts::new();
-    for point in state.points().values() {
-        let cut = point.consistency().cohort_cut().filter(|cut| cut.cohort == id && !point.degraded);
-        if let (Some(cut), Some(digest)) = (cut, state.digest_at(point.slot)) {
-            // † The first one: a host that says later that another point is of that cut, too, changes nothing of what was whole.
-            cuts.entry(cut.cut).or_insert((cut, PointId::new(point.slot.0, &digest.0)));
-        }
-    }
-    cuts
+    let point = |slot: Slot| Some(PointId::new(slot.0, &state.digest_at(slot)?.0));
+    farside_replication::cohort::cuts_of(state, cohort, point)
+}
+
+/// Whether a group has points of cuts of a cohort.
+pub(crate) fn has_points_of(state: &State, cohort: &Name) -> bool {
+    let id = Cut::cohort_id(cohort.as_str());
+    state.points().values().any(|point| point.consistency().cohort_cut().is_some_and(|cut| cut.cohort == id))
 }
 
 /// What the ledgers say of the cuts of a cohort, whatever the configuration says of it now.
@@ -519,68 +511,16 @@ struct Found {
 }
 
 impl Found {
-    /// The cuts that are whole, newest first: as many groups as their records say have a point of them. † Not the groups of the
-    /// configuration: those of a cut stay what they were when it was cut, and a record says how many they are.
-    fn whole(&self) -> Vec<CohortCut> {
-        let mut all = BTreeMap::<Cut, Vec<CohortPoint>>::new();
-        for (group, cuts) in &self.groups {
-            for (cut, point) in cuts.values() {
-                all.entry(*cut).or_default().push(CohortPoint { group: group.to_string(), point: *point });
-            }
-        }
-        // One group is none: a host could make such cuts by itself.
-        let is_whole = |(cut, points): &(Cut, Vec<CohortPoint>)| cut.groups > 1 && points.len() == usize::from(cut.groups);
-        let mut whole: Vec<_> = all.into_iter().filter(is_whole).collect();
-        whole.sort_by_key(|(cut, _)| (std::cmp::Reverse(cut.wall_ms), cut.cut));
-        let shown = |(cut, points): (Cut, _)| {
-            let PointCut { id, at, .. } = PointCut::new(&cut.cut, cut.groups, cut.wall_ms);
-            CohortCut { id, at, points }
-        };
-        let mut whole: Vec<CohortCut> = whole.into_iter().map(shown).collect();
-        by_what_was_written(&mut whole);
-        whole
-    }
-
-    /// The newest whole cuts, of which retention keeps the points. † What was whole when all groups of it answered is so still while some of
-    /// them do not: the others would give it up.
-    fn to_keep(&self, before: Vec<CohortCut>) -> Vec<CohortCut> {
-        let mut cuts = self.whole();
-        let is_there = |part: &CohortPoint| {
-            let has = |(group, cuts): &(GroupNames, CohortCuts)| {
-                group.to_string() == part.group && cuts.values().any(|(_, point)| *point == part.point)
-            };
-            self.silent.iter().any(|(group, _)| group.to_string() == part.group) || self.groups.iter().any(has)
-        };
-        let known: BTreeSet<String> = cuts.iter().map(|cut| cut.id.clone()).collect();
-        cuts.extend(before.into_iter().filter(|cut| !known.contains(&cut.id) && cut.points.iter().all(is_there)));
-        cuts.sort_by(|a, b| (b.at, &a.id).cmp(&(a.at, &b.id)));
-        by_what_was_written(&mut cuts);
-        cuts.truncate(KEPT);
-        cuts
+    /// The cuts that are whole, newest first.
+    fn whole(&self) -> Vec<Whole> {
+        whole(&self.groups)
     }
 }
 
-/// Puts cuts that are sorted by time, newest first, into the order of the ledgers. † The clock that gave them their times may have been wrong
-/// for a while, and set right; of two cuts that have a group in common the one with the later slot there is the newer one. Those that have none
-/// in common stay by time.
-fn by_what_was_written(cuts: &mut [CohortCut]) {
-    let slot_in =
-        |cut: &CohortCut, group: &str| cut.points.iter().find(|point| point.group == group).map(|point| point.point.slot);
-    let groups: BTreeSet<String> = cuts.iter().flat_map(|cut| &cut.points).map(|point| point.group.clone()).collect();
-    // Each group puts its own cuts into its order, at the places that they have; a group can undo what another one did only where not all of
-    // them have all of the cuts, so a few rounds are enough, and no order is wrong for more than that.
-    for _ in 0..groups.len() {
-        let before: Vec<String> = cuts.iter().map(|cut| cut.id.clone()).collect();
-        for group in &groups {
-            let at: Vec<usize> = (0..cuts.len()).filter(|at| slot_in(&cuts[*at], group).is_some()).collect();
-            let mut sorted: Vec<CohortCut> = at.iter().map(|at| cuts[*at].clone()).collect();
-            sorted.sort_by_key(|cut| std::cmp::Reverse(slot_in(cut, group)));
-            at.into_iter().zip(sorted).for_each(|(at, cut)| cuts[at] = cut);
-        }
-        if cuts.iter().map(|cut| &cut.id).eq(&before) {
-            break;
-        }
-    }
+fn shown(whole: &Whole) -> CohortCut {
+    let PointCut { id, at, .. } = PointCut::new(&whole.cut.cut, whole.cut.groups, whole.cut.wall_ms);
+    let points = whole.points.iter().map(|(group, point)| CohortPoint { group: group.to_string(), point: *point });
+    CohortCut { id, at, points: points.collect() }
 }
 
 /// The whole cuts of a cohort, newest first; or why they cannot be told. By the ledgers: those of groups that it has no more are there, and a
@@ -592,19 +532,17 @@ pub(crate) async fn points(receiver: &Arc<Receiver>, name: &str) -> Result<Vec<C
         return Err("the store is not open yet: which groups it has is not known".to_owned());
     }
     let whole = found.whole();
-    let kept: BTreeSet<String> = {
+    let kept: BTreeSet<GroupNames> = {
         let inner = receiver.cohorts.lock();
-        let cuts = inner.kept.iter().filter(|(known, _)| known.as_str() == name).flat_map(|(_, cuts)| cuts);
-        cuts.flat_map(|cut| &cut.points).map(|point| point.group.clone()).collect()
+        inner.kept.of_cohort(name).flat_map(|whole| &whole.points).map(|(group, _)| group.clone()).collect()
     };
     // † A group that does not answer may be in newer cuts than those that are whole without it: whoever takes the newest would take an old one.
     // It is surely in none only where the configuration says who is in the cohort, and no cut of it was ever seen.
-    let is_missed = |names: &GroupNames| {
-        whole.is_empty() || groups.is_none_or(|groups| groups.contains(names)) || kept.contains(&names.to_string())
-    };
+    let is_missed =
+        |names: &GroupNames| whole.is_empty() || groups.is_none_or(|groups| groups.contains(names)) || kept.contains(names);
     match found.silent.iter().find(|(names, _)| is_missed(names)) {
         Some((names, why)) => Err(format!("{names}: {why}")),
-        None => Ok(whole),
+        None => Ok(whole.iter().map(shown).collect()),
     }
 }
 
@@ -702,8 +640,13 @@ mod tests {
         }
     }
 
-    fn ids(cuts: &[CohortCut]) -> Vec<u8> {
-        cuts.iter().map(|cut| u8::from_str_radix(&cut.id[..2], 16).expect("hex")).collect()
+    fn to_keep(found: &Found, before: Vec<Whole>) -> Vec<Whole> {
+        let is_silent = |group: &GroupNames| found.silent.iter().any(|(silent, _)| silent == group);
+        farside_replication::cohort::whole_to_keep(&found.groups, is_silent, before, WHOLE_KEPT)
+    }
+
+    fn ids(cuts: &[Whole]) -> Vec<u8> {
+        cuts.iter().map(|whole| whole.cut.cut[0]).collect()
     }
 
     #[test]
@@ -716,7 +659,7 @@ mod tests {
             &[],
         );
         assert_eq!(ids(&all.whole()), [3, 2, 1], "newest first, and no halves");
-        let names = |at: usize| all.whole()[at].points.iter().map(|point| point.group.clone()).collect::<Vec<_>>();
+        let names = |at: usize| shown(&all.whole()[at]).points.into_iter().map(|point| point.group).collect::<Vec<_>>();
         assert_eq!((names(0), names(2)), (vec!["a/g".to_owned(), "c/g".to_owned()], vec!["a/g".to_owned(), "b/g".to_owned()]));
         // † One that says something else of the same cut is no part of it.
         let strange = found(&[("a", &[cut(1, 2)]), ("b", &[cut(1, 3)])], &[]);
@@ -731,7 +674,7 @@ mod tests {
         let three = cut(6, 3);
         let all = found(&[("a", &[&cuts[..], &[three]].concat()), ("b", &[&cuts[..], &[three]].concat()), ("c", &[three])], &[]);
         assert_eq!(ids(&all.whole()), [6, 5, 4, 3, 2, 1]);
-        assert_eq!(ids(&all.to_keep(Vec::new())), [6, 5, 4, 3, 2, 1]);
+        assert_eq!(ids(&to_keep(&all, Vec::new())), [6, 5, 4, 3, 2, 1]);
         let alone = found(&[("a", &[cut(7, 1)])], &[]);
         assert!(alone.whole().is_empty(), "one group is no cohort");
     }
@@ -739,15 +682,15 @@ mod tests {
     #[test]
     fn what_was_whole_is_kept_while_a_group_of_it_does_not_answer() {
         let cuts: Vec<Cut> = (1..=30).map(|n| cut(n, 2)).collect();
-        let before = found(&[("a", &cuts), ("b", &cuts)], &[]).to_keep(Vec::new());
+        let before = to_keep(&found(&[("a", &cuts), ("b", &cuts)], &[]), Vec::new());
         assert_eq!(ids(&before), (21..=30).rev().collect::<Vec<_>>(), "the newest");
         let newer = cut(31, 2);
         let with_newer = [&cuts[..], &[newer]].concat();
-        let half = found(&[("a", &with_newer), ("c", &[newer])], &["b"]).to_keep(before.clone());
+        let half = to_keep(&found(&[("a", &with_newer), ("c", &[newer])], &["b"]), before.clone());
         assert_eq!(ids(&half), (22..=31).rev().collect::<Vec<_>>(), "b is silent, and a would give up what b has");
-        let gone = found(&[("a", &cuts[..25]), ("c", &[])], &["b"]).to_keep(before.clone());
+        let gone = to_keep(&found(&[("a", &cuts[..25]), ("c", &[])], &["b"]), before.clone());
         assert_eq!(ids(&gone), (21..=25).rev().collect::<Vec<_>>(), "what a has no more is none");
-        assert!(found(&[("a", &cuts), ("b", &[])], &[]).to_keep(before).is_empty(), "b answered, and has none");
+        assert!(to_keep(&found(&[("a", &cuts), ("b", &[])], &[]), before).is_empty(), "b answered, and has none");
     }
 
     fn names(source: &str) -> GroupNames {
@@ -762,18 +705,22 @@ mod tests {
         let cohort = Cohort { name: "shop".parse().expect("a name"), groups, every: LOOK, hold: LOOK };
         let config = Config { cohorts: vec![cohort.clone()], ..Config::default() };
         let cohorts = Cohorts::default();
-        assert!(!cohorts.knows(&config, &names("web1")) && !cohorts.knows(&config, &names("web2")), "it has just begun");
-        assert!(cohorts.knows(&config, &names("web3")), "a group of no cohort");
+        assert!(
+            !cohorts.knows(&config, &names("web1"), |_| false) && !cohorts.knows(&config, &names("web2"), |_| false),
+            "it has just begun"
+        );
+        assert!(cohorts.knows(&config, &names("web3"), |_| false), "a group of no cohort");
+        assert!(!cohorts.knows(&config, &names("web3"), |name| *name == cohort.name), "it has left, and has points of its cuts");
         let (events, _happened) = mpsc::unbounded_channel();
         let running = Running { config: cohort.clone(), events, seen: Arc::default() };
         cohorts.lock().running.insert(cohort.name.clone(), running);
-        assert!(!cohorts.knows(&config, &names("web1")), "it is conducted, and nobody has looked");
+        assert!(!cohorts.knows(&config, &names("web1"), |_| false), "it is conducted, and nobody has looked");
         let another = Cohort { groups: vec![names("web1")], ..cohort.clone() };
         cohorts.keep(&another, &Found::default(), true);
-        assert!(!cohorts.knows(&config, &names("web1")), "that was found of the groups that it had before");
+        assert!(!cohorts.knows(&config, &names("web1"), |_| false), "that was found of the groups that it had before");
         cohorts.keep(&cohort, &Found::default(), false);
-        assert!(!cohorts.knows(&config, &names("web1")), "not all of them answered");
+        assert!(!cohorts.knows(&config, &names("web1"), |_| false), "not all of them answered");
         cohorts.keep(&cohort, &Found::default(), true);
-        assert!(cohorts.knows(&config, &names("web1")) && cohorts.knows(&config, &names("web2")));
+        assert!(cohorts.knows(&config, &names("web1"), |_| false) && cohorts.knows(&config, &names("web2"), |_| false));
     }
 }

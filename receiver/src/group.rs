@@ -519,7 +519,12 @@ impl Group {
         let waited = self.prune.last.is_none_or(|last| last.elapsed() >= interval);
         let Place::Here(here) = &self.place else { return };
         // Of a cohort of which it is not known what is kept, nothing is given up, however little room there is.
-        if !self.prune.due || !waited || !self.receiver.cohorts.knows(&self.receiver.config(), &self.names) {
+        let knows = || {
+            self.receiver
+                .cohorts
+                .knows(&self.receiver.config(), &self.names, |cohort| crate::cohort::has_points_of(here.store.state(), cohort))
+        };
+        if !self.prune.due || !waited || !knows() {
             return;
         }
         self.prune.due = false;

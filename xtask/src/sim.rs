@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, bail};
-use farside_sim::mutations::MUTATIONS;
+use farside_sim::mutations::{MUTATIONS, PLANS};
 use farside_sim::run::Options;
 use farside_sim::sweep::sweep;
 
@@ -17,6 +17,9 @@ pub(crate) struct SimArgs {
     /// Run these seeds, `A..B`.
     #[arg(long, value_parser = parse_range, default_value = "0..1000")]
     seeds: Range<u64>,
+    /// Run such plans, not those of chance: merges, failovers, followers, cohorts, calm-cohorts, kept-cohorts.
+    #[arg(long, conflicts_with_all = ["mutate", "hours"])]
+    plan: Option<String>,
     /// Run new seeds for so many hours, from a number that the day decides, until one breaks a law: for the night.
     #[arg(long, conflicts_with_all = ["seed", "seeds", "mutate"])]
     hours: Option<f64>,
@@ -57,7 +60,11 @@ pub(crate) fn main(args: &SimArgs) -> anyhow::Result<()> {
     if let Some(unknown) = names.iter().find(|n| !MUTATIONS.iter().any(|m| m.name == **n)) {
         bail!("there is no mutation `{unknown}`; `--mutate list` names them");
     }
-    let directed = MUTATIONS.iter().find(|m| names.contains(&m.name)).and_then(|m| m.directed);
+    let of_mutation = || MUTATIONS.iter().find(|m| names.contains(&m.name)).and_then(|m| m.directed);
+    let directed = match &args.plan {
+        Some(name) => Some(PLANS.iter().find(|(plan, _)| plan == name).with_context(|| format!("there is no plan `{name}`"))?.1),
+        None => of_mutation(),
+    };
     let options = Options { trace: args.trace, mutations: &names, directed };
     if let Some(seed) = args.seed {
         let outcome = farside_sim::run::run(seed, options);
@@ -97,6 +104,13 @@ fn night(hours: f64, threads: usize) -> anyhow::Result<()> {
     let (mut from, mut points) = (first, 0);
     while begun.elapsed().as_secs_f64() < hours * 3600.0 {
         let summary = sweep(from..from + SHIFT, threads, Options::default(), true);
+        // What is not left to chance takes its turns.
+        let (name, plan) = PLANS[usize::try_from((from - first) / SHIFT)? % PLANS.len()];
+        let planned = sweep(from..from + SHIFT / 4, threads, Options { directed: Some(plan), ..Options::default() }, true);
+        if !planned.failures.is_empty() {
+            println!("{planned}");
+            bail!("a seed broke a law; it is replayed with `--plan {name}` beside its number");
+        }
         (from, points) = (from + SHIFT, points + summary.points);
         if !summary.failures.is_empty() {
             println!("{summary}");

@@ -54,8 +54,9 @@ impl Group {
         ended
     }
 
+    /// Whether no write of the group may begin now.
     #[inline]
-    pub(crate) fn is_held(&self) -> bool {
+    pub fn is_held(&self) -> bool {
         self.gate.held.load(Ordering::Acquire) != 0
     }
 }

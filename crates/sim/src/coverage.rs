@@ -110,6 +110,8 @@ pub(crate) fn of_source(action: &source::Action) -> Option<&'static str> {
         A::LossKept { .. } => "source: LossKept",
         A::WithdrawTrackingLost { .. } => "source: WithdrawTrackingLost",
         A::Removed { .. } => "source: Removed",
+        A::CanCut { .. } => "source: CanCut",
+        A::Resume { .. } => "source: Resume",
         A::Report { .. } => "source: Report",
         _ => return None,
     })

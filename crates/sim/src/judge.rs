@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use farside_ledger::{Body, Claim, CutTime, LayerKind, Layers, Record, Stamp, State, Verdict};
+use farside_ledger::{Body, Claim, CohortCut, CutTime, LayerKind, Layers, Record, Stamp, State, Verdict};
 use farside_region::{Geometry, LayerKey, LedgerPosition, Slot, Term, VolumeId};
 use farside_store::GroupImage;
 
@@ -261,6 +261,22 @@ impl Judge {
     /// What a point holds of a volume.
     pub fn image_of(&self, volume: usize, point: Slot) -> Option<&Vec<Published>> {
         self.points.get(&point)?.images.get(&volume)
+    }
+
+    /// Points that say that they are of a cut of several hosts, degraded ones too.
+    pub fn cohort_points(&self) -> impl Iterator<Item = (Slot, CohortCut, bool)> + '_ {
+        let points = self.ledger().points().iter();
+        points.filter_map(|(slot, point)| Some((*slot, point.consistency().cohort_cut()?, point.degraded)))
+    }
+
+    /// What is said next is a degraded point: the ledger calls some region unreadable.
+    pub fn is_degraded(&self) -> bool {
+        self.ledger().volumes().any(|(_, volume)| !volume.unreadable().is_empty())
+    }
+
+    /// What readers of the ledger know.
+    pub fn state(&self) -> &State {
+        self.ledger()
     }
 
     /// Under which generation a volume was claimed last.

@@ -9,6 +9,7 @@
 //! Deliberately not here: threads (loom models them), bytes that hostile peers invent (fuzzers and property tests do),
 //! real I/O (process tests do).
 
+pub mod cohort;
 pub mod coverage;
 pub mod disk;
 pub mod exec;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::plan::{AWAY, Fault, NASTY, Plan, Trial};
+use crate::plan::{AWAY, Fault, NASTY, OfCohort, Plan, Trial, Trouble};
 
 /// Who notices a mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,9 @@ impl fmt::Display for CaughtBy {
     }
 }
 
+/// Makes a plan one in which something matters often.
+pub type Directed = fn(&mut Plan);
+
 /// A plausible shortcut that loses data.
 #[derive(Clone, Copy, Debug)]
 pub struct Mutation {
@@ -37,10 +40,10 @@ pub struct Mutation {
     /// What notices it.
     pub caught_by: CaughtBy,
     /// A plan in which it matters often, where chance alone is too rare.
-    pub directed: Option<fn(&mut Plan)>,
+    pub directed: Option<Directed>,
 }
 
-const fn seeds(name: &'static str, within: u64, directed: Option<fn(&mut Plan)>) -> Mutation {
+const fn seeds(name: &'static str, within: u64, directed: Option<Directed>) -> Mutation {
     Mutation { name, caught_by: CaughtBy::Seeds(within), directed }
 }
 
@@ -100,6 +103,54 @@ pub fn following(plan: &mut Plan) {
     failovers(plan);
     plan.follows = true;
     plan.keep = 3;
+}
+
+/// Several hosts whose groups are cut as one, and which die, hang and are cut off at any moment. None goes back to an earlier one: what was
+/// complete is there for ever.
+pub fn cohorts(plan: &mut Plan) {
+    let elsewhere = |fault: &Fault| NASTY.contains(fault) || AWAY.contains(fault) || *fault == Fault::Past;
+    let sick = |fault: &Fault| {
+        matches!(fault, Fault::FlushError | Fault::WriteError | Fault::ReadError | Fault::DeadSector | Fault::MapError)
+    };
+    plan.faults.retain(|(fault, _)| !elsewhere(fault) && !sick(fault));
+    plan.fault_rate = plan.fault_rate.min(0.008) / 2.0;
+    plan.boot_rate = plan.boot_rate.max(0.1);
+    plan.receiver_rate = plan.receiver_rate.max(0.03);
+    plan.regions.truncate(2);
+    plan.steady = true;
+    plan.trial = Trial::None;
+    plan.full = false;
+    plan.state_dir_fills = false;
+    plan.killed_unsynced = false;
+    plan.smaller.clear();
+    plan.cohort = Some(OfCohort::default());
+}
+
+/// The same where next to nothing goes wrong but with the cuts.
+pub fn calm_cohorts(plan: &mut Plan) {
+    cohorts(plan);
+    plan.faults.clear();
+    plan.tight = false;
+    plan.cohort = Some(OfCohort { trouble: Trouble::Seldom, ..OfCohort::default() });
+}
+
+/// The same where the gateway has its troubles, retention by itself keeps next to nothing, and some of what is cut cannot be read.
+pub fn kept_cohorts(plan: &mut Plan) {
+    calm_cohorts(plan);
+    plan.faults = vec![(Fault::ReadError, 1.0)];
+    plan.fault_rate = 0.0003;
+    plan.receiver_rate = 0.005;
+    plan.store_speed = None;
+    plan.keep = 1;
+    plan.span_ms = 0;
+    plan.publish_every = 0;
+    plan.cohort = Some(OfCohort { trouble: Trouble::Gateway, ..OfCohort::default() });
+}
+
+/// Of those, runs in which much cannot be read.
+fn unread_cohorts(plan: &mut Plan) {
+    kept_cohorts(plan);
+    plan.fault_rate = 0.002;
 }
 
 /// Of those, runs in which the original is brought to what was published since, again and again.
@@ -182,8 +233,18 @@ const STORE: &str = "farside-store";
 /// A power cut at every operation of a follower.
 const FOLLOWER_POWER: &str = "follower_tests::whenever_the_power_goes_a_follower_says_what_it_holds_and_arrives";
 const DAEMON: &str = "farside-daemon";
-const COHORTS: &str = "cohort::mistakes_of_a_cohort_are_noticed";
+const KEPT: &str = "kept::mistakes_of_what_is_kept_are_noticed";
 const VIEW: &str = "farside-view";
+
+/// Plans that the gate runs beside those of chance, by name.
+pub const PLANS: &[(&str, Directed)] = &[
+    ("merges", merging),
+    ("failovers", failovers),
+    ("followers", following),
+    ("cohorts", cohorts),
+    ("calm-cohorts", calm_cohorts),
+    ("kept-cohorts", kept_cohorts),
+];
 
 /// All of them. `xtask check` holds this list against the sources and against the tables in `ARCHITECTURE.md`.
 pub const MUTATIONS: &[Mutation] = &[
@@ -323,9 +384,19 @@ pub const MUTATIONS: &[Mutation] = &[
         caught_by: CaughtBy::Loom("models::a_write_past_the_hold_is_cut_without_what_it_followed"),
         directed: None,
     },
-    story("a cohort is cut before all of it is held", CORE, COHORTS),
-    story("a cohort forgives a hold that ran out", CORE, COHORTS),
-    story("a hold that ran out is said to have stood", CORE, COHORTS),
+    // Cuts of several hosts. (The first three are noticed in `replication`'s own small world as well.)
+    seeds("a cohort is cut before all of it is held", 60, Some(calm_cohorts)),
+    seeds("a cohort forgives a hold that ran out", 60, Some(calm_cohorts)),
+    seeds("a hold that ran out is said to have stood", 60, Some(calm_cohorts)),
+    seeds("a cut of which nothing more is heard is one", 20, Some(cohorts)),
+    seeds("a hold lasts as long as is asked for", 40, Some(calm_cohorts)),
+    seeds("holds follow each other at once", 40, Some(calm_cohorts)),
+    seeds("a cut that lacks a group is whole", 40, Some(cohorts)),
+    seeds("what could not be read in full is part of a cut", 60, Some(unread_cohorts)),
+    seeds("a group gives up points by its own ledger alone", 40, Some(kept_cohorts)),
+    seeds("what is kept for cuts is nothing before it is known", 60, Some(kept_cohorts)),
+    story("the newest cut is the one that the clock says", CORE, KEPT),
+    story("a cut of a group that does not answer is given up", CORE, KEPT),
     story("R13 a write is not marked", DAEMON, "canary::tests::r13_a_tap_that_does_not_mark_is_noticed"),
     story("a slow line is a hung disk", CORE, "stories::a_slow_line_is_not_taken_for_a_hung_disk"),
     story(

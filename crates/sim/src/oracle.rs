@@ -69,8 +69,10 @@ pub struct WriteFact {
     pub under_way: bool,
     /// When it was issued.
     pub issued_us: u64,
-    /// When it was acknowledged.
+    /// When it was answered.
     pub acked_us: Option<u64>,
+    /// It was answered, and had succeeded.
+    pub is_done: bool,
 }
 
 #[derive(Debug)]
@@ -129,6 +131,7 @@ impl Oracle {
             under_way: false,
             issued_us: now_us,
             acked_us: None,
+            is_done: false,
         };
         self.writes.insert(tag, fact);
     }
@@ -154,6 +157,13 @@ impl Oracle {
     pub fn piece_done(&mut self, tag: u64) {
         if let Some(fact) = self.writes.get_mut(&tag) {
             fact.under_way = false;
+        }
+    }
+
+    /// A write has succeeded, as the host is told now.
+    pub fn succeeded(&mut self, tag: u64) {
+        if let Some(fact) = self.writes.get_mut(&tag) {
+            fact.is_done = true;
         }
     }
 
@@ -250,9 +260,12 @@ impl Oracle {
     /// # Errors
     /// L10, with the sector.
     pub fn holds_by(&self, volume: usize, image: &[Published], by_us: u64) -> Result<(), String> {
+        // Looked for once: there are many writes, and few of them are under way.
+        let is_unsettled = |w: &&WriteFact| w.volume == volume && w.acked_us.is_none_or(|t| t > by_us);
+        let unsettled: Vec<&WriteFact> = self.writes.values().filter(is_unsettled).collect();
         for (s, versions) in self.volumes[volume].sectors.iter().enumerate() {
             // What landed by then and is covered by an acknowledgement by then: unacknowledged writes may be missing.
-            let settled = versions.iter().rposition(|v| v.at_us <= by_us && self.settled_by(volume, s, v, by_us)).unwrap_or(0);
+            let settled = versions.iter().rposition(|v| v.at_us <= by_us && is_settled(&unsettled, s, v)).unwrap_or(0);
             let fine = match image[s] {
                 Published::Absent => versions[settled..].iter().any(|v| v.value == [0; 16]),
                 Published::Unreadable => true,
@@ -263,17 +276,6 @@ impl Oracle {
             }
         }
         Ok(())
-    }
-
-    fn settled_by(&self, volume: usize, sector: usize, version: &Version, by_us: u64) -> bool {
-        // A version of a write still unacknowledged then does not count. Writes of earlier lives are settled by the attach.
-        !self.writes.values().any(|w| {
-            w.volume == volume
-                && (w.first..w.first + w.count).contains(&sector)
-                && w.acked_us.is_none_or(|t| t > by_us)
-                && w.issued_us <= version.at_us
-                && w.epoch == Some(version.epoch)
-        })
     }
 }
 
@@ -294,4 +296,10 @@ pub fn show(value: &Value) -> String {
     }
     let tag = u64::from_le_bytes(value[..8].try_into().expect("eight bytes"));
     if value[13..] == *b"far" { format!("w{tag}") } else { format!("{value:02x?}") }
+}
+
+/// A version of a write that was still unacknowledged does not count. Writes of earlier lives are settled by the attach.
+fn is_settled(unsettled: &[&WriteFact], sector: usize, version: &Version) -> bool {
+    let is_of = |w: &&&WriteFact| (w.first..w.first + w.count).contains(&sector) && w.issued_us <= version.at_us;
+    !unsettled.iter().filter(is_of).any(|w| w.epoch == Some(version.epoch))
 }

@@ -248,6 +248,33 @@ pub struct Plan {
     pub compactors: usize,
     /// A disk beside the receiver follows each volume. Not by chance either.
     pub follows: bool,
+    /// It is one host of several that are cut as one. Not by chance either.
+    pub cohort: Option<OfCohort>,
+}
+
+/// One host of several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OfCohort {
+    /// Its number among them.
+    pub host: usize,
+    /// For so long at most it lets its writes be held, in microseconds.
+    pub hold_us_max: u32,
+    /// Sectors at the end of its first volume to which nobody writes but an application that is spread over all hosts.
+    pub kept: usize,
+    /// What goes wrong between the hosts and whoever conducts.
+    pub trouble: Trouble,
+}
+
+/// Where things go wrong that several hosts have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trouble {
+    /// At hosts, on their connections, and at the gateway.
+    #[default]
+    Everywhere,
+    /// Next to nowhere.
+    Seldom,
+    /// At the gateway, which keeps what is whole: it dies, its clock is set, groups do not answer, come and go.
+    Gateway,
 }
 
 impl Plan {
@@ -304,6 +331,7 @@ impl Plan {
             publish_every: rng.clone().pick(&[0, 0, 20_000_000, 150_000_000]),
             compactors: 0,
             follows: false,
+            cohort: None,
         }
     }
 

@@ -19,8 +19,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use farside_layer::{PartVerifier, granule_digest};
-use farside_ledger::{Body, LayerEntry, PartEntry, Pin, Policy, Record, Stamp, State, Unpin, Verdict, VolumeState};
+use farside_ledger::{
+    Body, CohortCut, LayerEntry, PartEntry, Pin, Point, Policy, Prune, Record, Stamp, State, Unpin, Verdict, VolumeState,
+};
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Seq, Slot, Term};
+use farside_replication::cohort::{CutsOfGroup, cuts_of};
 use farside_replication::target::{Action, AppendOutcome, Config, Dated, Event, LandedLayer, Limits, SessionId, Target, Ticket};
 use farside_store::{Attempt, Draft, GroupImage, Part, PartName};
 use farside_wire::{DigestRun, PART_HEADER_BYTES, PartHeader};
@@ -416,12 +419,33 @@ impl Receiver {
     }
 
     fn prune(&self) {
-        let plan = self.group.borrow().prune_plan(&self.policy());
-        if let Some(prune) = plan
-            && !self.inbox.borrow().iter().any(|e| matches!(e, Event::Submit { .. }))
-        {
+        let Some(prune) = self.prune_plan() else { return };
+        if let Some(slot) = prune.points.iter().find(|slot| self.world.must_keep.borrow().contains(slot)) {
+            self.world.fail(format!(
+                "L5: point {slot} is to be given up, and is of one of the newest cuts of the cohort that are whole"
+            ));
+        }
+        if !self.inbox.borrow().iter().any(|e| matches!(e, Event::Submit { .. })) {
             self.submit(Body::Prune(prune));
         }
+    }
+
+    /// Of a cohort of which it is not known what is kept, nothing is given up.
+    fn prune_plan(&self) -> Option<Prune> {
+        let kept = self.world.kept.borrow();
+        self.group.borrow().prune_plan_keeping(&self.policy(), kept.as_ref()?, &BTreeSet::new())
+    }
+
+    /// What the group has of cuts of a cohort, as it answers whoever asks.
+    pub(crate) fn cuts_of(&self, cohort: &str) -> CutsOfGroup<Slot> {
+        cuts_of(self.group.borrow().state(), cohort, Some)
+    }
+
+    /// All points that say that they are of one, in the same state of the group.
+    pub(crate) fn cohort_points(&self) -> Vec<(Slot, CohortCut, bool)> {
+        let group = self.group.borrow();
+        let of = |(slot, point): (&Slot, &Point)| Some((*slot, point.consistency().cohort_cut()?, point.degraded));
+        group.state().points().iter().filter_map(of).collect()
     }
 
     /// A person pins a point, or takes a pin away.
@@ -670,7 +694,7 @@ impl Receiver {
             return Err(format!("landing still holds {:?}", landing.keys().collect::<Vec<_>>()));
         }
         let group = self.group.borrow();
-        if let Some(plan) = group.prune_plan(&self.policy()) {
+        if let Some(plan) = self.prune_plan() {
             return Err(format!("something may be pruned: {:?} {:?}", plan.points, plan.parts));
         }
         let known: BTreeSet<PartName> = group.parts().iter().map(|(_, p)| p.name).collect();
@@ -704,7 +728,8 @@ impl Receiver {
     /// # Errors
     /// Names what is.
     pub fn nothing_grew(&self, state: &State, policy: &Policy) -> Result<(), String> {
-        match state.prunable(policy).first() {
+        let Some(kept) = &*self.world.kept.borrow() else { return Ok(()) };
+        match state.prunable_beside_kin(policy, &BTreeSet::new()).iter().find(|slot| !kept.contains(slot)) {
             Some(slot) => Err(format!("L8: point {slot} should have been pruned")),
             None => Ok(()),
         }

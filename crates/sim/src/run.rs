@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use crate::exec;
 use crate::failback::Failback;
 use crate::faults::{HostSnapshot, StoreSnapshot};
 use crate::follower::Followed;
@@ -12,7 +11,7 @@ use crate::history::Refusal;
 use crate::host::{HostOp, Workload};
 use crate::judge::Judge;
 use crate::net::To;
-use crate::plan::{Fault, Plan, Trial};
+use crate::plan::{Fault, OfCohort, Plan, Trial};
 use crate::receiver::Receiver;
 use crate::rng::Rng;
 use crate::site::Site;
@@ -20,6 +19,7 @@ use crate::source::{self, Source};
 use crate::torn::TornLedger;
 use crate::trace::Trace;
 use crate::world::{REGION_SECTORS, SECTOR, World};
+use crate::{cohort, exec};
 
 /// Steps that the quiet beginning and the healing may take.
 const QUIET_STEPS_MAX: u64 = 6_000;
@@ -58,7 +58,11 @@ pub struct Options<'a> {
 /// Runs a seed. A panic of the product is a broken law.
 pub fn run(seed: u64, options: Options<'_>) -> Outcome {
     farside_region::mutation::set(options.mutations);
-    let outcome = catch_unwind(AssertUnwindSafe(|| Run::new(seed, options).go(seed))).unwrap_or_else(|panic| {
+    let go = || match options.directed.and_then(cohort::wanted) {
+        Some(of) => cohort::Several::new(seed, options, of).go(seed),
+        None => Run::new(seed, options).go(seed),
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(go)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
         Outcome { seed, bad: Some(format!("PANIC {}", text.unwrap_or_default())), ..Outcome::default() }
     });
@@ -102,6 +106,11 @@ pub(crate) struct Run {
 
 impl Run {
     fn new(seed: u64, options: Options<'_>) -> Self {
+        Self::of_cohort(seed, options, None)
+    }
+
+    /// One, or one of several.
+    pub(crate) fn of_cohort(seed: u64, options: Options<'_>, of: Option<OfCohort>) -> Self {
         let mut rng = Rng::new(seed);
         let mut plan = Plan::draw(&mut rng);
         // Of a number of its own: it comes after all else, which is not to change by it.
@@ -112,10 +121,12 @@ impl Run {
         if let Some(direct) = options.directed {
             direct(&mut plan);
         }
-        let sectors: Vec<usize> = (0..plan.regions.len()).map(|v| World::first_bytes(&plan, v) as usize / SECTOR).collect();
+        plan.cohort = of;
+        let mut sectors: Vec<usize> = (0..plan.regions.len()).map(|v| World::first_bytes(&plan, v) as usize / SECTOR).collect();
+        sectors[0] -= of.map_or(0, |of| of.kept);
         let host = Workload::new(sectors, REGION_SECTORS, plan.spread, &mut rng);
         let map_bytes = source::map_bytes(&plan);
-        let world = World::new(rng, plan, Trace::new(options.trace), map_bytes);
+        let world = World::new(rng, plan, Trace::new(options.trace, of.map(|of| of.host)), map_bytes);
         world.say(|| format!("plan {:?}", world.plan));
         let judge = Judge::new(&world);
         source::format(&world, &world.home());
@@ -159,11 +170,16 @@ impl Run {
             met: self.world.all_met(),
             tail: self.world.trace.borrow().tail(),
         };
+        self.ends();
+        outcome
+    }
+
+    /// All that it is made of points at each other.
+    pub(crate) fn ends(&mut self) {
         self.sources.iter_mut().filter_map(Option::take).for_each(|source| source.die());
         if let Some(receiver) = self.receiver.take() {
             receiver.die();
         }
-        outcome
     }
 
     fn phases(&mut self) {
@@ -177,17 +193,10 @@ impl Run {
                 return;
             }
         }
-        if world.plan.steady {
-            world.say(|| "---- quiet beginning".into());
-            world.healing.set(true);
-            if let Err(why) = self.until_converged(QUIET_STEPS_MAX) {
-                world.fail(format!("NO CONVERGENCE in the quiet beginning: {why}"));
-                return;
-            }
-            world.healing.set(false);
+        if world.plan.steady && !self.begins_quietly() {
+            return;
         }
-        world.say(|| "---- anything may happen".into());
-        self.churn();
+        self.anything_may_happen();
         for _ in 0..world.plan.steps {
             self.step();
             if world.bad().is_some() {
@@ -205,7 +214,25 @@ impl Run {
         }
     }
 
-    fn heal(&mut self) {
+    /// False: it did not come to its end.
+    pub(crate) fn begins_quietly(&mut self) -> bool {
+        let world = self.world.clone();
+        world.say(|| "---- quiet beginning".into());
+        world.healing.set(true);
+        if let Err(why) = self.until_converged(QUIET_STEPS_MAX) {
+            world.fail(format!("NO CONVERGENCE in the quiet beginning: {why}"));
+            return false;
+        }
+        world.healing.set(false);
+        true
+    }
+
+    pub(crate) fn anything_may_happen(&mut self) {
+        self.world.say(|| "---- anything may happen".into());
+        self.churn();
+    }
+
+    pub(crate) fn heal(&mut self) {
         let world = self.world.clone();
         world.say(|| "---- heal".into());
         world.healing.set(true);
@@ -297,7 +324,7 @@ impl Run {
         let world = self.world.clone();
         world.step.set(world.step.get() + 1);
         let tick = world.rng.borrow_mut().range(1, 400);
-        world.now_us.set(world.now_us.get() + tick);
+        self.time_passes(tick);
         if world.step.get().is_multiple_of(120) {
             self.churn();
         }
@@ -314,6 +341,12 @@ impl Run {
         self.revive();
         self.followers_go_on();
         self.judge.look(&world, self.sources.iter().flatten(), self.receiver.as_deref());
+    }
+
+    /// Whoever is held is so no longer than it may be: nothing keeps a timer of holds from its work.
+    pub(crate) fn time_passes(&self, us: u64) {
+        self.world.now_us.set(self.world.now_us.get() + us);
+        self.sources.iter().flatten().for_each(|source| source.end_holds());
     }
 
     /// Kills the source when an intent page is written and its sync is not yet asked for.
@@ -351,7 +384,7 @@ impl Run {
                 if name.is_none() {
                     // Everything waits: for a timer, or for the world.
                     if !self.advance_disk() {
-                        world.now_us.set(world.now_us.get() + 3_000);
+                        self.time_passes(3_000);
                     }
                 }
             }

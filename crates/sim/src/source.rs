@@ -8,6 +8,7 @@
 //! | `control`: a task each for switch, cooler, header, ticks, connection | timers and channels of the same thread |
 //! | `owner` task: page writes and one sync | the intent thread |
 //! | `sender`: a task per volume | the sender thread with its own ring |
+//! | `cohort`: a hold's end with the passing of time; a task for its connection | the timer of holds; a connection's task |
 //! | `World::state_dir` | files of the state directory |
 //!
 //! Rules of the product do not belong here. What does: the door (L11), the order of a start (map synced and read, header
@@ -16,6 +17,7 @@
 pub(crate) use control::short;
 pub use intent::{bit_surely_durable, format, is_clean, map_bytes};
 
+mod cohort;
 mod control;
 mod intent;
 mod queue;
@@ -133,11 +135,14 @@ pub struct Source {
     volumes: Vec<Vol>,
     control_bell: Arc<Bell>,
     inbox: RefCell<VecDeque<Item>>,
+    /// What was asked for while actions were carried out.
+    fed: RefCell<Vec<farside_replication::source::Action>>,
     /// The live connection and its number for the core.
     conn: Cell<Option<ConnId>>,
     /// Who of a frozen epoch is not read to its end, by volume.
     unread: RefCell<BTreeMap<EpochId, Vec<usize>>>,
     switch: RefCell<Option<control::PendingSwitch>>,
+    cohort: cohort::Cohort,
     stopping: Cell<bool>,
     halted: Cell<bool>,
     ended: Cell<bool>,
@@ -199,10 +204,12 @@ impl Source {
         let me = Rc::new(Self {
             owner,
             core: RefCell::new(Core::new(config)),
+            cohort: cohort::Cohort::new(group.clone()),
             switcher: RefCell::new(Switcher::new(group)),
             volumes,
             control_bell,
             inbox: RefCell::default(),
+            fed: RefCell::default(),
             conn: Cell::new(None),
             unread: RefCell::default(),
             switch: RefCell::new(None),
@@ -312,6 +319,7 @@ impl Source {
         let bodies = self.world.tasks.borrow_mut().kill(self.owner);
         drop(bodies);
         self.inbox.borrow_mut().clear();
+        self.world.lines.borrow_mut().machine_ends(self.site.no);
     }
 
     /// The machine that it runs on.
@@ -329,10 +337,10 @@ impl Source {
         self.volumes[volume].requests.get()
     }
 
-    /// The host asks for something; ignored while stopping, or before anything is served.
-    pub fn host(self: &Rc<Self>, volume: usize, op: HostOp) {
+    /// The host asks for something, under that number; ignored while stopping, or before anything is served.
+    pub fn host(self: &Rc<Self>, volume: usize, op: HostOp) -> Option<u64> {
         if self.stopping.get() || !self.is_serving() || !self.volumes[volume].served.get() {
-            return;
+            return None;
         }
         let queue = self.world.rng.borrow_mut().below(self.volumes[volume].queues.len());
         let tag = self.world.tag();
@@ -340,6 +348,7 @@ impl Source {
         let vol = &self.volumes[volume];
         vol.requests.set(vol.requests.get() + 1);
         self.world.spawn(self.owner, format!("w{tag}"), async move { me.request(volume, queue, tag, op).await });
+        Some(tag)
     }
 
     fn is_serving(&self) -> bool {
@@ -596,6 +605,8 @@ impl Source {
 
 /// What waits for the control loop.
 enum Item {
+    /// For the group's part in cuts together with others.
+    Cohort(cohort::Note),
     /// For replication.
     Event(Event),
     /// A part was read; whether its epoch is still a cut is settled when the control loop sees it.

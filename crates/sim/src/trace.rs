@@ -9,18 +9,21 @@ const KEPT: usize = 60;
 pub struct Trace {
     print: bool,
     quiet: bool,
+    /// Before each line: whose story it is.
+    of: String,
     last: VecDeque<String>,
 }
 
 impl Trace {
-    /// One that prints every line at once, or one that keeps only the last few.
-    pub fn new(print: bool) -> Self {
-        Self { print, quiet: false, last: VecDeque::new() }
+    /// One that prints every line at once, or one that keeps only the last few; of one host, or of one of several.
+    pub fn new(print: bool, host: Option<usize>) -> Self {
+        let of = host.map_or_else(String::new, |host| format!("host{host} "));
+        Self { print, quiet: false, of, last: VecDeque::new() }
     }
 
     /// One that keeps nothing (the fastest).
     pub fn off() -> Self {
-        Self { print: false, quiet: true, last: VecDeque::new() }
+        Self { print: false, quiet: true, of: String::new(), last: VecDeque::new() }
     }
 
     /// Whether lines are wanted at all.
@@ -33,7 +36,7 @@ impl Trace {
         if self.quiet {
             return;
         }
-        let line = format!("{step:6} {:9.3} ms  {}", now_us as f64 / 1000.0, text());
+        let line = format!("{}{step:6} {:9.3} ms  {}", self.of, now_us as f64 / 1000.0, text());
         if self.print {
             println!("{line}");
         }

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use farside_ledger::{KeptEnd, Policy};
 use farside_region::{BootId, Geometry, GroupId, LayerKey, Name, RecordDigest, Slot, Term, VolumeId};
 
+use crate::cohort::line::Lines;
 use crate::exec::{Executor, Owner, Steps};
 use crate::failover::Failover;
 use crate::history::Author;
 use crate::net::Network;
 use crate::parts::Unpacked;
-use crate::plan::Plan;
+use crate::plan::{OfCohort, Plan};
 use crate::rng::Rng;
 use crate::site::{Site, Snapshot};
 use crate::store::MemoryStore;
@@ -50,7 +51,8 @@ pub struct Names {
 impl Names {
     fn new(plan: &Plan) -> Self {
         let name = |n: &str| -> Name { n.parse().expect("a valid name") };
-        let (source, group) = (name("host"), name("group"));
+        let host = plan.cohort.map_or_else(|| "host".to_owned(), |of| format!("host{}", of.host));
+        let (source, group) = (name(&host), name("group"));
         let volumes: Vec<Name> = (0..plan.regions.len()).map(|v| name(&format!("v{v}"))).collect();
         Self {
             group_id: farside_ledger::group_id(&source, &group),
@@ -150,6 +152,16 @@ pub struct World {
     pub fences: RefCell<BTreeSet<RecordDigest>>,
     /// Accepted pins that were not withdrawn, and the points they hold.
     pub pinned: RefCell<BTreeMap<Slot, Slot>>,
+    /// Between its machines and whoever conducts the cuts of their cohort.
+    pub lines: RefCell<Lines>,
+    /// Points that the gateway keeps for cuts of the cohort that are whole. `None`: that is not known yet.
+    pub kept: RefCell<Option<BTreeSet<Slot>>>,
+    /// Those that it must keep for them, as the judge of cohorts says.
+    pub must_keep: RefCell<BTreeSet<Slot>>,
+    /// What the host allows in cuts of its cohort.
+    pub of_cohort: Cell<OfCohort>,
+    /// For so long whoever conducts them wants writes to be held, in microseconds.
+    pub hold_us: Cell<u64>,
 }
 
 impl World {
@@ -180,6 +192,11 @@ impl World {
             met: RefCell::default(),
             healing: Cell::new(false),
             pinned: RefCell::default(),
+            lines: RefCell::default(),
+            kept: RefCell::new(plan.cohort.is_none().then(BTreeSet::new)),
+            must_keep: RefCell::default(),
+            of_cohort: Cell::new(plan.cohort.unwrap_or_default()),
+            hold_us: Cell::new(0),
             failover: RefCell::default(),
             main: Cell::new(Some(0)),
             claimants: RefCell::default(),

@@ -126,6 +126,52 @@ fn followers_break_no_law() {
     break_no_law(farside_sim::mutations::following, seeds_of("FARSIDE_SIM_FOLLOWERS", 0..200), MET_BY_FOLLOWERS);
 }
 
+/// Several hosts are cut as one, while they, whoever conducts, and all connections between them come and go; and each goes on by itself.
+#[test]
+fn cohorts_break_no_law() {
+    break_no_law(farside_sim::mutations::cohorts, seeds_of("FARSIDE_SIM_COHORTS", 0..100), MET_BY_COHORTS);
+}
+
+/// The same where little goes wrong: most cuts are whole, and applications get far.
+#[test]
+fn calm_cohorts_break_no_law() {
+    let met = [("a cut of a cohort is whole", 60), ("a whole cut holds writes of an application", 180)];
+    break_no_law(farside_sim::mutations::calm_cohorts, seeds_of("FARSIDE_SIM_COHORTS", 0..60), &met);
+}
+
+/// The same where the gateway has its troubles: what it keeps of whole cuts is what is the newest, and no more is given up.
+#[test]
+fn kept_cohorts_break_no_law() {
+    let met = [
+        ("a cut of a cohort is whole", 30),
+        ("a group joins or leaves a cohort", 80),
+        ("a group of a cohort does not answer", 80),
+        ("a point of a cohort is degraded", 1),
+        ("not every group of a cohort says what it has", 500),
+        ("the gateway's clock is set", 60),
+    ];
+    break_no_law(farside_sim::mutations::kept_cohorts, seeds_of("FARSIDE_SIM_COHORTS", 0..60), &met);
+}
+
+/// What these runs must meet.
+const MET_BY_COHORTS: &[(&str, u64)] = &[
+    ("a connection of a cohort breaks", 40),
+    ("a cut of a cohort fails: absent", 80),
+    ("a cut of a cohort fails: cannot be held", 1),
+    ("a cut of a cohort fails: configuration", 2),
+    ("a cut of a cohort fails: connection", 60),
+    ("a cut of a cohort fails: late", 5),
+    ("a cut of a cohort fails: the hold ran out", 3),
+    ("a cut of a cohort is whole", 60),
+    ("a group joins or leaves a cohort", 10),
+    ("a hold runs out", 8),
+    ("a host dies by itself", 20),
+    ("a host stands still", 40),
+    ("a host's cut is its own after all", 12),
+    ("a whole cut holds writes of an application", 120),
+    ("who conducts dies", 20),
+];
+
 /// What these runs must meet.
 const MET_BY_FOLLOWERS: &[(&str, u64)] = &[
     ("a follower arrives", 2000),

@@ -19,8 +19,6 @@ use crate::cohort::{CohortLink, HoldTimer};
 
 /// Pauses between attempts to have the connection.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// From the beginning of a hold to that of the next, in times of what it may last. By then the timer is done with it.
-const HOLDS_APART: u32 = 5;
 
 #[derive(Debug)]
 pub(super) struct Cohort {
@@ -34,8 +32,6 @@ pub(super) struct Cohort {
     timer: Option<HoldTimer>,
     /// When the hold began that stands.
     held_ns: u64,
-    /// None begins before.
-    next_hold: Option<Instant>,
     name: Option<String>,
     cuts: u64,
     missed: u64,
@@ -53,7 +49,6 @@ impl Default for Cohort {
             why: None,
             timer: None,
             held_ns: 0,
-            next_hold: None,
             name: None,
             cuts: 0,
             missed: 0,
@@ -119,17 +114,14 @@ impl Control {
             return;
         }
         let wish = self.quiet.next_wish();
-        self.cohort_step(MemberEvent::Asked { connection: number, ask, wish });
+        let hold_us_max = self.config.cohort_hold.map(|hold| u32::try_from(hold.as_micros()).unwrap_or(u32::MAX));
+        self.cohort_step(MemberEvent::Asked { connection: number, ask, wish, hold_us_max });
         self.carry_out();
     }
 
     /// All volumes can be cut for a wish of a cohort.
     pub(super) fn can_cut(&mut self, wish: u64) {
-        if self.cohort.member.has_wish(wish) {
-            return self.cohort_step(MemberEvent::CanCut { wish });
-        }
-        // It was given up meanwhile. † Whoever is not answered begins no cut any more.
-        self.feed(Event::Quiesced { wish, result: Err("it was given up".to_owned()) });
+        self.cohort_step(MemberEvent::CanCut { wish });
     }
 
     /// After a switch, or none: nobody is held any longer. False: it was not for a cohort.
@@ -189,18 +181,11 @@ impl Control {
         }
     }
 
-    fn hold(&mut self, asked: Duration) -> Option<HoldId> {
-        let (allowed, timer) = (self.config.cohort_hold?, self.cohort.timer.as_ref()?);
-        let now = Instant::now();
-        // † Whoever conducts is not trusted to leave time for writes between holds.
-        if self.cohort.next_hold.is_some_and(|next| now < next) {
-            return None;
-        }
-        let length = asked.min(allowed);
-        self.cohort.next_hold = Some(now + length * HOLDS_APART);
+    fn hold(&mut self, length: Duration) -> Option<HoldId> {
+        let timer = self.cohort.timer.as_ref()?;
+        let until = Instant::now() + length;
         // Counted from before it begins.
         self.cohort.held_ns = monotonic_ns();
-        let until = now + length;
         let hold = self.shim.hold()?;
         // † Nobody would end it: it is none.
         if !timer.ends(hold, until) {

@@ -2,15 +2,15 @@
 //!
 //! Invariant: what waits for a group is bounded by number and by size; those who tell it wait in turn.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use farside_control::{ApiError, ErrorCode, PointId};
-use farside_ledger::{CohortCut, PartEntry, VerifiedHow};
+use farside_ledger::{PartEntry, VerifiedHow};
 use farside_region::{Name, Slot, VolumeId};
+use farside_replication::cohort::CutsOfGroup;
 use farside_replication::target::SessionId;
 use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
@@ -45,7 +45,7 @@ pub(crate) enum PointChange {
 }
 
 /// Points of a group that are of cuts of a cohort, by cut.
-pub(crate) type CohortCuts = HashMap<[u8; 16], (CohortCut, PointId)>;
+pub(crate) type CohortCuts = CutsOfGroup<PointId>;
 
 /// What a group is told.
 #[derive(Debug)]

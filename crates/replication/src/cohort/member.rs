@@ -9,6 +9,7 @@
 //! - It says that it was held only if the hold that it began *for this cut* stood until after the switch.
 //! - A point is called one of a cohort only if whoever conducts said so over the connection on which the cut was asked for.
 //! - Whatever ends it, the hold is ended, the wish is given up, and a cut that was taken is told what it is.
+//! - Writes are held no longer than the host allows, and for a fifth of the time at most, whatever whoever conducts asks for.
 
 use farside_ledger::CohortCut;
 use farside_region::{EpochId, Name, mutation};
@@ -17,10 +18,23 @@ use farside_wire::{CohortAsk, CohortSay};
 use super::conductor::CutId;
 use crate::source::{Nanos, SECOND};
 
-/// To be ready, and to hear what follows; longer than whoever conducts waits.
-const PATIENCE: Nanos = 8 * SECOND;
-/// From the switch to its being over. No later cut ends meanwhile.
-const OVER: Nanos = 10 * SECOND;
+/// From the beginning of a hold to that of the next, in times of what it may last. By then the timer is done with it.
+const HOLDS_APART: Nanos = 5;
+
+/// How long a member waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberLimits {
+    /// To be ready, and to hear what follows; longer than whoever conducts waits.
+    pub patience: Nanos,
+    /// From the switch to its being over. No later cut ends meanwhile.
+    pub over: Nanos,
+}
+
+impl Default for MemberLimits {
+    fn default() -> Self {
+        Self { patience: 8 * SECOND, over: 10 * SECOND }
+    }
+}
 
 /// What happened. `H`: a hold, as the driver knows it.
 #[derive(Clone, Debug)]
@@ -33,15 +47,17 @@ pub enum MemberEvent<H> {
         ask: CohortAsk,
         /// A number that no wish had.
         wish: u64,
+        /// For so long at most the host lets its writes be held, in microseconds; `None`: not at all.
+        hold_us_max: Option<u32>,
     },
     /// A connection is over.
     Ended {
         /// Which.
         connection: u64,
     },
-    /// [`Action::CanCut`](crate::source::Action::CanCut) of its wish: all volumes can be cut now.
+    /// [`Action::CanCut`](crate::source::Action::CanCut): all volumes can be cut now.
     CanCut {
-        /// Its wish.
+        /// Of which wish.
         wish: u64,
     },
     /// What came of [`MemberAction::Hold`]; `None`: it is held already, or cannot be.
@@ -141,12 +157,22 @@ struct Part<H> {
 /// One group's part in the cuts of its cohort.
 #[derive(Debug)]
 pub struct CohortMember<H> {
+    limits: MemberLimits,
     part: Option<Part<H>>,
+    /// No hold begins before.
+    next_hold: Nanos,
 }
 
 impl<H> Default for CohortMember<H> {
     fn default() -> Self {
-        Self { part: None }
+        Self::new(MemberLimits::default())
+    }
+}
+
+impl<H> CohortMember<H> {
+    /// One that was asked for nothing yet.
+    pub fn new(limits: MemberLimits) -> Self {
+        Self { limits, part: None, next_hold: 0 }
     }
 }
 
@@ -154,17 +180,24 @@ impl<H: Copy> CohortMember<H> {
     /// Takes one event; appends what is to be done, in order.
     pub fn step(&mut self, now: Nanos, event: MemberEvent<H>, out: &mut Vec<MemberAction<H>>) {
         match event {
-            MemberEvent::Asked { connection, ask, wish } => self.asked(now, connection, ask, wish, out),
+            MemberEvent::Asked { connection, ask: CohortAsk::Prepare { cut, cohort }, wish, .. } => {
+                self.prepare(now, connection, (cut, cohort), wish, out);
+            }
+            MemberEvent::Asked { connection, ask, hold_us_max, .. } => self.asked(now, connection, ask, hold_us_max, out),
             MemberEvent::Ended { connection } if self.is_over(connection) => {
                 self.give_up("the connection to the receiver ended", false, out);
             }
             MemberEvent::CanCut { wish } if self.is_at(wish, |step| matches!(step, Step::Waiting)) => {
-                self.reach(now, Step::Ready, PATIENCE, |cut| CohortSay::Ready { cut }, out);
+                self.reach(now, Step::Ready, self.limits.patience, |cut| CohortSay::Ready { cut }, out);
+            }
+            // † It was given up meanwhile. Whoever is not answered begins no cut any more.
+            MemberEvent::CanCut { wish } if !self.has_wish(wish) => {
+                out.push(MemberAction::Quiesced { wish, result: Err("it was given up".to_owned()) });
             }
             MemberEvent::Holds { hold } if self.part.as_ref().is_some_and(|part| matches!(part.step, Step::Holding)) => {
                 match hold {
-                    Some(hold) => self.reach(now, Step::Held(hold), PATIENCE, |cut| CohortSay::Held { cut }, out),
-                    None => self.give_up("its writes cannot be held, or not so soon after the last time", true, out),
+                    Some(hold) => self.reach(now, Step::Held(hold), self.limits.patience, |cut| CohortSay::Held { cut }, out),
+                    None => self.cannot_hold(out),
                 }
             }
             // Nobody waits for it any more.
@@ -208,20 +241,25 @@ impl<H: Copy> CohortMember<H> {
         self.part.as_ref().is_some_and(|part| part.wish == wish && step(&part.step))
     }
 
-    fn asked(&mut self, now: Nanos, connection: u64, ask: CohortAsk, wish: u64, out: &mut Vec<MemberAction<H>>) {
-        if let CohortAsk::Prepare { cut, cohort } = ask {
-            // Who conducts has another one in mind: perhaps it died meanwhile.
-            self.give_up("another cut was begun", false, out);
-            let until = now.saturating_add(PATIENCE);
-            self.part = Some(Part { connection, cut: cut.cut, wish, step: Step::Waiting, until });
-            return out.push(MemberAction::Wish { wish, cut, cohort });
-        }
+    fn prepare(
+        &mut self,
+        now: Nanos,
+        connection: u64,
+        (cut, cohort): (CohortCut, Name),
+        wish: u64,
+        out: &mut Vec<MemberAction<H>>,
+    ) {
+        // Who conducts has another one in mind: perhaps it died meanwhile.
+        self.give_up("another cut was begun", false, out);
+        let until = now.saturating_add(self.limits.patience);
+        self.part = Some(Part { connection, cut: cut.cut, wish, step: Step::Waiting, until });
+        out.push(MemberAction::Wish { wish, cut, cohort });
+    }
+
+    fn asked(&mut self, now: Nanos, connection: u64, ask: CohortAsk, hold_us_max: Option<u32>, out: &mut Vec<MemberAction<H>>) {
         let Some(part) = self.part.as_mut().filter(|part| part.connection == connection) else { return };
         match (ask, part.step) {
-            (CohortAsk::Hold { cut, for_us }, Step::Ready) if part.cut == cut => {
-                part.step = Step::Holding;
-                out.push(MemberAction::Hold { for_us });
-            }
+            (CohortAsk::Hold { cut, for_us }, Step::Ready) if part.cut == cut => self.hold(now, for_us, hold_us_max, out),
             (CohortAsk::Cut { cut }, Step::Held(hold)) if part.cut == cut => {
                 part.step = Step::Cutting(hold);
                 out.push(MemberAction::Quiesced { wish: part.wish, result: Ok(()) });
@@ -233,6 +271,22 @@ impl<H: Copy> CohortMember<H> {
             (CohortAsk::Over { cut, .. }, _) if part.cut == cut => self.give_up("another group missed it", false, out),
             _ => {}
         }
+    }
+
+    /// † Whoever conducts is not trusted to leave time for writes between holds, nor to know for how long they may wait.
+    fn hold(&mut self, now: Nanos, asked_us: u32, max_us: Option<u32>, out: &mut Vec<MemberAction<H>>) {
+        let is_too_soon = now < self.next_hold && !mutation::on("holds follow each other at once");
+        let Some(max_us) = max_us.filter(|_| !is_too_soon) else { return self.cannot_hold(out) };
+        let for_us = if mutation::on("a hold lasts as long as is asked for") { asked_us } else { asked_us.min(max_us) };
+        self.next_hold = now.saturating_add(Nanos::from(for_us) * 1_000 * HOLDS_APART);
+        if let Some(part) = &mut self.part {
+            part.step = Step::Holding;
+            out.push(MemberAction::Hold { for_us });
+        }
+    }
+
+    fn cannot_hold(&mut self, out: &mut Vec<MemberAction<H>>) {
+        self.give_up("its writes cannot be held, or not so soon after the last time", true, out);
     }
 
     fn reach(
@@ -252,7 +306,7 @@ impl<H: Copy> CohortMember<H> {
         match (self.part.as_ref().map(|part| part.step), epoch) {
             (Some(Step::Cutting(_)), Some(epoch)) => {
                 let was_held = lasted || mutation::on("a hold that ran out is said to have stood");
-                self.reach(now, Step::Cut(epoch), OVER, |cut| CohortSay::HasCut { cut, was_held, held_us }, out);
+                self.reach(now, Step::Cut(epoch), self.limits.over, |cut| CohortSay::HasCut { cut, was_held, held_us }, out);
             }
             (Some(Step::Cutting(_)), None) => self.give_up("it could not be cut when all were held", true, out),
             // It was given up before.
@@ -279,7 +333,10 @@ impl<H: Copy> CohortMember<H> {
             Step::Held(hold) => out.extend([MemberAction::LetGo { hold }, given_up()]),
             // † It may be switching at this very moment: what comes of that is told when it comes.
             Step::Cutting(hold) => out.push(MemberAction::LetGo { hold }),
-            Step::Cut(epoch) => out.push(MemberAction::Tell { epoch, result: Err(why.to_owned()) }),
+            Step::Cut(epoch) => {
+                let is_one = mutation::on("a cut of which nothing more is heard is one");
+                out.push(MemberAction::Tell { epoch, result: if is_one { Ok(()) } else { Err(why.to_owned()) } });
+            }
         }
         if says {
             out.push(MemberAction::Say { connection, say: CohortSay::Not { cut, why: why.to_owned() } });

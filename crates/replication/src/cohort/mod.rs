@@ -3,7 +3,11 @@
 //! Why the cuts of one round are one moment is said in `farside_shim::Group::hold`.
 
 mod conductor;
+mod keeping;
 mod member;
+mod whole;
 
 pub use conductor::{CohortAction, CohortConfig, CohortEvent, CohortLimits, CohortOutcome, Conductor, CutId};
-pub use member::{CohortMember, MemberAction, MemberEvent};
+pub use keeping::CohortsKept;
+pub use member::{CohortMember, MemberAction, MemberEvent, MemberLimits};
+pub use whole::{CutsOfGroup, WHOLE_KEPT, WholeCut, cuts_of, whole, whole_to_keep};

@@ -209,7 +209,7 @@ impl World {
                 if let Some(ask) = self.sites[group].to_member.pop_front() {
                     self.wishes += 1;
                     let connection = self.sites[group].connection.expect("it has not ended");
-                    self.member(group, MemberEvent::Asked { connection, ask, wish: self.wishes });
+                    self.member(group, MemberEvent::Asked { connection, ask, wish: self.wishes, hold_us_max: Some(20_000) });
                 }
             }
             60..=79 => {
@@ -309,6 +309,52 @@ fn cuts_of_a_cohort_are_one_moment() {
         bad += outcomes.get(&false).copied().unwrap_or(0);
     }
     assert!(whole > 1_000 && good > 1_000 && bad > 1_000, "{whole} whole, {good} called one, {bad} called none");
+}
+
+/// † A source that asks whether it may cut, and hears nothing, begins no cut any more.
+#[test]
+fn a_wish_that_was_given_up_is_answered() {
+    let mut member = CohortMember::<u64>::default();
+    let mut out = Vec::new();
+    let cut = CohortCut { cohort: [1; 16], cut: [2; 16], groups: 2, wall_ms: 0 };
+    let ask = CohortAsk::Prepare { cut, cohort: name("erp") };
+    member.step(0, MemberEvent::Asked { connection: 1, ask, wish: 5, hold_us_max: Some(20_000) }, &mut out);
+    member.step(1, MemberEvent::Ended { connection: 1 }, &mut out);
+    out.clear();
+    member.step(2, MemberEvent::CanCut { wish: 5 }, &mut out);
+    assert!(matches!(&out[..], [MemberAction::Quiesced { wish: 5, result: Err(_) }]), "{out:?}");
+}
+
+#[test]
+fn a_host_holds_no_longer_and_no_more_often_than_it_allows() {
+    let mut member = CohortMember::<u64>::default();
+    let mut held = |now: Nanos, n: u8, hold_us_max| {
+        let mut out = Vec::new();
+        let cut = CohortCut { cohort: [1; 16], cut: [n; 16], groups: 2, wall_ms: 0 };
+        let prepare = CohortAsk::Prepare { cut, cohort: name("erp") };
+        for event in [
+            MemberEvent::Asked { connection: 1, ask: prepare, wish: n.into(), hold_us_max },
+            MemberEvent::CanCut { wish: n.into() },
+            MemberEvent::Asked {
+                connection: 1,
+                ask: CohortAsk::Hold { cut: [n; 16], for_us: 50_000 },
+                wish: n.into(),
+                hold_us_max,
+            },
+        ] {
+            member.step(now, event, &mut out);
+        }
+        let hold = out.iter().find_map(|action| match action {
+            MemberAction::Hold { for_us } => Some(*for_us),
+            _ => None,
+        });
+        member.step(now, MemberEvent::Holds { hold: hold.map(|_| u64::from(n)) }, &mut out);
+        hold
+    };
+    assert_eq!(held(SECOND, 1, Some(20_000)), Some(20_000));
+    assert_eq!(held(SECOND + 99_000_000, 2, Some(20_000)), None, "five times what it lasts is not over");
+    assert_eq!(held(SECOND + 100_000_000, 3, None), None, "not at all");
+    assert_eq!(held(SECOND + 100_000_000, 4, Some(80_000)), Some(50_000));
 }
 
 #[test]

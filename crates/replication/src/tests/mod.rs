@@ -5,6 +5,7 @@ mod cohort;
 mod directed;
 mod fencing;
 mod hostile;
+mod kept;
 mod loss;
 mod peers;
 mod quiet;

@@ -13,7 +13,7 @@ use farside_replication::source::{
 };
 use farside_shim::{CoolStep, Kind, Member, Tracking};
 
-use farside_wire::{ClaimRequest, SourceMessage};
+use farside_wire::{ClaimRequest, LabelledEnd, SourceMessage};
 
 use crate::coverage;
 use crate::disk::Done;
@@ -83,6 +83,9 @@ impl Source {
         spawn("switcher", Box::pin(self.clone().switches()));
         spawn("ticks", Box::pin(self.clone().ticks()));
         spawn("connect", Box::pin(self.clone().connects()));
+        if self.world.plan.cohort.is_some() {
+            spawn("cohort", Box::pin(self.clone().cohort_goes_on()));
+        }
         for v in 0..self.volumes.len() {
             spawn(&format!("verify{v}"), Box::pin(self.clone().verifies(v)));
             spawn(&format!("cooler{v}"), Box::pin(self.clone().cools(v)));
@@ -100,6 +103,7 @@ impl Source {
                 // Never with a switch under way: its maps are nobody's until it is reported done.
                 Item::Event(Event::Halt) if self.core.borrow().switching() => self.push(Event::Halt),
                 Item::Event(event) => self.step(event),
+                Item::Cohort(note) => self.hear_of_the_cohort(note),
                 Item::Part { read, epoch, ended } => self.part_read(read, epoch, ended),
             }
         }
@@ -145,7 +149,24 @@ impl Source {
         for action in actions {
             self.act(action);
         }
-        self.halted.set(halt);
+        self.carry_out_fed();
+        self.halted.set(self.halted.get() || halt);
+    }
+
+    /// An event that comes of an action: what it asks for is carried out when the others are.
+    pub(super) fn feed(&self, event: Event) {
+        self.say(|| format!("source ← {}", short(&event)));
+        self.core.borrow_mut().step(self.world.mono_ns(), event, &mut self.fed.borrow_mut());
+    }
+
+    pub(super) fn carry_out_fed(&self) {
+        loop {
+            let fed = self.fed.take();
+            if fed.is_empty() {
+                return;
+            }
+            fed.into_iter().for_each(|action| self.act(action));
+        }
     }
 
     fn vol(&self, id: farside_region::VolumeId) -> &Vol {
@@ -256,7 +277,10 @@ impl Source {
             Action::AdoptMeta { meta } => {
                 site.write_state(self.vol(meta.id).index, |s| s.generation = meta.generation.0);
             }
-            // Removal and reports have no further consequence.
+            Action::CanCut { wish } => self.can_cut(wish),
+            Action::Resume { epoch } => self.switched_for_cohort(epoch),
+            Action::Report { what: Report::WishDropped { wish, why }, .. } => self.cohort_wish_dropped(wish, &why),
+            // Removal and other reports have no further consequence.
             _ => {}
         }
     }
@@ -273,7 +297,7 @@ impl Source {
                 site.claiming.borrow_mut()[vol.index] = self.claim_facts(vol.index);
             }
             SourceMessage::Resume(query) => self.vol(query.volume).checked.set(step),
-            SourceMessage::EpochEnd(end) => {
+            SourceMessage::EpochEnd(end) | SourceMessage::LabelledEnd(LabelledEnd { end, .. }) => {
                 for member in &end.members {
                     let claim = site.claiming.borrow()[self.vol(member.key.volume).index].clone();
                     let author = Author { site: site.no, life: site.life.get(), claim };

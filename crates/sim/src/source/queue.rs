@@ -233,6 +233,7 @@ impl Source {
         if result.is_err() {
             return;
         }
+        site.oracle.borrow_mut().succeeded(tag);
         let disk = site.disks[v].borrow();
         // A flush that overlapped a failed one may say success; the next one on this connection then says the truth (T14).
         let failed_since = disk.has_bad_news()
