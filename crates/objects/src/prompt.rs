@@ -11,7 +11,9 @@
 
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use hyper::Uri;
 use hyper::http::uri::{Authority, Scheme};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector as Tcp};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -33,6 +36,7 @@ use tower_service::Service;
 
 /// As the other client does.
 const KEPT_ALIVE: Duration = Duration::from_secs(15);
+const UNANSWERED: Duration = Duration::from_secs(30);
 
 /// Makes clients; those for an endpoint of this address are prompt there.
 #[derive(Clone, Debug)]
@@ -53,9 +57,14 @@ impl Prompt {
 
 impl HttpConnector for Prompt {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let mut tcp = Tcp::new();
+        let mut tcp = Tcp::new_with_resolver(InTurn(GaiResolver::new()));
         tcp.set_nodelay(true);
+        // † As the other client has them: a peer that is gone without a word holds up whoever waits for it for half a minute, and not
+        // for as long as the kernel repeats itself.
         tcp.set_keepalive(Some(KEPT_ALIVE));
+        tcp.set_keepalive_interval(Some(KEPT_ALIVE));
+        tcp.set_keepalive_retries(Some(3));
+        tcp.set_tcp_user_timeout(Some(UNANSWERED));
         tcp.set_connect_timeout(Some(self.connects_within));
         let mut client = Client::builder(TokioExecutor::new());
         let client = client.pool_timer(TokioTimer::new()).build(Acknowledging(tcp));
@@ -69,7 +78,7 @@ impl HttpConnector for Prompt {
 struct Requests {
     endpoint: Authority,
     proxies: Matcher,
-    client: Client<Acknowledging<Tcp>, HttpRequestBody>,
+    client: Client<Acknowledging<Tcp<InTurn>>, HttpRequestBody>,
     /// For everything else.
     other: HttpClient,
 }
@@ -125,13 +134,40 @@ fn kind_of(error: &(dyn Error + 'static)) -> HttpErrorKind {
     HttpErrorKind::Unknown
 }
 
+/// The addresses of a name, each connection beginning with the next one: a node that takes connections and answers nothing does not get all of
+/// them.
+#[derive(Clone, Debug)]
+struct InTurn(GaiResolver);
+
+static TURN: AtomicUsize = AtomicUsize::new(0);
+
+impl Service<Name> for InTurn {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let found = self.0.call(name);
+        Box::pin(async move {
+            let mut all: Vec<SocketAddr> = found.await?.collect();
+            let first = TURN.fetch_add(1, Ordering::Relaxed) % all.len().max(1);
+            all.rotate_left(first);
+            Ok(all.into_iter())
+        })
+    }
+}
+
 /// Connections that acknowledge what they read.
 #[derive(Clone, Debug)]
 struct Acknowledging<C>(C);
 
-impl Service<Uri> for Acknowledging<Tcp> {
+impl Service<Uri> for Acknowledging<Tcp<InTurn>> {
     type Response = Acknowledging<TokioIo<TcpStream>>;
-    type Error = <Tcp as Service<Uri>>::Error;
+    type Error = <Tcp<InTurn> as Service<Uri>>::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
