@@ -165,7 +165,14 @@ impl QuicDialer {
         let (mut pauses, mut said) = (Backoff::new(first, cap), false);
         let wanted = self.limits.lanes.min(LANES_MAX);
         loop {
-            let Some(leading) = led.upgrade().filter(|led| led.connections() < wanted).map(|led| led.quinn()) else { return };
+            let Some((leading, are_all)) = led.upgrade().map(|led| (led.quinn(), led.connections() >= wanted)) else { return };
+            if are_all {
+                // One over which nothing went yet may end alone.
+                tokio::select! {
+                    () = sleep(cap) => continue,
+                    _ = leading.closed() => return,
+                }
+            }
             let reached = tokio::select! {
                 reached = timeout(self.limits.handshake_timeout, caller.reach_by(address, Carrier::Udp)) => reached,
                 _ = leading.closed() => return,

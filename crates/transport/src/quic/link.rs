@@ -308,7 +308,9 @@ impl QuicConnection {
         let all = lanes.len() + 1;
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         let of = |n: usize| if n == 0 { &self.core } else { &lanes[n - 1].core };
-        let in_turn = (0..all).map(|n| of(first.wrapping_add(n) % all));
+        // † One that has ended is not begun with: if nothing went over it, it is about to be done without.
+        let is_there = |core: &&Arc<Core>| core.carried.load(Ordering::Relaxed) || core.connection.close_reason().is_none();
+        let in_turn = (0..all).map(|n| of(first.wrapping_add(n) % all)).filter(is_there);
         let lane = in_turn.min_by_key(|core| core.writing.load(Ordering::Relaxed)).unwrap_or(&self.core);
         lane.carried.store(true, Ordering::Relaxed);
         Arc::clone(lane)
@@ -405,6 +407,9 @@ impl Connection for QuicConnection {
     }
 
     async fn sent(&self) {
+        if self.core.carrier != Carrier::Udp {
+            return self.told().await; // what quinn has sent lies in the tunnel
+        }
         self.core.connection.closed().await;
         // After that nothing else is sent; and where it was not said here nothing is.
         while let Some(before) = self.core.closed_after.get()
