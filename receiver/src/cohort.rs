@@ -209,8 +209,14 @@ impl Cohorts {
     /// Whether it is known which points of a group are kept for whole cuts: until this says yes, nothing of the group is given up.
     /// `has_points_of`: see [`has_points_of`]. † A group that has left a cohort has points of its cuts all the same, and others keep theirs.
     pub(crate) fn knows(&self, config: &Config, group: &GroupNames, has_points_of: impl Fn(&Name) -> bool) -> bool {
-        let of = config.cohorts.iter().filter(|cohort| cohort.groups.contains(group) || has_points_of(&cohort.name));
-        self.lock().kept.knows(of.map(|cohort| &cohort.name))
+        // Before the lock: whoever is held waits for nobody's points.
+        let of: Vec<&Name> = config
+            .cohorts
+            .iter()
+            .filter(|cohort| cohort.groups.contains(group) || has_points_of(&cohort.name))
+            .map(|cohort| &cohort.name)
+            .collect();
+        self.lock().kept.knows(of)
     }
 
     /// `is_all`: every group that the cohort has now was asked.

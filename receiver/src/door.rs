@@ -100,8 +100,10 @@ pub(crate) struct Session {
     last_words: Arc<Mutex<(CloseCode, String)>>,
     /// Whether parts may still land. A lander holds it for reading while it finishes, [`Session::stop`] for writing.
     landing: RwLock<bool>,
-    /// Parts that may be on their way into the store.
+    /// Parts that may be read.
     pub(crate) landers: Semaphore,
+    /// Of these, such as are read to their end and made durable.
+    pub(crate) finishing: Semaphore,
     allowance: Allowance,
     heard: Mutex<Instant>,
 }
@@ -140,8 +142,9 @@ impl Session {
             last_words: Arc::new(Mutex::new((CloseCode::Done, "done".to_owned()))),
             landing: RwLock::new(true),
             // † Streams are allowed by connection, of which it may have some: who may come must find a permit, or those that wait unread fill the
-            // windows that those with one need. Streams and memory are bounded for all.
+            // windows that those with one need. What is read to its end fills none, and no stream counts it any more.
             landers: Semaphore::new(landers as usize * LANES_MAX),
+            finishing: Semaphore::new(landers as usize),
             allowance: Allowance::default(),
             heard: Mutex::new(Instant::now()),
         });
@@ -317,7 +320,7 @@ async fn greet(
     let frame = frame.map_err(|_| protocol("no greeting came".to_owned()))?.map_err(|e| protocol(e.to_string()))?;
     let message: SourceMessage = decode_payload(&frame).map_err(|e| protocol(e.to_string()))?;
     let SourceMessage::Hello(hello) = &message else { return Err(protocol("the first message is not a greeting".to_owned())) };
-    let stands_in = || receiver.failovers.stands_in(&GroupNames::new(hello.source.clone(), hello.group.clone()), source);
+    let stands_in = || receiver.failovers.stands_in(&GroupNames::new(hello.source.clone(), hello.group.clone()), source, None);
     if hello.source != *source && !stands_in() {
         let text = format!(
             "this certificate is paired as `{source}`, not as `{}`, and no failover lets it stand in for that one; on the gateway: farside failover {}/{} --stand-in \

@@ -170,6 +170,11 @@ impl Failover {
         self.before.as_deref().filter(|_| self.stage == Stage::Fencing && !self.claimed).unwrap_or(self)
     }
 
+    /// The same where the ledger's highest generation is known, in which the claims may be though that is not noted.
+    fn standing_below(&self, highest: Option<Generation>) -> &Self {
+        if highest.is_some_and(|highest| highest.0 >= self.generation) { self } else { self.standing() }
+    }
+
     /// Whether all volumes of its point were claimed above it: whoever has only some of them back needs it for the others.
     fn is_taken_back(&self, look: &PromotionLook) -> bool {
         match look.point.as_ref().filter(|_| self.point().is_some()) {
@@ -337,10 +342,12 @@ impl Failovers {
             return Ok(planned);
         }
         refuse(&names, request, &planned, &look)?;
+        let generation = look.generation;
         let working = self.working.of(&names);
         let one = turn(&working, &names, ANSWER)?;
         // † Whoever was at it would write over the new one what he had begun with.
-        if lock(&self.all).get(&names) != known.as_ref() {
+        let same = self::look(receiver, &group, None)?.generation == generation;
+        if !same || lock(&self.all).get(&names) != known.as_ref() {
             let message = format!("the failover of {names} has gone on meanwhile");
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -523,9 +530,10 @@ impl Failovers {
     }
 
     /// Whether a host may publish in place of the source of a group that was failed over. Not before that one is fenced.
-    pub(crate) fn stands_in(&self, names: &GroupNames, host: &Name) -> bool {
+    /// `highest`: of the ledger, where that is known.
+    pub(crate) fn stands_in(&self, names: &GroupNames, host: &Name, highest: Option<Generation>) -> bool {
         let is_it = |one: &Failover| one.stage != Stage::Fencing && one.stand_in.as_ref() == Some(host);
-        lock(&self.all).get(names).is_some_and(|one| is_it(one.standing()))
+        lock(&self.all).get(names).is_some_and(|one| is_it(one.standing_below(highest)))
     }
 
     /// Who does, if there was a failover.
@@ -537,14 +545,14 @@ impl Failovers {
     /// not noted.
     pub(crate) fn promotion(&self, names: &GroupNames, highest: Generation) -> Option<(Generation, Option<Slot>)> {
         let of = |one: &Failover| (Generation(one.generation), one.point());
-        lock(&self.all).get(names).map(|one| if highest.0 >= one.generation { of(one) } else { of(one.standing()) })
+        lock(&self.all).get(names).map(|one| of(one.standing_below(Some(highest))))
     }
 
-    /// The generation that stands while another failover waits that has fenced nobody: nothing may be claimed above it meanwhile.
-    pub(crate) fn nobody_above(&self, names: &GroupNames) -> Option<Generation> {
+    /// From which generation on nothing may be claimed: that of a failover that follows another, and waits. Such a claim would be taken for its fence.
+    pub(crate) fn nobody_from(&self, names: &GroupNames) -> Option<Generation> {
         let all = lock(&self.all);
         let one = all.get(names)?;
-        (one.before.is_some() && !one.claimed).then(|| Generation(one.standing().generation))
+        (one.before.is_some() && !one.claimed).then_some(Generation(one.generation))
     }
 
     /// Up to which point the disks of a host that was fenced and the history are one, at most.
@@ -594,10 +602,11 @@ impl Failovers {
                         Fenced::Under(generation) => {
                             (failover.generation, failover.claimed, failover.before) = (generation.0, true, None);
                             // † It holds at once, durable or not: asked again, a group fences once more, above itself.
-                            let mut all = lock(&self.all);
-                            if let Some(known) = all.get_mut(names) {
+                            if let Some(known) = lock(&self.all).get_mut(names) {
                                 (known.generation, known.claimed, known.before) = (generation.0, true, None);
                             }
+                            // Who stood in may have been let in at that very moment.
+                            let _ = receiver.runtime.block_on(group.tell(Mail::StandIn));
                         }
                         Fenced::Waits(_) => {
                             return Ok(Some(format!(

@@ -87,8 +87,8 @@ impl Group {
                     return self.turn_away(&link, RefusalCode::Protocol, &text);
                 }
                 // † In the note alone it could not be told from a fence that was not noted, and nothing would end that failover.
-                if let Some(stands) = self.receiver.failovers.nobody_above(&self.names)
-                    && request.claim.volume.generation > stands
+                if let Some(first) = self.receiver.failovers.nobody_from(&self.names)
+                    && request.claim.volume.generation >= first
                 {
                     let text = format!(
                         "{0} is being failed over once more, and nobody is fenced yet: its history can be taken back when that is given up (on the gateway: farside \
@@ -173,7 +173,12 @@ impl Group {
             let text = gone_for_good(&self.names, &winner);
             return self.turn_away(session, RefusalCode::Unknown, &text);
         }
-        if peer != self.names.source && (!self.receiver.failovers.stands_in(&self.names, &peer) || self.is_taken_back()) {
+        let highest = match &self.place {
+            Place::Here(here) => Some(here.store.state().highest_generation()),
+            Place::Away { .. } => None,
+        };
+        let stands_in = self.receiver.failovers.stands_in(&self.names, &peer, highest);
+        if peer != self.names.source && (!stands_in || self.is_taken_back()) {
             let text = format!("{peer} does not stand in for {} any more", self.names);
             self.turn_away(session, RefusalCode::Unknown, &text);
         }
