@@ -58,6 +58,8 @@ pub(super) struct Volume {
     pub(super) compare: RegionSet,
     pub(super) resend: GranuleSet,
     pub(super) unreadable: Unreadable,
+    /// Regions whose retry was taken out by a freeze that had all of them, and that are not known to have been read in full since.
+    retried: RegionSet,
     /// Frozen sets not yet published to their end.
     pub(super) frozen: BTreeMap<EpochId, Frozen>,
     /// Unpublished layers by sequence number.
@@ -402,6 +404,7 @@ impl Volume {
             compare,
             resend: GranuleSet::new(),
             unreadable: Unreadable::default(),
+            retried: RegionSet::new(),
             frozen: BTreeMap::new(),
             layers: VecDeque::new(),
             reading: None,
@@ -527,7 +530,14 @@ impl Volume {
         let (whole, parts) = self.unreadable.granules.parts();
         parts.filter(|(region, _)| !again.contains(*region)).for_each(|(region, mask)| left.insert_mask(region, mask));
         let mut whole = whole.clone();
+        self.retried.union_with(&self.unreadable.granules.regions());
+        let regions_left = |left: &GranuleSet, whole: &RegionSet| {
+            let mut all = left.regions();
+            all.union_with(whole);
+            all
+        };
         whole.subtract(&again);
+        self.retried.subtract(&regions_left(&left, &whole));
         whole.ranges().for_each(|r| left.insert_whole(r));
         self.unreadable.granules = left;
     }
@@ -617,6 +627,7 @@ impl Volume {
         if !part.unreadable.is_empty() {
             self.unreadable.note(&part.unreadable, now, retry);
         }
+        self.retry_what_was_left(part, now, retry);
         let Some(layer) = self.layers.iter_mut().find(|l| l.key == part.key) else { return };
         let from = layer.cursor;
         layer.cursor = layer.cursor.max(part.next);
@@ -634,6 +645,22 @@ impl Volume {
         }
         if let Some(pass) = &mut self.pass {
             pass.left_bytes += left_bytes;
+        }
+    }
+
+    /// † Of a region that was to be read again in full, and of which a pass left out what the host has written since, the ledger goes on to say that it
+    /// cannot be read: nothing that follows rewrites all of it.
+    fn retry_what_was_left(&mut self, part: &PartRead, now: Nanos, retry: Nanos) {
+        if self.retried.is_empty() || part.left.is_empty() {
+            return;
+        }
+        let mut again = GranuleSet::new();
+        let left = part.left.regions();
+        let regions = left.iter().filter(|region| self.retried.contains(*region));
+        regions.for_each(|start| again.insert_whole(RegionRange { start, count: 1 }));
+        if !again.is_empty() {
+            self.retried.subtract(&again.regions());
+            self.unreadable.note(&again, now, retry);
         }
     }
 
@@ -656,7 +683,9 @@ impl Volume {
         if self.unreadable.granules.is_empty() || now < self.unreadable.retry_at {
             return RegionSet::new();
         }
-        std::mem::take(&mut self.unreadable.granules).regions()
+        let taken = std::mem::take(&mut self.unreadable.granules).regions();
+        self.retried.union_with(&taken);
+        taken
     }
 }
 
