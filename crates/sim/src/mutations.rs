@@ -412,6 +412,7 @@ pub const MUTATIONS: &[Mutation] = &[
         CORE,
         "loss::what_was_written_where_nothing_could_be_read_does_not_stay_degraded",
     ),
+    story("what a pass left out of a retry is not retried", CORE, "loss::what_a_pass_left_out_of_a_retry_does_not_stay_degraded"),
     story("a first sync joins the cut", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("T11 a duplicate is not compared", LEDGER, "stories::t11_the_same_name_with_another_content_is_no_duplicate"),
     story(

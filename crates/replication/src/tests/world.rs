@@ -104,6 +104,8 @@ pub(super) fn source_limits() -> source::Limits {
 pub(super) struct Disk {
     pub(super) content: Vec<u64>,
     pub(super) bad: BTreeSet<u64>,
+    /// What the next read of a whole region leaves out, as a pass does with what the host has written since.
+    pub(super) leaves: BTreeSet<u64>,
     pub(super) hot: RegionSet,
     pub(super) header: (Option<Term>, Option<LedgerPosition>),
     pub(super) owed: Option<GranuleSet>,
@@ -139,6 +141,7 @@ struct Job {
     content: Vec<(u64, u64)>,
     granules: u64,
     unreadable: GranuleSet,
+    left: GranuleSet,
     zero: RegionSet,
     held: bool,
 }
@@ -425,6 +428,7 @@ impl World {
                     content: Vec::new(),
                     granules: 0,
                     unreadable: GranuleSet::new(),
+                    left: GranuleSet::new(),
                     zero: RegionSet::new(),
                     held,
                 });
@@ -537,6 +541,11 @@ impl World {
                 zero = false;
                 continue;
             }
+            if job.order.set.parts().0.contains(region) && disk.leaves.contains(&granule) {
+                zero = false;
+                job.left.insert_run(&g, GranuleRun { start: GranuleIndex(granule), count: 1 });
+                continue;
+            }
             job.granules += 1;
             let mut value = content[granule as usize];
             if disk.bad.contains(&granule) {
@@ -561,6 +570,9 @@ impl World {
     fn end_part(&mut self, i: usize, done: bool) {
         let job = self.jobs.remove(i);
         let ReadPart { key, part, connection, .. } = job.order;
+        let left = job.left.regions();
+        let disk = self.disks.get_mut(&key.volume).expect("it is read");
+        disk.leaves.retain(|granule| !left.contains(geometry().region_of(GranuleIndex(*granule))));
         let footer_digest = footer(&job.content);
         let sent = (!job.content.is_empty()).then_some(SentPart { bytes: job.content.len() as u64 * 16, footer_digest });
         if sent.is_some() && self.connection == Some(connection) {
@@ -575,7 +587,7 @@ impl World {
             done,
             cut_held: job.held,
             granules: job.granules,
-            left: GranuleSet::new(),
+            left: job.left,
             unreadable: job.unreadable,
             zero_regions: job.zero,
         };
