@@ -102,6 +102,10 @@ pub(crate) struct Session {
     landing: RwLock<bool>,
     /// Parts that may be read.
     pub(crate) landers: Semaphore,
+    /// So many for each connection that carries it.
+    landers_each: usize,
+    /// Of so many there are permits.
+    carried_by: AtomicUsize,
     /// Of these, such as are read to their end and made durable.
     pub(crate) finishing: Semaphore,
     allowance: Allowance,
@@ -141,15 +145,23 @@ impl Session {
             closing: Arc::default(),
             last_words: Arc::new(Mutex::new((CloseCode::Done, "done".to_owned()))),
             landing: RwLock::new(true),
-            // † Streams are allowed by connection, of which it may have some: who may come must find a permit, or those that wait unread fill the
-            // windows that those with one need. What is read to its end fills none, and no stream counts it any more.
-            landers: Semaphore::new(landers as usize * LANES_MAX),
+            landers: Semaphore::new(landers as usize),
+            landers_each: landers as usize,
+            carried_by: AtomicUsize::new(1),
             finishing: Semaphore::new(landers as usize),
             allowance: Allowance::default(),
             heard: Mutex::new(Instant::now()),
         });
         tokio::spawn(write(connection, queue, queued, Arc::clone(&session.closing), Arc::clone(&session.last_words)));
         session
+    }
+
+    /// † Streams are allowed by connection, of which it may have some: who may come must find a permit, or those that wait unread fill the windows
+    /// that those with one need. What is read to its end fills none, and no stream counts it any more: that has `finishing`.
+    pub(crate) fn permits_all_streams(&self) {
+        let connections = self.connection.statistics().connections as usize;
+        let before = self.carried_by.fetch_max(connections, Ordering::Relaxed);
+        self.landers.add_permits(connections.saturating_sub(before).min(LANES_MAX) * self.landers_each);
     }
 
     /// Queues an answer. Never waits.

@@ -82,6 +82,7 @@ pub(crate) async fn land(receiver: Arc<Receiver>, session: Arc<Session>, group: 
         None => return session.close_soon(CloseCode::Protocol, "a part header of the wrong length"),
     };
     // There are at least as many permits as streams may be open, so who waits here waits for a disk.
+    session.permits_all_streams();
     let Ok(_permit) = session.landers.acquire().await else { return };
     let (reply, answer) = oneshot::channel();
     if group.tell(Mail::BeginPart { session: session.id, header, reply }).await.is_err() {
@@ -172,6 +173,8 @@ async fn write(
             batch.clear();
         }
         if last {
+            drop(batch);
+            let _ = held.set(lander.held_bytes() as u64); // it only gets less
             let Ok(_permit) = session.finishing.acquire().await else { return Ok(None) };
             let session = Arc::clone(session);
             return Ok(blocking(move || session.while_landing(|| lander.finish()).transpose()).await?);
