@@ -58,7 +58,7 @@ pub(super) struct Volume {
     pub(super) compare: RegionSet,
     pub(super) resend: GranuleSet,
     pub(super) unreadable: Unreadable,
-    /// Regions whose retry was taken out by a freeze that had all of them, and that are not known to have been read in full since.
+    /// Regions whose retry was taken out by a freeze that had all of them, until a layer that has all of them is published.
     retried: RegionSet,
     /// Frozen sets not yet published to their end.
     pub(super) frozen: BTreeMap<EpochId, Frozen>,
@@ -555,6 +555,9 @@ impl Volume {
             cooling.regions.subtract(&covered);
         }
         layer.reads.iter().for_each(|r| self.zero.union_with(&r.zero));
+        if !self.retried.is_empty() {
+            self.retried.subtract(&self.covered_whole(&layer));
+        }
         self.release(layer.epoch);
         Some(layer)
     }
@@ -656,7 +659,9 @@ impl Volume {
         }
         let mut again = GranuleSet::new();
         let left = part.left.regions();
-        let regions = left.iter().filter(|region| self.retried.contains(*region));
+        let frozen = self.layers.iter().find(|layer| layer.key == part.key).and_then(|layer| self.frozen.get(&layer.epoch));
+        let is_whole = |region| frozen.is_some_and(|frozen| frozen.set.parts().0.contains(region));
+        let regions = left.iter().filter(|region| self.retried.contains(*region) && is_whole(*region));
         regions.for_each(|start| again.insert_whole(RegionRange { start, count: 1 }));
         if !again.is_empty() {
             self.retried.subtract(&again.regions());
