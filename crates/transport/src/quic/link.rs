@@ -34,6 +34,8 @@ const _: () = assert!(FRAME_BYTES_QUEUED >= FRAME_BYTES_MAX, "any frame fits the
 pub const LANES_MAX: usize = 8;
 /// How often it is looked whether the last word has gone out.
 const SENT_LOOK: Duration = Duration::from_millis(1);
+/// What is given to a tunnel for what it was handed.
+const TUNNELLED: Duration = Duration::from_millis(20);
 /// After the end of a lane by its peer's hand so long that of all is waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Accepted part streams that wait for [`Connection::accept_part`].
@@ -407,15 +409,15 @@ impl Connection for QuicConnection {
     }
 
     async fn sent(&self) {
-        if self.core.carrier != Carrier::Udp {
-            return self.told().await; // what quinn has sent lies in the tunnel
-        }
         self.core.connection.closed().await;
         // After that nothing else is sent; and where it was not said here nothing is.
         while let Some(before) = self.core.closed_after.get()
             && self.core.connection.stats().udp_tx.datagrams <= *before
         {
             sleep(SENT_LOOK).await;
+        }
+        if self.core.carrier != Carrier::Udp {
+            sleep(TUNNELLED).await; // what quinn has sent lies in the tunnel, whose task seals and writes it
         }
     }
 
