@@ -3,13 +3,13 @@
 //!
 //! | here | in the product |
 //! |---|---|
-//! | a [`Run`] for each host: source, its receiver, ledger and store | `daemon/`, and a group's thread in `receiver/` |
+//! | a `Run` for each host: source, its receiver, ledger and store | `daemon/`, and a group's thread in `receiver/` |
 //! | `Conductor` and `CohortMember` | the same |
-//! | [`line`] | connections on which nothing waits behind data |
+//! | `line` | connections on which nothing waits behind data |
 //! | `Several::conduct`, `Several::look` | `receiver/src/cohort.rs` |
 //!
 //! Hosts take their steps in an order that chance decides, some of them far more than others: no two clocks agree, and none is compared.
-//! The judge ([`judge`]) reads the ledgers: what they say to be one cut holds no write without what was complete before it was issued.
+//! The judge (`judge`) reads the ledgers: what they say to be one cut holds no write without what was complete before it was issued.
 
 mod app;
 mod judge;
