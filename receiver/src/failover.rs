@@ -165,14 +165,11 @@ impl Failover {
         self.version == VERSION
     }
 
-    /// † Until the claims are in the ledger nothing has changed: whoever stood in may come and show that it is alive.
-    fn standing(&self) -> &Self {
-        self.before.as_deref().filter(|_| self.stage == Stage::Fencing && !self.claimed).unwrap_or(self)
-    }
-
-    /// The same where the ledger's highest generation is known, in which the claims may be though that is not noted.
-    fn standing_below(&self, highest: Option<Generation>) -> &Self {
-        if highest.is_some_and(|highest| highest.0 >= self.generation) { self } else { self.standing() }
+    /// † Until the claims are in the ledger nothing has changed: whoever stood in may come and show that it is alive. `highest`: of the ledger,
+    /// where that is known; the claims may be in it though that is not noted.
+    fn standing(&self, highest: Option<Generation>) -> &Self {
+        let is_claimed = self.claimed || highest.is_some_and(|highest| highest.0 >= self.generation);
+        self.before.as_deref().filter(|_| self.stage == Stage::Fencing && !is_claimed).unwrap_or(self)
     }
 
     /// Whether all volumes of its point were claimed above it: whoever has only some of them back needs it for the others.
@@ -533,19 +530,19 @@ impl Failovers {
     /// `highest`: of the ledger, where that is known.
     pub(crate) fn stands_in(&self, names: &GroupNames, host: &Name, highest: Option<Generation>) -> bool {
         let is_it = |one: &Failover| one.stage != Stage::Fencing && one.stand_in.as_ref() == Some(host);
-        lock(&self.all).get(names).is_some_and(|one| is_it(one.standing_below(highest)))
+        lock(&self.all).get(names).is_some_and(|one| is_it(one.standing(highest)))
     }
 
     /// Who does, if there was a failover.
     pub(crate) fn stand_in_of(&self, names: &GroupNames) -> Option<Option<Name>> {
-        lock(&self.all).get(names).map(|one| one.standing().stand_in.clone())
+        lock(&self.all).get(names).map(|one| one.standing(None).stand_in.clone())
     }
 
     /// The generation of the failover that stands, and the point that was brought up. `highest`: of the ledger, in which its claims may be though that is
     /// not noted.
     pub(crate) fn promotion(&self, names: &GroupNames, highest: Generation) -> Option<(Generation, Option<Slot>)> {
         let of = |one: &Failover| (Generation(one.generation), one.point());
-        lock(&self.all).get(names).map(|one| of(one.standing_below(Some(highest))))
+        lock(&self.all).get(names).map(|one| of(one.standing(Some(highest))))
     }
 
     /// From which generation on nothing may be claimed: that of a failover that follows another, and waits. Such a claim would be taken for its fence.
@@ -558,7 +555,7 @@ impl Failovers {
     /// Up to which point the disks of a host that was fenced and the history are one, at most.
     pub(crate) fn parted(&self, names: &GroupNames, host: &Name) -> Option<Slot> {
         let all = lock(&self.all);
-        let one = all.get(names)?.standing();
+        let one = all.get(names)?.standing(None);
         let of_source = one.source_parted.filter(|_| *host == names.source);
         of_source.or(one.parted).or_else(|| one.point())
     }

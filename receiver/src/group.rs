@@ -513,18 +513,19 @@ impl Group {
         kept
     }
 
+    /// Whether it is known which points are kept for cuts of the cohorts that it is in, or was.
+    fn knows_its_cohorts(&self, here: &Here) -> bool {
+        let has_points_of = |cohort: &Name| crate::cohort::has_points_of(here.store.state(), cohort);
+        self.receiver.cohorts.knows(&self.receiver.config(), &self.names, has_points_of)
+    }
+
     fn prune_if_due(&mut self) {
         let interval = self.receiver.config().retention.interval;
         let interval = if self.prune.short { interval.min(PRUNE_SHORT) } else { interval };
         let waited = self.prune.last.is_none_or(|last| last.elapsed() >= interval);
         let Place::Here(here) = &self.place else { return };
         // Of a cohort of which it is not known what is kept, nothing is given up, however little room there is.
-        let knows = || {
-            self.receiver
-                .cohorts
-                .knows(&self.receiver.config(), &self.names, |cohort| crate::cohort::has_points_of(here.store.state(), cohort))
-        };
-        if !self.prune.due || !waited || !knows() {
+        if !self.prune.due || !waited || !self.knows_its_cohorts(here) {
             return;
         }
         self.prune.due = false;

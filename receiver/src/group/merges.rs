@@ -96,11 +96,7 @@ impl Group {
         if self.policy.is_none() {
             return Some("its source has not said yet what is to be kept".to_owned());
         }
-        if !self
-            .receiver
-            .cohorts
-            .knows(&self.receiver.config(), &self.names, |cohort| crate::cohort::has_points_of(here.store.state(), cohort))
-        {
+        if !self.knows_its_cohorts(here) {
             return Some("it is not known yet which points are kept for cuts of its cohort".to_owned());
         }
         let is_dir = matches!(self.receiver.config().store, Location::Dir(_));

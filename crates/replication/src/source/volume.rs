@@ -530,15 +530,10 @@ impl Volume {
         let (whole, parts) = self.unreadable.granules.parts();
         parts.filter(|(region, _)| !again.contains(*region)).for_each(|(region, mask)| left.insert_mask(region, mask));
         let mut whole = whole.clone();
-        self.retried.union_with(&self.unreadable.granules.regions());
-        let regions_left = |left: &GranuleSet, whole: &RegionSet| {
-            let mut all = left.regions();
-            all.union_with(whole);
-            all
-        };
         whole.subtract(&again);
-        self.retried.subtract(&regions_left(&left, &whole));
         whole.ranges().for_each(|r| left.insert_whole(r));
+        self.retried.union_with(&self.unreadable.granules.regions());
+        self.retried.subtract(&left.regions());
         self.unreadable.granules = left;
     }
 
