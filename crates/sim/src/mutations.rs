@@ -413,6 +413,7 @@ pub const MUTATIONS: &[Mutation] = &[
         "loss::what_was_written_where_nothing_could_be_read_does_not_stay_degraded",
     ),
     story("what a pass left out of a retry is not retried", CORE, "loss::what_a_pass_left_out_of_a_retry_does_not_stay_degraded"),
+    story("what an end has no room for is not retried", CORE, "loss::what_an_end_has_no_room_for_is_said_by_a_later_one"),
     story("a first sync joins the cut", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("T11 a duplicate is not compared", LEDGER, "stories::t11_the_same_name_with_another_content_is_no_duplicate"),
     story(

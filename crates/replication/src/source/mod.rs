@@ -264,7 +264,7 @@ impl Source {
         self.let_go(now, out);
         self.begin_checks(now, out);
         self.say_losses(out);
-        self.say_ends(out);
+        self.say_ends(now, out);
         self.verify_on(now, out);
         self.look_after_wishes(now, out);
         self.try_switch(now, out);

@@ -193,7 +193,7 @@ impl Source {
     }
 
     /// Says every end that is due: kind and members of the group's epoch once, after the last read of every member (T10).
-    pub(super) fn say_ends(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn say_ends(&mut self, now: Nanos, out: &mut Vec<Action>) {
         if !matches!(self.link, Link::Up { .. }) {
             return;
         }
@@ -201,23 +201,23 @@ impl Source {
         for id in ids {
             let alone = mutation::on("T10 a demoted epoch is said per member");
             match self.epochs[&id].kind {
-                Kind::Pass => self.say_slices(id, out),
-                Kind::Demoted if alone => self.say_slices(id, out),
-                Kind::Demoted => self.say_together(id, LayerKind::Fuzzy, out),
+                Kind::Pass => self.say_slices(now, id, out),
+                Kind::Demoted if alone => self.say_slices(now, id, out),
+                Kind::Demoted => self.say_together(now, id, LayerKind::Fuzzy, out),
                 Kind::Cut if self.label_is_pending(id) => {}
-                Kind::Cut => self.say_together(id, LayerKind::Point, out),
+                Kind::Cut => self.say_together(now, id, LayerKind::Point, out),
             }
         }
     }
 
-    fn say_slices(&mut self, id: EpochId, out: &mut Vec<Action>) {
+    fn say_slices(&mut self, now: Nanos, id: EpochId, out: &mut Vec<Action>) {
         let due: Vec<LayerKey> = self
             .layers_of(id)
             .filter(|l| l.stage == Stage::Read && self.volumes[&l.key.volume].is_checked())
             .map(|l| l.key)
             .collect();
         for key in due {
-            self.say(id, LayerKind::Fuzzy, &[key], out);
+            self.say(now, id, LayerKind::Fuzzy, &[key], out);
         }
         let unread = |s: &Self| {
             s.layers_of(id).any(Layer::is_frozen)
@@ -228,7 +228,7 @@ impl Source {
         }
     }
 
-    fn say_together(&mut self, id: EpochId, kind: LayerKind, out: &mut Vec<Action>) {
+    fn say_together(&mut self, now: Nanos, id: EpochId, kind: LayerKind, out: &mut Vec<Action>) {
         let ready = |l: &Layer| l.stage != Stage::Reading && self.volumes[&l.key.volume].is_checked();
         let due = self.layers_of(id).any(|l| l.stage == Stage::Read);
         if !due || !self.layers_of(id).all(ready) {
@@ -236,16 +236,17 @@ impl Source {
         }
         let keys: Vec<LayerKey> = self.layers_of(id).map(|l| l.key).collect();
         if mutation::on("kind said per member") {
-            keys.iter().for_each(|key| self.say(id, kind, &[*key], out));
+            keys.iter().for_each(|key| self.say(now, id, kind, &[*key], out));
         } else {
-            self.say(id, kind, &keys, out);
+            self.say(now, id, kind, &keys, out);
         }
         self.release(id, out);
     }
 
-    fn say(&mut self, id: EpochId, kind: LayerKind, keys: &[LayerKey], out: &mut Vec<Action>) {
-        let share = (self.config.limits.end_ranges_max / keys.len().max(1)).max(SHARE_MIN);
-        let members: Vec<EndMember> = keys.iter().filter_map(|key| self.end_member(key, share)).collect();
+    fn say(&mut self, now: Nanos, id: EpochId, kind: LayerKind, keys: &[LayerKey], out: &mut Vec<Action>) {
+        let most = self.config.limits.end_ranges_max;
+        let share = (most / keys.len().max(1)).max(SHARE_MIN.min(most / 2));
+        let members: Vec<EndMember> = keys.iter().filter_map(|key| self.end_member(now, key, share)).collect();
         let Some(info) = self.layers_of(id).next().map(|l| l.info) else { return };
         for key in keys {
             let layer = self.layer_mut(key).expect("the caller found it");
@@ -269,18 +270,22 @@ impl Source {
     }
 
     /// `share`: the ranges that either of the lesser sets may have. Beyond it they say less than is known, never more: fewer
-    /// regions are called whole, and more unreadable.
-    fn end_member(&self, key: &LayerKey, share: usize) -> Option<EndMember> {
-        let volume = self.volumes.get(&key.volume)?;
+    /// regions are called whole, and more unreadable; what the ledger then goes on to call unreadable is read again later.
+    fn end_member(&mut self, now: Nanos, key: &LayerKey, share: usize) -> Option<EndMember> {
+        let volume = self.volumes.get_mut(&key.volume)?;
         let layer = volume.layers.iter().find(|l| l.key == *key)?;
         let footers: Vec<[u8; 32]> = layer.reads.iter().filter_map(|r| r.sent).map(|s| s.footer_digest).collect();
         let mut unreadable_regions = RegionSet::new();
         layer.reads.iter().for_each(|r| unreadable_regions.union_with(&r.unreadable));
-        let regions = volume.covered(layer);
-        let whole_regions = first_ranges(&volume.covered_whole(layer), share);
+        let (regions, volume_bytes) = (volume.covered(layer), layer.volume_bytes);
+        let whole = volume.covered_whole(layer);
+        let mut unsaid = RegionSet::new();
         if unreadable_regions.range_count() > share {
+            unsaid.union_with(&regions);
+            unsaid.subtract(&unreadable_regions);
             unreadable_regions.clone_from(&regions);
         }
+        let whole_regions = volume.say_whole(&whole, &unsaid, share, now, self.config.limits.unreadable_retry);
         Some(EndMember {
             key: *key,
             parts: footers.len() as u32,
@@ -288,7 +293,7 @@ impl Source {
             regions,
             whole_regions,
             unreadable_regions,
-            volume_bytes: layer.volume_bytes,
+            volume_bytes,
         })
     }
 
@@ -448,12 +453,6 @@ impl Source {
         }
         out.push(Action::Digests { key, part, start: answer.start, runs: answer.runs });
     }
-}
-
-fn first_ranges(set: &RegionSet, count: usize) -> RegionSet {
-    let mut first = RegionSet::new();
-    set.ranges().take(count).for_each(|range| first.insert_range(range));
-    first
 }
 
 /// What a part of a cut with so many bytes of content may take of the credit that is left: no more than it may need.

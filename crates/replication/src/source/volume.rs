@@ -664,6 +664,38 @@ impl Volume {
         }
     }
 
+    /// Of the regions that a layer rewrites in full, those of which its end says so, in at most so many ranges: what was unreadable before the others.
+    /// † Where the end says too little, or more unreadable than there is (`unsaid`), the ledger goes on to call readable regions unreadable: they are
+    /// retried.
+    pub(super) fn say_whole(
+        &mut self,
+        whole: &RegionSet,
+        unsaid: &RegionSet,
+        share: usize,
+        now: Nanos,
+        retry: Nanos,
+    ) -> RegionSet {
+        let (mut due, mut elsewhere) = (self.retried.clone(), self.retried.clone());
+        elsewhere.subtract(whole);
+        due.subtract(&elsewhere);
+        let said = if whole.range_count() <= share {
+            whole.clone()
+        } else {
+            let mut said = first_ranges(&due, share);
+            said.union_with(&first_ranges(whole, share - said.range_count()));
+            said
+        };
+        due.subtract(&said);
+        due.union_with(unsaid);
+        if !due.is_empty() && !mutation::on("what an end has no room for is not retried") {
+            let mut again = GranuleSet::new();
+            due.ranges().for_each(|r| again.insert_whole(r));
+            self.retried.subtract(&due);
+            self.unreadable.note(&again, now, retry);
+        }
+        said
+    }
+
     /// All layers are given up: what they covered is to be compared or sent again. Returns the epochs that named them.
     pub(super) fn orphan(&mut self) -> Vec<EpochId> {
         let epochs: Vec<_> = self.frozen.keys().copied().collect();
@@ -691,6 +723,12 @@ impl Volume {
 
 pub(super) fn region_bytes(geometry: &Geometry, set: &RegionSet) -> u64 {
     (set.len() * geometry.region_bytes()).min(geometry.volume_bytes())
+}
+
+fn first_ranges(set: &RegionSet, count: usize) -> RegionSet {
+    let mut first = RegionSet::new();
+    set.ranges().take(count).for_each(|range| first.insert_range(range));
+    first
 }
 
 /// The regions of a set in `from..until`.

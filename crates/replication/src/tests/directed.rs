@@ -194,7 +194,11 @@ impl Host {
 
     /// The same, to a receiver that can do this.
     pub(super) fn streaming_to(features: Features) -> Self {
-        let mut host = Self { features, ..Self::new() };
+        Self { features, ..Self::new() }.with_two_volumes()
+    }
+
+    pub(super) fn with_two_volumes(self) -> Self {
+        let mut host = self;
         for n in [1, 2] {
             host.add(n, None, None, RegionSet::new(), Start::Clean);
         }
@@ -243,6 +247,11 @@ impl Host {
 
     /// Reads the part that was asked for of this volume, to its end.
     pub(super) fn read(&mut self, n: u8, footer: u8) -> LayerKey {
+        self.read_without(n, footer, GranuleSet::new())
+    }
+
+    /// The same, where this could not be read.
+    pub(super) fn read_without(&mut self, n: u8, footer: u8, unreadable: GranuleSet) -> LayerKey {
         let (key, part) = self
             .did(|a| match a {
                 Action::ReadPart(p) if p.key.volume == volume(n) => Some((p.key, p.part)),
@@ -259,7 +268,7 @@ impl Host {
             cut_held: true,
             granules: 1,
             left: GranuleSet::new(),
-            unreadable: GranuleSet::new(),
+            unreadable,
             zero_regions: RegionSet::new(),
         };
         self.event(Event::PartRead(Box::new(read)));

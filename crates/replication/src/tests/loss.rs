@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use farside_ledger::{Body, Claim, Record, State, Verdict};
+use farside_ledger::{Body, Claim, LayerKind, Record, State, Verdict};
 use farside_region::mutation::tell;
-use farside_region::{GranuleIndex, Slot, Term, VolumeId};
-use farside_wire::{LossRecorded, LossReport, ReceiverMessage, RequestId, SourceMessage};
+use farside_region::{GranuleIndex, GranuleSet, RegionIndex, RegionSet, Slot, Term, VolumeId};
+use farside_wire::{LossRecorded, LossReport, Published, ReceiverMessage, RequestId, SourceMessage};
 
 use super::directed::{Host, at, current, granules, layer, refused, regions};
 use super::stories::{V1, streaming};
-use super::world::{GRANULES, Turn, World, geometry, meta, name, target_config, volume};
-use crate::source::{Action, Event, RefusedWhy, Start, State as Standing};
+use super::world::{GRANULES, Turn, World, geometry, meta, name, source_limits, target_config, volume};
+use crate::source::{self, Action, Event, RefusedWhy, Start, State as Standing};
 use crate::target::{self, SessionId, Target};
 
 fn report(host: &mut Host) -> LossReport {
@@ -449,5 +449,69 @@ fn what_a_pass_left_out_of_a_retry_does_not_stay_degraded() {
         assert_eq!([world.image[&V1][&5], world.image[&V1][&6]], [105, 99]);
         let unreadable = world.state.volume(V1).expect("it was claimed").unreadable().clone();
         assert!(unreadable.is_empty(), "the ledger calls it unreadable for ever");
+    });
+}
+
+/// The end of a layer has no room for all that is to be said of its regions. What the ledger calls unreadable goes before what nobody asks for, and
+/// what it goes on to call so although it was read is read again.
+#[test]
+fn what_an_end_has_no_room_for_is_said_by_a_later_one() {
+    let one = |granule: u64| granules(granule, 1);
+    let whole = |region: u64| granules(region * 4, 4);
+    let all = |parts: &[GranuleSet]| {
+        let mut set = GranuleSet::new();
+        parts.iter().for_each(|part| set.union_with(part));
+        set
+    };
+    let of = |regions: &[u64]| {
+        let mut set = RegionSet::new();
+        regions.iter().for_each(|region| set.insert(RegionIndex(*region)));
+        set
+    };
+    tell(&[("what an end has no room for is not retried", "the ledger calls it unreadable for ever")], || {
+        // Room for two ranges of each volume.
+        let mut host = Host::with(source::Limits { end_ranges_max: 4, ..source_limits() }).with_two_volumes();
+        let mut slot = 1;
+        // What the switch takes for V1 beside what is dirty, and its end.
+        let mut round = |host: &mut Host, dirty: GranuleSet, unreadable: GranuleSet| {
+            host.now += 64 * source_limits().unreadable_retry;
+            host.tick(&[1, 2]);
+            let asked = host.did.iter().find_map(|action| match action {
+                Action::Switch { members, .. } => {
+                    members.iter().find(|member| member.volume == V1).map(|member| member.extra.clone())
+                }
+                _ => None,
+            });
+            let extra = asked.expect("a switch");
+            host.switch(vec![(1, all(&[dirty, extra.clone()])), (2, one(0))]);
+            let keys = vec![host.read_without(1, 1, unreadable), host.read(2, 2)];
+            let end = host.end();
+            slot += 1;
+            host.hear(ReceiverMessage::Published(Published { position: at(slot), kind: LayerKind::Point, layers: keys }));
+            let end = end.members.into_iter().find(|member| member.key.volume == V1).expect("of V1");
+            (extra.regions(), end)
+        };
+
+        // The last of three is what could not be read.
+        round(&mut host, all(&[one(16)]), one(16));
+        let (retried, end) = round(&mut host, all(&[whole(0), whole(2)]), GranuleSet::new());
+        assert_eq!(retried, of(&[4]));
+        assert_eq!(end.whole_regions, of(&[0, 4]), "what was unreadable first");
+
+        // Three of them, and room for two.
+        round(&mut host, all(&[one(0), one(8), one(16)]), all(&[one(0), one(8), one(16)]));
+        let (retried, end) = round(&mut host, one(0), GranuleSet::new());
+        assert_eq!(retried, of(&[0, 2, 4]));
+        assert_eq!(end.whole_regions, of(&[0, 2]));
+        let (retried, end) = round(&mut host, one(0), GranuleSet::new());
+        assert_eq!((&retried, &end.whole_regions), (&of(&[4]), &of(&[4])), "the ledger calls it unreadable for ever");
+
+        // More is called unreadable than there is.
+        let bad = all(&[one(0), one(12), one(20)]);
+        let (_, end) = round(&mut host, all(&[whole(0), whole(1), one(12), whole(5), whole(6)]), bad);
+        assert_eq!(end.unreadable_regions, of(&[0, 1, 3, 5, 6]));
+        let (retried, end) = round(&mut host, one(31), GranuleSet::new());
+        assert_eq!(retried, of(&[0, 1, 3, 5, 6]), "the ledger calls it unreadable for ever");
+        assert!(end.unreadable_regions.is_empty());
     });
 }
