@@ -408,6 +408,14 @@ impl BlockQueue for ShimQueue {
         }
     }
 
+    fn unanswered(&mut self) {
+        let volume = self.queue.volume();
+        if volume.flush_failures() > 0 {
+            self.note.failed();
+            volume.tell_failed_flush_again();
+        }
+    }
+
     fn is_idle(&self) -> bool {
         !self.flush_under_way && self.orders.flushes.is_empty()
     }

@@ -147,6 +147,9 @@ pub trait BlockQueue {
         let _ = ring;
     }
 
+    /// A client is gone that was never sent the error of a change that it waited for. Before `client_gone`.
+    fn unanswered(&mut self) {}
+
     /// This client is gone, and no request of it is left; its number may come again for another one.
     fn client_gone(&mut self, client: u32) {
         let _ = client;

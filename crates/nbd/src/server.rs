@@ -534,6 +534,9 @@ impl<Q: BlockQueue> Running<'_, Q> {
             connection.send(&mut self.ring, Ticket::Send(index).tag(), gather);
             return;
         }
+        if completion.result.is_ok() {
+            connection.all_sent();
+        }
         gather.clear(1);
         connection.spare = Some(gather);
         connection.sending_bytes = 0;
@@ -610,6 +613,9 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let over = self.connections[index as usize].as_ref().is_some_and(Connection::over);
         if over && let Some(connection) = self.connections[index as usize].take() {
             connection.shut(nix::sys::socket::Shutdown::Both); // somebody may have a duplicate of an adopted one
+            if connection.is_untold() {
+                self.queue.unanswered();
+            }
             self.queue.client_gone(index);
             self.line.retain(|&waiting| waiting != index);
             self.large.retain(|&waiting| waiting != index);
@@ -748,6 +754,10 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let silent = job.silent || connection.state == State::Broken;
         let error = job.error.unwrap_or(0);
         let mut held = job.first_piece;
+        // † Who comes next may be the same client, asking once more for what it had no answer to: a disk may say a failed flush only once (T14).
+        if error != 0 && job.kind == JobKind::Change {
+            connection.tells_error();
+        }
         match job.kind {
             _ if silent => {}
             JobKind::ReadInChunks => {}

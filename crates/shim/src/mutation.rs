@@ -64,6 +64,8 @@ pub enum Mutation {
     UntoldFlushForgotten = 1 << 27,
     /// A write begins while its group is held.
     PastTheHold = 1 << 28,
+    /// That a flush failed is told by an answer that nobody was sent.
+    UnsentErrorIsTold = 1 << 29,
 }
 
 #[cfg(any(test, feature = "mutations"))]
@@ -99,6 +101,7 @@ impl Mutation {
         ("a pass leaves out without being announced", Self::LeaveOutUnannounced),
         ("R13 a write is not marked", Self::NoMark),
         ("a write begins while its group is held", Self::PastTheHold),
+        ("hole: an answer that was never sent tells of a failed flush", Self::UnsentErrorIsTold),
     ];
 }
 

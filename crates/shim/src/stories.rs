@@ -124,6 +124,26 @@ fn t14_a_failed_flush_that_nobody_was_told_of_is_told_after_a_takeover() {
     });
 }
 
+/// A host's flush fails, and its connection breaks before it has the answer. It asks again over the next connection, and the disk has nothing to say any
+/// more.
+#[test]
+fn t14_a_failed_flush_whose_answer_was_never_sent_is_told_again() {
+    tell(&[("hole: an answer that was never sent tells of a failed flush", "T14: nobody was told")], || {
+        let mut site = site(16 * MIB, true);
+        let mut flush = site.queue.start(Op::Flush(site.connection.clone())).expect("a flush");
+        assert_eq!(flush.advance(&mut site.queue), Step::Io(Io::Flush));
+        flush.io_done(&mut site.queue, IoResult::Failed(5));
+        assert_eq!(flush.advance(&mut site.queue), Step::Complete(Err(Failure::FlushFailed)));
+        site.volume.tell_failed_flush_again();
+        for connection in [site.volume.connect(), site.connection.clone()] {
+            assert!(site.run(Op::Flush(connection.clone())).1 == Err(Failure::FlushFailed), "T14: nobody was told");
+            assert_eq!(site.run(Op::Flush(connection)).1, Ok(()), "once");
+        }
+        let late = site.volume.connect();
+        assert_eq!(site.run(Op::Flush(late)).1, Ok(()), "one that came after it was told");
+    });
+}
+
 /// A region has passed its flush and its header, and waits for the owner, when a host's flush fails. Its bit is still set on
 /// disk: it was hot when the flush failed, so it stays.
 #[test]

@@ -630,7 +630,15 @@ impl Volume {
         self.no_cool[region.0 as usize / 64].load(Ordering::Acquire) >> (region.0 % 64) & 1 == 0
     }
 
-    /// How many backing flushes failed in this attach; one more if nobody had been told of one before it.
+    /// An answer that told of a failed flush did not get to its client: every connection's next FLUSH or FUA fails once more, also of
+    /// those that come later. Told once too often is legal (T14).
+    pub fn tell_failed_flush_again(&self) {
+        if !mutated!(self, UnsentErrorIsTold) {
+            self.flush_failures.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// How many backing flushes failed in this attach, those counted that are to be told again; one more if nobody had been told of one before it.
     pub fn flush_failures(&self) -> u64 {
         self.flush_failures.load(Ordering::Acquire)
     }

@@ -92,6 +92,9 @@ pub(super) struct Connection {
     pub(super) unread: Range<usize>,
     next: Gather,
     heads_used: usize,
+    /// Whether an error of a change is among what is gathered, and among what is being sent.
+    next_tells: bool,
+    sending_tells: bool,
     pub(super) spare: Option<Gather>,
     /// Its turn for memory beyond what it is guaranteed.
     pub(super) in_large: bool,
@@ -130,6 +133,8 @@ impl Connection {
             unread: 0..0,
             next: gather()?,
             heads_used: 0,
+            next_tells: false,
+            sending_tells: false,
             spare: Some(gather()?),
             in_large: false,
             first_in_large: false,
@@ -173,6 +178,21 @@ impl Connection {
         self.next.push_slice(number, 0..len);
     }
 
+    /// A change ended with an error, and what was gathered last says so, or never will.
+    pub(super) fn tells_error(&mut self) {
+        self.next_tells = true;
+    }
+
+    /// Whether it has not been sent the error of a change.
+    pub(super) fn is_untold(&self) -> bool {
+        self.next_tells || self.sending_tells
+    }
+
+    /// The kernel has all that was being sent.
+    pub(super) fn all_sent(&mut self) {
+        self.sending_tells = false;
+    }
+
     /// What was gathered, if it can be sent now.
     pub(super) fn next_to_send(&mut self) -> Option<Gather> {
         if self.sending || self.next.is_empty() || self.state == State::Broken {
@@ -181,12 +201,13 @@ impl Connection {
         let spare = self.spare.take()?;
         self.heads_used = 0;
         self.sending_bytes = std::mem::take(&mut self.next_bytes);
+        self.sending_tells |= std::mem::take(&mut self.next_tells);
         Some(std::mem::replace(&mut self.next, spare))
     }
 
     /// Whether there is a reply that the kernel does not have yet, or never gets.
     pub(super) fn owes(&self) -> bool {
-        self.sending || !self.next.is_empty()
+        self.sending || !self.next.is_empty() || self.is_untold()
     }
 
     pub(super) fn send(&mut self, ring: &mut Ring, tag: Tag, gather: Gather) {

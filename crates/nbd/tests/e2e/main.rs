@@ -347,11 +347,18 @@ fn clients_stuck_in_their_handshake_give_way_to_a_newcomer() {
     served.stop();
 }
 
-/// A volume in memory that counts how often its server has slept, and how often it was woken.
+/// A volume in memory that counts how often its server has slept, how often it was woken, and how often it could not tell an error.
 struct Counted {
     memory: MemQueue,
     sleeps: Arc<AtomicU64>,
     wakes: Arc<AtomicU64>,
+    untold: Arc<AtomicU64>,
+}
+
+impl Counted {
+    fn new(memory: &MemQueue) -> Self {
+        Self { memory: memory.clone(), sleeps: Arc::default(), wakes: Arc::default(), untold: Arc::default() }
+    }
 }
 
 impl BlockQueue for Counted {
@@ -376,9 +383,62 @@ impl BlockQueue for Counted {
         self.sleeps.fetch_add(1, SeqCst);
     }
 
+    fn unanswered(&mut self) {
+        self.untold.fetch_add(1, SeqCst);
+    }
+
     fn reap(&mut self) -> Option<Done> {
         self.memory.reap()
     }
+}
+
+/// A disk says a failed flush once, and a client whose connection breaks before it had the answer asks again over the next one.
+#[test]
+fn t14_an_error_that_its_client_was_never_sent_is_said_to_the_volume() {
+    let memory = memory();
+    let queue = Counted::new(&memory);
+    let untold = queue.untold.clone();
+    let served = serve(queue, small());
+    let gone = || {
+        while count(&served.handle.counters().connections) > 0 {
+            std::thread::yield_now();
+        }
+    };
+    let mut client = served.client();
+    memory.fail(Some(Errno::EIO));
+    assert_eq!(client.flush(), error::EIO);
+    drop(client);
+    gone();
+    assert_eq!(count(&untold), 0, "it was told");
+
+    // One leaves before the answer, one takes none of the answers before it.
+    let mut leaves = served.client();
+    memory.hold(true);
+    leaves.request(command::FLUSH, 0, 0, 0, &[]);
+    while memory.parked() == 0 {
+        std::thread::yield_now();
+    }
+    drop(leaves);
+    memory.hold(false);
+    served.handle.waker().wake();
+    gone();
+    assert_eq!(count(&untold), 1);
+    memory.fail(None);
+    let mut deaf = Client::connect(&served.path, false);
+    deaf.request(command::READ, 0, 0, 1 << 20, &[]);
+    while count(&served.handle.counters().bytes_read) == 0 {
+        std::thread::yield_now();
+    }
+    memory.fail(Some(Errno::EIO));
+    let before = count(&served.handle.counters().errors);
+    deaf.request(command::FLUSH, 0, 0, 0, &[]);
+    while count(&served.handle.counters().errors) == before {
+        std::thread::yield_now();
+    }
+    drop(deaf);
+    gone();
+    assert_eq!(count(&untold), 2);
+    served.stop();
 }
 
 /// One that was hung up waits for its disk, and another one has been in its handshake for long; somebody waits for a place. The server
@@ -386,8 +446,8 @@ impl BlockQueue for Counted {
 #[test]
 fn a_server_sleeps_while_somebody_who_was_hung_up_waits_for_his_disk() {
     let memory = memory();
-    let (sleeps, wakes) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-    let queue = Counted { memory: memory.clone(), sleeps: sleeps.clone(), wakes: wakes.clone() };
+    let queue = Counted::new(&memory);
+    let (sleeps, wakes) = (queue.sleeps.clone(), queue.wakes.clone());
     let served = serve(queue, Limits { connections_max: 2, handshake_max: std::time::Duration::ZERO, ..small() });
     let wake = || {
         let before = count(&wakes);
