@@ -67,7 +67,8 @@ pub(crate) async fn commit(global: &Global, hosts: &Hosts, args: CommitArgs) -> 
     let text = match args.undo {
         true => format!("{source} may take {group} back, or be brought back to it; {winner} publishes until then\n"),
         false => format!(
-            "{winner} has {group} for good (generation {}); {source} is refused from then on, and what only its disks hold is in no point\n",
+            "{winner} has {group} for good (generation {}); {source} is refused from then on, and what only its disks hold is in no point\n\
+             what is kept of its points is what {winner} says from then on, where it says anything (keep, span and grid of its [[group]])\n",
             planned.generation
         ),
     };
@@ -154,8 +155,10 @@ pub(crate) async fn rollback(global: &Global, hosts: &Hosts, args: RollbackArgs)
         let message = format!("no volume of group {} is Fenced: it was not failed over, as far as this host knows", args.group);
         return Err(Failure::new(Exit::Refused, message, "nothing is to be rolled back; `farside volume list` shows the states"));
     }
-    // The gateway's words are all that this host has of it.
-    if serde_json::to_string(&client.source_status().await?).is_ok_and(|status| status.contains("for good (farside commit)")) {
+    // The gateway's words are all that this host has of it; of other groups it may say the same.
+    let status = client.source_status().await?;
+    let this = status.groups.iter().find(|group| group.name == args.group);
+    if serde_json::to_string(&this).is_ok_and(|group| group.contains("for good (farside commit)")) {
         let message = format!("group {} was failed over for good: the gateway refuses this host", args.group);
         return Err(Failure::new(Exit::Refused, message, "on the gateway: farside commit SOURCE/GROUP --undo"));
     }

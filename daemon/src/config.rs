@@ -78,6 +78,8 @@ pub struct GroupConfig {
     pub span_said: Option<Duration>,
     /// And what it keeps of older ones.
     pub grid: Grid,
+    /// Whether any of that was said.
+    pub policy_is_said: bool,
     /// How its volumes are encrypted, if they are.
     pub encryption: Option<Encryption>,
     /// How fast its volumes may be sent, beside what holds for the host.
@@ -111,6 +113,7 @@ impl Default for GroupConfig {
             keep: 10,
             span_said: None,
             grid: Grid::default(),
+            policy_is_said: false,
             encryption: None,
             rate: RateLimit(None),
             stand_in_for: None,
@@ -464,31 +467,21 @@ impl Config {
             fixed(&format!("group {name}: encryption or key"), old.encryption == new.encryption);
             let is_used = self.volumes.values().any(|volume| volume.group == *name);
             fixed(&format!("group {name}: stand_in_for"), old.stand_in_for == new.stand_in_for || !is_used);
-            if old.epoch_interval != new.epoch_interval {
-                changes.live.push(format!("group {name}: epoch_interval {:?} → {:?}", old.epoch_interval, new.epoch_interval));
-            }
-            if old.keep != new.keep {
-                changes.live.push(format!("group {name}: keep {} → {}", old.keep, new.keep));
-            }
-            if old.span() != new.span() {
-                changes.live.push(format!("group {name}: span {:?} → {:?}", old.span(), new.span()));
-            }
-            if old.grid != new.grid {
-                changes.live.push(format!("group {name}: grid {} → {}", old.grid, new.grid));
-            }
-            if old.rate != new.rate {
-                changes.live.push(format!("group {name}: rate {} → {}", old.rate, new.rate));
-            }
+            let mut changed = |what: &str, old: String, new: String| {
+                if old != new {
+                    changes.live.push(format!("group {name}: {what} {old} → {new}"));
+                }
+            };
+            changed("epoch_interval", format!("{:?}", old.epoch_interval), format!("{:?}", new.epoch_interval));
+            changed("keep", old.keep.to_string(), new.keep.to_string());
+            changed("span", format!("{:?}", old.span()), format!("{:?}", new.span()));
+            changed("grid", old.grid.to_string(), new.grid.to_string());
+            changed("rate", old.rate.to_string(), new.rate.to_string());
+            let every = |config: &GroupConfig| hooks::words_of_every(config.consistent_every);
+            changed("consistent_every", every(&old), every(&new));
+            changed("cohort_hold", format!("{:?}", old.cohort_hold), format!("{:?}", new.cohort_hold));
             if (&old.hooks, old.hook_hold) != (&new.hooks, new.hook_hold) {
                 changes.live.push(format!("group {name}: hooks"));
-            }
-            if old.consistent_every != new.consistent_every {
-                let words = |every| hooks::words_of_every(every);
-                let (old, new) = (words(old.consistent_every), words(new.consistent_every));
-                changes.live.push(format!("group {name}: consistent_every {old} → {new}"));
-            }
-            if old.cohort_hold != new.cohort_hold {
-                changes.live.push(format!("group {name}: cohort_hold {:?} → {:?}", old.cohort_hold, new.cohort_hold));
             }
         }
         if self.bandwidth != new.bandwidth {
@@ -607,9 +600,9 @@ impl Config {
         let text = GroupText {
             name: name.clone(),
             epoch_interval: Some(format!("{}ms", group.epoch_interval.as_millis())),
-            keep: Some(group.keep),
+            keep: group.policy_is_said.then_some(group.keep),
             span: group.span_said.map(|span| format!("{}ms", span.as_millis())),
-            grid: Some(group.grid.to_string()),
+            grid: group.policy_is_said.then(|| group.grid.to_string()),
             encryption,
             key,
             rate: Some(group.rate.to_string()),
@@ -696,6 +689,7 @@ impl Merge {
             let fault = |key, what: String| {
                 file.fault(&[Step::Key("group"), Step::At(at), Step::Key(key)], format!("group {}: {what}", g.name))
             };
+            group.policy_is_said |= g.keep.is_some() || g.span.is_some() || g.grid.is_some();
             if let Some(text) = &g.epoch_interval {
                 group.epoch_interval = parse_epoch_interval(text).map_err(|e| fault("epoch_interval", e.to_string()))?;
             }
@@ -966,7 +960,7 @@ mod tests {
         assert_eq!(c.bandwidth.words(), "none, Mon-Fri 09:00-18:00 20Mbit");
         let (source, default) = (&c.source, load("", &[]).expect("valid").source);
         assert_eq!((&source.state_dir, &source.api_socket), (&default.state_dir, &default.api_socket));
-        let said = GroupConfig { span_said: Some(SPAN_DEFAULT), ..GroupConfig::default() };
+        let said = GroupConfig { span_said: Some(SPAN_DEFAULT), policy_is_said: true, ..GroupConfig::default() };
         let encryption = encryption("end-to-end", "file:/etc/farside/db.key").ok();
         assert_eq!(
             c.groups.values().collect::<Vec<_>>(),
@@ -1151,9 +1145,8 @@ mod tests {
                 keep: 4,
                 span_said: Some(Duration::from_secs(90)),
                 grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
-                encryption: None,
+                policy_is_said: true,
                 rate: "5Mbit".parse().expect("a rate"),
-                stand_in_for: None,
                 consistent_every: Some(Duration::from_secs(900)),
                 ..GroupConfig::default()
             },
@@ -1181,6 +1174,7 @@ mod tests {
                 keep: 4,
                 span_said: Some(Duration::from_secs(90)),
                 grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
+                policy_is_said: true,
                 encryption: encryption("end-to-end", "passphrase:/etc/farside/words").ok(),
                 stand_in_for: "w".parse().ok(),
                 rate: "5Mbit".parse().expect("a rate"),

@@ -161,6 +161,7 @@ impl GroupStart {
             asks_for_key: self.config.encryption.is_none(),
             instance: self.instance,
             policy: policy(&self.config),
+            policy_is_said: self.config.policy_is_said,
             boot: self.around.boot,
             layer_digest: farside_layer::layer_digest,
             limits,
@@ -918,7 +919,7 @@ impl Control {
             }
             Ask::Settings(config) => {
                 self.step(Event::SetEpochInterval { interval: config.epoch_interval.as_nanos() as u64 });
-                self.step(Event::SetPolicy { policy: policy(&config) });
+                self.step(Event::SetPolicy { policy: policy(&config), is_said: config.policy_is_said });
                 self.around.keys.is_configured(config.encryption.as_ref());
                 if self.config.rate != config.rate {
                     self.around.pacer.set(config.rate.bytes_per_s());

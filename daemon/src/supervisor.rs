@@ -628,6 +628,10 @@ impl Daemon {
                 Some(text) => text.parse().map_err(|e: GridError| wrong(&e.to_string()))?,
                 None => old.grid,
             },
+            policy_is_said: old.policy_is_said
+                || settings.keep.is_some()
+                || settings.span_ms.is_some()
+                || settings.grid.is_some(),
             encryption: old.encryption,
             consistent_every: match &settings.consistent_every {
                 Some(text) => hooks::parse_every(text).map_err(|what| wrong(&what))?,

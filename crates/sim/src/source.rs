@@ -192,6 +192,7 @@ impl Source {
             boot: site.boot.get(),
             layer_digest: farside_layer::layer_digest,
             policy: world.policy(),
+            policy_is_said: true,
             limits: control::core_limits(&world.plan),
         };
         let images: Vec<_> = (0..volumes.len()).map(|v| site.image(v)).collect();

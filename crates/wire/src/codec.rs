@@ -74,11 +74,21 @@ impl Features {
     /// In a source's greeting: the connection is there to be cut with groups of other hosts, and for nothing else. Only to a receiver that has
     /// said [`Features::COHORTS`] on a connection that publishes.
     pub const COHORT: Self = Self(512);
+    /// That nobody said how many points are to be kept may be said: [`SourceMessage::DefaultRetention`](crate::SourceMessage::DefaultRetention)
+    /// is understood.
+    pub const DEFAULTS: Self = Self(1024);
     /// What a receiver of this build can do on a connection that pulls.
     pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0 | Self::AT_REST.0);
     /// What this build can do on a connection that publishes.
     pub const OURS: Self = Self(
-        Self::GRID.0 | Self::COMPARED.0 | Self::PUBLISH.0 | Self::SEALED.0 | Self::LABELS.0 | Self::AT_REST.0 | Self::COHORTS.0,
+        Self::GRID.0
+            | Self::COMPARED.0
+            | Self::PUBLISH.0
+            | Self::SEALED.0
+            | Self::LABELS.0
+            | Self::AT_REST.0
+            | Self::COHORTS.0
+            | Self::DEFAULTS.0,
     );
 
     /// What both can do.

@@ -93,6 +93,9 @@ pub enum SourceMessage {
     KeyWanted,
     /// An answer to [`ReceiverMessage::Cohort`]. Only on a connection that is there for it: [`Features::COHORT`].
     Cohort(CohortSay),
+    /// In place of [`Self::Retention`], where nobody has said at the source what to keep: it holds only where nothing was ever said of the
+    /// group. Where both have [`Features::DEFAULTS`].
+    DefaultRetention(Policy),
 }
 
 /// From the receiver.
@@ -637,7 +640,7 @@ impl SourceMessage {
             Self::Resume(query) if !query.layers.is_sorted_by(|a, b| a.seq < b.seq) => {
                 Err(DecodeError::Limit("the order of layers in a resume query"))
             }
-            Self::Retention(policy) if policy.grid.rules().len() > Grid::RULES_SAID_MAX => {
+            Self::Retention(policy) | Self::DefaultRetention(policy) if policy.grid.rules().len() > Grid::RULES_SAID_MAX => {
                 Err(DecodeError::Limit("rules of a retention grid"))
             }
             Self::WrappedKey(bytes) if bytes.len() > WRAPPED_KEY_BYTES_MAX => Err(DecodeError::Limit("bytes of a wrapped key")),

@@ -44,7 +44,7 @@ impl Group {
                 Action::AnswerPoints { session, query } => self.answer_points(session, &query),
                 Action::GiveKey { session } => self.give_key(Asker::Session(session)),
                 Action::KeepKey { session, wrapped } => self.keep_key(session, &wrapped),
-                Action::Policy { policy } => self.set_policy(policy),
+                Action::Policy { policy, is_said } => self.set_policy(policy, is_said),
                 Action::Prune => self.prune.due = true,
                 Action::Report { volume, what } => self.report(volume, &what),
                 other => tracing::error!(?other, "an action that this build does not know"),
@@ -208,7 +208,11 @@ impl Group {
         link.send(&ReceiverMessage::Points(PointAnswer { id: query.id, page }));
     }
 
-    fn set_policy(&mut self, policy: Policy) {
+    fn set_policy(&mut self, policy: Policy, is_said: bool) {
+        // † A host that stands in, or that was reinstalled, knows nothing of what the group had, and what is given up is gone for ever.
+        if !is_said && self.policy.is_some() && !self.policy_is_default {
+            return;
+        }
         // † A host that stands in may have been told nothing of it, and what is given up is gone for ever: until the history is taken back only
         // more may be kept.
         let failovers = &self.receiver.failovers;

@@ -380,6 +380,31 @@ async fn a_source_cannot_give_up_more_history_than_the_gateway_allows() {
     .await;
 }
 
+/// A host that was reinstalled, or that stands in, has its defaults: they take the place of nothing that was ever said of the group.
+#[tokio::test]
+async fn what_nobody_said_gives_up_nothing_that_was_to_be_kept() {
+    let mut gateway = Gateway::new("[retention]\nkeep = 2\ninterval = \"0s\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.set_keep(5).await;
+    for seq in 1..=7 {
+        source.publish(&volume, seq, &granules(seq, 2), LayerKind::Point).await;
+    }
+    let kept = async |newest: u64| {
+        let points = gateway.points(None).await;
+        assert!(points.len() >= 5, "{points:?}");
+        points.len() == 5 && points[0].members[0].seq == newest
+    };
+    site::wait_until("what was said", async || kept(7).await).await;
+    source.set_default_keep(1).await;
+    source.publish(&volume, 8, &granules(8, 2), LayerKind::Point).await;
+    site::wait_until("that it holds", async || kept(8).await).await;
+    source.set_keep(1).await;
+    site::wait_until("what is said now", async || gateway.points(None).await.len() == 1).await;
+}
+
 /// One member goes on, the other does not: only the gateway may be left to say so.
 #[tokio::test]
 async fn a_volume_that_is_no_longer_in_the_points_is_named() {

@@ -10,7 +10,7 @@ use farside_control::client::{Client, Daemon};
 use farside_control::receiver::ReceiverStatus;
 use farside_control::routes::PointsQuery;
 use farside_layer::{Compression, Encoder, PartId, PartWriter, layer_digest};
-use farside_ledger::{Claim, EpochInfo, LayerKind, VolumeMeta, volume_id};
+use farside_ledger::{Claim, EpochInfo, LayerKind, Policy, VolumeMeta, volume_id};
 use farside_region::{
     BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Name, RegionIndex, RegionSet, Seq, Slot,
     Term, VolumeId,
@@ -641,6 +641,11 @@ impl Session {
             task.await.expect("sent");
         }
         self.published(volume, *layers.last().expect("there are layers")).await;
+    }
+
+    /// What a host says of which nobody has said anything.
+    pub(crate) async fn set_default_keep(&mut self, keep: u32) {
+        self.send(SourceMessage::DefaultRetention(Policy::without_grid(keep, 0))).await;
     }
 
     pub(crate) async fn set_keep(&mut self, keep: u32) {

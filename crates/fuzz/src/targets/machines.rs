@@ -159,6 +159,7 @@ impl Host {
             instance: InstanceId([0x11; 16]),
             boot: BootId([5; 16]),
             policy: Policy::without_grid(3, 0),
+            policy_is_said: true,
             layer_digest,
             limits,
         };

@@ -36,6 +36,8 @@ pub struct Config {
     pub boot: BootId,
     /// Which points the receiver is to keep.
     pub policy: Policy,
+    /// Whether somebody has said so.
+    pub policy_is_said: bool,
     /// See [`LayerDigestFn`].
     pub layer_digest: LayerDigestFn,
     /// All numbers.
@@ -339,6 +341,8 @@ pub enum Event {
     SetPolicy {
         /// Which.
         policy: Policy,
+        /// Whether somebody has said so.
+        is_said: bool,
     },
     /// Somebody wants a point of all volumes; [`Report::WishDone`], or [`Report::WishDropped`], follows.
     Wish(super::Wish),

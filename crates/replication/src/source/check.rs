@@ -104,6 +104,9 @@ impl Source {
     /// What is to be kept. A receiver that knows no grid keeps everything for as long as its longest rule says.
     fn settings(&self) -> SourceMessage {
         let policy = &self.config.policy;
+        if !self.config.policy_is_said && self.features.has(Features::DEFAULTS) {
+            return SourceMessage::DefaultRetention(policy.clone());
+        }
         if self.features.has(Features::GRID) {
             return SourceMessage::Retention(policy.clone());
         }

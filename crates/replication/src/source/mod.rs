@@ -230,8 +230,8 @@ impl Source {
             Event::TakeBack { volume, at } => self.take_back(now, volume, at, actions),
             Event::Resync { volume } => self.heat(now, volume, HeatFor::Resync, actions),
             Event::SetEpochInterval { interval } => self.config.limits.epoch_interval = interval,
-            Event::SetPolicy { policy } => {
-                self.config.policy = policy;
+            Event::SetPolicy { policy, is_said } => {
+                (self.config.policy, self.config.policy_is_said) = (policy, is_said);
                 self.send_settings(actions);
             }
             Event::SetWrappedKeys { wrapped } => self.wrapped_keys = wrapped,

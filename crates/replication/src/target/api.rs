@@ -336,6 +336,8 @@ pub enum Action {
     Policy {
         /// Which.
         policy: Policy,
+        /// `false`: it is what a source keeps of which nobody has said anything, and takes the place of nothing that was ever said.
+        is_said: bool,
     },
     /// A point or a prune came in: see whether something may be pruned (and then [`Event::Submit`] it).
     Prune,

@@ -232,9 +232,10 @@ impl Target {
             SourceMessage::Digests(query) => self.digest_query(state, from, &query, out),
             SourceMessage::Points(query) => out.push(Action::AnswerPoints { session: from, query }),
             SourceMessage::Settings(Settings { keep, span_ms }) => {
-                self.retention(state, from, Policy::without_grid(keep, span_ms), out);
+                self.retention(state, from, (Policy::without_grid(keep, span_ms), true), out);
             }
-            SourceMessage::Retention(policy) => self.retention(state, from, policy, out),
+            SourceMessage::Retention(policy) => self.retention(state, from, (policy, true), out),
+            SourceMessage::DefaultRetention(policy) => self.retention(state, from, (policy, false), out),
             SourceMessage::TrackingLost(report) => self.loss_reported(state, from, report, out),
             SourceMessage::Compared(compared) => self.was_compared(state, &compared),
             SourceMessage::Publish => self.hurried = true,

@@ -36,7 +36,8 @@ pub(super) struct Session {
     notice: Notice,
     digests: usize,
     /// What it wants to be kept, until it may say so.
-    policy: Option<Policy>,
+    /// And whether somebody said it.
+    policy: Option<(Policy, bool)>,
     /// The claims that it is known to hold, current or not.
     held: BTreeMap<VolumeId, Term>,
     /// Another run of the source has claimed all that it held.
@@ -298,7 +299,7 @@ impl Target {
     /// What to keep is for the one whose view of the ledger holds to say (T7): somebody who met a gateway with an older, a
     /// newer or another ledger, or a clone, must not have points pruned. Until then it is remembered, and goes with the
     /// connection.
-    pub(super) fn retention(&mut self, state: &State, from: SessionId, policy: Policy, out: &mut Vec<Action>) {
+    pub(super) fn retention(&mut self, state: &State, from: SessionId, policy: (Policy, bool), out: &mut Vec<Action>) {
         self.sessions.get_mut(&from).expect("the caller found it").policy = Some(policy);
         self.say_policy(state, from, out);
     }
@@ -326,8 +327,8 @@ impl Target {
     fn say_policy(&mut self, state: &State, from: SessionId, out: &mut Vec<Action>) {
         let Some(session) = self.sessions.get_mut(&from) else { return };
         let current = session.held.iter().any(|(id, term)| state.volume(*id).is_some_and(|v| v.term() == *term));
-        if current && let Some(policy) = session.policy.take() {
-            out.push(Action::Policy { policy });
+        if current && let Some((policy, is_said)) = session.policy.take() {
+            out.push(Action::Policy { policy, is_said });
         }
     }
 

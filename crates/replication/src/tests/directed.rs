@@ -81,6 +81,7 @@ impl Host {
             instance: InstanceId([1; 16]),
             boot: BootId([1; 16]),
             policy: Policy::without_grid(3, 0),
+            policy_is_said: true,
             layer_digest,
             limits,
         };
@@ -316,6 +317,23 @@ pub(super) fn refused(host: &Host, n: u8) -> Option<RefusedWhy> {
     }
 }
 
+/// What nobody has said takes the place of nothing, where the receiver can tell.
+#[test]
+fn a_policy_that_nobody_said_is_sent_as_that() {
+    let policy = Policy::without_grid(10, 1000);
+    let mut host = Host::to(Features(Features::GRID.0 | Features::DEFAULTS.0));
+    host.event(Event::SetPolicy { policy: policy.clone(), is_said: false });
+    host.connect();
+    assert!(host.said.contains(&SourceMessage::DefaultRetention(policy.clone())), "{:?}", host.said);
+    host.event(Event::SetPolicy { policy: policy.clone(), is_said: true });
+    assert_eq!(host.said.last(), Some(&SourceMessage::Retention(policy.clone())));
+
+    let mut older = Host::to(Features::GRID);
+    older.event(Event::SetPolicy { policy: policy.clone(), is_said: false });
+    older.connect();
+    assert!(older.said.contains(&SourceMessage::Retention(policy)), "it knows no other way: {:?}", older.said);
+}
+
 /// A receiver that knows no grid must not give up what the grid keeps: it is told to keep everything for as long.
 #[test]
 fn a_grid_is_said_to_who_knows_grids_and_to_others_as_a_span() {
@@ -323,19 +341,19 @@ fn a_grid_is_said_to_who_knows_grids_and_to_others_as_a_span() {
     let grid = Grid::of([(hours(1), hours(24)), (hours(24), hours(240))]);
     let policy = Policy { grid, ..Policy::without_grid(5, 1000) };
     let mut host = Host::new();
-    host.event(Event::SetPolicy { policy: policy.clone() });
+    host.event(Event::SetPolicy { policy: policy.clone(), is_said: true });
     host.connect();
     let settings = |m: &SourceMessage| match m {
         SourceMessage::Settings(settings) => Some((settings.keep, settings.span_ms)),
         _ => None,
     };
     assert_eq!(host.take(settings), (5, 264 * 3_600_000), "as long as the last cell is needed");
-    host.event(Event::SetPolicy { policy: Policy::without_grid(6, 7) });
+    host.event(Event::SetPolicy { policy: Policy::without_grid(6, 7), is_said: true });
     assert_eq!(host.take(settings), (6, 7));
 
     host.event(Event::Disconnected { connection: host.connection() });
     host.epoch += 1000;
-    host.event(Event::SetPolicy { policy: policy.clone() });
+    host.event(Event::SetPolicy { policy: policy.clone(), is_said: true });
     host.event(Event::Connected { connection: host.connection() });
     host.greet(Features(u64::MAX));
     let retention = |m: &SourceMessage| match m {

@@ -90,7 +90,7 @@ fn keep(gateway: &mut Gateway, session: u64, keep: u32) {
 fn kept(gateway: &mut Gateway) -> Vec<u32> {
     let mut kept = Vec::new();
     gateway.did.retain(|a| match a {
-        Action::Policy { policy } => {
+        Action::Policy { policy, .. } => {
             kept.push(policy.keep);
             false
         }

@@ -284,6 +284,7 @@ impl World {
             instance: InstanceId([self.instance; 16]),
             boot: BootId([1; 16]),
             policy: Policy::without_grid(3, 0),
+            policy_is_said: true,
             layer_digest,
             limits: source_limits(),
         };
