@@ -87,9 +87,11 @@ impl LazyImage {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The image of a region or more, if it is known.
+    /// The image of a region or more, if it is known. What could not be read when the whole was indexed may be put back, so that is not.
     fn at_hand(&self, region: RegionIndex) -> Option<Arc<VolumeImage>> {
-        self.whole.get().cloned().or_else(|| self.known().images.get(&region).cloned())
+        let within = self.geometry.region_run(region);
+        let whole = self.whole.get().filter(|image| image.unknown.extents(within).next().is_none());
+        whole.cloned().or_else(|| self.known().images.get(&region).cloned())
     }
 
     fn keep(&self, region: RegionIndex, image: &Arc<VolumeImage>) {

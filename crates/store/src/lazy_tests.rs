@@ -135,12 +135,17 @@ fn a_region_asks_for_what_it_needs() {
     // Of another one they are not.
     let mut other = lazy.content();
     assert!(matches!(lazy.read_region(RegionIndex(4), &mut other), Err(StoreError::Corrupt { .. })));
-    // What is put back is read.
+    // What is put back is read, also by who has indexed all of it meanwhile.
+    let indexed = lazily(&group, point);
+    indexed.index_all(&|| true).expect("what is damaged is no error");
+    assert!(matches!(indexed.read_region(RegionIndex(4), &mut other), Err(StoreError::Corrupt { .. })));
     for layer in (0..41).map(|layer| layer + 1).filter(|layer| ![22, 29, 37].contains(layer)) {
         back(layer);
     }
-    lazy.read_region(RegionIndex(4), &mut other).expect("all of it is there");
-    assert_eq!(other.bytes[..], TestVolume::bytes(&volume.image)[32 * 512..40 * 512]);
+    for reader in [lazy, indexed] {
+        reader.read_region(RegionIndex(4), &mut other).expect("all of it is there");
+        assert_eq!(other.bytes[..], TestVolume::bytes(&volume.image)[32 * 512..40 * 512]);
+    }
 }
 
 /// It can be given up, and nothing is lost by that.
