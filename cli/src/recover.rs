@@ -2,17 +2,23 @@
 //!
 //! Owns the choice of the moment: per group one point, so that volumes that were written together come back together. A volume
 //! that cannot be restored from there is named and the others go on; nothing older is taken in its place unasked.
+//!
+//! Invariant: which points they are is noted in the directory before the first is restored. † `latest` and `-2h` are other points an hour later, and a
+//! command that was killed between two volumes would go on with one of them.
 
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use farside_control::{Address, Point, PointRef, select_point};
+use farside_control::{Address, Point, PointId, PointRef, select_point};
 use farside_keys::Keeper;
 use farside_objects::Location;
 use farside_store::{Existing, GroupReader, StoreReader};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use crate::args::{Global, RecoverArgs};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::print::{self, Table};
 use crate::restore::{self, Options, Restored};
 use crate::{guard, point, store};
@@ -55,8 +61,55 @@ struct Recovered {
 /// A volume to be restored.
 struct Wanted {
     address: Address,
-    point: Point,
+    point: PointId,
     to: PathBuf,
+    /// Of which point the file is that may be there.
+    found: Option<PointId>,
+}
+
+/// What was chosen for a directory, in it.
+#[derive(Debug, Default, Deserialize, Serialize)]
+struct Chosen {
+    store: String,
+    /// By SOURCE/GROUP/NAME.
+    volumes: BTreeMap<String, Choice>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Choice {
+    /// What was asked for.
+    asked: String,
+    point: PointId,
+}
+
+impl Chosen {
+    const FILE: &str = "recover.json";
+
+    fn read(to: &Path, location: &Location) -> Result<Self, Failure> {
+        let (path, store) = (to.join(Self::FILE), location.to_string());
+        let known: Self = match std::fs::read(&path) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).or_fail(format!("{} does not say what was begun there", path.display()))?
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { store, ..Self::default() }),
+            Err(error) => return Err(error).or_fail(format!("{} cannot be read", path.display())),
+        };
+        if known.store != store {
+            let message = format!("{} is of another store: {}", to.display(), known.store);
+            return Err(Failure::new(Exit::Refused, message, "name another directory: --to"));
+        }
+        Ok(known)
+    }
+
+    /// The whole of it or what was there before, whatever happens.
+    fn keep(&self, to: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(to)?;
+        let mut file = NamedTempFile::new_in(to)?;
+        file.write_all(&serde_json::to_vec_pretty(self).expect("it is JSON"))?;
+        file.as_file().sync_all()?;
+        file.persist(to.join(Self::FILE)).map_err(|error| error.error)?;
+        std::fs::File::open(to)?.sync_all()
+    }
 }
 
 /// `farside store recover`.
@@ -169,18 +222,27 @@ async fn restore_all(
 ) -> Result<(), Failure> {
     guard::refuse(to, Path::new(&location.to_string()))?;
     let mut done = Recovered::default();
-    let wanted = choose(store, args, to, &mut done.obstacles)?;
+    let mut chosen = Chosen::read(to, location)?;
+    let wanted = choose(store, args, to, (&mut chosen, &mut done.obstacles))?;
     if wanted.is_empty() {
         refuse_nothing(location, args, &done.obstacles)?;
     }
+    chosen.keep(to).or_fail(format!("{} cannot be written", to.display()))?;
     let (allow_degraded, allow_damaged) = (args.allow_degraded, args.allow_damaged);
     let format = crate::args::ImageFormat::Raw;
     let options = Options { key, existing: Existing::Resume, allow_degraded, allow_damaged, format };
     let mut damaged = !done.obstacles.is_empty();
-    for Wanted { address, point, to } in wanted {
+    for Wanted { address, point, to, found } in wanted {
         if to.exists() {
-            if !global.json {
-                print::out(&format!("{address}: {} is there already and stays as it is\n", to.display()))?;
+            let file = to.display();
+            if found == Some(point) && !global.json {
+                print::out(&format!("{address}: {file} is there already, of point {point}, and stays as it is\n"))?;
+            }
+            if found != Some(point) {
+                let of = found.map_or_else(|| "nobody noted of which point".to_owned(), |found| format!("of point {found}"));
+                let message = format!("{file} is there already, {of}, and stays as it is: point {point} was to be restored");
+                damaged = true;
+                done.obstacles.push(Obstacle { what: address.to_string(), message });
             }
             done.kept.push(to);
             continue;
@@ -189,7 +251,7 @@ async fn restore_all(
         std::fs::create_dir_all(folder).map_err(|e| {
             Failure::new(Exit::Failed, format!("{} cannot be made: {e}", folder.display()), "name a directory with room: --to")
         })?;
-        let wanted = PointRef::Id { slot: point.id.slot, tag: Some(point.id.tag) };
+        let wanted = PointRef::Id { slot: point.slot, tag: Some(point.tag) };
         match restore::unless_interrupted(global, location.clone(), address.clone(), wanted, to, options.clone()).await {
             Ok(restored) => {
                 if !global.json {
@@ -202,7 +264,7 @@ async fn restore_all(
             Err(failure) if ![Exit::Damaged, Exit::Refused, Exit::NotFound].contains(&failure.exit) => return Err(failure),
             Err(failure) => {
                 damaged = true;
-                let message = format!("point {}: {}", point.id, failure.message);
+                let message = format!("point {point}: {}", failure.message);
                 done.obstacles.push(Obstacle { what: address.to_string(), message });
             }
         }
@@ -224,25 +286,49 @@ async fn restore_all(
 }
 
 /// Of every group the point that is meant, and what it holds.
-fn choose(store: &StoreReader, args: &RecoverArgs, to: &Path, obstacles: &mut Vec<Obstacle>) -> Result<Vec<Wanted>, Failure> {
+fn choose(
+    store: &StoreReader,
+    args: &RecoverArgs,
+    to: &Path,
+    (chosen, obstacles): (&mut Chosen, &mut Vec<Obstacle>),
+) -> Result<Vec<Wanted>, Failure> {
     let (mut wanted, mut unknown) = (Vec::new(), Vec::new());
-    let now = jiff::Timestamp::now();
+    let (now, asked) = (jiff::Timestamp::now(), args.point.to_string());
     groups(store, obstacles, |group| {
         let names = group.names();
         let all: Vec<Point> = group.points().iter().map(|info| farside_receiver::point_of(names, info)).collect();
-        let of_all = select_point(&all, args.point, now).cloned();
+        let before = |of: &dyn Fn(&str) -> bool| {
+            let known = chosen.volumes.iter().find(|(volume, choice)| of(volume) && choice.asked == asked);
+            known.map(|(_, choice)| choice.point)
+        };
+        let begun = before(&|volume| volume.starts_with(&format!("{names}/")));
+        let of_all = match begun {
+            Some(begun) => all.iter().find(|point| point.id == begun).cloned(),
+            None => select_point(&all, args.point, now).cloned(),
+        };
+        let mut here = Vec::new();
         for (name, points) in volumes(group, &args.only) {
             // Who left the group earlier is in none of its newer points: then it is the newest that holds it.
             let holds = |point: &Point| point.members.iter().any(|member| member.volume == name);
-            let own = || select_point(&points, args.point, now).cloned();
-            match of_all.clone().filter(holds).or_else(own) {
+            // But not if the point that the others are of is gone.
+            let is_gone = begun.is_some() && of_all.is_none();
+            let own = || select_point(&points, args.point, now).filter(|_| !is_gone).cloned();
+            let volume = format!("{names}/{name}");
+            let point = before(&|known| known == volume).or_else(|| Some(of_all.clone().filter(holds).or_else(own)?.id));
+            match point {
                 Some(point) => {
-                    let address = format!("{names}/{name}").parse().expect("names of a store are those of addresses");
+                    let address = volume.parse().expect("names of a store are those of addresses");
                     let file = to.join(names.source.as_str()).join(names.group.as_str()).join(format!("{name}.img"));
-                    wanted.push(Wanted { address, point, to: file });
+                    let found = chosen.volumes.get(&volume).map(|choice| choice.point);
+                    wanted.push(Wanted { address, point, to: file.clone(), found });
+                    here.push((volume, file, point));
                 }
-                None => unknown.push(format!("{names}/{name}")),
+                None => unknown.push(volume),
             }
+        }
+        // What is there is what it was.
+        for (volume, _, point) in here.into_iter().filter(|(_, file, _)| !file.exists()) {
+            chosen.volumes.insert(volume, Choice { asked: asked.clone(), point });
         }
     })?;
     obstacles

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use farside_tests::verify::{Rng, Verifier};
+use farside_tests::verify::{Rng, Verifier, write_noise};
 use farside_tests::{Site, VolumeSpec, program, run, slot_of, wait_for};
 use serde_json::Value;
 
@@ -300,12 +300,26 @@ fn everything_in_a_store_is_listed_and_recovered_at_once() {
     for volume in ["data", "log"] {
         assert!(fs::read(file(volume)).expect("read") == fs::read(site.backing(volume)).expect("read"), "{volume}");
     }
-    // What is complete stays as it is, whatever it holds by now.
+    // What is complete stays as it is, whatever it holds by now; and what is missing comes from the same moment, though there is a newer one.
     fs::write(file("log"), b"mine").expect("write");
+    let before = fs::read(file("data")).expect("read");
     fs::remove_file(file("data")).expect("remove");
+    site.start_receiver();
+    site.start_daemon();
+    site.point_after("data", || {
+        write_noise(&site.tap("data"), BYTES, 77, 300);
+    });
+    site.daemon.take().expect("it runs").stop();
+    site.receiver.take().expect("it runs").stop();
     let (code, text, done) = output(&mut farside(&recover));
     assert_eq!((code, done["kept"].as_array().map(Vec::len)), (0, Some(1)), "{text} {done}");
     assert_eq!(fs::read(file("log")).expect("read"), b"mine");
+    assert!(fs::read(file("data")).expect("read") == before, "the point that was begun with");
+    assert!(fs::read(site.backing("data")).expect("read") != before, "there is a newer one");
+    // Of which point a file is must be known.
+    fs::remove_file(to.join("recover.json")).expect("remove");
+    let (code, text, done) = output(&mut farside(&recover));
+    assert_eq!((code, done["obstacles"].as_array().map(Vec::len)), (6, Some(2)), "{text} {done}");
 
     // One that is damaged is named, and the other comes all the same.
     fs::remove_dir_all(&to).expect("remove");
