@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args};
 use farside_control::Client;
-use farside_control::failback::{BranchKeeps, FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
+use farside_control::failback::{BranchKeeps, FailbackMember, FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
+use farside_control::source::VolumeState;
 use serde::Serialize;
 
 use crate::args::Global;
 use crate::confirm;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, NOTHING, Table};
 use crate::progress::Progress;
@@ -129,8 +130,9 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailbackArgs) -> R
             let question = "Keep no more of what these disks hold and no point does, and overwrite it?";
             confirm::confirm(question, "nothing was changed", args.yes)?;
         }
-        FailbackStep::Finish if args.force && planned.other.is_some() => {
-            let other = planned.other.as_deref().unwrap_or(NOTHING);
+        FailbackStep::Finish if args.force => {
+            // † Who stands in is known from the gateway alone, and it may be away.
+            let other = planned.other.as_deref().unwrap_or("the host that stands in, if there is one,");
             let question = format!("{other} may have more to publish: what is in no point by then is lost to this host. Finish?");
             confirm::confirm(&question, "it follows on", args.yes)?;
         }
@@ -143,25 +145,63 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailbackArgs) -> R
         FailbackStep::Begin | FailbackStep::Finish | FailbackStep::Abort => {}
     }
     let now = client.failback(&FailbackRequest { plan: false, ..request.clone() }).await?;
-    let (last, over) = watch(global, &client, now, step).await?;
+    let (last, end) = watch(global, &client, now, step).await?;
     if global.json {
-        return print::json(&Done { failback: &last, over });
+        return print::json(&Done { failback: &last, over: end != End::Follows });
     }
-    print::out(&outcome(&last, over))
+    print::out(&outcome(&last, end))
 }
 
-/// Until there is nothing more to wait for; how it was at last, and whether it is over.
+/// How what was watched ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It is not over: the disks follow.
+    Follows,
+    /// The volumes are served and published here.
+    Back,
+    /// It was given up.
+    Aborted,
+}
+
+/// How one ended that is not there any more. † What is said of it sends people to take down the host that stands in.
+async fn ended(client: &Client, last: &FailbackStatus, step: FailbackStep) -> Result<End, Failure> {
+    let group = &last.group;
+    if step == FailbackStep::Abort {
+        return Ok(End::Aborted);
+    }
+    if last.stage == FailbackStage::Aborting {
+        let message = format!("the failback of group {group} was given up from elsewhere");
+        return Err(Failure::new(Exit::Failed, message, "its volumes are served as their disks are, fenced: farside status"));
+    }
+    let status = client.source_status().await?;
+    let volumes: Vec<_> = status.groups.iter().filter(|one| one.name == *group).flat_map(|one| &one.volumes).collect();
+    let is_back = |member: &FailbackMember| {
+        let state = volumes.iter().find(|volume| volume.name == member.volume).map(|volume| &volume.state);
+        // One that was taken back a moment ago may have lost its gateway since.
+        let is_returned =
+            last.stage == FailbackStage::Returning && matches!(state, Some(VolumeState::Idle | VolumeState::Paused));
+        is_returned || matches!(state, Some(VolumeState::Behind { .. } | VolumeState::Streaming))
+    };
+    let are_back = !last.members.is_empty() && last.members.iter().all(is_back);
+    if are_back {
+        return Ok(End::Back);
+    }
+    let message = format!("the failback of group {group} is not there any more, and its volumes are not published here");
+    Err(Failure::new(Exit::Failed, message, "`farside status` says how they are; remove nothing at the host that stands in"))
+}
+
+/// Until there is nothing more to wait for; how it was at last, and how it ended.
 async fn watch(
     global: &Global,
     client: &Client,
     mut now: FailbackStatus,
     step: FailbackStep,
-) -> Result<(FailbackStatus, bool), Failure> {
+) -> Result<(FailbackStatus, End), Failure> {
     let progress = Progress::new(global.json);
     let mut said = None;
-    let over = loop {
+    let end = loop {
         if matches!(step, FailbackStep::Begin | FailbackStep::AcceptDisks) && now.stage == FailbackStage::Following {
-            break false;
+            break End::Follows;
         }
         if now.why != said && !global.json {
             if let Some(why) = &now.why {
@@ -175,11 +215,11 @@ async fn watch(
         tokio::time::sleep(ASK_AGAIN).await;
         match client.failbacks().await?.into_iter().find(|one| one.group == now.group) {
             Some(one) => now = one,
-            None => break true,
+            None => break ended(client, &now, step).await?,
         }
     };
     progress.finish();
-    Ok((now, over))
+    Ok((now, end))
 }
 
 pub(crate) async fn list(global: &Global, client: &Client) -> Result<(), Failure> {
@@ -265,15 +305,15 @@ fn plan(planned: &FailbackStatus, discard_branch: bool) -> String {
     text
 }
 
-fn outcome(last: &FailbackStatus, over: bool) -> String {
+fn outcome(last: &FailbackStatus, end: End) -> String {
     let group = &last.group;
     let point = |at: Option<&farside_control::source::LastPoint>| {
         at.map_or_else(|| "no one point".to_owned(), |point| format!("point {}, cut {}", point.id, print::time(point.cut_wall)))
     };
     let kept = last.branch.as_ref().map_or_else(String::new, |branch| format!("; what they held is branch {branch}"));
     let moved = format!("{} received, {} written{kept}", print::bytes(last.received_bytes), print::bytes(last.written_bytes));
-    match (over, last.stage) {
-        (false, _) => {
+    match end {
+        End::Follows => {
             let who = last.other.as_deref().unwrap_or("the host that stands in");
             format!(
                 "the disks of {group} are {} ({moved}), and follow\nnext: stop the applications on {who}, wait there for lag 0 (farside \
@@ -281,13 +321,13 @@ fn outcome(last: &FailbackStatus, over: bool) -> String {
                 point(last.holds.as_ref().or(last.point.as_ref()))
             )
         }
-        (true, FailbackStage::Aborting) => {
+        End::Aborted => {
             let kept = last.branch.as_ref().filter(|_| last.keeps == BranchKeeps::Kept);
             let kept = kept
                 .map_or_else(String::new, |branch| format!("; what only they held before is branch {branch}, and not on them"));
             format!("aborted: the volumes of {group} are served as their disks are{kept}, fenced (farside explain fenced)\n")
         }
-        (true, _) => format!(
+        End::Back => format!(
             "{group} is back, from {} ({moved}): its volumes are served and published here; all of it is compared once (farside \
              status)\nat the host that stood in: farside volume remove\n",
             point(last.holds.as_ref().or(last.point.as_ref()))

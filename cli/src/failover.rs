@@ -193,7 +193,7 @@ async fn ask_until_through(
         tokio::time::sleep(if now.waits_ms.is_some() { WAITS_AGAIN } else { ASK_AGAIN }).await;
         // † Until it is fenced the same is said again, and not only asked: a source that is alive may come back, and then nothing more comes.
         let plan = now.stage != FailoverStage::Fencing;
-        let again = FailoverRequest { again: false, plan, ..request.clone() };
+        let again = FailoverRequest { again: false, plan, goes_on: Some(now.generation), ..request.clone() };
         now = match client.failover(&again).await {
             Err(ClientError::Api(error)) if !plan && error.code != ErrorCode::Refused => {
                 client.failover(&FailoverRequest { plan: true, ..again }).await?

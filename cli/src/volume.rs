@@ -101,10 +101,11 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) 
 
 /// Begins a verify, or joins the one under way, and waits for its end.
 async fn verify(global: &Global, client: &Client, name: &str, detach: bool) -> Result<(), Failure> {
-    let mut volume = client.volume_verify(name).await?;
+    let begun = client.volume_verify(name).await?;
+    let mut volume = begun.clone();
     let progress = (!detach).then(|| Progress::new(global.json));
     let result = loop {
-        let state = volume.verify.take().unwrap_or_default();
+        let state = the_verify(&begun, &volume)?;
         let Some(progress) = progress.as_ref().filter(|_| state.outcome == VerifyOutcome::Running) else { break state };
         progress.set(state.done_bytes, state.total_bytes);
         tokio::time::sleep(VERIFY_INTERVAL).await;
@@ -121,6 +122,19 @@ async fn verify(global: &Global, client: &Client, name: &str, detach: bool) -> R
         print::out(&verified(name, &result))?;
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// How the verify is that was begun. † Where it ended with its daemon, or its volume was opened anew, the newest result is of another one, and may say that
+/// all is well.
+fn the_verify(begun: &VolumeStatus, now: &VolumeStatus) -> Result<VerifyStatus, Failure> {
+    let started = begun.verify.as_ref().map(|verify| verify.started);
+    now.verify.clone().filter(|verify| Some(verify.started) == started).ok_or_else(|| {
+        let message = format!(
+            "the verify of {} ended early: farsided was started anew meanwhile, or has opened the volume anew",
+            begun.name
+        );
+        Failure::new(Exit::Failed, message, "begin it again: what was found until then is in the log of farsided")
+    })
 }
 
 /// Why a verify did not end well.
@@ -170,19 +184,20 @@ pub(crate) async fn verify_group(global: &Global, hosts: &Hosts, wanted: PointRe
         }
     };
     let names: Vec<&str> = volumes.iter().filter(|volume| volume.group == group).map(|volume| volume.name.as_str()).collect();
+    let mut begun = Vec::new();
     for name in &names {
-        client.volume_verify(name).await?;
+        begun.push(client.volume_verify(name).await?);
     }
     let progress = Progress::new(global.json);
     let results: Vec<(&str, VerifyStatus)> = loop {
         let now = client.volumes().await?;
         let mut all = Vec::new();
-        for name in &names {
+        for (name, begun) in names.iter().zip(&begun) {
             // Removed meanwhile: nothing would ever come of it.
             let volume = now.iter().find(|volume| volume.name == *name).ok_or_else(|| {
                 Failure::new(Exit::NotFound, format!("volume {name} was removed while it was verified"), "say it again")
             })?;
-            all.push((*name, volume.verify.clone().unwrap_or_default()));
+            all.push((*name, the_verify(begun, volume)?));
         }
         if all.iter().all(|(_, result)| result.outcome != VerifyOutcome::Running) {
             break all;

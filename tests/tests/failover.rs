@@ -201,19 +201,29 @@ fn a_gateway_that_was_just_started_waits_for_a_source_that_may_be_alive() {
         serde_json::from_slice::<Value>(&plan.stdout).ok().filter(|plan| plan["point"].is_object())
     });
     assert!(plan["connected_from"].is_null() && plan["waits_ms"].as_u64().is_some_and(|ms| ms > 3_000_000), "{plan}");
-    let mut waiting =
-        site.gateway(&["failover", "host1/default", "--yes"]).stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+    let begin = |site: &Site| {
+        let piped = std::process::Stdio::piped;
+        site.gateway(&["failover", "host1/default", "--yes"]).stdout(piped()).stderr(piped()).spawn().expect("it starts")
+    };
+    let waiting = begin(&site);
     let listed = |site: &Site| json(&mut site.gateway(&["failover", "--list"]))[0].clone();
     let why = |site: &Site, words: &str| {
         wait_for(words, || listed(site)["why"].as_str()?.contains(words).then_some(()));
         assert_eq!(listed(site)["stage"], "fencing");
     };
     why(&site, "may still come back");
+    // Somebody else gives it up: who waits for it is told, and begins none.
+    run(&mut site.gateway(&["failover", "host1/default", "--abort"]));
+    let told = waiting.wait_with_output().expect("it ends");
+    assert!(!told.status.success() && String::from_utf8_lossy(&told.stderr).contains("it was given up"), "{told:?}");
+    assert_eq!(json(&mut site.gateway(&["failover", "--list"])).as_array().map(Vec::len), Some(0));
 
+    let waiting = begin(&site);
+    why(&site, "may still come back");
     site.start_daemon();
     why(&site, "host1 is connected: it is alive");
-    let ended = waiting.wait().expect("it ends");
-    assert!(!ended.success(), "nobody was fenced: {ended:?}");
+    let ended = waiting.wait_with_output().expect("it ends");
+    assert!(!ended.status.success(), "nobody was fenced: {ended:?}");
     // It is gone again, or in a pause: nobody can tell.
     site.daemon.take().expect("it runs").kill();
     why(&site, "host1 came back after this failover was begun");

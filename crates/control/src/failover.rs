@@ -29,6 +29,8 @@ pub struct FailoverRequest {
     pub abort: bool,
     /// `true`: it is for good, and its source may not come back; `false`: it may again.
     pub commit: Option<bool>,
+    /// Begin none: go on with the one of this generation, or of a later one.
+    pub goes_on: Option<u64>,
     /// Say what would happen, and change nothing.
     pub plan: bool,
 }
