@@ -479,14 +479,21 @@ Examples:
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         reason: String,
     },
-    /// Withdraw all pins of a recovery point; from then on it goes when the group's retention lets it go.
+    /// Withdraw the pins of a recovery point; without any it goes when the group's retention lets it go.
     ///
-    /// A point without pins stays as it is. This asks farside-receiver, on the gateway.
+    /// Those by which the gateway keeps it for a failover, or for a branch of a host, stay without --all: neither is worth
+    /// anything without its point. This asks farside-receiver, on the gateway.
     #[command(after_long_help = "Example:\n  farside point unpin 42-9f3c2a1b")]
     Unpin {
         /// Which point, of what.
         #[command(flatten)]
         which: WhichPoint,
+        /// Also those that the gateway holds for itself.
+        #[arg(long)]
+        all: bool,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
     },
     /// Read everything that a recovery point needs and check every granule of it; write nothing.
     ///

@@ -63,7 +63,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: BranchCommand) 
             }
             let trouble = removed.trouble.as_ref().zip(removed.over.as_ref()).map_or_else(String::new, |(trouble, over)| {
                 format!(
-                    "! {trouble}: farside point unpin {} --of {}/{}, there, if nothing else wants it\n",
+                    "! {trouble}: farside point unpin {} --all --of {}/{}, there, if nothing else wants it\n",
                     over.id, removed.source, removed.group
                 )
             });

@@ -140,9 +140,9 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
             let (point, of) = resolve(which)?;
             point::pin(&cli.global, &hosts, point, of.as_ref(), reason).await
         }
-        Command::Point(PointCommand::Unpin { which }) => {
+        Command::Point(PointCommand::Unpin { which, all, yes }) => {
             let (point, of) = resolve(which)?;
-            point::unpin(&cli.global, &hosts, point, of.as_ref()).await
+            point::unpin(&cli.global, &hosts, (point, of.as_ref()), all, yes).await
         }
         Command::Point(PointCommand::Verify { which, against_source: true, .. }) => {
             let (point, of) = resolve(which)?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use farside_control::client::Daemon;
-use farside_control::routes::PointsQuery;
+use farside_control::routes::{PointsQuery, UnpinQuery};
 use farside_control::{
     Address, Client, Consistency, PinRequest, Point, PointRef, PointVerified, Run, Verification, VerificationState,
     VerifiedVolume,
@@ -12,6 +12,7 @@ use farside_keys::Keeper;
 use farside_store::{Looked, StoreError};
 
 use crate::args::{Global, KeyArg};
+use crate::confirm;
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, Table};
@@ -68,15 +69,36 @@ pub(crate) async fn pin(
 }
 
 /// `farside point unpin`.
-pub(crate) async fn unpin(global: &Global, hosts: &Hosts, wanted: PointRef, of: Option<&Address>) -> Result<(), Failure> {
+pub(crate) async fn unpin(
+    global: &Global,
+    hosts: &Hosts,
+    (wanted, of): (PointRef, Option<&Address>),
+    all: bool,
+    yes: bool,
+) -> Result<(), Failure> {
     say_of_what(wanted, of)?;
     let client = gateway(hosts).await?;
-    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
-    let point = client.point_unpin(&wanted.to_string(), &query).await?;
+    let of = of.map(Address::to_string);
+    let mut wanted = wanted.to_string();
+    let reasons = |point: &Point| point.pins.iter().map(|pin| format!("  {}\n", pin.reason)).collect::<String>();
+    if all {
+        let point = client.point(&wanted, &PointsQuery { of: of.clone(), limit: None }).await?;
+        if !global.json {
+            eprint!("point {} of {}/{} is kept for\n{}", point.id, point.source, point.group, reasons(&point));
+        }
+        confirm::confirm("Withdraw all of these?", "nothing was changed", yes)?;
+        // The very one that was shown: another may be the newest by now.
+        wanted = point.id.to_string();
+    }
+    let point = client.point_unpin(&wanted, &UnpinQuery { of, all }).await?;
     if global.json {
         return print::json(&point);
     }
-    print::out(&format!("point {} of {}/{} has no pins: retention decides\n", point.id, point.source, point.group))
+    let which = format!("point {} of {}/{}", point.id, point.source, point.group);
+    print::out(&match point.pins.is_empty() {
+        true => format!("{which} has no pins: retention decides\n"),
+        false => format!("{which} is still kept, by the gateway (--all withdraws that, too), for\n{}", reasons(&point)),
+    })
 }
 
 /// `farside point verify`.

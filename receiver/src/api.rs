@@ -10,7 +10,7 @@ use farside_control::cohort::{CohortCut, CohortStatus};
 use farside_control::failover::{FailoverRequest, FailoverStatus};
 use farside_control::follower::{FollowerAdd, FollowerStatus};
 use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
-use farside_control::routes::{self, PagesQuery, PointsQuery};
+use farside_control::routes::{self, PagesQuery, PointsQuery, UnpinQuery};
 use farside_control::source::Done;
 use farside_control::{
     Address, ApiError, ErrorCode, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PageMaker, PinRequest, Point, PointPage, PointRef,
@@ -149,9 +149,10 @@ async fn pin(
 async fn unpin(
     State(receiver): Here,
     Path(wanted): Path<String>,
-    query: Result<Query<PointsQuery>, QueryRejection>,
+    query: Result<Query<UnpinQuery>, QueryRejection>,
 ) -> Answer<Point> {
-    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PointChange::Unpin { only: None }).await
+    let Query(UnpinQuery { of, all }) = query.map_err(bad_request)?;
+    change_pin(&receiver, &wanted, &PointsQuery { of, limit: None }, PointChange::UnpinFor { all }).await
 }
 
 async fn change_pin(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery, change: PointChange) -> Answer<Point> {

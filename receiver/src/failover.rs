@@ -139,8 +139,11 @@ impl Former {
     }
 }
 
+/// What the reasons of all pins of failovers begin with.
+pub(crate) const PIN_REASONS: &str = "failover, generation ";
+
 fn pin_reason(generation: u64) -> String {
-    format!("failover, generation {generation}")
+    format!("{PIN_REASONS}{generation}")
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,6 +275,14 @@ impl Failovers {
         }
         if let Some(commit) = request.commit {
             return self.commit(receiver, &group, commit, request);
+        }
+        // † Whoever watches one says the same again and again: what another person gave up meanwhile must not begin anew by that.
+        if let Some(generation) = request.goes_on
+            && known.as_ref().is_none_or(|known| known.generation < generation)
+        {
+            let message =
+                format!("the failover of {names} is not there any more: it was given up, or the history was taken back");
+            return Err(ApiError::new(ErrorCode::Conflict, message, "`farside failover --list` shows what is there"));
         }
         if let Some(known) = known.as_ref().filter(|known| !request.again || !matches!(known.stage, Stage::Promoted { .. })) {
             if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
@@ -643,7 +654,7 @@ impl Failovers {
                         if known.as_ref().is_err_and(|error| error.code != ErrorCode::NotFound) {
                             known?;
                         } else if let Ok(PromotionLook { point: Some(point), .. }) = known {
-                            let change = PointChange::Unpin { only: Some(former.pin_reason()) };
+                            let change = PointChange::Unpin { only: former.pin_reason() };
                             receiver.runtime.block_on(group.change(point.shown.id, change))?;
                         }
                     }
@@ -659,13 +670,13 @@ impl Failovers {
                     if !failover.is_taken_back(&look) {
                         // Withdrawn once, and then there is nothing to withdraw.
                         if let Some(point) = look.point.filter(|_| failover.settled && point.is_some()) {
-                            let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
+                            let change = PointChange::Unpin { only: failover.pin_reason() };
                             receiver.runtime.block_on(group.change(point.shown.id, change))?;
                         }
                         return Ok(None);
                     }
                     if let Some(point) = look.point.filter(|_| point.is_some()) {
-                        let change = PointChange::Unpin { only: Some(failover.pin_reason()) };
+                        let change = PointChange::Unpin { only: failover.pin_reason() };
                         receiver.runtime.block_on(group.change(point.shown.id, change))?;
                     }
                     self.forget(&receiver.state_dir, names).map_err(unnoted)?;

@@ -46,9 +46,12 @@ static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 /// Hosts that pull now.
 static HOSTS: Mutex<BTreeMap<Name, Weak<Host>>> = Mutex::new(BTreeMap::new());
 
+/// What the reasons of all pins of branches begin with.
+pub(crate) const PIN_REASONS: &str = "branch of ";
+
 /// Why a point is pinned for a branch of a host; with no name what all such reasons begin with.
 pub(crate) fn pin_reason(host: &Name, branch: &str) -> String {
-    format!("branch of {host}: {branch}")
+    format!("{PIN_REASONS}{host}: {branch}")
 }
 
 /// What differs is compressed so much: who waits for it waits for an application that is stopped.
@@ -124,7 +127,8 @@ async fn answer_all(
                     ForkPin::Pin(branch) => Some(branch.clone()),
                     ForkPin::Leave | ForkPin::Unpin(_) => None,
                 };
-                Some((asked.id, PullWanted::Fork { over: asked.over, pins }))
+                let leaves = matches!(asked.pin, ForkPin::Unpin(_));
+                Some((asked.id, PullWanted::Fork { over: asked.over, pins, leaves }))
             }
             _ => None,
         };
@@ -194,7 +198,7 @@ async fn pin(group: &GroupHandle, asker: &Name, look: &PullLook, pin: &ForkPin) 
     let change = match pin {
         ForkPin::Leave => return Ok(()),
         ForkPin::Pin(branch) => PointChange::OwnPin { reason: reason(branch) },
-        ForkPin::Unpin(branch) => PointChange::Unpin { only: Some(reason(branch)) },
+        ForkPin::Unpin(branch) => PointChange::Unpin { only: reason(branch) },
     };
     let point = PointId::new(look.position.slot.0, &look.position.digest.0);
     let changed = group.change(point, change).await;

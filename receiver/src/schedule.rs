@@ -139,7 +139,7 @@ impl Schedule {
     }
 
     /// A point that is being read is damaged, which its end may never say: the reading may be cut short.
-    fn met(&self, receiver: &Receiver, group: &GroupHandle, point: PointId, looked: Looked) {
+    pub(crate) fn met(&self, receiver: &Receiver, group: &GroupHandle, point: PointId, looked: Looked) {
         let names = group.names();
         let message = format!(
             "point {point} of {names} was being read and is damaged: {} regions so far cannot be restored; which, is said when all is read",
@@ -283,7 +283,7 @@ impl Runner {
     }
 
     fn unpin(&self, group: &GroupHandle, point: PointId) -> Result<(), String> {
-        let change = PointChange::Unpin { only: Some(PIN_REASON.to_owned()) };
+        let change = PointChange::Unpin { only: PIN_REASON.to_owned() };
         self.receiver.runtime.block_on(group.change(point, change)).map(drop).map_err(|error| error.message)
     }
 

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use farside_control::{
     ApiError, DAMAGE_LISTED_MAX, Damage, ErrorCode, Point, PointVerified, Run, Verification, VerificationState, VerifiedVolume,
 };
-use farside_ledger::VerifiedHow;
+use farside_ledger::{PointFilter, VerifiedHow};
 use farside_region::{Name, Slot};
 use farside_store::{GroupReader, Looked, PointReader, StoreError, unreadable_runs, verify_point};
 
 use crate::group::{GroupHandle, PointChange};
+use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::status;
 
@@ -174,15 +175,31 @@ impl Job {
         }
     }
 
-    fn run(&self, receiver: &Receiver, group: &GroupHandle, only: Option<&str>) -> Result<(), StoreError> {
-        let group = receiver.vault.reader()?.group(group.names())?;
+    /// Whether the point is there still: what is missing of one that retention gave up is not damage.
+    fn is_kept(&self, receiver: &Receiver, group: &GroupHandle) -> bool {
+        let slot = Slot(self.point.id.slot);
+        let ask = PointsAsk { volume: None, filter: PointFilter::default(), below: Some(Slot(slot.0 + 1)), limit: 1 };
+        let found = receiver.runtime.block_on(group.points(ask));
+        found.is_ok_and(|found| found.points.first().is_some_and(|point| point.slot == slot))
+    }
+
+    fn run(&self, receiver: &Receiver, handle: &GroupHandle, only: Option<&str>) -> Result<(), StoreError> {
+        let group = receiver.vault.reader()?.group(handle.names())?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, 4);
         let wanted = || {
             let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
             !self.stop.load(Ordering::Relaxed) && !receiver.is_stopping() && asked.elapsed() < FORGOTTEN_AFTER
         };
+        // From which slot on it is said to be damaged. † At once: nobody may be there any more when all is read.
+        let said_since = Mutex::new(None);
         let progress = |looked: Looked| {
             self.done_bytes.store(looked.done_bytes, Ordering::Relaxed);
+            let mut said = said_since.lock().unwrap_or_else(PoisonError::into_inner);
+            if looked.damaged_since.is_some_and(|since| said.is_none_or(|said| since < said)) && self.is_kept(receiver, handle) {
+                *said = looked.damaged_since;
+                receiver.schedule.met(receiver, handle, self.point.id, looked);
+            }
+            drop(said);
             wanted()
         };
         let members: Vec<&str> = self.point.members.iter().map(|m| m.volume.as_str()).collect();

@@ -20,7 +20,7 @@ use crate::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackSta
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
-use crate::routes::{self, PagesQuery, PointsQuery};
+use crate::routes::{self, PagesQuery, PointsQuery, UnpinQuery};
 use crate::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
     VolumeAdd, VolumeStatus,
@@ -285,9 +285,9 @@ impl Client {
         self.send(Method::POST, &routes::point_pin(point, query), request).await
     }
 
-    /// Withdraws all pins of a point; the point as it is then.
-    pub async fn point_unpin(&self, point: &str, query: &PointsQuery) -> Result<Point, ClientError> {
-        self.call(Method::DELETE, &routes::point_pin(point, query), Bytes::new()).await
+    /// Withdraws what people pinned a point for, or all its pins; the point as it is then.
+    pub async fn point_unpin(&self, point: &str, query: &UnpinQuery) -> Result<Point, ClientError> {
+        self.call(Method::DELETE, &routes::point_unpin(point, query), Bytes::new()).await
     }
 
     /// Begins to verify a point.

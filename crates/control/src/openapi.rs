@@ -18,7 +18,7 @@ use crate::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackSta
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
-use crate::routes::{self, PagesQuery, PointsQuery};
+use crate::routes::{self, PagesQuery, PointsQuery, UnpinQuery};
 use crate::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
     VolumeAdd, VolumeStatus,
@@ -46,6 +46,8 @@ enum Takes {
     Points,
     /// [`PagesQuery`].
     Pages,
+    /// [`UnpinQuery`].
+    Unpin,
 }
 
 /// A type by its name, with all that it is made of.
@@ -147,7 +149,10 @@ pub fn operations() -> Vec<Operation> {
         op(Receiver, "POST", routes::POINT_PIN, "Never prune a point", Described::of::<Point>())
             .taking::<PinRequest>()
             .with_query(),
-        op(Receiver, "DELETE", routes::POINT_PIN, "Withdraw all pins of a point", Described::of::<Point>()).with_query(),
+        Operation {
+            query: Takes::Unpin,
+            ..op(Receiver, "DELETE", routes::POINT_PIN, "Withdraw the pins of a point", Described::of::<Point>())
+        },
         op(Receiver, "POST", routes::POINT_VERIFY, "Begin to read a whole point and check it", Described::of::<Verification>())
             .with_query(),
         op(Receiver, "GET", routes::VERIFICATION, "The newest verification of a point", Described::of::<Verification>()),
@@ -236,6 +241,7 @@ fn describe(operation: &Operation) -> utoipa::openapi::path::Operation {
         Takes::Nothing => Vec::new(),
         Takes::Points => PointsQuery::into_params(|| Some(ParameterIn::Query)),
         Takes::Pages => PagesQuery::into_params(|| Some(ParameterIn::Query)),
+        Takes::Unpin => UnpinQuery::into_params(|| Some(ParameterIn::Query)),
     };
     for parameter in parameters {
         built = built.parameter(parameter);

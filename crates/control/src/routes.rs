@@ -138,6 +138,17 @@ pub struct PointsQuery {
     pub limit: Option<u32>,
 }
 
+/// The query string of [`POINT_PIN`] where pins are withdrawn.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::IntoParams)]
+#[serde(default)]
+#[into_params(parameter_in = Query)]
+pub struct UnpinQuery {
+    /// An [`Address`](crate::Address): a volume or a group.
+    pub of: Option<String>,
+    /// Also those by which the gateway keeps the point for itself: for a failover, for a branch of a host, while it is verified.
+    pub all: bool,
+}
+
 /// The query string of [`POINT_PAGES`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::IntoParams)]
 #[serde(default)]
@@ -239,6 +250,11 @@ pub fn points(query: &PointsQuery) -> String {
 /// [`POINT_PIN`] with its query.
 pub fn point_pin(point: &str, query: &PointsQuery) -> String {
     with_query(fill(POINT_PIN, point), query)
+}
+
+/// [`POINT_PIN`] with the query of withdrawing.
+pub fn point_unpin(point: &str, query: &UnpinQuery) -> String {
+    with_pairs(fill(POINT_PIN, point), [("of", query.of.clone()), ("all", query.all.then(|| "true".to_owned()))])
 }
 
 /// [`POINT_VERIFY`] with its query.

@@ -38,8 +38,10 @@ pub(crate) enum PointChange {
     Pin { reason: String },
     /// One more, of this process's own, which has few: nothing that people did may keep it from that.
     OwnPin { reason: String },
-    /// No pin; with a reason: none for that one.
-    Unpin { only: Option<String> },
+    /// None for this reason.
+    Unpin { only: String },
+    /// None that people asked for; with `all`: none.
+    UnpinFor { all: bool },
     /// All of it was verified.
     Verified { how: VerifiedHow },
 }

@@ -8,6 +8,7 @@ use farside_store::PointInfo;
 use tokio::sync::oneshot;
 
 use super::{Group, Place, PointChange};
+use crate::{failover, pull, schedule};
 
 /// Pins of one point; more are no use to anybody.
 const PINS_MAX: usize = 64;
@@ -19,6 +20,15 @@ pub(super) struct Changing {
     first: u64,
     trouble: Option<ApiError>,
     reply: oneshot::Sender<Result<PointInfo, ApiError>>,
+}
+
+/// Whether a reason is the gateway's own. † What lies over such a point, or stands on it, is worth nothing without it.
+fn is_own(reason: &str) -> bool {
+    reason == schedule::PIN_REASON || [failover::PIN_REASONS, pull::PIN_REASONS].iter().any(|own| reason.starts_with(own))
+}
+
+fn unpin(pins: Vec<(Slot, String)>, is_meant: impl Fn(&String) -> bool) -> Vec<Body> {
+    pins.into_iter().filter(|(_, reason)| is_meant(reason)).map(|(pin, _)| Body::Unpin(Unpin { pin })).collect()
 }
 
 impl Group {
@@ -35,10 +45,8 @@ impl Group {
             Err(error) => return drop(reply.send(Err(error))),
         };
         let bodies: Vec<Body> = match change {
-            PointChange::Unpin { only } => {
-                let meant = pins.into_iter().filter(|(_, reason)| only.as_ref().is_none_or(|only| only == reason));
-                meant.map(|(pin, _)| Body::Unpin(Unpin { pin })).collect()
-            }
+            PointChange::Unpin { only } => unpin(pins, |reason| *reason == only),
+            PointChange::UnpinFor { all } => unpin(pins, |reason| all || !is_own(reason)),
             PointChange::Verified { how } => vec![Body::Verified(Verified { point: Slot(point.slot), how })],
             PointChange::Pin { reason } | PointChange::OwnPin { reason } if pins.iter().any(|(_, known)| *known == reason) => {
                 Vec::new()
@@ -48,7 +56,7 @@ impl Group {
                 return drop(reply.send(Err(ApiError::new(
                     ErrorCode::Conflict,
                     message,
-                    "farside point unpin withdraws them all",
+                    "farside point unpin withdraws those that people asked for",
                 ))));
             }
             PointChange::Pin { reason } | PointChange::OwnPin { reason } => {

@@ -28,8 +28,9 @@ pub(crate) struct PullAsk {
 pub(crate) enum PullWanted {
     /// The newest; `have`: what its disks are.
     Newest { have: Option<LedgerPosition> },
-    /// The newest from before the failover; `over`: no other than this one. `pins`: it is to be kept for that branch.
-    Fork { over: Option<LedgerPosition>, pins: Option<Name> },
+    /// The newest from before the failover; `over`: no other than this one. `pins`: it is to be kept for that branch. `leaves`: it is to be kept no
+    /// more, and nothing of it is wanted.
+    Fork { over: Option<LedgerPosition>, pins: Option<Name>, leaves: bool },
 }
 
 /// What it is told.
@@ -78,7 +79,7 @@ impl Group {
                 let newest = state.points_below(Some(Slot(parted.0 + 1))).find(|point| !point.degraded);
                 newest.ok_or_else(|| format!("{} has no point from before its failover any more that is whole", self.names))?
             }
-            PullWanted::Fork { over: Some(over), pins } => {
+            PullWanted::Fork { over: Some(over), pins, .. } => {
                 if let Some(branch) = pins {
                     self.may_pin(state, &ask.asker, branch)?;
                 }
@@ -94,8 +95,11 @@ impl Group {
             return Err(format!("point {} has more volumes than can be pulled at once", point.slot));
         }
         let digest = state.digest_at(point.slot).expect("a point's record was replayed");
-        let needed = have.iter().map(|have| have.slot).chain([point.slot]);
-        self.receiver.followers.hold(&self.names, (&ask.asker, ask.connection), needed.collect());
+        // † Another connection of that host may be bringing its disks up: what that one needs is not let go of with an old branch.
+        if !matches!(ask.wanted, PullWanted::Fork { leaves: true, .. }) {
+            let needed = have.iter().map(|have| have.slot).chain([point.slot]);
+            self.receiver.followers.hold(&self.names, (&ask.asker, ask.connection), needed.collect());
+        }
         let mut members = Vec::new();
         for member in &point.members {
             let volume = member.key.volume;

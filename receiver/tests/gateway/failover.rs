@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use farside_control::PinRequest;
 use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
 use farside_control::follower::{FollowerAdd, FollowerState, Follows};
-use farside_control::routes;
+use farside_control::routes::{self, PointsQuery, UnpinQuery};
 use farside_ledger::{Claim, LayerKind, VoidReason};
 use farside_region::Generation;
 use farside_wire::{ClaimOutcome, ReceiverMessage};
@@ -110,6 +111,13 @@ async fn a_failover_fences_its_source_and_brings_the_newest_point_up() {
     assert!(std::fs::read(gateway.path("data.img")).expect("read") == image(&content), "the newest point is there");
     let pinned = gateway.points(None).await;
     assert_eq!(pinned[0].pins.iter().map(|pin| pin.reason.as_str()).collect::<Vec<_>>(), ["failover, generation 2"]);
+    // Who withdraws what he pinned withdraws nothing that the gateway needs, unless he says so.
+    let (point, query) = (pinned[0].id.to_string(), PointsQuery::default());
+    client.point_pin(&point, &query, &PinRequest { reason: "before the upgrade".into() }).await.expect("pinned");
+    let unpinned = client.point_unpin(&point, &UnpinQuery::default()).await.expect("unpinned");
+    assert_eq!(unpinned.pins.iter().map(|pin| pin.reason.as_str()).collect::<Vec<_>>(), ["failover, generation 2"]);
+    let unpinned = client.point_unpin(&point, &UnpinQuery { all: true, ..UnpinQuery::default() }).await.expect("unpinned");
+    assert!(unpinned.pins.is_empty(), "{unpinned:?}");
     let status = gateway.status().await;
     assert!(status.reasons.iter().any(|reason| reason.code == "failed_over"), "{:?}", status.reasons);
     assert!(status.sources[0].groups[0].volumes.iter().all(|volume| volume.generation == 2));
