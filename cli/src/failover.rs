@@ -268,6 +268,9 @@ fn loss(planned: &FailoverStatus) -> String {
     let Some(point) = &planned.point else { return format!("{group} has no point\n") };
     let mut text =
         format!("{group} to point {}, cut {} ({})\n", point.id, print::time(point.cut_wall), print::age(point.cut_wall));
+    if planned.degraded {
+        text.push_str(&degraded(planned));
+    }
     let is_newest = planned.newest.as_ref() == Some(point);
     text.push_str(&match planned.lag_ms.filter(|_| is_newest) {
         _ if planned.all_published => {
@@ -295,6 +298,10 @@ fn loss(planned: &FailoverStatus) -> String {
         text.push_str(&format!("! volume {} is not in it: {newest}\n", left.volume));
     }
     text
+}
+
+fn degraded(one: &FailoverStatus) -> String {
+    format!("! {} could not read all of that point: what is missing cannot be read of the copy (--allow-degraded)\n", one.source)
 }
 
 /// How long it takes before anything is fenced, and why.
@@ -339,10 +346,11 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
     let group = format!("{}/{}", now.source, now.group);
     let point = now.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string());
     format!(
-        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}\n{}the way back, on {}: farside failback {}; or, with \
+        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}{}\n{}the way back, on {}: farside failback {}; or, with \
          its disks as they are: farside rollback {}; if it is not to come back: farside commit {group}\n",
         now.source,
         now.generation,
+        if now.degraded { degraded(now) } else { String::new() },
         steps(now),
         rto_ms.map_or_else(String::new, |ms| format!("RTO {}\n", print::duration_ms(ms))),
         match &now.stand_in {

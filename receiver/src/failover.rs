@@ -121,6 +121,9 @@ pub(crate) struct Failover {
     /// This very one is for good.
     #[serde(default)]
     settled: bool,
+    /// Whoever forced it was told that its point is degraded, and may have another such one.
+    #[serde(default)]
+    takes_degraded: bool,
     /// The one that stands until this one has fenced somebody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     before: Option<Box<Failover>>,
@@ -343,6 +346,7 @@ impl Failovers {
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
             committed: known.as_ref().is_some_and(|known| known.committed),
             settled: false,
+            takes_degraded: request.force && look.point.as_ref().is_some_and(|point| point.degraded),
             before: known.clone().map(Box::new),
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
@@ -629,8 +633,8 @@ impl Failovers {
                     // Now none can be added.
                     failover.parted = look(receiver, &group, None)?.newest.map(|newest| Slot(newest.id.slot));
                     let point = match failover.wanted {
-                        // † What was staged until now may be degraded, and nobody has seen it.
-                        None if !failover.forced => look_for(receiver, &group, Wanted::NewestWhole)?.point,
+                        // † What was staged until now may be degraded, and nobody has seen it: also if it was forced for another reason.
+                        None if !failover.takes_degraded => look_for(receiver, &group, Wanted::NewestWhole)?.point,
                         wanted => look(receiver, &group, wanted)?.point,
                     };
                     if let Some(point) = &point {
@@ -833,6 +837,7 @@ fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &Pr
     FailoverStatus {
         stage: if is_over { FailoverStage::Over } else { alone.stage },
         point: point.map(|point| point.shown.clone()),
+        degraded: point.is_some_and(|point| point.degraded),
         newest: look.newest.clone(),
         lag_ms: view.lag_ms(),
         silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),

@@ -66,6 +66,8 @@ pub struct FailoverStatus {
     pub generation: u64,
     /// The point that is brought up; `None`: the group has none.
     pub point: Option<LastPoint>,
+    /// The source could not read all of that point: what is missing reads as an error.
+    pub degraded: bool,
     /// The newest point that there is.
     pub newest: Option<LastPoint>,
     /// How old what the newest point holds is, which is what may be lost with it; `None`: not known.
