@@ -31,6 +31,7 @@ use farside_control::source::{LastPoint, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_keys::GroupKey;
 use farside_region::{Generation, LedgerPosition, Name, RegionSet};
+use farside_replication::failback::{At, Branch, Finish, Kept, Stage, lacks};
 use farside_store::FollowTarget as _;
 use farside_transport::{Dial, QuicDialer};
 use farside_wire::PullPoint;
@@ -42,10 +43,10 @@ use crate::config::VolumeConfig;
 use crate::group::{Ask, TakenBack};
 use crate::locked;
 use crate::supervisor::{Claimed, Daemon};
-use branch::{Branch, Keeping, Kept, Suspects};
+use branch::{Keeping, Suspects};
 use disks::{Disks, Known};
 use keys::{fits, names_of};
-use note::{At, Finish, Held, Note, Stage, notes};
+use note::{Held, Note, notes, shown};
 use pull::{PullError, PulledVolume, Puller, Traffic};
 
 mod branch;
@@ -123,7 +124,7 @@ impl Failback {
     }
 
     fn stage(&self) -> Stage {
-        locked(&self.note).stage.clone()
+        locked(&self.note).course.stage.clone()
     }
 
     /// Has what pulls stop, and nothing of it go on as long as this is held.
@@ -136,19 +137,19 @@ impl Failback {
 
     fn show(&self) -> FailbackStatus {
         let (note, view) = (locked(&self.note).clone(), locked(&self.view).clone());
-        let (stage, holds) = match &note.stage {
+        let (stage, holds) = match &note.course.stage {
             Stage::HandingOver => (FailbackStage::HandingOver, None),
-            Stage::HandedOver { at } => (FailbackStage::HandedOver, at.as_ref().map(At::shown)),
+            Stage::HandedOver { at } => (FailbackStage::HandedOver, at.as_ref().map(shown)),
             Stage::Held { .. } if !view.taken => (FailbackStage::Taking, None),
-            Stage::Held { .. } if note.branch.is_due() => (FailbackStage::Keeping, None),
+            Stage::Held { .. } if note.course.branch.is_due() => (FailbackStage::Keeping, None),
             // Also where it was a point when it began, which may be an old one by now.
             Stage::Held { at: Some(at), applying: None } => {
-                let (holds, newest) = (at.shown(), view.point.as_ref());
+                let (holds, newest) = (shown(at), view.point.as_ref());
                 let is_there = newest.is_some_and(|newest| newest.id == holds.id);
                 (if is_there { FailbackStage::Following } else { FailbackStage::Pulling }, Some(holds))
             }
             Stage::Held { .. } => (FailbackStage::Pulling, None),
-            Stage::Returning { at, .. } => (FailbackStage::Returning, Some(at.shown())),
+            Stage::Returning { at, .. } => (FailbackStage::Returning, Some(shown(at))),
             Stage::Aborting => (FailbackStage::Aborting, None),
         };
         let member = |held: &Held| FailbackMember {
@@ -160,7 +161,7 @@ impl Failback {
         FailbackStatus {
             group: note.group.to_string(),
             stage,
-            finishing: note.finish.is_some(),
+            finishing: note.course.finish.is_some(),
             generation: note.generation,
             holds,
             point: view.point.clone(),
@@ -173,16 +174,16 @@ impl Failback {
             sent_bytes: traffic.sent.load(Ordering::Relaxed),
             written_bytes: traffic.written.load(Ordering::Relaxed),
             kept_bytes: traffic.kept.load(Ordering::Relaxed),
-            branch: match &note.branch {
+            branch: match &note.course.branch {
                 Branch::Kept { id, .. } => Some(format!("{}/{id}", note.group)),
                 _ => None,
             },
-            over: match &note.branch {
-                Branch::Kept { over, .. } => Some(over.shown()),
+            over: match &note.course.branch {
+                Branch::Kept { over, .. } => Some(shown(over)),
                 Branch::Wanted { .. } => view.over,
                 Branch::None | Branch::Discarded => None,
             },
-            keeps: match &note.branch {
+            keeps: match &note.course.branch {
                 Branch::None => BranchKeeps::Nothing,
                 Branch::Discarded => BranchKeeps::Discarded,
                 Branch::Wanted { .. } => BranchKeeps::Wanted,
@@ -217,8 +218,8 @@ impl Failbacks {
         let said = all.iter().map(|one| {
             let (note, why) = (locked(&one.note).clone(), locked(&one.view).why.clone());
             let group = &note.group;
-            if matches!(note.stage, Stage::HandingOver | Stage::HandedOver { .. }) {
-                let (message, what) = match (&note.stage, why) {
+            if matches!(note.course.stage, Stage::HandingOver | Stage::HandedOver { .. }) {
+                let (message, what) = match (&note.course.stage, why) {
                     (_, Some(why)) => (
                         format!("group {group} was handed over, and its disks cannot be kept from others: {why}"),
                         format!("mend that; or `farside cutover {group} --abort`, if it was not failed over"),
@@ -237,7 +238,7 @@ impl Failbacks {
                 };
                 return Reason::new(Severity::Warning, Code::FailingBack, message, what);
             }
-            let message = match (&note.stage, why) {
+            let message = match (&note.course.stage, why) {
                 (_, Some(why)) => format!("the failback of group {} does not go on: {why}", note.group),
                 (Stage::Held { at: Some(_), applying: None }, None) => {
                     format!("group {} is being failed back: its disks follow what its stand-in publishes", note.group)
@@ -278,7 +279,7 @@ impl Daemon {
     }
 
     fn turn(&self, failback: &Failback, stage: Stage) -> anyhow::Result<()> {
-        self.change(failback, |note| note.stage = stage)
+        self.change(failback, |note| note.course.stage = stage)
     }
 
     /// Takes up what was begun. Before any volume is opened.
@@ -288,7 +289,7 @@ impl Daemon {
     pub(crate) fn take_up_failbacks(&self) -> anyhow::Result<()> {
         branch::sweep(&self.state_path());
         for note in notes(&self.state_path())? {
-            if note.stage == Stage::HandingOver {
+            if note.course.stage == Stage::HandingOver {
                 note.forget(&self.state_path())?; // it ends with the process that began it
                 continue;
             }
@@ -358,17 +359,17 @@ impl Daemon {
                 FailbackStep::Begin => Ok(()),
                 FailbackStep::Finish => {
                     let finish = Some(Finish { force: request.force });
-                    self.change(&known, |note| (note.finish, note.abort) = (finish, false))
+                    self.change(&known, |note| (note.course.finish, note.course.abort) = (finish, false))
                 }
                 // What is a part of a point is served by nobody: it is done when they are at one.
                 FailbackStep::Abort => {
                     // What is being kept is put back at once; whatever else is under way ends first.
                     let is_due = {
                         let note = locked(&known.note);
-                        note.branch.is_due() && !note.abort
+                        note.course.branch.is_due() && !note.course.abort
                     };
                     let _disks = if is_due { Some(known.stop_for_a_moment().await) } else { None };
-                    self.change(&known, |note| (note.finish, note.abort) = (None, true))
+                    self.change(&known, |note| (note.course.finish, note.course.abort) = (None, true))
                 }
                 FailbackStep::AcceptDisks => self.accept_disks(&known).await,
             }
@@ -389,16 +390,7 @@ impl Daemon {
             for held in &mut note.volumes {
                 (held.identity, held.seen) = (None, None);
             }
-            let mut was = None;
-            if let Stage::Held { at, .. } | Stage::HandedOver { at } = &mut note.stage {
-                was = at.take();
-            }
-            let was = was.or_else(|| note.branch.base().cloned());
-            // † What is on another disk is nothing of the branch that was begun, and where nobody can tell, two branches hold all of it.
-            let goes_on = matches!(note.branch, Branch::Kept { .. }) && note.branch.is_due() && are_same;
-            if note.branch != Branch::Discarded && !goes_on {
-                note.branch = Branch::Wanted { base: was };
-            }
+            note.course.accepts(are_same);
         })
     }
 
@@ -426,7 +418,7 @@ impl Daemon {
         self.keys_to(&failback, &puller, &point, &names).await.map_err(unreachable)?;
         drop(puller);
         let base = note::base(&self.state_path(), &group, locked(&failback.note).generation);
-        locked(&failback.note).branch =
+        locked(&failback.note).course.branch =
             if request.discard_branch { Branch::Discarded } else { Branch::Wanted { base: base.clone() } };
         if !request.discard_branch {
             let cannot = |why: String| {
@@ -442,7 +434,7 @@ impl Daemon {
             let held = locked(&failback.note).held();
             let bases = [base.map(|base| base.position)];
             let fork = self.fork(&group, &failback, &mut None, &held, bases).await.map_err(failed)?;
-            locked(&failback.view).over = Some(At::from(&fork).shown());
+            locked(&failback.view).over = Some(shown(&At::from(&fork)));
             if let Some(why) = volumes.iter().find_map(|volume| fits(&volume.name, &fork).err()) {
                 return Err(cannot(format!("{why}, from before the failover")));
             }
@@ -538,7 +530,7 @@ impl Daemon {
 
     fn heard(&self, failback: &Failback, point: &PullPoint) {
         let mut view = locked(&failback.view);
-        view.point = Some(At::from(point).shown());
+        view.point = Some(shown(&At::from(point)));
         view.is_since = point.is_since;
         view.other = point.other.as_ref().map(|other| named(other.name.as_ref()));
         view.bytes = point.members.iter().map(|member| (member.meta.name.clone(), member.volume_bytes)).collect();
@@ -593,9 +585,9 @@ impl Daemon {
     /// Takes the disks, so that nobody else has them, and looks what they are. Says what is held, and the point that they all are.
     async fn take_disks(self: &Arc<Self>, failback: &Failback) -> anyhow::Result<(Vec<Held>, Option<LedgerPosition>)> {
         let mut disks = failback.disks.lock().await;
-        let (group, held, stage) = {
+        let (group, held, course) = {
             let note = locked(&failback.note);
-            (note.group.clone(), note.held(), note.stage.clone())
+            (note.group.clone(), note.held(), note.course.clone())
         };
         for held in &held {
             if !disks.open.contains_key(&held.name) {
@@ -605,10 +597,7 @@ impl Daemon {
         let opened = disks.open(&group, &held).await;
         self.note_identities(failback, &disks)?; // also of those that could be
         opened?;
-        let noted = match &stage {
-            Stage::Held { at: Some(at), applying: None } | Stage::Returning { at, .. } => Some((at.position, &held[..])),
-            _ => None,
-        };
+        let noted = course.says().map(|at| (at.position, &held[..]));
         disks.believe(noted).await?;
         locked(&failback.view).taken = true;
         self.check_configured(&group, &held)?;
@@ -632,16 +621,13 @@ impl Daemon {
         let mut puller = None;
         while self.is_known(failback) {
             let note = locked(&failback.note).clone();
-            let Stage::Held { at, applying } = note.stage.clone() else { return Ok(()) };
-            // † A part of a point is served by nobody: it is brought to one first, unless all of it can be put back.
-            let is_revertible = matches!(note.branch, Branch::Kept { is: Kept::Revertible, .. });
-            if note.abort && (applying.is_none() || is_revertible) {
-                return self.end_held(failback, at).await;
+            let Stage::Held { applying, .. } = note.course.stage.clone() else { return Ok(()) };
+            if let Some(ending) = note.course.ending() {
+                return self.end_held(failback, ending).await;
             }
             let (held, have) = self.take_disks(failback).await?;
-            if have.is_none() && applying.is_none() && at.is_some() && note.branch.may_begin_anew() {
-                // Somebody wrote to what was a point, or it cannot be told.
-                self.change(failback, |note| note.branch = Branch::Wanted { base: at.clone() })?;
+            if let Some(branch) = note.course.begins_anew(have) {
+                self.change(failback, |note| note.course.branch = branch)?;
                 continue;
             }
             // With nothing locked: it may take its time.
@@ -656,11 +642,11 @@ impl Daemon {
             let (connected, point) = match told.await {
                 Ok(told) => told,
                 // Nobody can say whether there is more; whoever forces that waits for nobody.
-                Err(error) if note.finish.is_some_and(|finish| finish.force) && !matches!(error, PullError::NoKey(_)) => {
+                Err(error) if note.course.finish.is_some_and(|finish| finish.force) && !matches!(error, PullError::NoKey(_)) => {
                     warn!(group = %note.group, %error, "the failback is finished without a word of the receiver");
                     return self.go_back(failback, &held, have, None).await?.ok_or_else(|| error.into());
                 }
-                Err(error @ PullError::NoKey(_)) if note.finish.is_some() => {
+                Err(error @ PullError::NoKey(_)) if note.course.finish.is_some() => {
                     return Err(anyhow::Error::from(error).context(
                         "there may be a newer point: give the gateway the key; or stop the gateway, and say --finish --force, to finish without it; or --abort",
                     ));
@@ -668,7 +654,7 @@ impl Daemon {
                 Err(error) => return Err(error.into()),
             };
             self.heard(failback, &point);
-            if note.branch.is_due() {
+            if note.course.branch.is_due() {
                 self.keep_branch(failback, &mut puller, &note, (&held, have)).await?;
                 locked(&failback.view).why = None;
                 continue;
@@ -679,7 +665,7 @@ impl Daemon {
                 locked(&failback.view).why = None;
                 continue;
             }
-            let finish = locked(&failback.note).finish;
+            let finish = locked(&failback.note).course.finish;
             if let Some(finish) = finish {
                 match why_not(&point, note.generation).filter(|_| !finish.force) {
                     Some(why) => locked(&failback.view).why = Some(why),
@@ -706,16 +692,11 @@ impl Daemon {
     ) -> anyhow::Result<Option<()>> {
         // Nothing is given up meanwhile: they stay open, and locked.
         let disks = failback.disks.lock().await;
-        let is_as_it_was = locked(&failback.note).held() == held && !disks.lacks_something();
-        let Stage::Held { at: Some(at), applying: None } = failback.stage() else { return Ok(None) };
-        if have != Some(at.position) || !is_as_it_was {
-            return Ok(None);
-        }
+        let looked = locked(&failback.note).clone();
+        let goes_back = looked.course.goes_back(have, disks.lacks_something());
+        let Some(at) = goes_back.filter(|_| looked.held() == held) else { return Ok(None) };
         self.change(failback, |note| {
-            note.stage = Stage::Returning { at, served: false };
-            if note.branch.is_due() {
-                note.branch = Branch::None; // they are a point, and nothing was overwritten
-            }
+            note.course.returns(at);
             // What was forced is to end the newest of all.
             note.generation = promotion.flatten().map_or(note.generation, |promotion| promotion.0);
         })?;
@@ -734,23 +715,18 @@ impl Daemon {
         let keys = self.keys_to(failback, puller, point, &names_of(held)).await?;
         let mut disks = failback.disks.lock().await;
         let note = locked(&failback.note).clone();
-        let Stage::Held { at, applying } = note.stage else { return Ok(()) };
         let is_open = |held: &Held| disks.open.contains_key(&held.name);
-        if (note.abort && applying.is_none()) || *held != locked(&failback.note).held() || !held.iter().all(is_open) {
+        let may = note.course.may_apply(keeping.as_ref().map(|(id, _)| id));
+        if !may || *held != note.held() || !held.iter().all(is_open) {
             return Ok(()); // something changed while nothing was locked
         }
-        let looked = note.branch.clone();
-        let is_this = |id: &Name| matches!(&note.branch, Branch::Kept { id: known, .. } if known == id);
-        let is_given_up = note.abort && matches!(note.branch, Branch::Kept { is: Kept::Revertible, .. });
-        if note.branch.is_due() != keeping.is_some() || keeping.as_ref().is_some_and(|(id, _)| is_given_up || !is_this(id)) {
-            return Ok(()); // it was discarded, or begun, or given up
-        }
+        let looked = note.course.branch.clone();
         // What was looked at for this very point before it was interrupted is not looked at again.
         let goes_on = disks.known.as_ref().is_some_and(|known| known.at == point.position);
         let newest_bytes = locked(&failback.view).bytes.clone();
         let mut work = Vec::new();
         let mut beyond = BTreeMap::new();
-        let mut lacks = BTreeMap::new();
+        let mut lacking = BTreeMap::new();
         let mut is_known = disks.known.is_some();
         for volume in held {
             let member = point.members.iter().find(|member| member.meta.name == volume.name).expect("it was looked for");
@@ -765,7 +741,7 @@ impl Daemon {
             // † What lies beyond would be overwritten, and was never kept: by this point, or by the newest after it.
             let ends = if kept.is_some() { Some(member.volume_bytes).filter(|ends| has > *ends) } else { volume.beyond };
             let reaches = newest_bytes.get(&volume.name).copied().unwrap_or(0).max(member.volume_bytes);
-            if let Some(ends) = ends.filter(|ends| reaches > *ends && note.branch != Branch::Discarded) {
+            if let Some(ends) = ends.filter(|ends| reaches > *ends && note.course.branch != Branch::Discarded) {
                 let path = volume.backing.display();
                 anyhow::bail!(
                     "{path} has {has} bytes, of which {ends} are in a point or kept, and the newest point of volume {} has {reaches}: what lies \
@@ -779,21 +755,11 @@ impl Daemon {
             all.insert_range(geometry.all_regions());
             let before = disks.known.as_ref().and_then(|known| known.lacks.get(&volume.name)).map(|lacks| locked(lacks).clone());
             let nothing = RegionSet::new();
-            let regions = match (member.touched.as_ref().or(goes_on.then_some(&nothing)), before) {
-                (Some(touched), Some(mut before)) => {
-                    before.union_with(touched);
-                    let mut others = all.clone();
-                    others.subtract(&before);
-                    all.subtract(&others);
-                    all
-                }
-                _ => {
-                    is_known = false;
-                    all
-                }
-            };
+            let touched = member.touched.as_ref().or(goes_on.then_some(&nothing));
+            let (regions, was_known) = lacks(&all, touched, before.as_ref());
+            is_known &= was_known;
             let regions = Arc::new(Mutex::new(regions));
-            lacks.insert(volume.name.clone(), regions.clone());
+            lacking.insert(volume.name.clone(), regions.clone());
             let keys = keys[&volume.name].clone();
             let volume = PulledVolume { id: member.meta.id, keys, geometry, target, lacks: regions, kept };
             work.push((volume, member.volume_bytes));
@@ -803,8 +769,8 @@ impl Daemon {
         failback.traffic.done.store(0, Ordering::Relaxed);
         let group = locked(&failback.note).group.clone();
         info!(%group, point = %point.position.slot, regions = total, "disks are brought to a point");
-        self.turn(failback, Stage::Held { at: at.filter(|_| is_known), applying: Some(At::from(point)) })?;
-        disks.known = Some(Known { at: point.position, lacks, seen: BTreeMap::new() });
+        self.change(failback, |note| note.course.applies(At::from(point), is_known))?;
+        disks.known = Some(Known { at: point.position, lacks: lacking, seen: BTreeMap::new() });
         let brought = bring_all(puller, work).await;
         // Also of what was brought in part: what is written from here on is somebody else's.
         let seen = disks.sync_and_see().await;
@@ -826,28 +792,20 @@ impl Daemon {
             None => looked.clone(),
         };
         self.change(failback, |note| {
-            // † One that stays after all, while the others were brought here, is no part of this point.
             let is_all = note.held().iter().all(|now| held.iter().any(|held| held.name == now.name));
-            if note.branch == looked {
-                note.branch = branch;
-            }
+            note.course.applied(At::from(point), is_all, (&looked, branch));
             for held in &mut note.volumes {
                 held.seen = seen.get(&held.name).cloned().flatten();
                 held.beyond = beyond.get(&held.name).copied().flatten();
             }
-            let point = Some(At::from(point));
-            note.stage = match is_all {
-                true => Stage::Held { at: point, applying: None },
-                false => Stage::Held { at: None, applying: point },
-            };
         })
     }
 
     /// Serves the volumes, and has them take the history back, unless it was aborted. `Ok`: it is over, or they are held again.
     async fn return_to_service(self: &Arc<Self>, failback: &Arc<Failback>) -> anyhow::Result<()> {
         let note = locked(&failback.note).clone();
-        if let Stage::Returning { at, served } = &note.stage {
-            if note.abort {
+        if let Stage::Returning { at, served } = &note.course.stage {
+            if note.course.abort {
                 self.remember_base(&note, at);
                 failback.disks.lock().await.let_go();
                 return self.turn(failback, Stage::Aborting);
@@ -856,11 +814,11 @@ impl Daemon {
                 return Ok(());
             }
         }
-        if note.stage == Stage::Aborting {
+        if note.course.stage == Stage::Aborting {
             // † Nothing is served while a note may say that it was handed over: who kept that may have been told that it failed.
             note.keep_if_there(&self.state_path())?;
         }
-        let takes_back = match &note.stage {
+        let takes_back = match &note.course.stage {
             Stage::Returning { at, .. } => {
                 let mut disks = failback.disks.lock().await;
                 self.turn(failback, Stage::Returning { at: at.clone(), served: true })?;
@@ -875,8 +833,8 @@ impl Daemon {
         for name in note.held().iter().map(|held| &held.name) {
             // One that is removed meanwhile is waited for no more.
             while self.volumes_of(&note.group).iter().any(|volume| volume.name == *name) {
-                if let Stage::Returning { at, .. } = &note.stage
-                    && locked(&failback.note).abort
+                if let Stage::Returning { at, .. } = &note.course.stage
+                    && locked(&failback.note).course.abort
                 {
                     self.remember_base(&note, at);
                     return self.turn(failback, Stage::Aborting);
@@ -909,16 +867,12 @@ impl Daemon {
     /// † Days may have gone by since it was decided that the disks are served again: they must be what they were then, and the newest point still. If
     /// not, they are held again.
     async fn may_be_served(self: &Arc<Self>, failback: &Arc<Failback>, note: &Note, at: &At) -> anyhow::Result<bool> {
-        let forced = note.finish.is_some_and(|finish| finish.force);
-        let held_again = |at: Option<&At>| Stage::Held { at: at.cloned(), applying: None };
+        let forced = note.course.finish.is_some_and(|finish| finish.force);
+        let held_again = Stage::Held { at: Some(at.clone()), applying: None };
         let (_, have) = self.take_disks(failback).await?;
-        if have != Some(at.position) {
-            self.change(failback, |note| {
-                note.stage = held_again(None);
-                if note.branch.may_begin_anew() {
-                    note.branch = Branch::Wanted { base: Some(at.clone()) };
-                }
-            })?;
+        let mut is_still = false;
+        self.change(failback, |note| is_still = note.course.is_still(have))?;
+        if !is_still {
             return Ok(false);
         }
         let told = async { self.puller(&note.group, failback).await?.point(have).await };
@@ -930,7 +884,7 @@ impl Daemon {
         self.heard(failback, &point);
         let is_right = point.position == at.position && (forced || why_not(&point, note.generation).is_none());
         if !is_right {
-            self.turn(failback, held_again(Some(at)))?;
+            self.turn(failback, held_again)?;
         }
         Ok(is_right)
     }
@@ -998,11 +952,11 @@ impl Daemon {
             false => {
                 note.volumes.iter_mut().filter(|held| held.name == *name).for_each(|held| held.leaving = false);
                 // † It may be in part another point than the others are, and what only its disk holds may not be kept yet.
-                if let Stage::Held { at, applying } = &mut note.stage {
+                if let Stage::Held { at, applying } = &mut note.course.stage {
                     *applying = applying.take().or(at.take());
                 }
-                if note.branch.may_begin_anew() {
-                    note.branch = Branch::Wanted { base: None };
+                if note.course.branch.may_begin_anew() {
+                    note.course.branch = Branch::Wanted { base: None };
                 }
             }
         })?;

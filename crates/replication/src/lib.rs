@@ -15,6 +15,7 @@
 //! time-outs of connections (the processes).
 
 pub mod cohort;
+pub mod failback;
 pub mod source;
 pub mod target;
 

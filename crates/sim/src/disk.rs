@@ -478,6 +478,13 @@ impl Disk {
         self.changes += 1;
     }
 
+    /// It is replaced by a sound one that holds the same.
+    pub fn replace(&mut self) {
+        self.bad.clear();
+        self.dead.clear();
+        self.broken = false;
+    }
+
     /// Flushes that failed so far.
     pub fn flush_failures(&self) -> u64 {
         self.flush_failures

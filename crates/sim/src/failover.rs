@@ -12,7 +12,6 @@
 
 use farside_region::Slot;
 
-use crate::failback::Failback;
 use crate::history::Refusal;
 use crate::plan::Fault;
 use crate::run::Run;
@@ -83,9 +82,6 @@ impl Run {
             world.failover.replace(Some(insists));
             return true;
         }
-        if matches!(self.failback, Some(Failback::Held { .. })) {
-            return false;
-        }
         let points = receiver.points();
         // Who fails over once more does so for what was published since; now and then for the copy that never came up.
         let is_early =
@@ -114,7 +110,11 @@ impl Run {
         }
         world.failover.replace(Some(failover));
         world.main.set(None);
-        self.failback = None;
+        if self.failback.as_ref().is_some_and(|failback| failback.takes_back().is_some()) {
+            self.failback = None; // who was taking the history back is told that it is another's
+        } else if self.failback.is_some() {
+            world.met("a failover beside a failback");
+        }
         true
     }
 
@@ -125,7 +125,7 @@ impl Run {
             return false;
         }
         let has_points = (0..world.volumes()).all(|volume| self.judge.newest_point(volume).is_some());
-        if has_points && world.chance(0.5) {
+        if has_points && world.chance(if world.plan.fails_back { 0.9 } else { 0.5 }) {
             self.failback_begins();
             return true;
         }
@@ -150,6 +150,8 @@ impl Run {
         if let Some(receiver) = self.receiver.as_ref().filter(|_| world.chance(0.02)) {
             receiver.unpin_former();
         }
+        self.branches_go_on();
+        self.failback_goes_on();
         let Some(failover) = world.failover.borrow().clone() else { return };
         let soon = |p: f64| world.chance(if world.healing.get() { 0.3 } else { p });
         match failover.stage {
@@ -175,7 +177,7 @@ impl Run {
                     world.met("a failback is over");
                 }
             }
-            Stage::Promoted { .. } => self.failback_goes_on(),
+            Stage::Promoted { .. } => {}
         }
     }
 
@@ -212,9 +214,9 @@ impl Run {
             world.site(no).permitted.borrow_mut()[volume] = promotion;
             world.met("a fenced machine is accepted");
         }
-        match &self.failback {
-            Some(Failback::Returning { at }) if no == 0 => source.take_back(volume, at[volume]),
-            _ => source.accept(volume),
+        match self.failback.as_ref().and_then(|failback| failback.takes_back()).filter(|_| no == 0) {
+            Some(at) => source.take_back(volume, at),
+            None => source.accept(volume),
         }
     }
 

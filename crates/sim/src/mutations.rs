@@ -154,12 +154,13 @@ fn unread_cohorts(plan: &mut Plan) {
 }
 
 /// Of those, runs in which the original is brought to what was published since, again and again.
-fn failbacks(plan: &mut Plan) {
+pub fn failbacks(plan: &mut Plan) {
     failovers(plan);
     only(plan, &[Fault::Promote, Fault::Rejoin, Fault::Reset]);
     plan.faults[1].1 = 3.0;
     plan.boot_rate = 0.5;
     plan.receiver_rate = 0.1;
+    plan.fails_back = true;
 }
 
 /// Of those, runs in which records of a receiver that died wake up beside its successor's.
@@ -240,6 +241,7 @@ const VIEW: &str = "farside-view";
 pub const PLANS: &[(&str, Directed)] = &[
     ("merges", merging),
     ("failovers", failovers),
+    ("failbacks", failbacks),
     ("followers", following),
     ("cohorts", cohorts),
     ("calm-cohorts", calm_cohorts),
@@ -367,8 +369,12 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("L6 a promotion fences the volumes of its point only", 100, Some(failovers)),
     seeds("L6 a history that was taken back is called fenced", 100, Some(failovers)),
     seeds("L6 a fence that was overtaken goes on as it was", 4000, Some(overtaken_fences)),
-    seeds("L6 what was published since is taken back, too", 1500, Some(failbacks)),
-    seeds("L6 a yes that comes late drops what the one before was about", 1500, Some(failbacks)),
+    story("L6 what was published since is taken back, too", CORE, "fencing::l6_what_was_published_since_is_not_taken_back"),
+    story(
+        "L6 a yes that comes late drops what the one before was about",
+        CORE,
+        "fencing::l6_what_is_said_twice_of_a_history_holds_as_it_was_said",
+    ),
     seeds("L6 a claim whose verdict was lost is another's promotion", 600, Some(failovers)),
     seeds("L6 who claimed is forgotten with its line", 600, Some(failovers)),
     seeds("L6 a stand-in fences the promotion", 100, Some(failovers)),
@@ -545,6 +551,16 @@ pub const MUTATIONS: &[Mutation] = &[
         "power_tests::whenever_the_power_goes_what_was_flushed_is_there_and_the_rest_is_old_or_new",
     ),
     story("an overlay's map is believed as it is", VIEW, "power_tests::damage_of_the_map_is_noticed"),
+    // What becomes of disks that are held.
+    seeds("what a failback overwrote is not put back", 1500, Some(failbacks)),
+    seeds("a part of a point is served", 1500, Some(failbacks)),
+    seeds("what a stranger wrote is not kept", 1500, Some(failbacks)),
+    story("what was begun with a part of a point is put back", CORE, "failback::mistakes_of_a_course_are_noticed"),
+    story("a failback overwrites what is still to be kept", CORE, "failback::mistakes_of_a_course_are_noticed"),
+    seeds("what is about to be served is not looked at again", 1500, Some(failbacks)),
+    story("a point that was begun is taken for done", CORE, "failback::mistakes_of_a_course_are_noticed"),
+    seeds("a failback does not look for strangers", 1500, Some(failbacks)),
+    seeds("what a disk lacked of one point is forgotten at the next", 1500, Some(failbacks)),
     // What happens while nobody serves a volume.
     seeds("T12 growth keeps the bits that there were", 400, Some(|p| grows(p, false))),
     seeds("the backing is judged after the map has grown", 400, Some(|p| grows(p, true))),

@@ -453,7 +453,8 @@ impl Receiver {
     pub fn pin_something(&self) -> bool {
         let group = self.group.borrow();
         let state = group.state();
-        let pins = state.points().values().flat_map(|p| p.pins.iter().filter(|(_, why)| !why.starts_with(failover::PIN)));
+        let is_ours = |why: &str| why.starts_with(failover::PIN) || why.starts_with(crate::failback::held::PIN);
+        let pins = state.points().values().flat_map(|p| p.pins.iter().filter(|(_, why)| !is_ours(why)));
         let pins: Vec<Slot> = pins.map(|(pin, _)| *pin).collect();
         let points: Vec<Slot> = state.points().keys().copied().collect();
         let mut rng = self.world.rng.borrow_mut();

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
+use farside_replication::failback::At;
+
 use crate::failback::Failback;
+use crate::failback::held::Folder;
 use crate::faults::{HostSnapshot, StoreSnapshot};
 use crate::follower::Followed;
 use crate::history::Refusal;
@@ -100,6 +103,10 @@ pub(crate) struct Run {
     pub(crate) store_snapshots: Vec<StoreSnapshot>,
     /// The original's disks are brought to what was published since it was failed over.
     pub(crate) failback: Option<Failback>,
+    /// What failbacks kept of the original's disks.
+    pub(crate) branches: Vec<Folder>,
+    /// The point that they were when the last failback from that promotion was given up.
+    pub(crate) was: Option<(u64, At)>,
     /// Disks that follow the volumes.
     pub(crate) followers: Vec<Followed>,
 }
@@ -149,6 +156,8 @@ impl Run {
             host_snapshots: Vec::new(),
             store_snapshots: Vec::new(),
             failback: None,
+            branches: Vec::new(),
+            was: None,
             followers: Vec::new(),
             world,
         };
@@ -276,6 +285,9 @@ impl Run {
         }
         if world.bad().is_none() {
             self.followers_settle();
+        }
+        if world.bad().is_none() {
+            self.judge_branches();
         }
         self.judge.final_checks(&world, self.receiver.as_deref());
     }

@@ -120,6 +120,34 @@ fn failovers_break_no_law() {
     break_no_law(farside_sim::mutations::failovers, seeds_of("FARSIDE_SIM_FAILOVERS", 0..400), MET_BY_FAILOVERS);
 }
 
+/// The original is brought to what was published since, with kills and power cuts at every operation, strangers who write to its disks, and
+/// persons who give that up, finish it, or fail the group over once more in the middle of it.
+#[test]
+fn failbacks_break_no_law() {
+    break_no_law(farside_sim::mutations::failbacks, seeds_of("FARSIDE_SIM_FAILBACKS", 0..200), MET_BY_FAILBACKS);
+}
+
+/// What these runs must meet.
+const MET_BY_FAILBACKS: &[(&str, u64)] = &[
+    ("a branch comes to nothing", 20),
+    ("a branch is discarded", 20),
+    ("a branch is to be begun anew", 40),
+    ("a branch is whole", 100),
+    ("a failback brings the disks to a point", 200),
+    ("a failback dies on its way", 400),
+    ("a failback is given up", 80),
+    ("a failback is over", 60),
+    ("a failback that was given up is finished after all", 3),
+    ("a failover beside a failback", 10),
+    ("a round of a failback is interrupted", 30),
+    ("a stranger's write to a disk that is held is noticed", 10),
+    ("a sync of a disk that is held fails", 50),
+    ("disks that are held are accepted", 50),
+    ("disks that were about to be served are not what they were", 5),
+    ("the group was failed over again beside a failback", 3),
+    ("what a failback overwrote is put back", 60),
+];
+
 /// Disks follow the volumes, with kills and power cuts at every operation, syncs that fail, and strangers who write to them.
 #[test]
 fn followers_break_no_law() {

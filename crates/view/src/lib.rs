@@ -27,6 +27,8 @@ mod rounds;
 mod tests;
 mod view;
 
+pub use map::MapError;
+pub use medium::Medium;
 pub use overlay::{Origin, Overlay, OverlayError};
 pub use queue::ViewQueue;
 pub use view::{Base, Lost, Region, View};

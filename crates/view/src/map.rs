@@ -30,7 +30,8 @@ type Page = Box<[AtomicU64; PAGE_WORDS]>;
 
 /// Why a map is not believed.
 #[derive(Debug, Error)]
-pub(crate) enum MapError {
+#[non_exhaustive]
+pub enum MapError {
     /// Not what was written there.
     #[error("`map` is damaged at byte {at}, where it says which of the granules {} to {} were written", .of.start, .of.end())]
     Damaged {

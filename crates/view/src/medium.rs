@@ -16,23 +16,41 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Bytes that can be read where they were written at once, and are durable when they were synced. Before that each sector (512 bytes) may
 /// be durable as it was at the last sync, or as at any time since.
-pub(crate) trait Medium: fmt::Debug + Send + Sync {
+pub trait Medium: fmt::Debug + Send + Sync {
     /// Reads all of `out`.
+    ///
+    /// # Errors
+    /// What the system says.
     fn get(&self, offset: u64, out: &mut [u8]) -> Result<(), Errno>;
 
     /// Writes all of `bytes`.
+    ///
+    /// # Errors
+    /// What the system says.
     fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno>;
 
     /// Makes an extent zeroes; with `no_hole` its space stays allocated.
+    ///
+    /// # Errors
+    /// What the system says.
     fn zero(&self, extent: ByteExtent, no_hole: bool) -> Result<(), Errno>;
 
     /// What was put or zeroed before this call is durable after it.
+    ///
+    /// # Errors
+    /// What the system says.
     fn sync(&self) -> Result<(), Errno>;
 
     /// What is read from now on is what the disk holds; what was not synced may be lost.
+    ///
+    /// # Errors
+    /// What the system says.
     fn forget(&self) -> Result<(), Errno>;
 
     /// Where something may have been put, at an offset or after it.
+    ///
+    /// # Errors
+    /// What the system says.
     fn next_data(&self, at: u64) -> Result<Option<u64>, Errno>;
 }
 

@@ -236,7 +236,7 @@ impl Overlay {
         let (data, map) = (file(DATA)?, file(MAP)?);
         // It may become a file of its own, which has no folder.
         let data_lock = alone(DATA, data.try_clone().map_err(io(DATA, "locked"))?)?;
-        let map_bytes = Map::new(geometry.granule_count()).file_bytes();
+        let map_bytes = Self::map_bytes(geometry);
         if is_new {
             for (name, file, bytes) in [(DATA, &data, geometry.volume_bytes()), (MAP, &map, map_bytes)] {
                 file.set_len(0).and_then(|()| file.set_len(bytes)).and_then(|()| file.sync_all()).map_err(io(name, "made"))?;
@@ -286,8 +286,11 @@ impl Overlay {
         Self::open(dir, &found.over, &geometry)
     }
 
-    /// Of two files of the right lengths, as the disk has them.
-    pub(crate) fn of(data: Box<dyn Medium>, map_file: Box<dyn Medium>, geometry: &Geometry) -> Result<Self, MapError> {
+    /// Of two files of the right lengths, as the disk has them, and without a folder: nobody else has them open.
+    ///
+    /// # Errors
+    /// When the map is damaged; what the system says.
+    pub fn of(data: Box<dyn Medium>, map_file: Box<dyn Medium>, geometry: &Geometry) -> Result<Self, MapError> {
         for file in [&data, &map_file] {
             // † After a sync that failed in another process the page cache may hold what the disk does not.
             file.sync().and_then(|()| file.forget()).map_err(MapError::Io)?;
@@ -406,6 +409,11 @@ impl Overlay {
         self.map.has(granule)
     }
 
+    /// How large the map of so many granules is.
+    pub fn map_bytes(geometry: &Geometry) -> u64 {
+        Map::new(geometry.granule_count()).file_bytes()
+    }
+
     /// The granules of a run are in `data` from now on. Not to be called for one granule by two at a time.
     pub(crate) fn set(&self, run: GranuleRun) {
         self.map.set(run);
@@ -493,7 +501,11 @@ impl Overlay {
         dir.join(DESCRIPTION).is_file()
     }
 
-    pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), Errno> {
+    /// Reads what was written there.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), Errno> {
         self.is_whole()?;
         self.data.get(offset, out)
     }

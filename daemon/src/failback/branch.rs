@@ -19,6 +19,7 @@ use data_encoding::HEXLOWER;
 use farside_control::PointId;
 use farside_control::failback::BranchStatus;
 use farside_region::{ByteExtent, Geometry, GranuleIndex, GranuleRun, LedgerPosition, Name};
+use farside_replication::failback::At;
 use farside_store::{FileTarget, RestoreTarget as _};
 use farside_view::{Origin, Overlay};
 use farside_wire::{PullMember, PullPoint};
@@ -26,7 +27,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::note::{At, Held};
+use super::note::{Held, shown};
 use crate::config::{sync_dir, write_atomically};
 use crate::locked;
 
@@ -45,53 +46,6 @@ const ROOM_LEFT: u64 = 64 << 20;
 const GRANULE_BYTES: u64 = 4096;
 /// What cannot be read is taken for lost only when it could not be so many times, with pauses between: a path may come back.
 const READ_TRIES: u32 = 3;
-
-/// What becomes of what the disks hold and no point does.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "branch")]
-pub(super) enum Branch {
-    /// There is nothing.
-    #[default]
-    None,
-    /// A person gave it up.
-    Discarded,
-    /// It is to be kept; nothing is overwritten yet. `base`: the point that the disks were last.
-    Wanted { base: Option<At> },
-    /// It is kept in the folder of that name, over that point.
-    Kept { id: Name, over: At, is: Kept },
-}
-
-/// How far a branch is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Kept {
-    /// What is in it can be put back, and the disks are then what they were when they were taken.
-    Revertible,
-    /// It was begun with disks that were in part one point and in part another: what is in it is worth keeping, and nothing to serve.
-    Mixed,
-    /// All of it is there.
-    Whole,
-}
-
-impl Branch {
-    /// Whether something is left to be kept.
-    pub(super) fn is_due(&self) -> bool {
-        matches!(self, Self::Wanted { .. } | Self::Kept { is: Kept::Revertible | Kept::Mixed, .. })
-    }
-
-    /// The point that the disks were last, where that is known.
-    pub(super) fn base(&self) -> Option<&At> {
-        match self {
-            Self::Wanted { base } => base.as_ref(),
-            _ => None,
-        }
-    }
-
-    /// Whether disks that are no point any more have a branch to begin.
-    pub(super) fn may_begin_anew(&self) -> bool {
-        matches!(self, Self::None | Self::Kept { is: Kept::Whole, .. })
-    }
-}
 
 /// A branch as its folder says it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,7 +236,7 @@ impl Description {
             group: self.group.to_string(),
             source: self.source.to_string(),
             path: dir.display().to_string(),
-            over: Some(self.over.shown()),
+            over: Some(shown(&self.over)),
             began: jiff::Timestamp::from_millisecond(self.began_wall_ms).ok(),
             volumes: names(&self.volumes),
             partial: names(&self.partial),

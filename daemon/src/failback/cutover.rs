@@ -23,11 +23,11 @@ use farside_control::failback::{CutoverRequest, CutoverStep, FailbackRequest, Fa
 use farside_control::source::{BehindWhat, VolumeState};
 use farside_control::{ApiError, ErrorCode};
 use farside_region::{Generation, Name};
+use farside_replication::failback::{Branch, Stage};
 use tracing::{error, info, warn};
 
-use super::branch::Branch;
 use super::keys::names_of;
-use super::note::{Note, Stage};
+use super::note::Note;
 use super::pull::PullError;
 use super::{Failback, SERVED, conflict, unkept};
 use crate::config::VolumeConfig;
@@ -77,14 +77,14 @@ impl Daemon {
     pub(super) fn abort_cutover(&self, failback: &Failback) -> Result<FailbackStatus, ApiError> {
         let group = {
             let mut note = locked(&failback.note);
-            if matches!(note.stage, Stage::HandingOver) {
-                note.abort = true; // a kill does as much
+            if matches!(note.course.stage, Stage::HandingOver) {
+                note.course.abort = true; // a kill does as much
             }
             note.group.clone()
         };
         let _ = self.tell(&group, Ask::Hurry); // what has been handed over since is seen below
         if matches!(failback.stage(), Stage::HandedOver { .. }) {
-            self.change(failback, |note| note.abort = true).map_err(unkept)?;
+            self.change(failback, |note| note.course.abort = true).map_err(unkept)?;
         }
         failback.told.notify_one();
         Ok(failback.show())
@@ -96,7 +96,7 @@ impl Daemon {
         let (group, volumes) = self.configured_group(&request.group)?;
         self.may_be_handed_over(&group, &volumes).await?;
         let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect()));
-        locked(&failback.note).stage = Stage::HandingOver;
+        locked(&failback.note).course.stage = Stage::HandingOver;
         let puller = self.puller(&group, &failback).await.map_err(super::unreachable)?;
         let point = puller.point(None).await.map_err(super::unreachable)?;
         self.heard(&failback, &point);
@@ -168,7 +168,7 @@ impl Daemon {
                 locked(&self.failbacks.given_up).insert(group, why.clone());
                 locked(&failback.view).why = Some(why);
                 failback.disks.lock().await.let_go();
-                locked(&failback.note).stage = Stage::Aborting;
+                locked(&failback.note).course.stage = Stage::Aborting;
             }
         }
         self.fail_back(failback).await;
@@ -195,7 +195,7 @@ impl Daemon {
         withdrawn?;
         let Ending { stopped, settled } = ending;
         let Some(settled) = settled else {
-            match locked(&failback.note).abort {
+            match locked(&failback.note).course.abort {
                 true => anyhow::bail!("it was aborted"),
                 false => {
                     anyhow::bail!("not all of it was published within {} s, or the gateway could not be told", wait.as_secs())
@@ -233,12 +233,12 @@ impl Daemon {
                 held.identity = identities.get(&held.name).cloned().or(held.identity.take());
                 held.seen = seen.get(&held.name).cloned().flatten();
             }
-            handed_over.stage = Stage::HandedOver { at };
-            if !note.abort {
+            handed_over.course.stage = Stage::HandedOver { at };
+            if !note.course.abort {
                 handed_over.keep(&self.state_path())?;
                 *note = handed_over;
             }
-            note.abort
+            note.course.abort
         };
         anyhow::ensure!(!is_aborted, "it was aborted");
         locked(&failback.view).taken = true;
@@ -254,7 +254,7 @@ impl Daemon {
             match tokio::time::timeout(SERVED, &mut stop).await {
                 Ok(ending) => break ending,
                 // Said once, it may be heard before the stop that is meant.
-                Err(_) if locked(&failback.note).abort => drop(self.tell(group, Ask::Hurry)),
+                Err(_) if locked(&failback.note).course.abort => drop(self.tell(group, Ask::Hurry)),
                 Err(_) => {}
             }
         };
@@ -290,9 +290,9 @@ impl Daemon {
     pub(super) async fn wait_for_a_word(self: &Arc<Self>, failback: &Arc<Failback>) -> anyhow::Result<()> {
         while self.is_known(failback) {
             let note = locked(&failback.note).clone();
-            let Stage::HandedOver { at } = &note.stage else { return Ok(()) };
+            let Stage::HandedOver { at } = &note.course.stage else { return Ok(()) };
             let mut disks = failback.disks.lock().await;
-            if note.abort {
+            if note.course.abort {
                 disks.let_go();
                 return self.turn(failback, Stage::Aborting);
             }
@@ -317,7 +317,7 @@ impl Daemon {
         request: &FailbackRequest,
     ) -> Result<FailbackStatus, ApiError> {
         let note = locked(&failback.note).clone();
-        let Stage::HandedOver { at } = note.stage.clone() else { return Ok(failback.show()) };
+        let Stage::HandedOver { at } = note.course.stage.clone() else { return Ok(failback.show()) };
         let group = &note.group;
         refuse_aborted(&note)?;
         let puller = self.puller(group, failback).await.map_err(super::unreachable)?;
@@ -346,7 +346,7 @@ impl Daemon {
         let branch = if request.discard_branch {
             Branch::Discarded
         } else {
-            Branch::Wanted { base: at.clone().or_else(|| note.branch.base().cloned()) }
+            Branch::Wanted { base: at.clone().or_else(|| note.course.branch.base().cloned()) }
         };
         let mut is_taken_up = false;
         self.change(failback, |note| is_taken_up = note.take_up(promoted, branch)).map_err(unkept)?;

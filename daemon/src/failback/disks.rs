@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use farside_blockio::{Identity, Known as Recognised};
 use farside_region::{LedgerPosition, Name, RegionSet};
+use farside_replication::failback;
 use farside_store::{FileTarget, FollowTarget as _, RestoreTarget as _, Seen};
 use tracing::warn;
 
@@ -21,14 +22,8 @@ pub(super) struct Disks {
     pub(super) known: Option<Known>,
 }
 
-/// They are that point, but for these regions of some.
-#[derive(Debug)]
-pub(super) struct Known {
-    pub(super) at: LedgerPosition,
-    pub(super) lacks: BTreeMap<Name, Arc<Mutex<RegionSet>>>,
-    /// What tells whether somebody else wrote to them.
-    pub(super) seen: BTreeMap<Name, Option<Seen>>,
-}
+/// What is known of them in this process.
+pub(super) type Known = failback::Known<Arc<Mutex<RegionSet>>, Seen>;
 
 impl Disks {
     /// Nobody holds them any more.
@@ -89,30 +84,22 @@ impl Disks {
     /// When they cannot be looked at.
     pub(super) async fn believe(&mut self, noted: Option<(LedgerPosition, &[Held])>) -> anyhow::Result<()> {
         let seen = self.sync_and_see().await?;
-        if let Some(known) = &self.known {
-            // Where nothing tells, that they are locked must do.
-            let is_as_it_was = |name: &Name| known.lacks.contains_key(name) && seen.get(name) == known.seen.get(name);
-            if self.open.keys().all(is_as_it_was) {
-                return Ok(());
+        if let Some(known) = self.known.take() {
+            self.known = known.still(&seen);
+            if self.known.is_none() {
+                warn!("somebody wrote to a disk that is held, or it cannot be told: all is compared");
             }
-            warn!("somebody wrote to a disk that is held, or it cannot be told: all is compared");
-            self.known = None;
             return Ok(());
         }
         let Some((at, held)) = noted else { return Ok(()) };
-        let then = |name: &Name| held.iter().find(|held| held.name == *name).and_then(|held| held.seen.as_ref());
-        let is_as_it_was = |name: &Name| then(name).is_some() && seen.get(name).and_then(Option::as_ref) == then(name);
-        if self.open.keys().all(is_as_it_was) {
-            let lacks = self.open.keys().map(|name| (name.clone(), Arc::default())).collect();
-            self.known = Some(Known { at, lacks, seen });
-        }
+        let then = |name: &Name| held.iter().find(|held| held.name == *name).and_then(|held| held.seen.clone());
+        self.known = Known::noted(at, then, seen);
         Ok(())
     }
 
     /// They are that point, as of this look at them; `None`: nothing is known of them.
     pub(super) fn are(&mut self, at: Option<LedgerPosition>, seen: &BTreeMap<Name, Option<Seen>>) {
-        let lacks = || self.open.keys().map(|name| (name.clone(), Arc::default())).collect();
-        self.known = at.map(|at| Known { at, lacks: lacks(), seen: seen.clone() });
+        self.known = at.map(|at| Known::all(at, seen.clone()));
     }
 
     /// What tells whether somebody writes to them from now on.

@@ -11,11 +11,12 @@ use std::time::Duration;
 use farside_control::ApiError;
 use farside_control::failback::BranchStatus;
 use farside_region::{LedgerPosition, Name};
+use farside_replication::failback::{At, Branch, Ending, Kept, Stage};
 use farside_wire::{ForkPin, PullPoint};
 use tracing::{error, info, warn};
 
-use super::branch::{self, Branch, Keeping, Kept, Left};
-use super::note::{At, Held, Note, Stage};
+use super::branch::{self, Keeping, Left};
+use super::note::{Held, Note, shown};
 use super::pull::{PullError, Puller};
 use super::{Failback, conflict, fits};
 use crate::locked;
@@ -28,7 +29,7 @@ impl Daemon {
     /// A person gives up what the disks hold and no point does. What is kept of it by now stays.
     pub(super) async fn discard_branch(&self, failback: &Failback) -> anyhow::Result<()> {
         let _disks = failback.stop_for_a_moment().await;
-        self.change(failback, |note| note.branch = Branch::Discarded)
+        self.change(failback, |note| note.course.branch = Branch::Discarded)
     }
 
     /// The first of these points that is there and holds these volumes, or else the newest from before the failover. Over this connection, or the next,
@@ -66,15 +67,15 @@ impl Daemon {
     pub(super) fn with_way_out(&self, failback: &Failback, error: &anyhow::Error) -> String {
         let note = locked(&failback.note);
         // A line that broke is there again, or not, whatever is kept; and so is a key.
-        let is_of_keeping = note.branch.is_due()
-            && matches!(note.stage, Stage::Held { .. })
+        let is_of_keeping = note.course.branch.is_due()
+            && matches!(note.course.stage, Stage::Held { .. })
             && !matches!(error.downcast_ref(), Some(PullError::Ended(_) | PullError::Stopped | PullError::NoKey(_)));
         if !is_of_keeping {
             return format!("{error:#}");
         }
         let discard = format!("to keep no more of what only these disks hold: farside failback {} --discard-branch", note.group);
-        match note.branch {
-            Branch::Kept { is: Kept::Revertible, .. } if !note.abort => {
+        match note.course.branch {
+            Branch::Kept { is: Kept::Revertible, .. } if !note.course.abort => {
                 format!("{error:#}; to have the disks as they were: farside failback {} --abort; {discard}", note.group)
             }
             _ => format!("{error:#}; {discard}"),
@@ -82,10 +83,9 @@ impl Daemon {
     }
 
     /// The volumes are served again: as the disks are, if that is a point; as they were, if what only they hold is being kept.
-    pub(super) async fn end_held(self: &Arc<Self>, failback: &Arc<Failback>, at: Option<At>) -> anyhow::Result<()> {
-        let looked = locked(&failback.note).branch.clone();
+    pub(super) async fn end_held(self: &Arc<Self>, failback: &Arc<Failback>, ending: Ending) -> anyhow::Result<()> {
         let state_dir = self.state_path();
-        if let Branch::Kept { id, over, is: Kept::Revertible } = &looked {
+        if let Ending::PutBack { id, over } = &ending {
             let (held, _) = self.take_disks(failback).await?;
             let mut disks = failback.disks.lock().await;
             let group = locked(&failback.note).group.clone();
@@ -98,12 +98,9 @@ impl Daemon {
                 let bytes = put.await??;
                 info!(volume = %held.name, bytes, "what was overwritten is put back");
             }
-            self.change(failback, |note| {
-                if note.branch == looked && note.abort {
-                    (note.branch, note.stage) = (Branch::None, Stage::Aborting);
-                }
-            })?;
-            if failback.stage() != Stage::Aborting {
+            let mut is_over = false;
+            self.change(failback, |note| is_over = note.course.is_put_back(id))?;
+            if !is_over {
                 return Ok(()); // it was told otherwise meanwhile
             }
             disks.let_go();
@@ -124,8 +121,8 @@ impl Daemon {
             return Ok(());
         }
         let note = locked(&failback.note).clone();
-        if let Some(at) = at {
-            self.remember_base(&note, &at);
+        if let Ending::AsTheyAre { at: Some(at) } = &ending {
+            self.remember_base(&note, at);
         }
         failback.disks.lock().await.let_go();
         self.turn(failback, Stage::Aborting)
@@ -164,22 +161,23 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let (group, state_dir) = (&looked.group, self.state_path());
         let source = self.source_of(group);
-        let is_as_it_was = |note: &Note| note.branch == looked.branch && note.abort == looked.abort && note.held() == held;
-        let (id, over) = match &looked.branch {
+        let is_as_it_was = |note: &Note| {
+            note.course.branch == looked.course.branch && note.course.abort == looked.course.abort && note.held() == held
+        };
+        let (id, over) = match &looked.course.branch {
             Branch::Wanted { base } => {
                 let lacks = failback.disks.lock().await.lacks_something();
                 let whole = have.filter(|_| !lacks);
                 let bases = [whole, base.as_ref().map(|base| base.position)];
                 let point = self.fork(group, failback, connected, held, bases).await?;
-                locked(&failback.view).over = Some(At::from(&point).shown());
-                if whole == Some(point.position) {
-                    // † They are a point that the store has: not only as far as this host knows.
+                locked(&failback.view).over = Some(shown(&At::from(&point)));
+                let Some(is) = looked.course.keeps(whole, point.position) else {
                     return self.change(failback, |note| {
                         if is_as_it_was(note) {
-                            note.branch = Branch::None;
+                            note.course.branch = Branch::None;
                         }
                     });
-                }
+                };
                 let store = connected.as_ref().expect("it has just answered").store();
                 // Nobody removes it before it is noted.
                 let _one = self.failbacks.beginning.lock().await;
@@ -190,13 +188,9 @@ impl Daemon {
                 let (volumes, over) = (held.to_vec(), At::from(&point));
                 let begun = move || branch::begin(&dir, (&of.0, &of.1), generation, store, (&volumes, &point));
                 let id = tokio::task::spawn_blocking(begun).await??;
-                let is = match looked.stage {
-                    Stage::Held { applying: None, .. } => Kept::Revertible,
-                    _ => Kept::Mixed,
-                };
                 // † If this fails it may be durable all the same: the folder stays.
                 let kept = Branch::Kept { id: id.clone(), over: over.clone(), is };
-                self.change(failback, |note| note.branch = kept)?;
+                self.change(failback, |note| note.course.branch = kept)?;
                 (id, over)
             }
             Branch::Kept { id, over, is: Kept::Revertible | Kept::Mixed } => (id.clone(), over.clone()),
@@ -214,7 +208,7 @@ impl Daemon {
         let keeping = tokio::task::spawn_blocking(opened).await??;
         failback.traffic.kept.store(keeping.bytes(), Ordering::Relaxed);
         self.apply(failback, &puller, held, &point, Some((id.clone(), keeping))).await?;
-        if locked(&failback.note).branch == Branch::None {
+        if locked(&failback.note).course.branch == Branch::None {
             // Nothing differed.
             let (dir, of, which) = (state_dir, group.clone(), id.clone());
             tokio::task::spawn_blocking(move || branch::forget(&dir, &of, &which)).await?;
@@ -241,7 +235,7 @@ impl Daemon {
         let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
         let is_written = |one: &Arc<Failback>| {
             let note = locked(&one.note);
-            matches!(&note.branch, Branch::Kept { id: kept, .. } if note.branch.is_due() && format!("{}/{kept}", note.group) == id)
+            matches!(&note.course.branch, Branch::Kept { id: kept, .. } if note.course.branch.is_due() && format!("{}/{kept}", note.group) == id)
         };
         if all.iter().any(is_written) {
             let message = format!("a failback of {} is keeping branch {id}", branch.group);

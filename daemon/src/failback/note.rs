@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 
 use farside_blockio::Identity;
 use farside_control::source::LastPoint;
-use farside_region::{Generation, LedgerPosition, Name};
+use farside_region::{Generation, Name};
+use farside_replication::failback::{At, Branch, Course, Stage};
 use farside_store::Seen;
-use farside_wire::PullPoint;
 use serde::{Deserialize, Serialize};
 
-use super::branch::Branch;
 use crate::config::{sync_dir, write_atomically};
 use crate::status::last_point;
 
@@ -20,38 +19,9 @@ const VERSION: u32 = 2;
 /// Of notes that say nothing of a branch, and of those of which a build that knows none may go on with the rest.
 const VERSION_WITHOUT: u32 = 1;
 
-/// A point, as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct At {
-    pub(super) position: LedgerPosition,
-    wall_ms: i64,
-}
-
-impl At {
-    pub(super) fn shown(&self) -> LastPoint {
-        last_point(&self.position, self.wall_ms)
-    }
-}
-
-impl From<&PullPoint> for At {
-    fn from(point: &PullPoint) -> Self {
-        Self { position: point.position, wall_ms: point.epoch.wall_ms }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "is")]
-pub(super) enum Stage {
-    /// A cutover: what is owed is being published. It ends with the process that began it, and is not kept.
-    HandingOver,
-    /// All was published, and the disks are held; `at`: they are that point.
-    HandedOver { at: Option<At> },
-    /// The disks are held. `at`: the point that they all are, or were before `applying` was begun.
-    Held { at: Option<At>, applying: Option<At> },
-    /// They are that point, and served again, or about to be; the history is taken back as long as that point is the newest.
-    Returning { at: At, served: bool },
-    /// They are served again as they are.
-    Aborting,
+/// A point, as people see it.
+pub(super) fn shown(at: &At) -> LastPoint {
+    last_point(&at.position, at.wall_ms)
 }
 
 /// A volume that is failed back.
@@ -70,13 +40,6 @@ pub(super) struct Held {
     pub(super) leaving: bool,
 }
 
-/// A person's word to end it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Finish {
-    /// Also while another host may have more to publish.
-    pub(super) force: bool,
-}
-
 /// As it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
@@ -85,28 +48,13 @@ pub(super) struct Note {
     /// The promotion that a person was shown.
     pub(super) generation: u64,
     pub(super) volumes: Vec<Held>,
-    pub(super) stage: Stage,
-    /// What it was told.
-    pub(super) finish: Option<Finish>,
-    pub(super) abort: bool,
-    /// What the disks hold and no point does.
-    #[serde(default)]
-    pub(super) branch: Branch,
+    #[serde(flatten)]
+    pub(super) course: Course,
 }
 
 impl Note {
     pub(super) fn new(group: Name, volumes: Vec<Held>) -> Self {
-        let stage = Stage::Held { at: None, applying: None };
-        Self {
-            version: VERSION,
-            group,
-            generation: 0,
-            volumes,
-            stage,
-            finish: None,
-            abort: false,
-            branch: Branch::Wanted { base: None },
-        }
+        Self { version: VERSION, group, generation: 0, volumes, course: Course::new(Branch::Wanted { base: None }) }
     }
 
     /// Those that are part of it.
@@ -120,7 +68,7 @@ impl Note {
         let is_it = |held: &Held| {
             (self.group == *group && held.name == *volume) || backing.is_some_and(|backing| is_same_disk(backing, &held.backing))
         };
-        let is_open_to_all = matches!(self.stage, Stage::Aborting | Stage::Returning { served: true, .. });
+        let is_open_to_all = matches!(self.course.stage, Stage::Aborting | Stage::Returning { served: true, .. });
         match self.volumes.iter().find(|held| is_it(held)) {
             Some(held) => held.leaving || !is_open_to_all,
             None => self.group == *group && !is_open_to_all,
@@ -129,16 +77,16 @@ impl Note {
 
     /// Whether it was handed over, and is to stay so.
     pub(super) fn is_handed_over(&self) -> bool {
-        matches!(self.stage, Stage::HandedOver { .. }) && !self.abort
+        matches!(self.course.stage, Stage::HandedOver { .. }) && !self.course.abort
     }
 
     /// What was handed over comes back: it is held from here on. `false`: it is being served again, and nothing was changed.
     pub(super) fn take_up(&mut self, promoted: Generation, branch: Branch) -> bool {
-        let Stage::HandedOver { at } = self.stage.clone() else { return false };
-        if self.abort {
+        let Stage::HandedOver { at } = self.course.stage.clone() else { return false };
+        if self.course.abort {
             return false;
         }
-        (self.generation, self.stage, self.branch) = (promoted.0, Stage::Held { at, applying: None }, branch);
+        (self.generation, self.course.stage, self.course.branch) = (promoted.0, Stage::Held { at, applying: None }, branch);
         true
     }
 
@@ -149,7 +97,7 @@ impl Note {
     /// Makes it durable.
     pub(super) fn keep(&self, state_dir: &Path) -> anyhow::Result<()> {
         // † An older build would overwrite what is to be kept: it refuses a version that it does not know.
-        let version = if self.branch.is_due() { VERSION } else { VERSION_WITHOUT };
+        let version = if self.course.branch.is_due() { VERSION } else { VERSION_WITHOUT };
         let text = serde_json::to_string_pretty(&Self { version, ..self.clone() })?;
         let folder = folder(state_dir);
         if !folder.is_dir() {
@@ -230,8 +178,13 @@ pub(super) fn notes(state_dir: &Path) -> anyhow::Result<Vec<Note>> {
             anyhow::bail!("{} is of version {}, and this build reads up to {VERSION}", path.display(), note.version);
         }
         // Of an older build, which had overwritten nothing yet.
-        let is_untouched = matches!(note.stage, Stage::Held { at: None, applying: None }) && note.branch == Branch::None;
-        let note = if is_untouched { Note { branch: Branch::Wanted { base: None }, ..note } } else { note };
+        let is_untouched =
+            matches!(note.course.stage, Stage::Held { at: None, applying: None }) && note.course.branch == Branch::None;
+        let note = if is_untouched {
+            Note { course: Course { branch: Branch::Wanted { base: None }, ..note.course }, ..note }
+        } else {
+            note
+        };
         notes.push(note);
     }
     Ok(notes)
@@ -243,7 +196,7 @@ pub(super) fn notes(state_dir: &Path) -> anyhow::Result<Vec<Note>> {
 /// When that cannot be told.
 pub(crate) fn why_unusable(state_dir: &Path, volume: &Name, backing: &Path) -> anyhow::Result<Option<&'static str>> {
     let why = |note: Note| {
-        let why = match note.stage {
+        let why = match note.course.stage {
             Stage::Held { applying: Some(_), .. } => {
                 "a failback has written a part of a point to it; start farsided, which goes on with it"
             }
@@ -261,7 +214,7 @@ pub(crate) fn why_unusable(state_dir: &Path, volume: &Name, backing: &Path) -> a
 /// Whether a disk stays hidden because a failback holds it; also where nobody can tell.
 pub(crate) fn stays_hidden(state_dir: &Path, volume: &Name, backing: &Path) -> bool {
     let names_it = |note: Note| {
-        let is_held = !matches!(note.stage, Stage::HandingOver | Stage::Aborting | Stage::Returning { served: true, .. });
+        let is_held = !matches!(note.course.stage, Stage::HandingOver | Stage::Aborting | Stage::Returning { served: true, .. });
         is_held && note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing))
     };
     notes(state_dir).map_or(true, |notes| notes.into_iter().any(names_it))
@@ -291,10 +244,10 @@ pub(crate) fn hold(state_dir: &Path, volume: &str, backing: &Path) -> impl FnOnc
 
 #[cfg(test)]
 mod tests {
-    use farside_region::{RecordDigest, Slot};
+    use farside_region::{LedgerPosition, RecordDigest, Slot};
+    use farside_replication::failback::Kept;
 
     use super::*;
-    use crate::failback::branch::Kept;
 
     fn name(text: &str) -> Name {
         text.parse().expect("a name")
@@ -303,7 +256,11 @@ mod tests {
     fn note(stage: Stage, backing: &Path) -> Note {
         let (identity, seen) = (None, None);
         let held = Held { name: name("data"), backing: backing.to_owned(), identity, seen, beyond: None, leaving: false };
-        Note { stage, ..Note::new(name("db"), vec![held]) }
+        with(stage, false, Branch::Wanted { base: None }, Note::new(name("db"), vec![held]))
+    }
+
+    fn with(stage: Stage, abort: bool, branch: Branch, note: Note) -> Note {
+        Note { course: Course { stage, abort, branch, finish: None }, ..note }
     }
 
     fn at() -> At {
@@ -359,13 +316,16 @@ mod tests {
         let disk = Path::new("/dev/x");
         let branch = || Branch::Wanted { base: Some(at()) };
         for (stage, abort) in [(Stage::Aborting, true), (Stage::Aborting, false), (Stage::HandedOver { at: Some(at()) }, true)] {
-            let before = Note { abort, ..note(stage, disk) };
+            let before = with(stage.clone(), abort, Branch::None, note(stage, disk));
             let mut after = before.clone();
             assert!(!after.is_handed_over() && !after.take_up(Generation(3), branch()) && after == before, "{before:?}");
         }
         let mut taken = note(Stage::HandedOver { at: Some(at()) }, disk);
         assert!(taken.is_handed_over() && taken.take_up(Generation(3), branch()));
-        assert_eq!((taken.generation, taken.stage, taken.branch), (3, Stage::Held { at: Some(at()), applying: None }, branch()));
+        assert_eq!(
+            (taken.generation, taken.course.stage, taken.course.branch),
+            (3, Stage::Held { at: Some(at()), applying: None }, branch())
+        );
     }
 
     /// A build that knows of no branches would overwrite what is to be kept.
@@ -388,9 +348,9 @@ mod tests {
             (Branch::None, 1),
         ];
         for (branch, said) in all {
-            let one = Note { branch, ..note(held(Some(at()), None), &disk) };
+            let one = with(held(Some(at()), None), false, branch, note(held(None, None), &disk));
             one.keep(dir.path()).expect("kept");
-            assert_eq!((version(), branch_of(dir.path())), (said.into(), one.branch.clone()), "{one:?}");
+            assert_eq!((version(), branch_of(dir.path())), (said.into(), one.course.branch.clone()), "{one:?}");
         }
         // Of a build before: what had overwritten nothing keeps it, and what had goes on.
         for (stage, branch) in [(held(None, None), Branch::Wanted { base: None }), (held(None, Some(at())), Branch::None)] {
@@ -411,7 +371,7 @@ mod tests {
     }
 
     fn branch_of(state_dir: &Path) -> Branch {
-        notes(state_dir).expect("read").remove(0).branch
+        notes(state_dir).expect("read").remove(0).course.branch
     }
 
     #[test]

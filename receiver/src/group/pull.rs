@@ -1,7 +1,8 @@
 //! Pulls, as far as the group's thread is concerned: which point, and what may differ in it.
 
-use farside_ledger::{EpochInfo, Point, State};
+use farside_ledger::{EpochInfo, State};
 use farside_region::{Generation, LedgerPosition, Name, RegionSet, Slot};
+use farside_replication::failback::touched;
 use farside_store::LazyPointReader;
 use farside_wire::{PULL_MEMBERS_MAX, PULL_RANGES_MAX, PullMember, PullOther};
 
@@ -171,17 +172,4 @@ impl Group {
             None => (generation > Generation(1)).then_some(PullOther { name: None, connected: false }),
         }
     }
-}
-
-/// Where a point may differ from one of this very history that is not newer; `None`: anywhere.
-fn touched(state: &State, volume: farside_region::VolumeId, have: &LedgerPosition, point: &Point) -> Option<RegionSet> {
-    let known = state.points().get(&have.slot).is_some_and(|old| old.members.iter().any(|member| member.key.volume == volume));
-    if !known || !state.holds(have) || have.slot > point.slot {
-        return None;
-    }
-    let mut touched = RegionSet::new();
-    for layer in state.layers_above(volume, Some(have.slot)).filter(|layer| layer.slot <= point.slot) {
-        layer.touched().regions().ranges().for_each(|range| touched.insert_range(range));
-    }
-    Some(touched)
 }

@@ -3,6 +3,7 @@
 mod cadence;
 mod cohort;
 mod directed;
+mod failback;
 mod fencing;
 mod hostile;
 mod kept;

@@ -7,10 +7,10 @@
 //! Modelled: who may connect at all (`receiver/src/group/sources.rs`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
-use farside_ledger::{Body, Claim, Pin, State, Unpin, VoidReason};
+use farside_ledger::{Body, Claim, Pin, State, Unpin, VoidReason, room_in_run};
 use farside_region::{Generation, Slot, mutation};
 use farside_replication::target::{AppendOutcome, Dated, Event};
 use farside_wire::{ClaimOutcome, ClaimVerdict, ReceiverMessage, SourceMessage};
@@ -18,6 +18,7 @@ use farside_wire::{ClaimOutcome, ClaimVerdict, ReceiverMessage, SourceMessage};
 use farside_store::GroupImage;
 
 use super::{Receiver, enter};
+use crate::failback::held::PIN as BRANCH;
 use crate::failover::{Failover, PIN, Stage};
 use crate::net::{ConnId, Load, To};
 
@@ -27,6 +28,8 @@ const TRIED_MAX: u32 = 8;
 const STALE: &str = "L6 a fence that was overtaken goes on as it was";
 /// When it is tried again after something stood against it.
 const AGAIN_US: u64 = 6_000;
+/// When a pin of a branch is asked for again of which nothing is heard.
+const PIN_AGAIN_US: u64 = 40_000;
 
 /// What stands still meanwhile.
 #[derive(Default)]
@@ -35,6 +38,8 @@ pub(super) struct Fencing {
     deaf: Cell<bool>,
     /// Nothing else is decided or put.
     holds: Cell<bool>,
+    /// When a pin of a branch may be asked for again.
+    pins_again_us: Cell<u64>,
     /// What came meanwhile.
     parked: RefCell<VecDeque<(ConnId, Load)>>,
 }
@@ -79,6 +84,38 @@ impl Receiver {
         let mut pins = group.state().points().values().flat_map(|point| &point.pins);
         let former = pins.find(|(_, why)| why.starts_with(PIN) && **why != kept).map(|(pin, _)| *pin);
         if let Some(pin) = former.filter(|_| !self.inbox.borrow().iter().any(|e| matches!(e, Event::Submit { .. }))) {
+            self.submit(Body::Unpin(Unpin { pin }));
+        }
+    }
+
+    /// Whether a point is pinned for this.
+    pub fn is_pinned(&self, point: Slot, reason: &str) -> bool {
+        let group = self.group.borrow();
+        group.state().points().get(&point).is_some_and(|point| point.pins.values().any(|why| why == reason))
+    }
+
+    /// Pins it, unless something else is just being asked for.
+    pub fn pin(&self, point: Slot, reason: String) {
+        if self.is_asked_for_nothing() {
+            self.submit(Body::Pin(Pin { point, reason }));
+        }
+    }
+
+    /// Whoever asks for a pin again waits for what became of the last one.
+    fn is_asked_for_nothing(&self) -> bool {
+        let (now, next) = (self.world.now_us.get(), self.fencing.pins_again_us.get());
+        if now >= next {
+            self.fencing.pins_again_us.set(now + PIN_AGAIN_US);
+        }
+        now >= next
+    }
+
+    /// Points of branches that are gone are kept no more.
+    pub fn unpin_branches(&self, kept: &BTreeSet<String>) {
+        let group = self.group.borrow();
+        let mut pins = group.state().points().values().flat_map(|point| &point.pins);
+        let gone = pins.find(|(_, why)| why.starts_with(BRANCH) && !kept.contains(*why)).map(|(pin, _)| *pin);
+        if let Some(pin) = gone.filter(|_| self.is_asked_for_nothing()) {
             self.submit(Body::Unpin(Unpin { pin }));
         }
     }
@@ -232,7 +269,11 @@ impl Receiver {
     async fn claim_all(&self, mut generation: Generation) -> Option<Generation> {
         for _ in 0..TRIED_MAX {
             self.world.say(|| format!("claims of generation {generation} FENCE whoever was before"));
-            let claims: Vec<Claim> = self.group.borrow().state().claims_below(generation).collect();
+            let claims: Vec<Claim> = {
+                let group = self.group.borrow();
+                let room = room_in_run(group.state().next_slot()) as usize;
+                group.state().claims_below(generation).take(room).collect()
+            };
             if claims.is_empty() {
                 return Some(generation);
             }
