@@ -104,6 +104,14 @@ fn fill(view: &View<Arc<LazyPointReader>>, file: &Path, json: bool, is_over: &At
         );
         return Err(Failure::new(Exit::NotFound, message, "open another point, and pin it first: farside point pin"));
     }
+    if view.is_merged() {
+        let message = format!(
+            "{} is not made: what the store keeps was merged meanwhile, {} were not fetched",
+            file.display(),
+            print::bytes(missing)
+        );
+        return Err(Failure::new(Exit::Failed, message, "give the same command again: it goes on"));
+    }
     let message = format!("{} is not made: {} of the volume cannot be read", file.display(), print::bytes(missing));
     let what_to_do = "put back what the store has lost, or write there (--writable), and give the same command again";
     Err(Failure::new(Exit::Damaged, message, what_to_do))

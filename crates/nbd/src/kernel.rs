@@ -496,7 +496,10 @@ fn keep(mut device: KernelDevice, spec: &Spec, server: &Handle, orders: &Orders)
         }
         // What the old connection brought is sent again over the new one: it must have landed by then.
         while server.counters().connections.load(Ordering::SeqCst) > 0 {
-            if server.is_stopping() {
+            // † Somebody else may be on the server's socket, for as long as he likes.
+            let mut told = [PollFd::new(orders.stop.as_fd(), PollFlags::POLLIN)];
+            let is_told = poll(&mut told, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+            if is_told || server.is_stopping() || orders.leaving.load(Ordering::SeqCst) {
                 return Ok(());
             }
             std::thread::sleep(POLL);

@@ -54,7 +54,7 @@ impl<B: Base> View<B> {
             self.flush()?;
             let missing = overlay.missing_bytes();
             let is_stuck = overlay.written_bytes() == before;
-            if is_over || missing == 0 || (is_stuck && (!is_away.into_inner() || self.is_deleted())) {
+            if is_over || missing == 0 || (is_stuck && (!is_away.into_inner() || self.is_deleted() || self.is_merged())) {
                 return Ok(missing);
             }
             let until = Instant::now() + AGAIN;

@@ -139,6 +139,7 @@ pub struct View<B> {
     is_read_only: bool,
     told: Mutex<HashSet<RegionIndex>>,
     is_deleted: AtomicBool,
+    is_merged: AtomicBool,
     tell: Box<dyn Fn(&StoreError) + Send + Sync>,
 }
 
@@ -164,6 +165,7 @@ impl<B: Base> View<B> {
             is_read_only: false,
             told: Mutex::default(),
             is_deleted: AtomicBool::new(false),
+            is_merged: AtomicBool::new(false),
             tell,
         }
     }
@@ -204,8 +206,10 @@ impl<B: Base> View<B> {
             }
             Err(error) => {
                 self.tell_once(region, &error);
-                if matches!(error, StoreError::PointDeleted { .. }) {
-                    self.is_deleted.store(true, Ordering::Relaxed);
+                match error {
+                    StoreError::PointDeleted { .. } => self.is_deleted.store(true, Ordering::Relaxed),
+                    StoreError::PartMerged { .. } => self.is_merged.store(true, Ordering::Relaxed),
+                    _ => {}
                 }
                 None
             }
@@ -255,6 +259,11 @@ impl<B: Base> View<B> {
     /// Whether the store has given up the point: what was not fetched by now is nowhere.
     pub fn is_deleted(&self) -> bool {
         self.is_deleted.load(Ordering::Relaxed)
+    }
+
+    /// Whether parts that the point was opened with have been merged into others: they are found when it is opened anew.
+    pub fn is_merged(&self) -> bool {
+        self.is_merged.load(Ordering::Relaxed)
     }
 
     /// Nobody else writes into the region meanwhile.
