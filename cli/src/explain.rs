@@ -51,6 +51,7 @@ pages!(
     "store_failed",
     "ledger_torn",
     "volume_not_in_points",
+    "retention_unsaid",
     "deletion_waits",
     "publication_waits",
     "segments_damaged",

@@ -71,7 +71,9 @@ struct Wanted {
 #[derive(Debug, Default, Deserialize, Serialize)]
 struct Chosen {
     store: String,
-    /// By SOURCE/GROUP/NAME.
+    /// The moment of each SOURCE/GROUP.
+    groups: BTreeMap<String, Choice>,
+    /// The points of files, by SOURCE/GROUP/NAME: those of volumes that left their group earlier are others.
     volumes: BTreeMap<String, Choice>,
 }
 
@@ -297,15 +299,25 @@ fn choose(
     groups(store, obstacles, |group| {
         let names = group.names();
         let all: Vec<Point> = group.points().iter().map(|info| farside_receiver::point_of(names, info)).collect();
-        let before = |of: &dyn Fn(&str) -> bool| {
-            let known = chosen.volumes.iter().find(|(volume, choice)| of(volume) && choice.asked == asked);
-            known.map(|(_, choice)| choice.point)
+        let file = |name: &str| to.join(names.source.as_str()).join(names.group.as_str()).join(format!("{name}.img"));
+        // † Of a directory out of which all was taken nothing is gone on with: what was the newest then is not now.
+        let is_begun =
+            file("x").parent().is_some_and(|folder| std::fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some()));
+        if !is_begun {
+            chosen.groups.remove(&names.to_string());
+            chosen.volumes.retain(|volume, _| !volume.starts_with(&format!("{names}/")));
+        }
+        let noted = |choices: &BTreeMap<String, Choice>, of: &str| {
+            choices.get(of).filter(|choice| choice.asked == asked).map(|choice| choice.point)
         };
-        let begun = before(&|volume| volume.starts_with(&format!("{names}/")));
+        let begun = noted(&chosen.groups, &names.to_string());
         let of_all = match begun {
             Some(begun) => all.iter().find(|point| point.id == begun).cloned(),
             None => select_point(&all, args.point, now).cloned(),
         };
+        if let (None, Some(point)) = (begun, &of_all) {
+            chosen.groups.insert(names.to_string(), Choice { asked: asked.clone(), point: point.id });
+        }
         let mut here = Vec::new();
         for (name, points) in volumes(group, &args.only) {
             // Who left the group earlier is in none of its newer points: then it is the newest that holds it.
@@ -314,11 +326,11 @@ fn choose(
             let is_gone = begun.is_some() && of_all.is_none();
             let own = || select_point(&points, args.point, now).filter(|_| !is_gone).cloned();
             let volume = format!("{names}/{name}");
-            let point = before(&|known| known == volume).or_else(|| Some(of_all.clone().filter(holds).or_else(own)?.id));
+            let point = noted(&chosen.volumes, &volume).or_else(|| Some(of_all.clone().filter(holds).or_else(own)?.id));
             match point {
                 Some(point) => {
                     let address = volume.parse().expect("names of a store are those of addresses");
-                    let file = to.join(names.source.as_str()).join(names.group.as_str()).join(format!("{name}.img"));
+                    let file = file(&name);
                     let found = chosen.volumes.get(&volume).map(|choice| choice.point);
                     wanted.push(Wanted { address, point, to: file.clone(), found });
                     here.push((volume, file, point));

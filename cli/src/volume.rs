@@ -130,7 +130,7 @@ fn the_verify(begun: &VolumeStatus, now: &VolumeStatus) -> Result<VerifyStatus, 
     let started = begun.verify.as_ref().map(|verify| verify.started);
     now.verify.clone().filter(|verify| Some(verify.started) == started).ok_or_else(|| {
         let message = format!(
-            "the verify of {} ended early: farsided was started anew meanwhile, or has opened the volume anew",
+            "the verify of {} ended early: farsided was started anew meanwhile, or has opened the volume anew; or somebody began another one",
             begun.name
         );
         Failure::new(Exit::Failed, message, "begin it again: what was found until then is in the log of farsided")

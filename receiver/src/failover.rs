@@ -121,9 +121,9 @@ pub(crate) struct Failover {
     /// This very one is for good.
     #[serde(default)]
     settled: bool,
-    /// Whoever forced it was told that its point is degraded, and may have another such one.
+    /// Whoever forced it was told that its point is degraded, and may have another such one. `None`: noted by an earlier build.
     #[serde(default)]
-    takes_degraded: bool,
+    takes_degraded: Option<bool>,
     /// The one that stands until this one has fenced somebody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     before: Option<Box<Failover>>,
@@ -313,7 +313,10 @@ impl Failovers {
                     "--again fails it over once more, to what was published since; `farside failover --list` shows what is where";
                 return Err(ApiError::new(ErrorCode::Conflict, message, what));
             }
-            if !request.plan {
+            // † Who only watches changes nothing of it: it may be another one than he began, which nobody has forced.
+            if !request.plan && request.goes_on.is_some() {
+                self.go_on(receiver, &names)?;
+            } else if !request.plan {
                 if let Some(stand_in) = stand_in.filter(|host| known.stand_in.as_ref() != Some(host)) {
                     self.let_stand_in(receiver, &names, stand_in)?;
                 }
@@ -346,7 +349,7 @@ impl Failovers {
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
             committed: known.as_ref().is_some_and(|known| known.committed),
             settled: false,
-            takes_degraded: request.force && look.point.as_ref().is_some_and(|point| point.degraded),
+            takes_degraded: Some(request.force && look.point.as_ref().is_some_and(|point| point.degraded)),
             before: known.clone().map(Box::new),
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
@@ -634,7 +637,9 @@ impl Failovers {
                     failover.parted = look(receiver, &group, None)?.newest.map(|newest| Slot(newest.id.slot));
                     let point = match failover.wanted {
                         // † What was staged until now may be degraded, and nobody has seen it: also if it was forced for another reason.
-                        None if !failover.takes_degraded => look_for(receiver, &group, Wanted::NewestWhole)?.point,
+                        None if !failover.takes_degraded.unwrap_or(failover.forced) => {
+                            look_for(receiver, &group, Wanted::NewestWhole)?.point
+                        }
                         wanted => look(receiver, &group, wanted)?.point,
                     };
                     if let Some(point) = &point {

@@ -90,6 +90,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             events: VecDeque::new(),
             policy,
             policy_is_default: false,
+            policy_is_unsaid: false,
             prune: Prune { due: true, short: false, last: None },
             submitted: 0,
             claims: Pace::default(),
@@ -145,6 +146,8 @@ struct Group {
     policy: Option<Policy>,
     /// Nobody said it: it holds for one opening of a group that was empty then.
     policy_is_default: bool,
+    /// Its source says that nobody has said any, and nobody here knows one.
+    policy_is_unsaid: bool,
     prune: Prune,
     /// Numbers what is submitted.
     submitted: u64,

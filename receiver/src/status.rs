@@ -81,6 +81,14 @@ impl GroupView {
         self.group.reasons.push(reason);
     }
 
+    /// Its source says that nobody has said what is to be kept, and nobody here knows.
+    pub(crate) fn retention_is_unsaid(&mut self) {
+        let message =
+            format!("nobody has said how many points of {} are to be kept, and there are older ones: all are", self.names);
+        let what = format!("on its host: farside group set {} --keep 10 --span 24h, or what you want", self.names.group);
+        self.group.reasons.push(Reason::new(Severity::Warning, Code::RetentionUnsaid, message, what));
+    }
+
     /// What came of merging its parts.
     pub(crate) fn merging(&mut self, merging: &MergeStanding) {
         self.group.merged_ms = merging.last.map(|last| millis(last.elapsed()));

@@ -147,7 +147,7 @@ pub trait BlockQueue {
         let _ = ring;
     }
 
-    /// A client is gone that was never sent the error of a change that it waited for. Before `client_gone`.
+    /// A client is not sent the error of a change that it waited for: its connection broke.
     fn unanswered(&mut self) {}
 
     /// This client is gone, and no request of it is left; its number may come again for another one.

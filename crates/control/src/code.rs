@@ -89,6 +89,8 @@ codes! {
     StoreFailed = "store_failed",
     /// A group makes points without one of its volumes.
     VolumeNotInPoints = "volume_not_in_points",
+    /// Nobody has said how many points are to be kept, where there are older ones.
+    RetentionUnsaid = "retention_unsaid",
     /// What is dead cannot be deleted yet.
     DeletionWaits = "deletion_waits",
     /// Points wait to be published, since the bucket's requests are used up.

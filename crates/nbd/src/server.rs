@@ -574,6 +574,10 @@ impl<Q: BlockQueue> Running<'_, Q> {
         {
             connection.state = State::Broken;
             connection.shut(nix::sys::socket::Shutdown::Both);
+            // † At once: its other requests may take long, and it may be here again before they have ended.
+            if connection.gives_up_telling() {
+                self.queue.unanswered();
+            }
             self.abandon(index);
             self.mark_ready(index);
         }
@@ -611,9 +615,9 @@ impl<Q: BlockQueue> Running<'_, Q> {
     /// Forgets a connection that is over; true: it was.
     fn part(&mut self, index: u32) -> bool {
         let over = self.connections[index as usize].as_ref().is_some_and(Connection::over);
-        if over && let Some(connection) = self.connections[index as usize].take() {
+        if over && let Some(mut connection) = self.connections[index as usize].take() {
             connection.shut(nix::sys::socket::Shutdown::Both); // somebody may have a duplicate of an adopted one
-            if connection.is_untold() {
+            if connection.gives_up_telling() {
                 self.queue.unanswered();
             }
             self.queue.client_gone(index);
@@ -756,7 +760,10 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let mut held = job.first_piece;
         // † Who comes next may be the same client, asking once more for what it had no answer to: a disk may say a failed flush only once (T14).
         if error != 0 && job.kind == JobKind::Change {
-            connection.tells_error();
+            match silent {
+                true => self.queue.unanswered(),
+                false => connection.tells_error(),
+            }
         }
         match job.kind {
             _ if silent => {}

@@ -210,9 +210,11 @@ impl Group {
 
     fn set_policy(&mut self, policy: Policy, is_said: bool) {
         // † A host that stands in, or that was reinstalled, knows nothing of what the group had, and what is given up is gone for ever.
-        if !is_said && self.policy.is_some() && !self.policy_is_default {
+        if !is_said && !self.policy_is_default {
+            self.policy_is_unsaid = self.policy.is_none();
             return;
         }
+        self.policy_is_unsaid = false;
         // † A host that stands in may have been told nothing of it, and what is given up is gone for ever: until the history is taken back only
         // more may be kept.
         let failovers = &self.receiver.failovers;

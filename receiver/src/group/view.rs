@@ -93,6 +93,9 @@ impl Group {
                     self.tally,
                 );
                 view.merging(&self.merging);
+                if self.policy_is_unsaid {
+                    view.retention_is_unsaid();
+                }
             }
         }
         self.view.store(Arc::new(view));

@@ -212,6 +212,14 @@ async fn a_reinstalled_gateway_gives_up_nothing_by_itself() {
     let volume = source.claim_above("data", &volume).await;
     source.publish(&volume, 1, &granules(9, 1), LayerKind::Point).await;
     assert_eq!(gateway.points(None).await.len(), 6);
+    // Nor where nobody has said it there.
+    source.set_default_keep(1).await;
+    let is_unsaid = async || {
+        let group = &gateway.status().await.sources[0].groups[0];
+        group.reasons.iter().any(|reason| reason.code == "retention_unsaid")
+    };
+    site::wait_until("that to be said", is_unsaid).await;
+    assert_eq!(gateway.points(None).await.len(), 6);
     source.set_keep(3).await;
     let pruned = async || gateway.points(None).await.len() == 3;
     site::wait_until("three points", pruned).await;

@@ -178,14 +178,14 @@ impl Connection {
         self.next.push_slice(number, 0..len);
     }
 
-    /// A change ended with an error, and what was gathered last says so, or never will.
+    /// A change ended with an error, which what is gathered next says.
     pub(super) fn tells_error(&mut self) {
         self.next_tells = true;
     }
 
-    /// Whether it has not been sent the error of a change.
-    pub(super) fn is_untold(&self) -> bool {
-        self.next_tells || self.sending_tells
+    /// Whether it has not been sent the error of a change, which it will not be any more.
+    pub(super) fn gives_up_telling(&mut self) -> bool {
+        std::mem::take(&mut self.next_tells) | std::mem::take(&mut self.sending_tells)
     }
 
     /// The kernel has all that was being sent.
@@ -207,7 +207,7 @@ impl Connection {
 
     /// Whether there is a reply that the kernel does not have yet, or never gets.
     pub(super) fn owes(&self) -> bool {
-        self.sending || !self.next.is_empty() || self.is_untold()
+        self.sending || !self.next.is_empty()
     }
 
     pub(super) fn send(&mut self, ring: &mut Ring, tag: Tag, gather: Gather) {

@@ -83,6 +83,8 @@ pub struct Limits {
     /// is cut there. The lesser sets of a message have at most three times as many: [`farside_wire::END_RANGES_MAX`] is four
     /// times the default.
     pub end_ranges_max: usize,
+    /// What each member of such a message may list in each of the lesser sets, whatever their number: 64 times this is no more than the default limit.
+    pub end_share_min: usize,
     /// A volume whose claim or position check is refused for a passing reason is asked about again after so long.
     pub recheck: Nanos,
 }
@@ -106,6 +108,7 @@ impl Default for Limits {
             unreadable_retry: 60 * SECOND,
             claim_turns_max: 4,
             end_ranges_max: 40_000,
+            end_share_min: 64,
             recheck: 5 * SECOND,
         }
     }

@@ -12,9 +12,6 @@ use super::{Hold, Kind, Link, Phase, Source};
 /// At most so many bytes of a part are neither content nor proportional to it: header, footer, frame heads.
 const PART_OVERHEAD: u64 = 64 << 10;
 
-/// What each member of an end message may list, whatever their number: 64 times this is no more than the default limit.
-const SHARE_MIN: usize = 64;
-
 impl Source {
     /// Gives every volume's sender something to do, as far as credit goes.
     pub(super) fn read_on(&mut self, now: Nanos, out: &mut Vec<Action>) {
@@ -244,8 +241,8 @@ impl Source {
     }
 
     fn say(&mut self, now: Nanos, id: EpochId, kind: LayerKind, keys: &[LayerKey], out: &mut Vec<Action>) {
-        let most = self.config.limits.end_ranges_max;
-        let share = (most / keys.len().max(1)).max(SHARE_MIN.min(most / 2));
+        let limits = &self.config.limits;
+        let share = (limits.end_ranges_max / keys.len().max(1)).max(limits.end_share_min);
         let members: Vec<EndMember> = keys.iter().filter_map(|key| self.end_member(now, key, share)).collect();
         let Some(info) = self.layers_of(id).next().map(|l| l.info) else { return };
         for key in keys {
@@ -270,7 +267,7 @@ impl Source {
     }
 
     /// `share`: the ranges that either of the lesser sets may have. Beyond it they say less than is known, never more: fewer
-    /// regions are called whole, and more unreadable; what the ledger then goes on to call unreadable is read again later.
+    /// regions are called whole, and more unreadable.
     fn end_member(&mut self, now: Nanos, key: &LayerKey, share: usize) -> Option<EndMember> {
         let volume = self.volumes.get_mut(&key.volume)?;
         let layer = volume.layers.iter().find(|l| l.key == *key)?;
@@ -279,13 +276,10 @@ impl Source {
         layer.reads.iter().for_each(|r| unreadable_regions.union_with(&r.unreadable));
         let (regions, volume_bytes) = (volume.covered(layer), layer.volume_bytes);
         let whole = volume.covered_whole(layer);
-        let mut unsaid = RegionSet::new();
         if unreadable_regions.range_count() > share {
-            unsaid.union_with(&regions);
-            unsaid.subtract(&unreadable_regions);
             unreadable_regions.clone_from(&regions);
         }
-        let whole_regions = volume.say_whole(&whole, &unsaid, share, now, self.config.limits.unreadable_retry);
+        let whole_regions = volume.say_whole(&whole, share, now, self.config.limits.unreadable_retry);
         Some(EndMember {
             key: *key,
             parts: footers.len() as u32,

@@ -665,16 +665,8 @@ impl Volume {
     }
 
     /// Of the regions that a layer rewrites in full, those of which its end says so, in at most so many ranges: what was unreadable before the others.
-    /// † Where the end says too little, or more unreadable than there is (`unsaid`), the ledger goes on to call readable regions unreadable: they are
-    /// retried.
-    pub(super) fn say_whole(
-        &mut self,
-        whole: &RegionSet,
-        unsaid: &RegionSet,
-        share: usize,
-        now: Nanos,
-        retry: Nanos,
-    ) -> RegionSet {
+    /// † Where the end says too little, the ledger goes on to call readable regions unreadable: they are retried.
+    pub(super) fn say_whole(&mut self, whole: &RegionSet, share: usize, now: Nanos, retry: Nanos) -> RegionSet {
         let (mut due, mut elsewhere) = (self.retried.clone(), self.retried.clone());
         elsewhere.subtract(whole);
         due.subtract(&elsewhere);
@@ -686,7 +678,6 @@ impl Volume {
             said
         };
         due.subtract(&said);
-        due.union_with(unsaid);
         if !due.is_empty() && !mutation::on("what an end has no room for is not retried") {
             let mut again = GranuleSet::new();
             due.ranges().for_each(|r| again.insert_whole(r));

@@ -95,6 +95,7 @@ pub(super) fn source_limits() -> source::Limits {
         unreadable_retry: 50,
         claim_turns_max: 4,
         end_ranges_max: 100,
+        end_share_min: 64,
         recheck: 30,
     }
 }

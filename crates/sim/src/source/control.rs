@@ -71,6 +71,7 @@ pub(super) fn core_limits(plan: &Plan) -> Limits {
         unreadable_retry: 20 * MS,
         claim_turns_max: 4,
         end_ranges_max: if plan.tight { 3 } else { 64 },
+        end_share_min: 64,
         recheck: 30 * MS,
     }
 }
