@@ -71,7 +71,7 @@ struct Wanted {
 #[derive(Debug, Default, Deserialize, Serialize)]
 struct Chosen {
     store: String,
-    /// The moment of each SOURCE/GROUP.
+    /// The moment of each group, by SOURCE/GROUP and what was asked for.
     groups: BTreeMap<String, Choice>,
     /// The points of files, by SOURCE/GROUP/NAME: those of volumes that left their group earlier are others.
     volumes: BTreeMap<String, Choice>,
@@ -96,6 +96,11 @@ impl Chosen {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { store, ..Self::default() }),
             Err(error) => return Err(error).or_fail(format!("{} cannot be read", path.display())),
         };
+        // † Of a directory out of which all was taken nothing is gone on with: what was the newest then is not now.
+        let files = std::fs::read_dir(to).or_fail(format!("{} cannot be read", to.display()))?;
+        if files.flatten().all(|file| file.file_name() == Self::FILE) {
+            return Ok(Self { store, ..Self::default() });
+        }
         if known.store != store {
             let message = format!("{} is of another store: {}", to.display(), known.store);
             return Err(Failure::new(Exit::Refused, message, "name another directory: --to"));
@@ -300,23 +305,17 @@ fn choose(
         let names = group.names();
         let all: Vec<Point> = group.points().iter().map(|info| farside_receiver::point_of(names, info)).collect();
         let file = |name: &str| to.join(names.source.as_str()).join(names.group.as_str()).join(format!("{name}.img"));
-        // † Of a directory out of which all was taken nothing is gone on with: what was the newest then is not now.
-        let is_begun =
-            file("x").parent().is_some_and(|folder| std::fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some()));
-        if !is_begun {
-            chosen.groups.remove(&names.to_string());
-            chosen.volumes.retain(|volume, _| !volume.starts_with(&format!("{names}/")));
-        }
         let noted = |choices: &BTreeMap<String, Choice>, of: &str| {
             choices.get(of).filter(|choice| choice.asked == asked).map(|choice| choice.point)
         };
-        let begun = noted(&chosen.groups, &names.to_string());
+        let moment = format!("{names} {asked}");
+        let begun = noted(&chosen.groups, &moment);
         let of_all = match begun {
             Some(begun) => all.iter().find(|point| point.id == begun).cloned(),
             None => select_point(&all, args.point, now).cloned(),
         };
         if let (None, Some(point)) = (begun, &of_all) {
-            chosen.groups.insert(names.to_string(), Choice { asked: asked.clone(), point: point.id });
+            chosen.groups.insert(moment, Choice { asked: asked.clone(), point: point.id });
         }
         let mut here = Vec::new();
         for (name, points) in volumes(group, &args.only) {

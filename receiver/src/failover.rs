@@ -287,13 +287,14 @@ impl Failovers {
                 format!("the failover of {names} is not there any more: it was given up, or the history was taken back");
             return Err(ApiError::new(ErrorCode::Conflict, message, "`farside failover --list` shows what is there"));
         }
-        if let Some(known) = known.as_ref().filter(|known| !request.again || !matches!(known.stage, Stage::Promoted { .. })) {
+        let again = request.again && request.goes_on.is_none();
+        if let Some(known) = known.as_ref().filter(|known| !again || !matches!(known.stage, Stage::Promoted { .. })) {
             if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
                 let message = format!("{names} was failed over already, to another point");
                 let what = "`farside failover --list` shows it; another point of it can be restored or opened, or brought up with --again --force";
                 return Err(ApiError::new(ErrorCode::Conflict, message, what));
             }
-            if request.again {
+            if again {
                 let message = format!("the failover of {names} is not through yet");
                 return Err(ApiError::new(ErrorCode::Conflict, message, "`farside failover --list` shows how far it is"));
             }
@@ -314,18 +315,26 @@ impl Failovers {
                 return Err(ApiError::new(ErrorCode::Conflict, message, what));
             }
             // † Who only watches changes nothing of it: it may be another one than he began, which nobody has forced.
-            if !request.plan && request.goes_on.is_some() {
-                self.go_on(receiver, &names)?;
-            } else if !request.plan {
+            if !request.plan && request.goes_on.is_none() {
                 if let Some(stand_in) = stand_in.filter(|host| known.stand_in.as_ref() != Some(host)) {
                     self.let_stand_in(receiver, &names, stand_in)?;
                 }
-                if (request.force && !known.forced) || (request.lose_staged && !known.lose_staged) {
+                // What is shown of it by now is what is forced.
+                let is_degraded =
+                    || look(receiver, &group, known.point()).is_ok_and(|look| look.point.is_some_and(|point| point.degraded));
+                let takes_degraded = request.force && known.stage == Stage::Fencing && is_degraded();
+                let is_more = (request.force && !known.forced) || (request.lose_staged && !known.lose_staged);
+                if is_more || (takes_degraded && known.takes_degraded != Some(true)) {
                     self.change(receiver, &names, |known| {
                         known.forced |= request.force;
                         known.lose_staged |= request.lose_staged;
+                        if takes_degraded {
+                            known.takes_degraded = Some(true);
+                        }
                     })?;
                 }
+            }
+            if !request.plan {
                 self.go_on(receiver, &names)?;
             }
             return self.show_one(receiver, &names);

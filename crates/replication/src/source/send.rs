@@ -267,7 +267,8 @@ impl Source {
     }
 
     /// `share`: the ranges that either of the lesser sets may have. Beyond it they say less than is known, never more: fewer
-    /// regions are called whole, and more unreadable.
+    /// regions are called whole, and more unreadable. (Those that are called so and were read stay so until they are rewritten or compared: to retry them with
+    /// the others would end in as many again, as long as the disk is bad.)
     fn end_member(&mut self, now: Nanos, key: &LayerKey, share: usize) -> Option<EndMember> {
         let volume = self.volumes.get_mut(&key.volume)?;
         let layer = volume.layers.iter().find(|l| l.key == *key)?;
