@@ -365,7 +365,7 @@ pub const MUTATIONS: &[Mutation] = &[
     story("a claim without the slot up to which it looked", LEDGER, "stories::l6_a_claim_names_the_slot_up_to_which_it_looked"),
     // Promotion, and the way back. (Each has a directed schedule as well, in `ledger` or `replication`.)
     seeds("L6 a lower generation claims", 800, Some(failovers)),
-    seeds("L6 a promotion outranks one volume of the group", 200, Some(failovers)),
+    seeds("L6 a promotion outranks one volume of the group", 800, Some(failovers)),
     seeds("L6 a promotion fences the volumes of its point only", 100, Some(failovers)),
     seeds("L6 a history that was taken back is called fenced", 100, Some(failovers)),
     seeds("L6 a fence that was overtaken goes on as it was", 4000, Some(overtaken_fences)),
@@ -376,7 +376,7 @@ pub const MUTATIONS: &[Mutation] = &[
         "fencing::l6_what_is_said_twice_of_a_history_holds_as_it_was_said",
     ),
     seeds("L6 a claim whose verdict was lost is another's promotion", 600, Some(failovers)),
-    seeds("L6 who claimed is forgotten with its line", 600, Some(failovers)),
+    seeds("L6 who claimed is forgotten with its line", 2000, Some(failovers)),
     seeds("L6 a stand-in fences the promotion", 100, Some(failovers)),
     seeds("L6 who takes a history back fences nobody", 100, Some(failovers)),
     seeds("L6 a yes to one promotion holds for the next", 100, Some(failovers)),
