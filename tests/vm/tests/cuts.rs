@@ -98,7 +98,8 @@ impl Judge {
         let disk = guest.disk(Self::DISK);
         guest.run(&format!("mount -t {name} {disk} /mnt && mount -o bind /mnt {AT}/mnt"));
         application(guest);
-        guest.run(&format!("umount {AT}/mnt && umount /mnt"));
+        guest.wait_until(&format!("umount {AT}/mnt"));
+        guest.wait_until("umount /mnt");
         self.file_system.check(&self.machine.disk_content(Self::DISK));
     }
 }
@@ -128,7 +129,8 @@ fn power_cuts(kernel: Kernel, tap: &Tap, file_system: FileSystem) {
     let mount = format!("mount -t {} {DEVICE} /mnt && mount -o bind /mnt {AT}/mnt", file_system.name());
     host.guest.run(&mount);
     lay_ledger(&mut host.guest);
-    host.guest.run(&format!("umount {AT}/mnt && umount /mnt"));
+    host.guest.wait_until(&format!("umount {AT}/mnt"));
+    host.guest.wait_until("umount /mnt");
     host.wait_for_group("the first sync", is_quiet);
     host.wait_for_group("the volume to cool", |group| hot_bytes(group) < VOLUME_BYTES / 4);
     judge.judge(&mut host, |_| ());

@@ -126,7 +126,9 @@ fn start_database(guest: &mut Guest, toolbox: &Toolbox, address: &str) {
 
 fn stop_database(guest: &mut Guest, toolbox: &Toolbox) {
     stop_server(guest, toolbox);
-    guest.run(&format!("umount {AT}/mnt && umount /mnt"));
+    // The last of its processes may have taken its leave, and not be gone yet.
+    guest.wait_until(&format!("umount {AT}/mnt"));
+    guest.wait_until("umount /mnt");
 }
 
 /// Its transactions, of which there is none missing in between.
