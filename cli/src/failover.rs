@@ -268,9 +268,7 @@ fn loss(planned: &FailoverStatus) -> String {
     let Some(point) = &planned.point else { return format!("{group} has no point\n") };
     let mut text =
         format!("{group} to point {}, cut {} ({})\n", point.id, print::time(point.cut_wall), print::age(point.cut_wall));
-    if planned.degraded {
-        text.push_str(&degraded(planned));
-    }
+    text.push_str(&degraded(planned));
     let is_newest = planned.newest.as_ref() == Some(point);
     text.push_str(&match planned.lag_ms.filter(|_| is_newest) {
         _ if planned.all_published => {
@@ -300,7 +298,11 @@ fn loss(planned: &FailoverStatus) -> String {
     text
 }
 
+/// That its point is degraded, if it is.
 fn degraded(one: &FailoverStatus) -> String {
+    if !one.degraded {
+        return String::new();
+    }
     format!("! {} could not read all of that point: what is missing cannot be read of the copy (--allow-degraded)\n", one.source)
 }
 
@@ -350,7 +352,7 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
          its disks as they are: farside rollback {}; if it is not to come back: farside commit {group}\n",
         now.source,
         now.generation,
-        if now.degraded { degraded(now) } else { String::new() },
+        degraded(now),
         steps(now),
         rto_ms.map_or_else(String::new, |ms| format!("RTO {}\n", print::duration_ms(ms))),
         match &now.stand_in {

@@ -96,20 +96,14 @@ fn fill(view: &View<Arc<LazyPointReader>>, file: &Path, json: bool, is_over: &At
             format!("{} is not made: less than {room} of room are left there, and {missing} are missing", file.display());
         return Err(Failure::new(Exit::Failed, message, "make room, and give the same command again: it goes on"));
     }
+    let not_fetched =
+        |why: &str| format!("{} is not made: {why}, and {} were not fetched", file.display(), print::bytes(missing));
     if view.is_deleted() {
-        let message = format!(
-            "{} is not made: the store has given up the point, and {} were not fetched",
-            file.display(),
-            print::bytes(missing)
-        );
+        let message = not_fetched("the store has given up the point");
         return Err(Failure::new(Exit::NotFound, message, "open another point, and pin it first: farside point pin"));
     }
     if view.is_merged() {
-        let message = format!(
-            "{} is not made: what the store keeps was merged meanwhile, {} were not fetched",
-            file.display(),
-            print::bytes(missing)
-        );
+        let message = not_fetched("what the store keeps was merged meanwhile");
         return Err(Failure::new(Exit::Failed, message, "give the same command again: it goes on"));
     }
     let message = format!("{} is not made: {} of the volume cannot be read", file.display(), print::bytes(missing));

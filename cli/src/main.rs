@@ -23,6 +23,7 @@ mod guard;
 mod hosts;
 mod hydrate;
 mod job;
+mod kept;
 mod key;
 mod limit;
 mod man;

@@ -7,7 +7,7 @@
 //! command that was killed between two volumes would go on with one of them.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use farside_control::{Address, Point, PointId, PointRef, select_point};
@@ -15,13 +15,12 @@ use farside_keys::Keeper;
 use farside_objects::Location;
 use farside_store::{Existing, GroupReader, StoreReader};
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use crate::args::{Global, RecoverArgs};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::print::{self, Table};
 use crate::restore::{self, Options, Restored};
-use crate::{guard, point, store};
+use crate::{guard, kept, point, store};
 
 /// What a store holds of a volume.
 #[derive(Debug, Serialize)]
@@ -72,7 +71,7 @@ struct Wanted {
 struct Chosen {
     store: String,
     /// The moment of each group, by SOURCE/GROUP and what was asked for.
-    groups: BTreeMap<String, Choice>,
+    groups: BTreeMap<String, PointId>,
     /// The points of files, by SOURCE/GROUP/NAME: those of volumes that left their group earlier are others.
     volumes: BTreeMap<String, Choice>,
 }
@@ -108,14 +107,9 @@ impl Chosen {
         Ok(known)
     }
 
-    /// The whole of it or what was there before, whatever happens.
     fn keep(&self, to: &Path) -> io::Result<()> {
         std::fs::create_dir_all(to)?;
-        let mut file = NamedTempFile::new_in(to)?;
-        file.write_all(&serde_json::to_vec_pretty(self).expect("it is JSON"))?;
-        file.as_file().sync_all()?;
-        file.persist(to.join(Self::FILE)).map_err(|error| error.error)?;
-        std::fs::File::open(to)?.sync_all()
+        kept::write(to, Self::FILE, self)
     }
 }
 
@@ -305,17 +299,14 @@ fn choose(
         let names = group.names();
         let all: Vec<Point> = group.points().iter().map(|info| farside_receiver::point_of(names, info)).collect();
         let file = |name: &str| to.join(names.source.as_str()).join(names.group.as_str()).join(format!("{name}.img"));
-        let noted = |choices: &BTreeMap<String, Choice>, of: &str| {
-            choices.get(of).filter(|choice| choice.asked == asked).map(|choice| choice.point)
-        };
         let moment = format!("{names} {asked}");
-        let begun = noted(&chosen.groups, &moment);
+        let begun = chosen.groups.get(&moment).copied();
         let of_all = match begun {
             Some(begun) => all.iter().find(|point| point.id == begun).cloned(),
             None => select_point(&all, args.point, now).cloned(),
         };
         if let (None, Some(point)) = (begun, &of_all) {
-            chosen.groups.insert(moment, Choice { asked: asked.clone(), point: point.id });
+            chosen.groups.insert(moment, point.id);
         }
         let mut here = Vec::new();
         for (name, points) in volumes(group, &args.only) {
@@ -325,12 +316,13 @@ fn choose(
             let is_gone = begun.is_some() && of_all.is_none();
             let own = || select_point(&points, args.point, now).filter(|_| !is_gone).cloned();
             let volume = format!("{names}/{name}");
-            let point = noted(&chosen.volumes, &volume).or_else(|| Some(of_all.clone().filter(holds).or_else(own)?.id));
-            match point {
+            let known = chosen.volumes.get(&volume);
+            let found = known.map(|choice| choice.point);
+            let noted = known.filter(|choice| choice.asked == asked).map(|choice| choice.point);
+            match noted.or_else(|| Some(of_all.clone().filter(holds).or_else(own)?.id)) {
                 Some(point) => {
                     let address = volume.parse().expect("names of a store are those of addresses");
                     let file = file(&name);
-                    let found = chosen.volumes.get(&volume).map(|choice| choice.point);
                     wanted.push(Wanted { address, point, to: file.clone(), found });
                     here.push((volume, file, point));
                 }

@@ -138,8 +138,24 @@ impl Schedule {
         self.keep(&receiver.state_dir);
     }
 
-    /// A point that is being read is damaged, which its end may never say: the reading may be cut short.
-    pub(crate) fn met(&self, receiver: &Receiver, group: &GroupHandle, point: PointId, looked: Looked) {
+    /// A point that is being read is damaged from an earlier slot on than was `said`, if it is kept still: what is missing of one that was given up is not
+    /// damage. Its end may never say it: the reading may be cut short.
+    pub(crate) fn meet(
+        &self,
+        receiver: &Receiver,
+        group: &GroupHandle,
+        (point, looked): (PointId, Looked),
+        said: &Mutex<Option<Slot>>,
+        is_kept: impl FnOnce() -> bool,
+    ) {
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.damaged_since.is_some_and(|since| said.is_none_or(|said| since < said)) && is_kept() {
+            *said = looked.damaged_since;
+            self.met(receiver, group, point, looked);
+        }
+    }
+
+    fn met(&self, receiver: &Receiver, group: &GroupHandle, point: PointId, looked: Looked) {
         let names = group.names();
         let message = format!(
             "point {point} of {names} was being read and is damaged: {} regions so far cannot be restored; which, is said when all is read",
@@ -393,13 +409,7 @@ impl Runner {
         // From which slot on it is said to be damaged.
         let said_since = Mutex::new(None);
         let progress = |looked: Looked| {
-            let is_more = |since: Slot| said_since.lock().unwrap_or_else(PoisonError::into_inner).is_none_or(|said| since < said);
-            if let Some(since) = looked.damaged_since.filter(|since| is_more(*since))
-                && is_kept()
-            {
-                *said_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(since);
-                self.receiver.schedule.met(&self.receiver, group, id_of(point), looked);
-            }
+            self.receiver.schedule.meet(&self.receiver, group, (id_of(point), looked), &said_since, is_kept);
             // Of what came since: the rate may have been another one before.
             let rate = self.receiver.config().verify.rate.bytes_per_s();
             let (since, so_far) = *paced.lock().unwrap_or_else(PoisonError::into_inner);

@@ -194,12 +194,7 @@ impl Job {
         let said_since = Mutex::new(None);
         let progress = |looked: Looked| {
             self.done_bytes.store(looked.done_bytes, Ordering::Relaxed);
-            let mut said = said_since.lock().unwrap_or_else(PoisonError::into_inner);
-            if looked.damaged_since.is_some_and(|since| said.is_none_or(|said| since < said)) && self.is_kept(receiver, handle) {
-                *said = looked.damaged_since;
-                receiver.schedule.met(receiver, handle, self.point.id, looked);
-            }
-            drop(said);
+            receiver.schedule.meet(receiver, handle, (self.point.id, looked), &said_since, || self.is_kept(receiver, handle));
             wanted()
         };
         let members: Vec<&str> = self.point.members.iter().map(|m| m.volume.as_str()).collect();

@@ -10,7 +10,7 @@
 //! or sweeps a folder holds the lock of all drills, so that one without a state yet is not taken for one that was left.
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use farside_control::Point;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use crate::failure::{Exit, Failure, OrFail as _};
+use crate::kept;
 
 const STATE: &str = "state.json";
 const OWNER: &str = "owner";
@@ -113,7 +113,7 @@ impl Folder {
         lock.try_lock().or_fail("the lock of a new drill is held")?;
         let id = dir.path().file_name().expect("it was just named").to_string_lossy().into_owned();
         let drill = of(id, dir.path());
-        write(dir.path(), &drill).or_fail("the state of the drill cannot be kept")?;
+        kept::write(dir.path(), STATE, &drill).or_fail("the state of the drill cannot be kept")?;
         Ok(Owned { drill, dir: dir.keep(), _lock: lock })
     }
 
@@ -138,7 +138,7 @@ impl Folder {
             return Err(Failure::new(Exit::Refused, message, format!("it ends by itself; then: farside drill stop {id}")));
         }
         if let Some(drill) = &found.drill {
-            write(&found.dir, &Drill { stage: Stage::Stopping, ..drill.clone() })
+            kept::write(&found.dir, STATE, &Drill { stage: Stage::Stopping, ..drill.clone() })
                 .or_fail(format!("drill {id} cannot be marked"))?;
         }
         std::fs::remove_dir_all(&found.dir).or_fail(format!("drill {id} cannot be removed"))
@@ -162,7 +162,7 @@ impl Owned {
     pub(crate) fn advance(&mut self, stage: Stage) -> Result<(), Failure> {
         assert!(self.drill.stage.may_become(stage), "{:?} does not become {stage:?}", self.drill.stage);
         let next = Drill { stage, ..self.drill.clone() };
-        write(&self.dir, &next).or_fail(format!("the state of drill {} cannot be kept", next.id))?;
+        kept::write(&self.dir, STATE, &next).or_fail(format!("the state of drill {} cannot be kept", next.id))?;
         self.drill = next;
         Ok(())
     }
@@ -208,15 +208,6 @@ fn look(dir: PathBuf) -> Result<Option<Found>, Failure> {
         Err(error) => return Err(error).or_fail(format!("the state of drill {id}")),
     };
     Ok((drill.is_some() || is_interrupted).then_some(Found { id, drill, is_interrupted, dir }))
-}
-
-/// The whole of it or what was there before, whatever happens.
-fn write(dir: &Path, drill: &Drill) -> io::Result<()> {
-    let mut file = NamedTempFile::new_in(dir)?;
-    file.write_all(&serde_json::to_vec_pretty(drill).expect("it is JSON"))?;
-    file.as_file().sync_all()?;
-    file.persist(dir.join(STATE)).map_err(|error| error.error)?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

@@ -952,10 +952,7 @@ impl VolumeState {
     /// What a new layer's entry must name as `unreadable_regions` when its writer has no index to ask: the regions it touches
     /// that were unreadable and are not rewritten in full, and those in which it has unreadable runs itself.
     pub fn unreadable_after(&self, regions: &RegionSet, rewritten_whole: &RegionSet, unreadable: &RegionSet) -> RegionSet {
-        let mut elsewhere = self.unreadable.clone();
-        elsewhere.subtract(regions);
-        let mut after = self.unreadable.clone();
-        after.subtract(&elsewhere);
+        let mut after = self.unreadable.intersection(regions);
         after.subtract(rewritten_whole);
         after.union_with(unreadable);
         after

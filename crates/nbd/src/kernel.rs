@@ -481,6 +481,11 @@ struct Orders {
 
 /// Waits for the connection to break and renews it. Ends well when it is told to stop.
 fn keep(mut device: KernelDevice, spec: &Spec, server: &Handle, orders: &Orders) -> Result<(), Lost> {
+    let is_told = || {
+        let mut stop = [PollFd::new(orders.stop.as_fd(), PollFlags::POLLIN)];
+        let is_stopped = poll(&mut stop, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+        is_stopped || server.is_stopping() || orders.leaving.load(Ordering::SeqCst)
+    };
     loop {
         let mut fds =
             [PollFd::new(device.watch.as_fd(), PollFlags::empty()), PollFd::new(orders.stop.as_fd(), PollFlags::POLLIN)];
@@ -488,7 +493,7 @@ fn keep(mut device: KernelDevice, spec: &Spec, server: &Handle, orders: &Orders)
             Err(Errno::EINTR) => continue,
             polled => polled.expect("two open descriptors can be polled"),
         };
-        if fds[1].any() == Some(true) || server.is_stopping() || orders.leaving.load(Ordering::SeqCst) {
+        if is_told() {
             return Ok(());
         }
         if !sysfs::is_connected(device.index) {
@@ -497,9 +502,7 @@ fn keep(mut device: KernelDevice, spec: &Spec, server: &Handle, orders: &Orders)
         // What the old connection brought is sent again over the new one: it must have landed by then.
         while server.counters().connections.load(Ordering::SeqCst) > 0 {
             // † Somebody else may be on the server's socket, for as long as he likes.
-            let mut told = [PollFd::new(orders.stop.as_fd(), PollFlags::POLLIN)];
-            let is_told = poll(&mut told, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
-            if is_told || server.is_stopping() || orders.leaving.load(Ordering::SeqCst) {
+            if is_told() {
                 return Ok(());
             }
             std::thread::sleep(POLL);

@@ -615,11 +615,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
     /// Forgets a connection that is over; true: it was.
     fn part(&mut self, index: u32) -> bool {
         let over = self.connections[index as usize].as_ref().is_some_and(Connection::over);
-        if over && let Some(mut connection) = self.connections[index as usize].take() {
+        if over && let Some(connection) = self.connections[index as usize].take() {
             connection.shut(nix::sys::socket::Shutdown::Both); // somebody may have a duplicate of an adopted one
-            if connection.gives_up_telling() {
-                self.queue.unanswered();
-            }
             self.queue.client_gone(index);
             self.line.retain(|&waiting| waiting != index);
             self.large.retain(|&waiting| waiting != index);

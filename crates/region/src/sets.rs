@@ -181,6 +181,15 @@ impl RegionSet {
         other.ranges().for_each(|r| self.remove_range(r));
     }
 
+    /// What both have.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let (mut elsewhere, mut both) = (self.clone(), self.clone());
+        elsewhere.subtract(other);
+        both.subtract(&elsewhere);
+        both
+    }
+
     /// The ranges, ascending.
     pub fn ranges(&self) -> impl DoubleEndedIterator<Item = RegionRange> + '_ {
         self.ranges.iter().map(|(&s, &e)| RegionRange { start: RegionIndex(s), count: e - s })

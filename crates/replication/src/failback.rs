@@ -340,10 +340,7 @@ pub fn lacks(all: &RegionSet, touched: Option<&RegionSet>, before: Option<&Regio
     if !mutation::on("what a disk lacked of one point is forgotten at the next") {
         either.union_with(before);
     }
-    let (mut others, mut lacks) = (all.clone(), all.clone());
-    others.subtract(&either);
-    lacks.subtract(&others);
-    (lacks, true)
+    (all.intersection(&either), true)
 }
 
 /// Where a point may differ from one of this very history that is not newer; `None`: anywhere.

@@ -667,9 +667,7 @@ impl Volume {
     /// Of the regions that a layer rewrites in full, those of which its end says so, in at most so many ranges: what was unreadable before the others.
     /// † Where the end says too little, the ledger goes on to call readable regions unreadable: they are retried.
     pub(super) fn say_whole(&mut self, whole: &RegionSet, share: usize, now: Nanos, retry: Nanos) -> RegionSet {
-        let (mut due, mut elsewhere) = (self.retried.clone(), self.retried.clone());
-        elsewhere.subtract(whole);
-        due.subtract(&elsewhere);
+        let mut due = self.retried.intersection(whole);
         let said = if whole.range_count() <= share {
             whole.clone()
         } else {
