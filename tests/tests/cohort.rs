@@ -277,11 +277,11 @@ fn cuts_outlive_the_configuration_until_they_are_forgotten() {
     while cuts(&first).len() < 3 {
         write(&first);
         let known = cuts(&first).len();
-        // A host does not hold its writes twice in a moment, and says so: none comes by itself for an hour then.
+        // A host that is away for a moment is waited for by nobody: none comes by itself for an hour then.
         wait_until("a cut", || {
             run(&mut first.gateway(&["cohort", "take", "erp"]));
             let now = cuts(&first).len();
-            if now > known { Ok(()) } else { Err(format!("{now} of {known}")) }
+            if now > known { Ok(()) } else { Err(format!("{now} of {known}: {}", cohort(&first))) }
         });
     }
     // In another shape, with a group that nothing was ever sent of, and in none.

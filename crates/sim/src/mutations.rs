@@ -402,6 +402,11 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("a cut of which nothing more is heard is one", 20, Some(cohorts)),
     seeds("a hold lasts as long as is asked for", 40, Some(calm_cohorts)),
     seeds("holds follow each other at once", 40, Some(calm_cohorts)),
+    story(
+        "a host says that it is ready before it may hold again",
+        CORE,
+        "cohort::hosts_that_may_be_held_a_little_apart_are_cut_as_one_all_the_same",
+    ),
     seeds("a cut that lacks a group is whole", 40, Some(cohorts)),
     seeds("what could not be read in full is part of a cut", 60, Some(unread_cohorts)),
     seeds("a group gives up points by its own ledger alone", 40, Some(kept_cohorts)),

@@ -1,8 +1,8 @@
 //! A source's part in the cuts of a cohort. It stands beside [`Source`](crate::source::Source), which has a wish for each.
 //!
 //! ```text
-//! Idle ─prepare─► Waiting ─all could be cut─► Ready ─hold─► Held ─cut─► Cutting ─switched─► Cut ─over─► Idle
-//!                    └──────────┴───────────────┴────────────┴────────────┴── given up: no answer in time, connection gone, over(none)
+//! Idle ─prepare─► Resting ─may hold again─► Waiting ─all could be cut─► Ready ─hold─► Held ─cut─► Cutting ─switched─► Cut ─over─► Idle
+//!                    └──────────────┴──────────┴───────────────┴────────────┴────────────┴── given up: no answer in time, connection gone, over(none)
 //! ```
 //!
 //! Invariants:
@@ -10,6 +10,8 @@
 //! - A point is called one of a cohort only if whoever conducts said so over the connection on which the cut was asked for.
 //! - Whatever ends it, the hold is ended, the wish is given up, and a cut that was taken is told what it is.
 //! - Writes are held no longer than the host allows, and for a fifth of the time at most, whatever whoever conducts asks for.
+//! - † It is not ready before it could hold at once. Were that found out when it is to hold, then the others would have begun to, and could not
+//!   when this one can: two hosts that may hold a little apart would refuse each other's cuts in turn, for ever.
 
 use farside_ledger::CohortCut;
 use farside_region::{EpochId, Name, mutation};
@@ -20,6 +22,8 @@ use crate::source::{Nanos, SECOND};
 
 /// From the beginning of a hold to that of the next, in times of what it may last. By then the timer is done with it.
 const HOLDS_APART: Nanos = 5;
+/// A cut that would have to wait longer for that is refused: whoever conducts would give it up with no better word.
+const REST_MAX: Nanos = 4 * SECOND;
 
 /// How long a member waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +141,8 @@ pub enum MemberAction<H> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step<H> {
+    /// Nothing was asked of the source yet.
+    Resting,
     Waiting,
     Ready,
     Holding,
@@ -148,7 +154,8 @@ enum Step<H> {
 #[derive(Clone, Debug)]
 struct Part<H> {
     connection: u64,
-    cut: CutId,
+    cut: CohortCut,
+    cohort: Name,
     wish: u64,
     step: Step<H>,
     until: Nanos,
@@ -207,6 +214,7 @@ impl<H: Copy> CohortMember<H> {
             MemberEvent::Tick if self.part.as_ref().is_some_and(|part| now >= part.until) => {
                 self.give_up("it was not over in time", true, out);
             }
+            MemberEvent::Tick if self.rests(now) == 0 => self.wish(out),
             MemberEvent::Ended { .. }
             | MemberEvent::CanCut { .. }
             | MemberEvent::Holds { .. }
@@ -224,13 +232,15 @@ impl<H: Copy> CohortMember<H> {
     pub fn cutting(&self) -> Option<H> {
         match self.part.as_ref()?.step {
             Step::Cutting(hold) => Some(hold),
-            Step::Waiting | Step::Ready | Step::Holding | Step::Held(_) | Step::Cut(_) => None,
+            Step::Resting | Step::Waiting | Step::Ready | Step::Holding | Step::Held(_) | Step::Cut(_) => None,
         }
     }
 
-    /// When it gives up by itself.
+    /// When it goes on, or gives up, by itself.
     pub fn due(&self) -> Option<Nanos> {
-        self.part.as_ref().map(|part| part.until)
+        self.part
+            .as_ref()
+            .map(|part| if matches!(part.step, Step::Resting) { self.next_hold.min(part.until) } else { part.until })
     }
 
     fn is_over(&self, connection: u64) -> bool {
@@ -252,31 +262,48 @@ impl<H: Copy> CohortMember<H> {
         // Who conducts has another one in mind: perhaps it died meanwhile.
         self.give_up("another cut was begun", false, out);
         let until = now.saturating_add(self.limits.patience);
-        self.part = Some(Part { connection, cut: cut.cut, wish, step: Step::Waiting, until });
-        out.push(MemberAction::Wish { wish, cut, cohort });
+        self.part = Some(Part { connection, cut, cohort, wish, step: Step::Resting, until });
+        let rest = self.rests(now);
+        if rest == 0 || mutation::on("a host says that it is ready before it may hold again") {
+            self.wish(out);
+        } else if rest > REST_MAX {
+            let why = format!("its writes were held a moment ago: it can be cut again in {:.1} s", rest as f64 / 1e9);
+            self.give_up(&why, true, out);
+        }
+    }
+
+    /// How long it is until a hold may begin.
+    fn rests(&self, now: Nanos) -> Nanos {
+        if mutation::on("holds follow each other at once") { 0 } else { self.next_hold.saturating_sub(now) }
+    }
+
+    /// Asks the source, if nothing was asked of it yet.
+    fn wish(&mut self, out: &mut Vec<MemberAction<H>>) {
+        let Some(part) = self.part.as_mut().filter(|part| matches!(part.step, Step::Resting)) else { return };
+        part.step = Step::Waiting;
+        out.push(MemberAction::Wish { wish: part.wish, cut: part.cut, cohort: part.cohort.clone() });
     }
 
     fn asked(&mut self, now: Nanos, connection: u64, ask: CohortAsk, hold_us_max: Option<u32>, out: &mut Vec<MemberAction<H>>) {
         let Some(part) = self.part.as_mut().filter(|part| part.connection == connection) else { return };
         match (ask, part.step) {
-            (CohortAsk::Hold { cut, for_us }, Step::Ready) if part.cut == cut => self.hold(now, for_us, hold_us_max, out),
-            (CohortAsk::Cut { cut }, Step::Held(hold)) if part.cut == cut => {
+            (CohortAsk::Hold { cut, for_us }, Step::Ready) if part.cut.cut == cut => self.hold(now, for_us, hold_us_max, out),
+            (CohortAsk::Cut { cut }, Step::Held(hold)) if part.cut.cut == cut => {
                 part.step = Step::Cutting(hold);
                 out.push(MemberAction::Quiesced { wish: part.wish, result: Ok(()) });
             }
-            (CohortAsk::Over { cut, is_one: true }, Step::Cut(epoch)) if part.cut == cut => {
+            (CohortAsk::Over { cut, is_one: true }, Step::Cut(epoch)) if part.cut.cut == cut => {
                 self.part = None;
                 out.push(MemberAction::Tell { epoch, result: Ok(()) });
             }
-            (CohortAsk::Over { cut, .. }, _) if part.cut == cut => self.give_up("another group missed it", false, out),
+            (CohortAsk::Over { cut, .. }, _) if part.cut.cut == cut => self.give_up("another group missed it", false, out),
             _ => {}
         }
     }
 
     /// † Whoever conducts is not trusted to leave time for writes between holds, nor to know for how long they may wait.
     fn hold(&mut self, now: Nanos, asked_us: u32, max_us: Option<u32>, out: &mut Vec<MemberAction<H>>) {
-        let is_too_soon = now < self.next_hold && !mutation::on("holds follow each other at once");
-        let Some(max_us) = max_us.filter(|_| !is_too_soon) else { return self.cannot_hold(out) };
+        let Some(max_us) = max_us.filter(|_| self.rests(now) == 0) else { return self.cannot_hold(out) };
         let for_us = if mutation::on("a hold lasts as long as is asked for") { asked_us } else { asked_us.min(max_us) };
         self.next_hold = now.saturating_add(Nanos::from(for_us) * 1_000 * HOLDS_APART);
         if let Some(part) = &mut self.part {
@@ -299,7 +326,7 @@ impl<H: Copy> CohortMember<H> {
     ) {
         let Some(part) = &mut self.part else { return };
         (part.step, part.until) = (step, now.saturating_add(patience));
-        out.push(MemberAction::Say { connection: part.connection, say: say(part.cut) });
+        out.push(MemberAction::Say { connection: part.connection, say: say(part.cut.cut) });
     }
 
     fn switched(&mut self, now: Nanos, epoch: Option<EpochId>, lasted: bool, held_us: u32, out: &mut Vec<MemberAction<H>>) {
@@ -321,13 +348,17 @@ impl<H: Copy> CohortMember<H> {
         if let Step::Held(hold) | Step::Cutting(hold) = part.step {
             out.push(MemberAction::LetGo { hold });
         }
-        out.push(MemberAction::Say { connection: part.connection, say: CohortSay::Not { cut: part.cut, why: why.to_owned() } });
+        out.push(MemberAction::Say {
+            connection: part.connection,
+            say: CohortSay::Not { cut: part.cut.cut, why: why.to_owned() },
+        });
     }
 
     fn give_up(&mut self, why: &str, says: bool, out: &mut Vec<MemberAction<H>>) {
-        let Some(Part { connection, cut, wish, step, .. }) = self.part.take() else { return };
+        let Some(Part { connection, cut: CohortCut { cut, .. }, wish, step, .. }) = self.part.take() else { return };
         let given_up = || MemberAction::Quiesced { wish, result: Err(why.to_owned()) };
         match step {
+            Step::Resting => {}
             Step::Waiting => out.push(MemberAction::Forget { wish }),
             Step::Ready | Step::Holding => out.push(given_up()),
             Step::Held(hold) => out.extend([MemberAction::LetGo { hold }, given_up()]),
