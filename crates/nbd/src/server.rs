@@ -506,6 +506,13 @@ impl<Q: BlockQueue> Running<'_, Q> {
         match Connection::new(Arc::new(fd), Session::new(self.export.clone()), self.limits.pieces_max) {
             Ok(mut connection) => {
                 connection.push(&Session::greeting());
+                // † It may be a client that is here already, and whose other line is dead: neither side may know of that for minutes.
+                for other in self.connections.iter_mut().flatten() {
+                    other.look_whether_taken();
+                    if other.gives_up_told() {
+                        self.queue.unanswered();
+                    }
+                }
                 self.connections[free] = Some(connection);
                 self.connected += 1;
                 self.count_connections();
@@ -520,6 +527,9 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let buffer = completion.buffer.expect("a receive has a buffer");
         connection.received(buffer, completion.result);
         if connection.state != State::Open {
+            if connection.gives_up_told() {
+                self.queue.unanswered();
+            }
             self.abandon(index);
         }
         self.mark_ready(index);
@@ -573,11 +583,11 @@ impl<Q: BlockQueue> Running<'_, Q> {
             && connection.state != State::Broken
         {
             connection.state = State::Broken;
-            connection.shut(nix::sys::socket::Shutdown::Both);
             // † At once: its other requests may take long, and it may be here again before they have ended.
             if connection.gives_up_telling() {
                 self.queue.unanswered();
             }
+            connection.shut(nix::sys::socket::Shutdown::Both);
             self.abandon(index);
             self.mark_ready(index);
         }
@@ -615,7 +625,11 @@ impl<Q: BlockQueue> Running<'_, Q> {
     /// Forgets a connection that is over; true: it was.
     fn part(&mut self, index: u32) -> bool {
         let over = self.connections[index as usize].as_ref().is_some_and(Connection::over);
-        if over && let Some(connection) = self.connections[index as usize].take() {
+        if over && let Some(mut connection) = self.connections[index as usize].take() {
+            connection.look_whether_taken();
+            if connection.gives_up_told() {
+                self.queue.unanswered();
+            }
             connection.shut(nix::sys::socket::Shutdown::Both); // somebody may have a duplicate of an adopted one
             self.queue.client_gone(index);
             self.line.retain(|&waiting| waiting != index);

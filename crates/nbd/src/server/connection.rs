@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-use farside_blockio::{Buffer, Errno, Gather, Ring, SharedFd, Tag};
+use farside_blockio::{Buffer, Errno, Gather, Ring, SharedFd, Tag, untaken_bytes};
 use nix::sys::socket::Shutdown;
 
 use super::memory::footprint;
@@ -95,6 +95,8 @@ pub(super) struct Connection {
     /// Whether an error of a change is among what is gathered, and among what is being sent.
     next_tells: bool,
     sending_tells: bool,
+    /// Whether one was sent of which it is not known that the other side took it.
+    told: bool,
     pub(super) spare: Option<Gather>,
     /// Its turn for memory beyond what it is guaranteed.
     pub(super) in_large: bool,
@@ -135,6 +137,7 @@ impl Connection {
             heads_used: 0,
             next_tells: false,
             sending_tells: false,
+            told: false,
             spare: Some(gather()?),
             in_large: false,
             first_in_large: false,
@@ -183,14 +186,28 @@ impl Connection {
         self.next_tells = true;
     }
 
-    /// Whether it has not been sent the error of a change, which it will not be any more.
+    /// Whether the other side may not have the error of a change, as far as that can be known when its connection is at an end. That is told once.
+    ///
+    /// † What the kernel took is not told: a line may be cut long before either side knows, and what was sent before is lost with it.
     pub(super) fn gives_up_telling(&mut self) -> bool {
-        std::mem::take(&mut self.next_tells) | std::mem::take(&mut self.sending_tells)
+        std::mem::take(&mut self.next_tells) | std::mem::take(&mut self.sending_tells) | std::mem::take(&mut self.told)
+    }
+
+    /// Whether it has not taken the error of a change that it was sent, as of its last look, and may never. That is told once.
+    pub(super) fn gives_up_told(&mut self) -> bool {
+        std::mem::take(&mut self.told)
+    }
+
+    /// Looks whether it has taken what it was sent.
+    pub(super) fn look_whether_taken(&mut self) {
+        if self.told && untaken_bytes(&*self.fd).is_ok_and(|bytes| bytes == 0) {
+            self.told = false;
+        }
     }
 
     /// The kernel has all that was being sent.
     pub(super) fn all_sent(&mut self) {
-        self.sending_tells = false;
+        self.told |= std::mem::take(&mut self.sending_tells);
     }
 
     /// What was gathered, if it can be sent now.
@@ -262,6 +279,10 @@ impl Connection {
     /// Takes what a receive brought.
     pub(super) fn received(&mut self, buffer: Buffer, result: Result<u32, Errno>) {
         self.receiving = false;
+        // † Of a line that was reset nothing is left to be seen, whatever was lost with it.
+        if result.is_ok() {
+            self.look_whether_taken();
+        }
         let bytes = result.unwrap_or(0) as usize;
         match self.receiving_into {
             Into::Input => {

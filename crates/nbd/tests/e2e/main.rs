@@ -4,6 +4,7 @@
 
 use std::io::Write as _;
 use std::net::Shutdown;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -438,6 +439,60 @@ fn t14_an_error_that_its_client_was_never_sent_is_said_to_the_volume() {
     drop(deaf);
     gone();
     assert_eq!(count(&untold), 2);
+    served.stop();
+}
+
+/// What the kernel took for a client is not told yet: its line may be dead, and its next one is here before anybody knows.
+#[test]
+fn t14_an_error_that_its_client_did_not_take_is_said_again() {
+    let memory = memory();
+    let queue = Counted::new(&memory);
+    let untold = queue.untold.clone();
+    let served = serve(queue, small());
+    let (connections, errors) = (&served.handle.counters().connections, &served.handle.counters().errors);
+    let fails_a_flush = |client: &mut Client| {
+        memory.fail(Some(Errno::EIO));
+        let before = count(errors);
+        client.request(command::FLUSH, 0, 0, 0, &[]);
+        while count(errors) == before {
+            std::thread::yield_now();
+        }
+        memory.fail(None);
+        // It was sent, too: there is something to be read.
+        let peeked = nix::sys::socket::recv(client.socket.as_raw_fd(), &mut [0], nix::sys::socket::MsgFlags::MSG_PEEK);
+        assert_eq!(peeked, Ok(1));
+    };
+    let mut deaf = served.client();
+    fails_a_flush(&mut deaf);
+    assert_eq!(count(&untold), 0);
+    let mut next = served.client();
+    assert_eq!(count(&untold), 1, "it is here again, and has not taken it");
+    assert_eq!(next.flush(), 0);
+    drop(deaf);
+    while count(connections) > 1 {
+        std::thread::yield_now();
+    }
+    assert_eq!(count(&untold), 1, "told once");
+
+    // One leaves without having read it, one has read it by its next command.
+    fails_a_flush(&mut next);
+    drop(next);
+    while count(connections) > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(count(&untold), 2);
+    let mut reads = served.client();
+    memory.fail(Some(Errno::EIO));
+    assert_eq!(reads.flush(), error::EIO);
+    memory.fail(None);
+    assert_eq!(reads.flush(), 0);
+    let _other = served.client();
+    reads.request(command::READ, 0, 0, 512, &[]);
+    drop(reads);
+    while count(connections) > 1 {
+        std::thread::yield_now();
+    }
+    assert_eq!(count(&untold), 2, "it has read it");
     served.stop();
 }
 
