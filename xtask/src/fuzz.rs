@@ -5,14 +5,14 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail};
 
 /// Seconds for each target where nothing else is said: what `xtask test` gives.
-const SECONDS: f64 = 10.0;
+const SECONDS: f64 = 6.0;
 /// What `xtask test` begins from, so that everybody sees the same.
 const SEED: u64 = 1;
 
 /// Fuzzes every decoder.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// For so many hours, all targets together, from a seed drawn anew; 10 seconds each without it.
+    /// For so many hours, all targets together, from a seed drawn anew; 6 seconds each without it.
     #[arg(long)]
     hours: Option<f64>,
     /// Only this target; `list` names all. May be given more than once.

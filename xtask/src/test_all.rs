@@ -118,7 +118,7 @@ fn steps() -> anyhow::Result<Vec<Step>> {
                 "models",
             ])),
         ),
-        step("fuzz", "every decoder, ten seconds each", Work::Program(fuzz::step())),
+        step("fuzz", "every decoder, six seconds each", Work::Program(fuzz::step())),
         step(
             "programs",
             "farside, farsided, farside-receiver",
