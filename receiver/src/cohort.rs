@@ -486,9 +486,7 @@ async fn answer(
 /// What a host says is shown to people, and is not trusted to steer their terminals.
 fn printable(say: CohortSay) -> CohortSay {
     match say {
-        CohortSay::Not { cut, why } => {
-            CohortSay::Not { cut, why: why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect() }
-        }
+        CohortSay::Not { cut, why } => CohortSay::Not { cut, why: farside_region::printable(&why, ' ') },
         other => other,
     }
 }

@@ -378,7 +378,7 @@ fn words(file: &mut File, from: SeekFrom) -> String {
     let mut bytes = Vec::new();
     let _ = file.seek(from).and_then(|_| file.take(WORDS_MAX).read_to_end(&mut bytes)); // what can be read
     let text = String::from_utf8_lossy(&bytes);
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if farside_region::steers(c) && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 /// Waits until a child has ended, which is not reaped by that.

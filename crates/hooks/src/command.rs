@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use farside_region::printable;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -196,13 +197,8 @@ impl Tail {
 pub(crate) fn last_line(text: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(text);
     let line = text.split(['\n', '\r']).rev().map(str::trim).find(|line| !line.is_empty())?;
-    let mut shown: String = line.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    let mut shown = printable(line, char::REPLACEMENT_CHARACTER);
     let end = (0..=SAID_BYTES_MAX.min(shown.len())).rev().find(|at| shown.is_char_boundary(*at));
     shown.truncate(end.unwrap_or_default());
     Some(shown)
-}
-
-/// Control characters, and those that change the direction of text or break a line.
-fn steers(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farside_region::{Slot, VolumeId};
+use farside_region::{Slot, VolumeId, printable, steers};
 use serde::{Deserialize, Serialize};
 
 use crate::retention::{Policy, Rule};
@@ -83,13 +83,7 @@ fn bounded(text: &str) -> String {
         end -= 1;
     }
     // No longer than before: a space takes one byte.
-    text[..end].chars().map(|c| if steers(c) { ' ' } else { c }).collect()
-}
-
-/// Control characters; and what has no width, breaks lines or turns the direction of writing around.
-fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    printable(&text[..end], ' ')
 }
 
 impl Point {

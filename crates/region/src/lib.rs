@@ -11,6 +11,7 @@ pub mod mutation;
 mod packed;
 mod seal;
 mod sets;
+mod text;
 
 pub use geometry::{Geometry, GeometryError};
 pub use ids::{
@@ -20,3 +21,4 @@ pub use ids::{
 pub use packed::PackedRegions;
 pub use seal::{DigestKey, Seal, SealMode};
 pub use sets::{ByteExtent, ByteOffset, GranuleIndex, GranuleMask, GranuleRun, GranuleSet, RegionIndex, RegionRange, RegionSet};
+pub use text::{printable, steers};

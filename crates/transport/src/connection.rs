@@ -374,7 +374,7 @@ impl From<Closed> for PartError {
 pub(crate) fn readable(reason: &[u8]) -> String {
     let end = reason.len().min(REASON_BYTES_MAX);
     let text = String::from_utf8_lossy(&reason[..end]);
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    farside_region::printable(&text, char::REPLACEMENT_CHARACTER)
 }
 
 /// A reason as it may be sent: bounded, cut at a character.
