@@ -239,6 +239,11 @@ async fn reload(global: &Global, hosts: &Hosts) -> Result<(), Failure> {
                 client.daemon().program()
             ));
         }
+        for volume in &reloaded.kept_volumes {
+            text.push_str(&format!(
+                "! volume {volume}: no file has it any more; it stays in service until: farside volume remove {volume}\n"
+            ));
+        }
         if text.is_empty() && reloaded.failed.is_empty() {
             text.push_str("nothing changed\n");
         }

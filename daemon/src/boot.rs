@@ -16,6 +16,7 @@
 //! Only the daemon of this host does that (its runtime directory is `/run/farside`), for block devices whose tap is a device.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,6 +42,11 @@ pub mod unserved;
 const LIST: &str = "boot.json";
 const RULES: &str = "/etc/udev/rules.d/63-z-farside-backings.rules";
 const NOTES: &str = "bare";
+/// In the runtime directory: locked by the daemon of the host.
+const LOCK: &str = "host.lock";
+/// A program that another daemon was just starting may have a copy of it for a moment.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+const LOCK_POLL: Duration = Duration::from_millis(20);
 const UDEV_CONTROL: &str = "/run/udev/control";
 /// What udev knows of each device.
 const UDEV_DATA: &str = "/run/udev/data";
@@ -342,6 +348,21 @@ fn mistaken(disk: &Disk, path: &Path) -> Option<DevNumber> {
     alike.find(|other| *other != own && unserved::is_in_use(*other))
 }
 
+/// None: another daemon has it, also after a while.
+fn lock_host(run_dir: &Path, patience: Duration) -> io::Result<Option<File>> {
+    std::fs::create_dir_all(run_dir)?;
+    let file = File::options().create(true).truncate(false).write(true).open(run_dir.join(LOCK))?;
+    let until = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => return Ok(None),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_POLL),
+        }
+    }
+}
+
 /// What the daemon keeps of it.
 #[derive(Debug)]
 pub(crate) struct Backings {
@@ -354,20 +375,38 @@ pub(crate) struct Backings {
     /// Why a served disk is seen by its host at a boot.
     seen: Mutex<BTreeMap<Name, String>>,
     host: Host,
+    /// Held as long as this is the daemon of the host.
+    _lock: Option<File>,
 }
 
 impl Backings {
     /// As the last daemon left them, without what is not configured any more.
     pub(crate) fn of(config: &Config) -> Self {
-        let places = (config.source.runtime_dir() == Path::new(RUN_DIR)).then(|| Places::of(&config.path));
-        Self::at(places, config, Host::REAL)
+        let run_dir = Path::new(RUN_DIR);
+        if config.source.runtime_dir() != run_dir {
+            return Self::at(None, config, Host::REAL);
+        }
+        // † Before a byte is written: one of another configuration has another list, and would have the disks of all others shown at the next boot.
+        match lock_host(run_dir, LOCK_WAIT) {
+            Ok(None) => {
+                warn!("another farsided is the daemon of this host: which disks are hidden is its matter");
+                Self::at(None, config, Host::REAL)
+            }
+            lock => {
+                let lock = lock.unwrap_or_else(|error| {
+                    warn!("{}: {error}: a second farsided would not be noticed", run_dir.join(LOCK).display());
+                    None
+                });
+                Self { _lock: lock, ..Self::at(Some(Places::of(&config.path)), config, Host::REAL) }
+            }
+        }
     }
 
     fn at(places: Option<Places>, config: &Config, host: Host) -> Self {
         let source = config.source.name.clone();
         let with = |places, list| {
             let (wanted, seen) = (Mutex::default(), Mutex::default());
-            Self { places, source: source.clone(), list: Mutex::new(list), wanted, seen, host }
+            Self { places, source: source.clone(), list: Mutex::new(list), wanted, seen, host, _lock: None }
         };
         let Some(places) = places else { return with(None, List::default()) };
         let before = match List::load(&places.list) {
@@ -624,6 +663,16 @@ pub(crate) mod tests {
     const TWO: &str = "[[volume]]\nname='a'\nbacking='/dev/nothing-a'\ntap='ublk'\nif_absent='refuse'\n\
                        [[volume]]\nname='b'\nbacking='/dev/disk/by-id/x y\"z'\ntap='nbd-device'\n\
                        [[volume]]\nname='c'\nbacking='/dev/c'\ninsert=true\n[[volume]]\nname='d'\nbacking='/srv/d.img'\n";
+
+    #[test]
+    fn a_host_has_one_daemon() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let run_dir = dir.path().join("run");
+        let first = lock_host(&run_dir, Duration::ZERO).expect("a folder").expect("nobody has it");
+        assert!(lock_host(&run_dir, Duration::ZERO).expect("a folder").is_none(), "the first one lives");
+        drop(first);
+        assert!(lock_host(&run_dir, Duration::ZERO).expect("a folder").is_some());
+    }
 
     #[test]
     fn what_is_served_as_a_device_is_hidden_before_and_shown_after() {

@@ -2,15 +2,16 @@
 //!
 //! | When | What must be so |
 //! |---|---|
-//! | a tap was made, and nobody knows it yet | a granule that a helper writes again as it is, through the tap's own node, is marked in the open map, and the kernel has counted it on the backing |
+//! | a tap was made, nobody knows it yet, and nobody uses its disk | a granule that a helper writes again as it is, through the tap's own node, is marked in the open map, and the kernel has counted it on the backing |
 //! | at every look at the taps ([`crate::watch`]) | the kernel has not counted more as written on the tap than the shim has carried out |
 //!
 //! A tap that does not see is called so until its device is made anew: a note in the runtime directory, which outlives the process
 //! and not the boot, says so to whoever takes the device over.
 //!
 //! Invariants: no byte changes, and nobody's write can come between the read and the write: the device is held exclusively, and
-//! udev does not say yet whose it is. So a tap that was there before is never written to, since somebody may use it: only the
-//! second row speaks for that one. No opening waits long for this: a write that finds its intent map unwritable ends only when
+//! udev does not say yet whose it is. So a tap that was there before is never written to, since somebody may use it; nor is one that is to be put
+//! under a device, whose host goes on writing to the same disk beside it: † what is old by then would take the place of an acknowledged write, and
+//! after a kill the kernel would issue it again, minutes later. Only the second row speaks for these. No opening waits long for this: a write that finds its intent map unwritable ends only when
 //! the volume is a member of its group.
 
 use std::path::{Path, PathBuf};

@@ -189,7 +189,7 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
         return Ok(setting.with_context(|| format!("{ARGUMENT} is for farsided itself"))?.make()?);
     }
     if what == Path::new("disconnect") {
-        if kernel::disconnect(device.to_str().unwrap_or_default())?.is_none() {
+        if kernel::disconnect(device.to_str().unwrap_or_default(), tap::is_opened_by_nobody)?.is_none() {
             print!("{AS_IT_WAS}");
         }
         return Ok(());
@@ -243,15 +243,30 @@ fn write_again(device: &Path, offset: u64, bytes: u64) -> io::Result<bool> {
 /// # Errors
 /// When that cannot be known.
 pub(crate) fn is_idle(runtime_dir: &Path, device: &Path) -> anyhow::Result<bool> {
-    match open_lock(runtime_dir, device)?.try_lock() {
+    is_idle_number(runtime_dir, number_of(device)?)
+}
+
+/// The same of a device whose number is known.
+///
+/// # Errors
+/// When that cannot be known.
+pub(crate) fn is_idle_number(runtime_dir: &Path, number: DevNumber) -> anyhow::Result<bool> {
+    match open_lock_of(runtime_dir, number)?.try_lock() {
         Ok(()) => Ok(true), // and let go at once: only one daemon starts helpers
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(error).context("the device's lock cannot be had"),
     }
 }
 
+fn number_of(device: &Path) -> anyhow::Result<DevNumber> {
+    DevNumber::at(device).with_context(|| format!("cannot look at {}", device.display()))
+}
+
 fn open_lock(runtime_dir: &Path, device: &Path) -> anyhow::Result<File> {
-    let number = DevNumber::at(device).with_context(|| format!("cannot look at {}", device.display()))?;
+    open_lock_of(runtime_dir, number_of(device)?)
+}
+
+fn open_lock_of(runtime_dir: &Path, number: DevNumber) -> anyhow::Result<File> {
     let path = runtime_dir.join(format!("device-{}-{}.lock", number.major, number.minor));
     let open = || -> io::Result<File> {
         std::fs::create_dir_all(runtime_dir)?;

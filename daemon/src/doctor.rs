@@ -15,6 +15,7 @@ use farside_ublk::{Choice, Effect, Fault, Kernel};
 use serde::Serialize;
 
 use crate::boot::{self, Sight};
+use crate::change;
 use crate::config::{Config, VolumeConfig};
 use crate::node;
 use crate::state_dir::{volume_path, volumes_path};
@@ -57,7 +58,8 @@ pub struct Finding {
 enum Remedy {
     Module(&'static str),
     Device(PathBuf),
-    Sweep(Vec<PathBuf>),
+    /// All but the twins of these; the second is the runtime directory.
+    Sweep(Vec<PathBuf>, PathBuf),
     Filter,
     /// The file of a volume is written again.
     Configure(PathBuf, Box<VolumeConfig>),
@@ -268,8 +270,9 @@ fn state(dir: &Path) -> Finding {
     // It need not be there before the first start.
     let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let shown = dir.display();
-    match stack::device_of(there) {
-        Some(device) if stack::rests_on_own_tap(device) => {
+    let devices = stack::devices_of(there);
+    match devices.first() {
+        Some(_) if devices.iter().any(|device| stack::rests_on_own_tap(*device)) => {
             let found =
                 format!("{shown} lies on a volume that farsided itself serves, which would wait for itself: move `state_dir`");
             Finding::new(subject, Verdict::Missing, found)
@@ -468,15 +471,16 @@ fn inserted(subject: String, device: &Path) -> Finding {
 fn strays(config: &Config) -> Vec<Finding> {
     let device = |v: &VolumeConfig| device_of(v, &volume_path(&config.source.state_dir, &v.group, &v.name));
     let kept: Vec<PathBuf> = config.volumes.values().filter(|v| v.insert).map(device).collect();
+    let run_dir = config.source.runtime_dir().to_owned();
     let found = farside_insert::strays(&kept).unwrap_or_default();
-    let of = |Stray { name, uuid, state, is_halted }: Stray| match state {
+    let of = |Stray { name, uuid, state, is_halted, .. }: Stray| match state {
         _ if is_halted => {
             let found = format!(
                 "/dev/mapper/{name} is suspended, whatever uses it waits: a change of its table was interrupted, and no volume needs its twin"
             );
             let remedy = Some(match state {
                 Some(State::Inserted { .. }) | None => Remedy::Device(Path::new("/dev/mapper").join(&name)),
-                Some(_) => Remedy::Sweep(kept.clone()),
+                Some(_) => Remedy::Sweep(kept.clone(), run_dir.clone()),
             });
             Finding { remedy, ..Finding::new(name, Verdict::Missing, found).mend("farside doctor --fix") }
         }
@@ -498,7 +502,7 @@ fn strays(config: &Config) -> Vec<Finding> {
         _ => {
             let finding =
                 Finding::new(name.clone(), Verdict::Warning, format!("the twin of {name} is there, and no volume needs it"));
-            Finding { remedy: Some(Remedy::Sweep(kept.clone())), ..finding.mend("farside doctor --fix") }
+            Finding { remedy: Some(Remedy::Sweep(kept.clone(), run_dir.clone())), ..finding.mend("farside doctor --fix") }
         }
     };
     found.into_iter().map(of).collect()
@@ -537,7 +541,9 @@ fn apply(remedy: &Remedy) -> anyhow::Result<()> {
             }
         }
         Remedy::Device(device) => farside_insert::mend(device)?,
-        Remedy::Sweep(kept) => drop(farside_insert::sweep(kept)?),
+        Remedy::Sweep(kept, run_dir) => {
+            drop(farside_insert::sweep(kept, |number| change::is_idle_number(run_dir, number).unwrap_or(false))?);
+        }
         Remedy::Configure(config, volume) => drop(Config::load(config)?.write_volume(volume)?),
         Remedy::Filter => {
             let text = std::fs::read_to_string(LVM_CONFIG).unwrap_or_default();

@@ -702,8 +702,8 @@ impl Control {
             }
             Action::WithdrawTrackingLost { volume } => self.with(volume, |m| {
                 // † Only bits that are durable count: while the map cannot be written "hot" is in memory alone, and the mark
-                // is all that the next start has.
-                if m.served.volume.tracking() != Tracking::Sound {
+                // is all that the next start has. So it is of what was seen since.
+                if m.served.volume.tracking() != Tracking::Sound || m.sight.is_owed() {
                     return;
                 }
                 (m.loss, m.unmarked) = (Loss::Kept, None);

@@ -2,7 +2,7 @@
 //! comes back: each is marked at every start, and when it leaves the configuration. That is also what a `volume remove` leaves
 //! that was interrupted.
 //!
-//! Invariant: a volume that was not configured when the daemon started, or at any time since, is opened only over a map that is
+//! Invariant: a volume that was not configured when the daemon started, or at any time since it was served last, is opened only over a map that is
 //! new, or marked. One folder that cannot be marked keeps its own name out, and nobody else.
 
 use std::io::ErrorKind;
@@ -87,6 +87,15 @@ impl Strangers {
         }
         drop(folders);
         mark_if_there(dir).map_err(|source| StrangerError::Unmarked { path: dir.to_owned(), source })
+    }
+
+    /// The volume of that folder is open: what it is opened over from now on, while it is configured, is what we left.
+    pub(crate) fn serves(&self, dir: &Path) {
+        let mut folders = self.folders();
+        folders.unmarked.retain(|left| left != dir);
+        if !folders.known.iter().any(|known| known == dir) {
+            folders.known.push(dir.to_owned());
+        }
     }
 
     fn folders(&self) -> MutexGuard<'_, Folders> {
@@ -206,6 +215,15 @@ mod tests {
         strangers.admit(&stays).expect("configured all the time");
         strangers.admit(&gone).expect("it can be marked");
         assert!(gone.join("tracking-lost").exists() && !stays.join("tracking-lost").exists());
+        // It is served, and opened anew because its disk has grown.
+        std::fs::remove_file(gone.join("tracking-lost")).expect("withdrawn");
+        strangers.serves(&gone);
+        strangers.admit(&gone).expect("configured since");
+        assert!(!gone.join("tracking-lost").exists(), "nobody else had it meanwhile");
+        strangers.forget(&gone, &|_| {});
+        std::fs::remove_file(gone.join("tracking-lost")).expect("removed");
+        strangers.admit(&gone).expect("it can be marked");
+        assert!(gone.join("tracking-lost").exists());
         make_unreadable(&stays);
         let noted = std::cell::RefCell::new(Vec::new());
         strangers.forget(&stays, &|dir| noted.borrow_mut().push(dir.to_owned()));

@@ -15,7 +15,7 @@ use farside_control::source::{
     SourceStatus, TAKE_WAIT_MS, TAKE_WAIT_MS_MAX, TITLE_BYTES_MAX,
 };
 use farside_control::{
-    ApiError, Code, DurationError, ErrorCode, GridError, Rate, RateError, RateLimit, Reason, Reloaded, Severity, WindowError,
+    ApiError, Code, DurationError, ErrorCode, GridError, Rate, RateError, RateLimit, Reason, Severity, WindowError,
     parse_epoch_interval, parse_span,
 };
 use farside_region::{Name, VolumeId};
@@ -44,6 +44,7 @@ use volumes::Volumes;
 
 pub(crate) use volumes::Claimed;
 
+mod reload;
 mod volumes;
 
 /// How long a stop tries to take away the devices that nobody uses.
@@ -145,8 +146,8 @@ pub(crate) struct Daemon {
     pub(crate) failbacks: Failbacks,
     /// One change of the pairing at a time.
     pairing: tokio::sync::Mutex<()>,
-    /// Why the configuration on disk is not the one that runs.
-    stale: Mutex<Vec<String>>,
+    /// In what the configuration on disk is not the one that runs.
+    stale: Mutex<reload::Stale>,
     started: Instant,
 }
 
@@ -395,65 +396,6 @@ impl Daemon {
         self.ready.store(true, Ordering::Relaxed);
     }
 
-    /// Takes over what changed on disk: volumes that are new are served, volumes that are gone are removed, groups get their
-    /// settings. An invalid configuration changes nothing. What can only change with a restart stays, and is named.
-    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
-        let _one = self.begin_change().await?;
-        // † Before that, "reloading" and then "ready" would end the start, whatever is still being opened.
-        let said = self.ready.load(Ordering::Relaxed);
-        if said {
-            systemd::reloading();
-        }
-        let reloaded = self.take_over().await;
-        if said && self.may_change().is_ok() {
-            systemd::ready(&self.served_of_configured());
-        }
-        match &reloaded {
-            Err(error) => {
-                error!("the running configuration stays: {error}");
-                *locked(&self.stale) = vec![format!("the configuration on disk is not valid, the one before stays: {error}")];
-            }
-            Ok(reloaded) => {
-                let words =
-                    |what: &String| format!("{what}: changed on disk; the value before stays until farsided is restarted");
-                *locked(&self.stale) = reloaded.needs_restart.iter().map(words).collect();
-                info!(changed = reloaded.changed.len(), "configuration read again");
-                reloaded.changed.iter().for_each(|what| info!(%what, "changed"));
-                reloaded.needs_restart.iter().for_each(|what| warn!(%what, "changes with the next restart only"));
-                reloaded.failed.iter().for_each(|what| error!(%what, "taken over, but"));
-            }
-        }
-        reloaded
-    }
-
-    async fn take_over(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
-        let old = locked(&self.config).clone();
-        let invalid = |e: &dyn std::fmt::Display| {
-            ApiError::new(
-                ErrorCode::Conflict,
-                e.to_string(),
-                "mend that and reload again; until then the running configuration stays",
-            )
-        };
-        let mut new = Config::load(&old.path).map_err(|e| invalid(&e))?;
-        let changes = old.changes(&new);
-        new.source = old.source.clone();
-        new.limits = old.limits.clone();
-        for (name, volume) in &mut new.volumes {
-            if let Some(old) = old.volumes.get(name) {
-                volume.clone_from(old);
-            }
-        }
-        // Whose volumes they are is in their identities.
-        for group in old.volumes.values().map(|volume| &volume.group) {
-            new.groups.entry(group.clone()).or_default().stand_in_for = old.group(group).stand_in_for;
-        }
-        *locked(&self.config) = new.clone();
-        self.tell_groups();
-        let failed = self.take_over_volumes(&old.volumes, &new.volumes).await;
-        Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, failed })
-    }
-
     fn tell_groups(&self) {
         let config = locked(&self.config).clone();
         self.limit_bandwidth();
@@ -529,10 +471,7 @@ impl Daemon {
         }));
         reasons.extend(self.failbacks.reasons());
         reasons.extend(self.not_paired());
-        reasons.extend(locked(&self.stale).iter().map(|what| {
-            let todo = "mend it, then: farside reload; or restart farsided for what only a restart can change";
-            Reason::new(Severity::Warning, Code::ConfigurationStale, what, todo)
-        }));
+        reasons.extend(self.not_as_on_disk());
         SourceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: self.around.source.to_string(),

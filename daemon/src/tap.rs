@@ -28,7 +28,7 @@ use farside_region::{Name, VolumeId};
 use farside_ublk::{Broken, Choice, Held, Kernel, Spec};
 use tracing::{error, info, warn};
 
-use crate::change::Change;
+use crate::change::{self, Change};
 use crate::config::{DataPath, LimitsConfig, VolumeConfig, write_atomically};
 use crate::node::Place;
 use crate::volume::Surroundings;
@@ -587,6 +587,11 @@ pub(crate) fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// The same, said in the log.
+pub(crate) fn is_opened_by_nobody(device: &Path) -> bool {
+    opened_by_nobody(device).inspect_err(|error| warn!("it stays: {error:#}")).is_ok()
+}
+
 /// Ends whatever device an earlier daemon left of a volume that nobody serves, and its name: only then its disk may be seen.
 /// `dir`: the volume's folder, which need not be there.
 ///
@@ -667,13 +672,13 @@ fn token(dir: &Path) -> anyhow::Result<u64> {
 /// Takes away what a crash in the middle of a removal left and nobody uses: devices of volumes that are not configured, twins of
 /// devices that are not. To be called before anything is served. `configured`: their ids, and the devices that have taps put
 /// under them.
-pub(crate) fn sweep(configured: &[VolumeId], devices: &[PathBuf]) {
+pub(crate) fn sweep(configured: &[VolumeId], devices: &[PathBuf], runtime_dir: &Path) {
     let known: Vec<String> = configured.iter().map(|id| identifier_of(*id)).collect();
     match farside_nbd::kernel::identifiers() {
         Ok(mut strays) => {
             strays.retain(|identifier| identifier.starts_with(IDENTIFIER) && !known.contains(identifier));
             // A device whose server is gone may not even be opened in time.
-            std::thread::spawn(move || match farside_nbd::kernel::disconnect_unused(&strays) {
+            std::thread::spawn(move || match farside_nbd::kernel::disconnect_unused(&strays, is_opened_by_nobody) {
                 Ok(devices) => {
                     devices.iter().for_each(|device| warn!(device = %device.display(), "it belonged to no volume: removed"))
                 }
@@ -682,7 +687,7 @@ pub(crate) fn sweep(configured: &[VolumeId], devices: &[PathBuf]) {
         }
         Err(error) => warn!("{error:#}"),
     }
-    match farside_insert::sweep(devices) {
+    match farside_insert::sweep(devices, |number| change::is_idle_number(runtime_dir, number).unwrap_or(false)) {
         Ok(twins) => twins.iter().for_each(|twin| warn!(%twin, "it belonged to no volume: removed")),
         Err(error) => warn!("twins of devices may have been left: {error:#}"),
     }

@@ -159,9 +159,14 @@ impl Served {
         let opened = Self::open_over(insertion.clone(), config, dir, group, around, inbox);
         if opened.is_err()
             && let Some(insertion) = insertion
-            && let Err(error) = insertion.remove_twin()
         {
-            warn!("the twin of {} stays: {error:#}", insertion.name());
+            // † A helper of a killed predecessor may still be putting a tap under the device, and nothing but its lock shows that.
+            let removed = match change::is_idle(&around.runtime_dir, insertion.device()) {
+                Ok(true) => insertion.remove_twin().map_err(anyhow::Error::from),
+                Ok(false) => Err(anyhow::anyhow!("an earlier farsided is still changing its table")),
+                Err(error) => Err(error),
+            };
+            removed.unwrap_or_else(|error| warn!("the twin of {} stays: {error:#}", insertion.name()));
         }
         opened
     }
@@ -490,7 +495,13 @@ impl Served {
         let name = &self.config.name;
         let place = Place { inserted: self.insertion.is_some() };
         let mut canary = None;
-        let send = |tap: &Path| canary = Some(canary::send(tap, &self.volume, self.writes.as_ref(), runtime_dir));
+        let send = |tap: &Path| {
+            canary = Some(match &self.insertion {
+                // † Its host goes on writing to the same disk on the device's own table: what was read a moment ago is old by now.
+                Some(_) => Canary::NotSent("its host writes to the device meanwhile".to_owned()),
+                None => canary::send(tap, &self.volume, self.writes.as_ref(), runtime_dir),
+            });
+        };
         let shown = self.tap.appear((name, self.meta.id), &self.device, place, lost, send)?;
         self.tap_writes = shown.as_deref().and_then(|tap| TapWatch::new(tap, self.counters.clone()));
         let note = BlindNote::of(runtime_dir, self.meta.id);
@@ -754,7 +765,7 @@ impl fmt::Display for AnotherDisk {
 
 /// The map must never lie on what it describes: a write of it would wait for itself.
 fn refuse_own_tap(dir: &Path) -> anyhow::Result<()> {
-    if stack::device_of(dir).is_some_and(stack::rests_on_own_tap) {
+    if stack::devices_of(dir).into_iter().any(stack::rests_on_own_tap) {
         bail!("the state directory {} lies on a volume that farsided itself serves: put it on another disk", dir.display());
     }
     Ok(())

@@ -101,6 +101,7 @@ impl Control {
         being_read.into_iter().for_each(|epoch| self.demoted(epoch, DemoteCause::Member));
         let Some(member) = self.members.get_mut(&id) else { return };
         error!(volume = %member.served.config.name, "past its tap: {why}; everything will be compared");
+        member.served.volume.doubt_zeroes();
         // Where this fails the loss is kept elsewhere, without its reason.
         if let Err(error) = Mark::TrackingLost.put_because(&member.served.dir, &why) {
             warn!(volume = %member.served.config.name, %error, "a loss of tracking cannot be recorded with its reason");
@@ -162,12 +163,20 @@ impl Member {
         if self.is_leaving() {
             return;
         }
-        if let Some(why) = self.look_at_writes() {
-            self.sight.written = Some(why);
-        }
+        let mut written = self.look_at_writes();
         if let Some(sectors) = self.served.tap_writes.as_mut().and_then(TapWatch::look) {
             let kib = (sectors * 512).div_ceil(1024);
-            self.sight.written = Some(format!("its host has written {kib} KiB on its tap that were not tracked"));
+            written = Some(format!("its host has written {kib} KiB on its tap that were not tracked"));
+        }
+        if let Some(why) = written {
+            // † Now, however long it is not compared: it is not seen a second time, and after a crash nothing else would say so.
+            if self.sight.written.is_none()
+                && let Err(error) = Mark::TrackingLost.put_because(&self.served.dir, &why)
+            {
+                warn!(volume = %self.served.config.name, %error, "a loss of tracking cannot be recorded yet");
+            }
+            self.served.volume.doubt_zeroes();
+            self.sight.written = Some(why);
         }
         self.sight.unseen = None;
         match (self.served.bypass(), &self.bypass) {

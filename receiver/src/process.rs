@@ -222,7 +222,7 @@ impl Receiver {
         tracing::info!(changed = changes.live.len(), "configuration read again");
         changes.live.iter().for_each(|what| tracing::info!(%what, "changed"));
         changes.needs_restart.iter().for_each(|what| tracing::warn!(%what, "changes with the next restart only"));
-        Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, failed: Vec::new() })
+        Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, ..Reloaded::default() })
     }
 
     /// Whether the store itself has no room for what comes: then nothing is to keep what retention gives up. A bucket has.

@@ -162,7 +162,7 @@ fn a_changed_configuration_holds_at_once_or_not_at_all() {
     assert_eq!(answer["needs_restart"], serde_json::json!(["[limits] queue_depth"]), "{answer}");
     assert_eq!(group()["keep"], 9);
 
-    // By signal as by command; a volume comes and goes.
+    // By signal as by command; a volume comes.
     let backing = site.path("host/more.img");
     std::fs::File::create(&backing).and_then(|f| f.set_len(BYTES)).expect("a sparse file");
     let volume = format!("[[volume]]\nname = \"more\"\nbacking = \"{}\"\n", backing.display());
@@ -171,9 +171,26 @@ fn a_changed_configuration_holds_at_once_or_not_at_all() {
     site.daemon.as_ref().expect("it runs").signal(libc::SIGHUP);
     wait_for("the new volume", || (group()["volumes"].as_array()?.len() == 2).then_some(()));
     std::fs::remove_file(site.path("host/farsided.d/more.toml")).expect("removed");
+    // † A file that is not there takes nothing out of service: a person does.
     let output = reload(false);
-    assert!(output.status.success() && said(&output).contains("volume more: removed"), "{}", said(&output));
+    let kept = "volume more: no file has it any more; it stays in service until: farside volume remove more";
+    assert!(output.status.success() && said(&output).contains(kept), "{}", said(&output));
+    assert_eq!(group()["volumes"].as_array().map(Vec::len), Some(2));
+    let told = || {
+        site.status()["reasons"].as_array().is_some_and(|all| {
+            all.iter().any(|r| r["code"] == "configuration_stale" && r["message"].to_string().contains("volume more"))
+        })
+    };
+    assert!(told(), "{}", site.status());
+    let volume = format!("[[volume]]\nname = \"another\"\nbacking = \"{}\"\n", backing.display());
+    std::fs::write(site.path("host/farsided.d/another.toml"), volume).expect("written");
+    let output = reload(false);
+    assert!(!output.status.success() && said(&output).contains("volume another has the backing"), "{}", said(&output));
+    std::fs::remove_file(site.path("host/farsided.d/another.toml")).expect("removed");
+    assert!(reload(false).status.success());
+    run(site.farside().args(["volume", "remove", "more", "--yes"]));
     assert_eq!(group()["volumes"].as_array().map(Vec::len), Some(1));
+    assert!(!told(), "{}", site.status());
 
     // One that cannot be served is said, by name; the others go on.
     let volume = "[[volume]]\nname = \"gone\"\nbacking = \"/nonexistent/disk\"\n";

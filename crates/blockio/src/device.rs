@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use farside_region::intent::BackingIdentity;
@@ -144,7 +144,8 @@ struct Inner {
     size: u64,
     block_min: u32,
     readonly: bool,
-    punches: bool,
+    /// † Not before somebody asks: to try it moves a file's times, and whoever opened it and then failed would have left them as a stranger does.
+    punches: OnceLock<bool>,
     found: Option<BackingIdentity>,
     given: Arc<Given>,
 }
@@ -169,7 +170,6 @@ impl FileDevice {
             door::refuse_remote(path)?;
         }
         let fd = door::open(path, kind, options)?;
-        // Before any probe: punching a hole, even beyond the end, moves a file's times.
         let found = backing_identity(&metadata_of(fd.as_fd()).map_err(query("look at"))?);
         let size = size_of_device(fd.as_fd(), kind).map_err(query("find the size of"))?;
         let block_min = alignment(fd.as_fd(), path, kind)?;
@@ -179,7 +179,7 @@ impl FileDevice {
         if size > 0 {
             probe_direct(fd.as_fd(), path, block_min)?;
         }
-        let punches = !options.readonly && punches(fd.as_fd(), kind, size, block_min);
+        let punches = OnceLock::new();
         let given = Arc::new(Given::new((kind == DeviceKind::Block).then(|| metadata.rdev())));
         let (path, readonly) = (path.to_owned(), options.readonly);
         Ok(Self { inner: Arc::new(Inner { fd: Arc::new(fd), path, kind, size, block_min, readonly, punches, found, given }) })
@@ -242,9 +242,10 @@ impl FileDevice {
         self.inner.readonly
     }
 
-    /// Whether zeroing is done by the file system or the device, without writing zeroes.
+    /// Whether zeroing is done by the file system or the device, without writing zeroes. The first to ask has it tried, which moves a file's times.
     pub fn punches(&self) -> bool {
-        self.inner.punches
+        let Inner { fd, kind, size, block_min, readonly, .. } = &*self.inner;
+        *self.inner.punches.get_or_init(|| !readonly && punches(fd.as_fd(), *kind, *size, *block_min))
     }
 
     /// What the file looked like when its lock had been taken and before anything was tried on it; `None` for a block device.
@@ -326,7 +327,7 @@ impl FileDevice {
     pub fn zero(&self, extent: ByteExtent, keep_space: bool) -> io::Result<()> {
         use nix::fcntl::FallocateFlags;
         let ways = [FallocateFlags::FALLOC_FL_PUNCH_HOLE, FallocateFlags::FALLOC_FL_ZERO_RANGE];
-        for way in ways.into_iter().skip(usize::from(keep_space || !self.inner.punches)) {
+        for way in ways.into_iter().skip(usize::from(keep_space || !self.punches())) {
             self.inner.given.begin_zero(extent.len, way == FallocateFlags::FALLOC_FL_PUNCH_HOLE);
             let _end = End(&self.inner.given);
             let flags = way | FallocateFlags::FALLOC_FL_KEEP_SIZE;

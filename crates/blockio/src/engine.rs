@@ -125,9 +125,8 @@ impl DeviceEngine {
     /// When there is no memory for its zeroes.
     pub fn new(device: FileDevice) -> io::Result<Self> {
         let zeroes = Some(Buffer::alone(ZERO_WRITE)?);
-        let (punch, zero_range) = (device.punches(), true);
         let (running, free) = (Vec::with_capacity(1024), Vec::with_capacity(1024));
-        Ok(Self { device, running, free, zeroes, waiting: VecDeque::with_capacity(1024), punch, zero_range })
+        Ok(Self { device, running, free, zeroes, waiting: VecDeque::with_capacity(1024), punch: true, zero_range: true })
     }
 
     /// The device.
@@ -137,7 +136,7 @@ impl DeviceEngine {
 
     /// Whether zeroing costs less than writing.
     pub fn zeroes_fast(&self) -> bool {
-        self.punch
+        self.punch && self.device.punches()
     }
 
     /// Starts an operation. `id` comes back in its end and need not be unique.
@@ -149,7 +148,7 @@ impl DeviceEngine {
             DeviceOp::Flush => Step::Sync,
             DeviceOp::Zero { extent, keep_space, durable } => {
                 let zeroing = Zeroing { extent: *extent, durable: *durable };
-                if *keep_space || !self.punch { Step::ZeroRange(zeroing) } else { Step::Punch(zeroing) }
+                if *keep_space || !self.zeroes_fast() { Step::ZeroRange(zeroing) } else { Step::Punch(zeroing) }
             }
         };
         let index = self.free.pop().unwrap_or_else(|| {

@@ -10,6 +10,8 @@ pub struct Reloaded {
     pub changed: Vec<String>,
     /// What holds only after a restart; until then what was.
     pub needs_restart: Vec<String>,
+    /// Volumes of which no file says anything any more. They stay in service until they are removed.
+    pub kept_volumes: Vec<String>,
     /// What was taken over and did not succeed, such as a volume that cannot be served.
     pub failed: Vec<String>,
 }

@@ -652,6 +652,8 @@ pub struct Stray {
     pub name: String,
     /// What tells it from every other one; may be empty.
     pub uuid: String,
+    /// Which it is, if it is there.
+    pub number: Option<DevNumber>,
     /// Where it stands, if that makes sense.
     pub state: Option<State>,
     /// Whether it was left suspended, so that whatever uses it waits.
@@ -689,8 +691,9 @@ fn strays_of(control: &Control, kept: &[PathBuf]) -> Result<Vec<(Status, bool, S
         };
         let was = twin.name.strip_suffix(TWIN_SUFFIX).unwrap_or(&twin.name).to_owned();
         let (name, uuid) = device.map_or((was, String::new()), |device| (device.name.clone(), device.uuid.clone()));
+        let number = device.map(|device| device.number);
         let is_halted = device.is_some_and(|device| device.suspended);
-        strays.push((twin.clone(), is_needed, Stray { name, uuid, state, is_halted }));
+        strays.push((twin.clone(), is_needed, Stray { name, uuid, number, state, is_halted }));
     }
     Ok(strays)
 }
@@ -719,16 +722,19 @@ pub fn state_of(device: &Path) -> Result<State, InsertError> {
 /// One that was left suspended goes on first: † by its twin alone it is known that we did that. Gives the names of what is gone.
 /// Without a device mapper there are none.
 ///
+/// `is_idle`: whether nobody changes that device's table at this moment. † Who was killed while he put a tap under it is in the kernel still, which may
+/// finish that: nothing shows it meanwhile, and without the twin the device would rest on a tap that nobody can serve.
+///
 /// # Errors
 /// [`InsertError`].
-pub fn sweep(kept: &[PathBuf]) -> Result<Vec<String>, InsertError> {
+pub fn sweep(kept: &[PathBuf], is_idle: impl Fn(DevNumber) -> bool) -> Result<Vec<String>, InsertError> {
     let control = match Control::open() {
         Err(DmError::NoControl(_)) => return Ok(Vec::new()),
         control => control?,
     };
     let mut gone = Vec::new();
     for (twin, is_needed, stray) in strays_of(&control, kept)? {
-        if twin.open_count > 0 || is_needed {
+        if twin.open_count > 0 || is_needed || stray.number.is_some_and(|number| !is_idle(number)) {
             continue;
         }
         if stray.is_halted

@@ -27,41 +27,89 @@ pub fn rests_on_own_tap(device: DevNumber) -> bool {
 
 /// Whether what a path lies on rests on a device. What lies on no block device does not.
 pub fn path_rests_on(path: &Path, below: DevNumber) -> bool {
-    device_of(path).is_some_and(|device| rests_on(device, below))
+    devices_of(path).into_iter().any(|device| rests_on(device, below))
 }
 
 /// What the host swaps to, with the device that it is or lies on.
 pub fn swaps() -> Vec<(String, DevNumber)> {
     let text = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let device = |path: &str| {
-        let metadata = std::fs::metadata(path).ok()?;
-        let is_device = metadata.mode() & nix::libc::S_IFMT == nix::libc::S_IFBLK;
-        if is_device { Some(DevNumber::of(metadata.rdev())) } else { device_of(Path::new(path)) }
+    let devices = |path: &str| match std::fs::metadata(path) {
+        Ok(metadata) if metadata.mode() & nix::libc::S_IFMT == nix::libc::S_IFBLK => vec![DevNumber::of(metadata.rdev())],
+        _ => devices_of(Path::new(path)),
     };
     let paths = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-    paths.filter_map(|path| Some((path.to_owned(), device(path)?))).collect()
+    paths.flat_map(|path| devices(path).into_iter().map(|device| (path.to_owned(), device))).collect()
 }
 
-/// The block device of the file system that a path lies on.
-pub fn device_of(path: &Path) -> Option<DevNumber> {
-    let number = DevNumber::of(std::fs::metadata(path).ok()?.dev());
+/// The block devices of the file system that a path lies on: one, of a btrfs all that it has, and none of what lies on none.
+pub fn devices_of(path: &Path) -> Vec<DevNumber> {
+    let Ok(metadata) = std::fs::metadata(path) else { return Vec::new() };
+    let number = DevNumber::of(metadata.dev());
     if number.major != 0 {
-        return Some(number);
+        return vec![number];
     }
-    // A file system with several devices, or none (btrfs, overlayfs): where it was mounted from, if that is a device.
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let source = mount_source(&mounts, number)?;
-    let source = std::fs::metadata(source).ok()?;
-    (source.mode() & nix::libc::S_IFMT == nix::libc::S_IFBLK).then(|| DevNumber::of(source.rdev()))
+    // † What is said of a file in a btrfs is the number of its subvolume, which stands in no list: the mount is found by its place.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    mount_at(&mounts, &path).map(|mount| mount.devices()).unwrap_or_default()
 }
 
-/// Where a file system was mounted from.
-fn mount_source(mountinfo: &str, number: DevNumber) -> Option<PathBuf> {
-    let number = number.to_string();
-    mountinfo.lines().find_map(|line| {
+/// The block devices of all file systems in a list of mounts, as in `/proc/1/mountinfo`.
+pub fn mounted(mountinfo: &str) -> Vec<DevNumber> {
+    mountinfo.lines().filter_map(Mount::of).flat_map(|mount| mount.devices()).collect()
+}
+
+/// A line of mountinfo: proc_pid_mountinfo(5).
+struct Mount {
+    number: DevNumber,
+    point: PathBuf,
+    kind: String,
+    source: PathBuf,
+}
+
+impl Mount {
+    fn of(line: &str) -> Option<Self> {
         let (mount, filesystem) = line.split_once(" - ")?;
-        (mount.split(' ').nth(2)? == number).then(|| filesystem.split(' ').nth(1).map(PathBuf::from))?
-    })
+        let (mut mount, mut filesystem) = (mount.split(' ').skip(2), filesystem.split(' '));
+        let number = DevNumber::parse(mount.next()?)?;
+        Some(Self { number, point: plain(mount.nth(1)?), kind: filesystem.next()?.to_owned(), source: plain(filesystem.next()?) })
+    }
+
+    fn devices(&self) -> Vec<DevNumber> {
+        if self.number.major != 0 {
+            return vec![self.number];
+        }
+        let is_device = |metadata: &std::fs::Metadata| metadata.mode() & nix::libc::S_IFMT == nix::libc::S_IFBLK;
+        // Anything else is a word, or a path that may hang.
+        let named = self.source.starts_with("/dev").then(|| std::fs::metadata(&self.source).ok()).flatten();
+        let Some(source) = named.filter(is_device).map(|metadata| DevNumber::of(metadata.rdev())) else { return Vec::new() };
+        match &*self.kind {
+            "btrfs" => all_of_btrfs(Path::new("/sys/fs/btrfs"), source),
+            _ => vec![source],
+        }
+    }
+}
+
+/// Without the escapes of what would end a field.
+fn plain(field: &str) -> PathBuf {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .into_iter()
+        .fold(field.to_owned(), |text, (escape, character)| text.replace(escape, character))
+        .into()
+}
+
+/// The mount that a path lies in: the last one of those whose place is nearest to it.
+fn mount_at(mountinfo: &str, path: &Path) -> Option<Mount> {
+    let over = mountinfo.lines().filter_map(Mount::of).filter(|mount| path.starts_with(&mount.point));
+    over.max_by_key(|mount| mount.point.components().count())
+}
+
+/// All devices of the btrfs that one belongs to.
+fn all_of_btrfs(known: &Path, one: DevNumber) -> Vec<DevNumber> {
+    let list = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let number = |device: PathBuf| DevNumber::parse(std::fs::read_to_string(device.join("dev")).ok()?.trim());
+    let mut all = list(known).map(|fs| list(&fs.join("devices")).filter_map(number).collect::<Vec<_>>());
+    all.find(|devices| devices.contains(&one)).unwrap_or_else(|| vec![one])
 }
 
 /// Whether it is one of Farside's own taps: an NBD device of the kernel that carries our identifier, or a ublk device.
@@ -151,13 +199,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_system_of_no_device_is_found_by_where_it_was_mounted_from() {
+    fn a_file_system_of_no_number_is_found_by_where_it_is_and_what_it_was_mounted_from() {
         let info = "28 1 0:25 /@ / rw,relatime shared:1 - btrfs /dev/mapper/root rw\n\
-                    29 28 0:26 / /proc rw - proc proc rw\n";
-        let source = |number: &str| mount_source(info, DevNumber::parse(number).unwrap());
-        assert_eq!(source("0:25").unwrap(), Path::new("/dev/mapper/root"));
-        assert_eq!(source("0:26").unwrap(), Path::new("proc"));
-        assert_eq!(source("0:27"), None);
+                    29 28 0:26 / /proc rw - proc proc rw\n\
+                    30 28 8:1 / /var/lib rw - ext4 /dev/sda1 rw\n\
+                    31 30 0:25 /@state /var/lib/far\\040side rw - btrfs /dev/mapper/root rw\n\
+                    32 30 0:31 / /var/lib/far\\040side rw - tmpfs over rw\n";
+        let source = |path: &str| mount_at(info, Path::new(path)).map(|mount| (mount.kind, mount.source));
+        let root = || Some(("btrfs".to_owned(), PathBuf::from("/dev/mapper/root")));
+        assert_eq!(source("/etc"), root());
+        assert_eq!(source("/var/library"), root());
+        assert_eq!(source("/var/lib/x").unwrap().1, Path::new("/dev/sda1"));
+        assert_eq!(source("/var/lib/far side/maps").unwrap().0, "tmpfs", "the one above");
+        assert_eq!(mount_at("", Path::new("/")).map(|mount| mount.point), None);
+        assert_eq!(mounted("30 28 8:1 / /var/lib rw - ext4 /dev/sda1 rw\n"), [DevNumber::parse("8:1").unwrap()]);
+    }
+
+    /// † Each of them, whatever it was mounted by.
+    #[test]
+    fn a_btrfs_lies_on_all_its_devices() {
+        let known = tempfile::tempdir().unwrap();
+        for (filesystem, device, number) in [("a", "sda", "8:0\n"), ("b", "dm-1", "254:1\n"), ("b", "sdb", "8:16\n")] {
+            let folder = known.path().join(filesystem).join("devices").join(device);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("dev"), number).unwrap();
+        }
+        let number = |text: &str| DevNumber::parse(text).unwrap();
+        let mut of = all_of_btrfs(known.path(), number("8:16"));
+        of.sort_by_key(|number| number.major);
+        assert_eq!(of, [number("8:16"), number("254:1")]);
+        assert_eq!(all_of_btrfs(known.path(), number("9:0")), [number("9:0")]);
     }
 
     #[test]

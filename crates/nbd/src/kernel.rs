@@ -369,14 +369,14 @@ fn all() -> Result<Vec<(u32, String)>, KernelError> {
 }
 
 /// Disconnects the devices with these identifiers that nobody uses. Gives their nodes. May wait for a server that is gone: call
-/// it where nobody waits for it.
+/// it where nobody waits for it. `is_free`: as for [`disconnect`].
 ///
 /// # Errors
 /// [`KernelError`].
-pub fn disconnect_unused(identifiers: &[String]) -> Result<Vec<PathBuf>, KernelError> {
+pub fn disconnect_unused(identifiers: &[String], is_free: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>, KernelError> {
     let mut gone = Vec::new();
     for identifier in identifiers {
-        match disconnect(identifier) {
+        match disconnect(identifier, &is_free) {
             Err(KernelError::InUse { .. }) => {}
             other => gone.extend(other?),
         }
@@ -387,14 +387,19 @@ pub fn disconnect_unused(identifiers: &[String]) -> Result<Vec<PathBuf>, KernelE
 /// Disconnects the device with this identifier, if there is one and nobody uses it. May wait for a server that is gone: call it
 /// where nobody waits for it. Gives its node.
 ///
+/// `is_free`: † whether nobody has it open without a claim, as virtual machines and databases do; it is asked while we have the claim.
+///
 /// # Errors
 /// [`KernelError::InUse`], and what the kernel says.
-pub fn disconnect(identifier: &str) -> Result<Option<PathBuf>, KernelError> {
+pub fn disconnect(identifier: &str, is_free: impl Fn(&Path) -> bool) -> Result<Option<PathBuf>, KernelError> {
     let found =
         sysfs::find(identifier).map_err(|source| KernelError::Io { what: "look at", path: "/sys/block".into(), source })?;
     let Some(shown) = found else { return Ok(None) };
     let device = path_of(shown.index);
     let _claim = claim(&device)?;
+    if !is_free(&device) {
+        return Err(KernelError::InUse { device });
+    }
     let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
     speak()?.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, shown.index)).map_err(refused)?;
     Ok(Some(device))

@@ -66,6 +66,8 @@ pub enum Mutation {
     PastTheHold = 1 << 28,
     /// That a flush failed is told by an answer that nobody was sent.
     UnsentErrorIsTold = 1 << 29,
+    /// What was zero is believed to be so, whoever wrote there.
+    DoubtedZeroes = 1 << 30,
 }
 
 #[cfg(any(test, feature = "mutations"))]
@@ -91,6 +93,7 @@ impl Mutation {
         ("hole: a write over two regions looks at one again", Self::LookAtLastRegion),
         ("T8 a NO_HOLE request takes the COLD_ZERO way", Self::NoHoleSkipsZero),
         ("T8 the zero flag outlives its region's content", Self::ZeroFlagOutlives),
+        ("T8 zeroes are believed after somebody else has written", Self::DoubtedZeroes),
         ("T12 the old last region stays as it was", Self::OldLastStaysCold),
         ("no parking on announced extents", Self::NoParking),
         ("no grace", Self::NoGrace),

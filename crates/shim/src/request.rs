@@ -127,9 +127,10 @@ enum Pass {
 }
 
 impl Pass {
-    /// A NO_HOLE request never takes the COLD_ZERO way: it promises allocated space (T8).
+    /// A NO_HOLE request never takes the COLD_ZERO way: it promises allocated space (T8). Nor does any where somebody else may have written.
     fn may_skip_zero(self, volume: &Volume) -> bool {
-        self == Self::Zero { no_hole: false } || (mutated!(volume, NoHoleSkipsZero) && self != Self::Write)
+        let is_zeroing = self == Self::Zero { no_hole: false } || (mutated!(volume, NoHoleSkipsZero) && self != Self::Write);
+        is_zeroing && !volume.doubts_zeroes()
     }
 
     fn io(self, extent: ByteExtent) -> Io {

@@ -345,6 +345,18 @@ fn t8_a_no_hole_request_always_reaches_the_device() {
     });
 }
 
+/// † A device was taken off its tap, written, and put back. Its host zeroes, is told that it is done, and reads what was written past the tap.
+#[test]
+fn t8_what_somebody_else_may_have_written_is_not_zero() {
+    tell(&[("T8 zeroes are believed after somebody else has written", "T8: zeroed, and still there")], || {
+        let mut site = site(16 * MIB, true);
+        site.cool(true);
+        site.volume.doubt_zeroes();
+        let (ios, _) = site.run(Op::Trim(at(0, 4096), None));
+        assert_eq!(ios.len(), 1, "T8: zeroed, and still there");
+    });
+}
+
 // ---- switch, claim, save
 
 /// A queue thread has read the counter and is about to mark when the switch comes. Without the grace the map is taken before

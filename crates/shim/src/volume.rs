@@ -184,6 +184,8 @@ pub struct Volume {
 
     /// Somebody waits for [`EVENT_HEATED`].
     heat_watched: AtomicBool,
+    /// Somebody else may have written where zeroes are known to be.
+    zeroes_doubted: AtomicBool,
     tracking: AtomicU8,
     events: AtomicU64,
     overflowed: AtomicU64,
@@ -252,6 +254,7 @@ impl Volume {
             flush_failures: AtomicU64::new(u64::from(config.flush_failure_untold)),
             flush_failures_reported: AtomicU64::new(0),
             heat_watched: AtomicBool::new(false),
+            zeroes_doubted: AtomicBool::new(false),
             tracking: AtomicU8::new(Tracking::Sound as u8),
             events: AtomicU64::new(0),
             overflowed: AtomicU64::new(0),
@@ -628,6 +631,15 @@ impl Volume {
 
     pub(crate) fn may_cool(&self, region: RegionIndex) -> bool {
         self.no_cool[region.0 as usize / 64].load(Ordering::Acquire) >> (region.0 % 64) & 1 == 0
+    }
+
+    /// Somebody may have written past this volume: what it knows to be zero is zeroed again where that is asked for, as long as it is open (T8).
+    pub fn doubt_zeroes(&self) {
+        self.zeroes_doubted.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn doubts_zeroes(&self) -> bool {
+        self.zeroes_doubted.load(Ordering::Acquire) && !mutated!(self, DoubtedZeroes)
     }
 
     /// An answer that told of a failed flush did not get to its client: every connection's next FLUSH or FUA fails once more, also of

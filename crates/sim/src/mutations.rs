@@ -321,6 +321,11 @@ pub const MUTATIONS: &[Mutation] = &[
         "stories::t14_a_failed_flush_whose_answer_was_never_sent_is_told_again",
     ),
     story("hole: a write over two regions looks at one again", SHIM, "stories::l2_a_write_over_two_regions_looks_at_both_again"),
+    story(
+        "T8 zeroes are believed after somebody else has written",
+        SHIM,
+        "stories::t8_what_somebody_else_may_have_written_is_not_zero",
+    ),
     story("T8 a NO_HOLE request takes the COLD_ZERO way", SHIM, "stories::t8_a_no_hole_request_always_reaches_the_device"),
     story("T8 the zero flag outlives its region's content", SHIM, "stories::t8_what_was_zero_once_is_not_zero_for_ever"),
     story("T12 the old last region stays as it was", SHIM, "stories::t12_growth_sets_the_bit_of_the_old_last_region"),

@@ -230,8 +230,7 @@ fn is_number_mounted(number: DevNumber) -> bool {
     // A service does not see all of them.
     let host = std::fs::read_to_string("/proc/1/mountinfo");
     let mounts = host.or_else(|_| std::fs::read_to_string("/proc/self/mountinfo")).unwrap_or_default();
-    let mounted = mounts.lines().filter_map(|line| DevNumber::parse(line.split(' ').nth(2)?));
-    mounted.into_iter().any(|mounted| stack::rests_on(mounted, number) && !stack::rests_on_own_tap(mounted))
+    stack::mounted(&mounts).into_iter().any(|mounted| stack::rests_on(mounted, number) && !stack::rests_on_own_tap(mounted))
 }
 
 #[cfg(test)]

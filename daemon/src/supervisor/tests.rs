@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use farside_control::Reloaded;
 use farside_control::source::{IfAbsent, VolumeAdd};
 
 use super::*;
@@ -99,12 +100,20 @@ impl Running {
         VolumeConfig { name: "late".parse().expect("a name"), backing: self.at.join("late"), tap, ..data }
     }
 
-    /// `data` is not configured any more, after a reload. Gives the configuration as it was.
+    /// No file has `data` any more. Gives the text as it was.
     fn take_data_out(&self) -> String {
         let path = self.at.join("farsided.toml");
         let text = std::fs::read_to_string(&path).expect("read");
         std::fs::write(&path, text.split("[[volume]]").next().expect("there")).expect("written");
         text
+    }
+
+    /// `data` is taken out of service, as soon as nobody is at it.
+    async fn remove_data(daemon: &Arc<Daemon>) {
+        while let Err(error) = daemon.remove_volume("data").await {
+            assert_eq!(error.code, ErrorCode::Busy, "{error:?}");
+            tokio::task::yield_now().await;
+        }
     }
 
     fn add(&self, name: &str) -> VolumeAdd {
@@ -348,7 +357,33 @@ async fn a_volume_that_is_closed_to_be_opened_again_is_told_of_all_the_time() {
     daemon.stop_groups().await;
 }
 
-/// A reload took a volume out of the configuration while it was being opened again: nobody did that any more, and nobody ended its
+/// † A file that was not there for a moment had taken a volume out of service, with its map.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_nothing_out_of_service() {
+    let running = Running::new().await;
+    let (daemon, folder) = (running.daemon.clone(), running.folder("data"));
+    let text = running.take_data_out();
+    let reloaded = daemon.reload().await.expect("valid");
+    assert_eq!((reloaded.kept_volumes, reloaded.failed), (vec!["data".to_owned()], vec![]));
+    assert!(daemon.volumes.served() == 1 && folder.exists());
+    assert!(daemon.status().await.reasons.iter().any(|reason| reason.code == Code::ConfigurationStale.word()));
+    // Another one over the same disk is refused, and nothing of it is taken over.
+    std::fs::write(running.at.join("farsided.toml"), text.replace("name='data'", "name='renamed'")).expect("written");
+    let refused = daemon.reload().await.expect_err("both cannot be served");
+    assert!(refused.message.contains("volume renamed has the backing or the tap of volume data"), "{refused:?}");
+    assert!(!locked(&daemon.config).volumes.contains_key(&"renamed".parse().expect("a name")));
+    std::fs::write(running.at.join("farsided.toml"), &text).expect("written");
+    assert_eq!(daemon.reload().await.expect("valid"), Reloaded::default());
+    assert!(daemon.status().await.reasons.iter().all(|reason| reason.code != Code::ConfigurationStale.word()));
+    let by_hand = daemon.remove_volume("data").await.expect_err("a file has it");
+    assert!(by_hand.message.contains("take it out there"), "{by_hand:?}");
+    running.take_data_out();
+    Running::remove_data(&daemon).await;
+    assert!(daemon.volumes.served() == 0 && !folder.exists());
+    daemon.stop_groups().await;
+}
+
+/// A volume was taken out of the configuration while it was being opened again: nobody did that any more, and nobody ended its
 /// device, whose users waited for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
@@ -359,8 +394,7 @@ async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
     let serving = running.serve_again_until_closed().await;
     running.take_data_out();
     assert!(folder.exists());
-    let said = daemon.reload().await.expect("valid").failed;
-    assert!(said.len() == 1 && said[0].starts_with("volume data: it is just being closed or opened"), "{said:?}");
+    Running::remove_data(&daemon).await;
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
     assert!(!folder.exists(), "what it had is there still");
     assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
@@ -382,7 +416,7 @@ async fn an_inserted_volume_that_is_taken_out_while_its_tap_is_not_there_ends() 
     let waits = std::future::poll_fn(|context| std::task::Poll::Ready(inserting.as_mut().poll(context).is_pending())).await;
     assert!(waits && folder.exists(), "a file carries no tap");
     running.take_data_out();
-    daemon.reload().await.expect("valid");
+    Running::remove_data(&daemon).await;
     tokio::time::timeout(PATIENCE, inserting).await.expect("it ends");
     assert!(!folder.exists(), "what it had is there still");
     assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
@@ -402,14 +436,16 @@ async fn a_volume_that_is_put_back_while_it_ends_is_opened_again() {
     std::fs::rename(&backing, &aside).expect("renamed");
     let serving = running.serve_again_until_closed().await;
     let text = running.take_data_out();
-    daemon.reload().await.expect("valid");
+    let removes = daemon.clone();
+    let removing = tokio::spawn(async move { Running::remove_data(&removes).await });
     while !not_yet.is_met() {
         tokio::task::yield_now().await;
     }
     std::fs::rename(&aside, &backing).expect("renamed");
     std::fs::write(running.at.join("farsided.toml"), text).expect("written");
-    daemon.reload().await.expect("valid");
     drop(not_yet);
+    removing.await.expect("it ends");
+    daemon.reload().await.expect("valid");
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
     assert_eq!(daemon.volumes.served(), 1, "nobody serves it");
     daemon.stop_groups().await;

@@ -36,7 +36,6 @@ use crate::state_dir::Mark;
 use crate::strangers::{Strangers, left_in};
 use crate::tap::{self, TapConfig, Unused};
 use crate::volume::{Surroundings, device_of};
-use again::Again;
 use inserted::take_out_unused;
 
 mod again;
@@ -83,8 +82,10 @@ enum Unserved {
     Closing,
     /// It would be, but what it remembers cannot be kept, for this reason.
     Unkept(String),
-    /// It cannot be, for this reason.
+    /// It cannot be, for this reason, and is tried again.
     Failed(String),
+    /// It cannot be before a person does something, for this reason.
+    GivenUp(String),
     /// Not before the key of its group is here, which is asked for.
     KeyMissing(String),
     /// Not before the failback of its group is over.
@@ -156,12 +157,6 @@ impl Volumes {
 
     pub(super) fn is_leaving(&self, name: &Name) -> bool {
         locked(&self.leaving).contains(name)
-    }
-
-    /// Whether somebody closes or opens it, or is going to.
-    fn is_busy(&self, name: &Name) -> bool {
-        let is_opened = || locked(&self.unserved).get(name).is_some_and(Unserved::is_opening);
-        self.is_leaving(name) || locked(&self.tried).contains(name) || is_opened()
     }
 
     /// It is tried until the answer is dropped.
@@ -267,7 +262,7 @@ impl Daemon {
         let ids: Vec<VolumeId> = configured.iter().map(|v| self.id_of(v)).collect();
         let device = |v: &VolumeConfig| device_of(v, &self.state.volume_path(&v.group, &v.name));
         let devices: Vec<PathBuf> = configured.iter().filter(|v| v.insert).map(device).collect();
-        tap::sweep(&ids, &devices);
+        tap::sweep(&ids, &devices, &self.around.runtime_dir);
         left_in(&self.state.volumes(), &known).into_iter().filter(|dir| tap::has_token(dir)).for_each(|dir| self.end_stray(dir));
         let strangers = Strangers::mark(&self.state.volumes(), known, &|dir| self.note_loss(dir));
         self.volumes.strangers.set(strangers).expect("volumes are started once");
@@ -276,13 +271,9 @@ impl Daemon {
             let daemon = self.clone();
             // One volume that cannot be served must not keep the others from their hosts.
             starts.spawn(async move {
-                let (name, is_inserted) = (volume.name.clone(), volume.insert);
+                let name = volume.name.clone();
                 if let Err(error) = daemon.open_configured(volume).await {
                     error!(volume = %name, "not served: {error:#}");
-                    if is_inserted {
-                        // Its host goes on without a tap, or waits for one.
-                        tokio::spawn(async move { daemon.insert_again(&name).await });
-                    }
                 }
             });
         }
@@ -305,7 +296,7 @@ impl Daemon {
                 Ok(()) => info!(volume = %name, "it is not configured any more, and has no device any more"),
                 Err(error) => warn!(
                     volume = %name,
-                    "it is not configured any more, and its device stays, whose users wait: {error:#}; stop them and restart farsided, or                      add the volume again"
+                    "it is not configured any more, and its device stays, whose users wait: {error:#}; stop them and restart farsided, or add the volume again"
                 ),
             }
             locked(&daemon.volumes.unserved).remove(&name);
@@ -330,7 +321,7 @@ impl Daemon {
 
     /// Serves a volume whose opening was claimed; says so, or why not, to whoever asks from then on.
     async fn open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
-        let (name, group) = (volume.name.clone(), volume.group.clone());
+        let (name, group, is_inserted) = (volume.name.clone(), volume.group.clone(), volume.insert);
         let opened = self.try_to_open(volume).await;
         self.around.backings.want_no_more(&name);
         let configured = locked(&self.config).volumes.contains_key(&name);
@@ -340,6 +331,9 @@ impl Daemon {
                 unserved.insert(name, Unserved::KeyMissing(error.to_string()))
             }
             Err(error) if configured && error.is::<HeldByFailback>() => unserved.insert(name, Unserved::FailingBack(group)),
+            Err(error) if configured && again::is_given_up(error, is_inserted) => {
+                unserved.insert(name, Unserved::GivenUp(format!("{error:#}")))
+            }
             Err(error) if configured => unserved.insert(name, Unserved::Failed(format!("{error:#}"))),
             _ => unserved.remove(&name),
         };
@@ -352,11 +346,8 @@ impl Daemon {
     async fn open_configured(self: &Arc<Self>, volume: VolumeConfig) -> anyhow::Result<()> {
         let (name, group, is_inserted) = (volume.name.clone(), volume.group.clone(), volume.insert);
         let opened = self.open(volume).await;
-        if let Err(error) = &opened
-            && !is_inserted
-            && let Some(again) = Again::after(error)
-        {
-            self.open_again(&name, again);
+        if let Err(error) = &opened {
+            self.open_again(&name, error, is_inserted);
         }
         opened?;
         if !locked(&self.config).volumes.contains_key(&name) {
@@ -373,7 +364,9 @@ impl Daemon {
         self.failbacks.refuse_held(&group, &name, &volume.backing)?;
         let source = self.source_of(&group);
         let id = farside_ledger::volume_id(&source, &group, &name);
-        self.volumes.strangers.get().expect("set before the first").admit(&self.state.volume_path(&group, &name))?;
+        let (strangers, dir) =
+            (self.volumes.strangers.get().expect("set before the first"), self.state.volume_path(&group, &name));
+        strangers.admit(&dir)?;
         let settings = locked(&self.config).group(&group); // never both locks at once
         let inbox = {
             let mut groups = locked(&self.groups);
@@ -397,6 +390,7 @@ impl Daemon {
         let (reply, answer) = oneshot::channel();
         inbox.send(Note::Ask(Ask::Add(volume, reply)));
         answer.await.context("the group's thread has ended")??;
+        strangers.serves(&dir);
         locked(&self.volumes.served).insert(name, (group, id));
         Ok(())
     }
@@ -579,14 +573,8 @@ impl Daemon {
     }
 
     /// Takes over which volumes there are.
-    pub(super) async fn take_over_volumes(
-        self: &Arc<Self>,
-        old: &BTreeMap<Name, VolumeConfig>,
-        new: &BTreeMap<Name, VolumeConfig>,
-    ) -> Vec<String> {
+    pub(super) async fn take_over_volumes(self: &Arc<Self>, new: &BTreeMap<Name, VolumeConfig>) -> Vec<String> {
         let (began, mut failed) = (Instant::now(), Vec::new());
-        // Served or not: also what could not be opened was trusted up to now.
-        old.values().filter(|v| !new.contains_key(&v.name)).for_each(|v| self.forget(&v.group, &v.name));
         // Claimed before anything is waited for: from now on they are being opened.
         new.keys().filter(|name| !self.volumes.is_served(name)).for_each(|name| self.around.backings.want_back(name));
         let (begun, refused): (Vec<_>, Vec<_>) = new.values().cloned().partition(|volume| self.volumes.begin(&volume.name));
@@ -595,14 +583,10 @@ impl Daemon {
         // † Who tries by himself just now may have looked before a person mended what was wrong.
         let tried_now = |volume: &VolumeConfig| locked(&self.volumes.tried_again).contains(&volume.name);
         let tried_now: Vec<_> = refused.iter().filter(|volume| tried_now(volume)).cloned().collect();
+        // Of these a removal was not finished.
         let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
         let gone = served.into_iter().filter(|name| !new.contains_key(name) && !self.volumes.is_added(name));
         let leaving: Vec<_> = gone.filter_map(|name| self.leave(&name, None).map(|gone| (name, gone))).collect();
-        // † Somebody is at these: who closes or opens one lets it go when that has ended, and nobody hears of it here.
-        let busy = old.keys().filter(|name| !new.contains_key(*name) && leaving.iter().all(|(leaves, _)| leaves != *name));
-        failed.extend(busy.filter(|name| self.volumes.is_busy(name)).map(|name| {
-            format!("volume {name}: it is just being closed or opened, and is let go after that; the log of farsided says when")
-        }));
         for (name, gone) in leaving {
             failed.extend(Self::gone(&name, gone, began + LEAVE_WAIT).await.err().map(|e| format!("volume {name}: {e}")));
         }
@@ -724,7 +708,7 @@ impl Daemon {
         // A reload may have taken over what a person wrote while it was being opened. What rests on our tap is served whatever comes.
         let taken = config.volumes.values().find(|other| match other.name == volume.name {
             true => *other != volume,
-            false => other.backing == volume.backing || other.tap.collides(&volume.tap),
+            false => other.collides(volume),
         });
         let written = match (taken.filter(|_| !volume.insert), config.volumes.contains_key(&volume.name)) {
             (Some(other), _) => Err(collides(volume, other)),
@@ -860,8 +844,8 @@ impl Daemon {
         }
         let served = name.parse().ok().filter(|name| self.volumes.is_served(name) && !self.volumes.is_leaving(name));
         let by_hand = |name: &Name| {
-            let config = locked(&self.config);
-            config.volumes.contains_key(name) && !config.has_written(name)
+            let config = locked(&self.config).clone();
+            config.volumes.contains_key(name) && !config.has_written(name) && config.is_in_a_file(name).unwrap_or(true)
         };
         let claimed = match &served {
             // It will be refused below, with its device as it is.
@@ -949,13 +933,22 @@ impl Daemon {
         let (dir, _) = self.state.volume_dir(group, name).map_err(ApiError::internal)?;
         let marked = Mark::TrackingLost.is_set(&dir).map_err(ApiError::internal)?;
         Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
-        // What is served and not configured is only let go.
-        if let Err(error) = config.remove_volume(name)
-            && config.volumes.contains_key(name)
+        // What is served and not configured, or only as the files were before, is only let go.
+        let is_there = config.volumes.contains_key(name);
+        let removed = match is_there && !config.has_written(name) {
+            true => config.is_in_a_file(name).and_then(|is_in| if is_in { config.remove_volume(name) } else { Ok(()) }),
+            false => config.remove_volume(name),
+        };
+        if let Err(error) = removed
+            && is_there
         {
             // It stays, and stays trusted.
             Mark::TrackingLost.put(&dir, marked).map_err(ApiError::internal)?;
-            return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), "edit that file, then reload farsided"));
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                error.to_string(),
+                "take it out of that file, then say the same again",
+            ));
         }
         locked(&self.config).volumes.remove(name);
         self.forget(group, name);
@@ -999,6 +992,10 @@ fn not_served(name: &Name, why: Option<&Unserved>, state_dir: &Path) -> Reason {
                 "mend it: it is tried again by itself within {} s, and at once by farside reload. {meanwhile}",
                 AGAIN_MAX.as_secs()
             );
+            Reason::new(Severity::Error, Code::NotServed, format!("volume {name} is not served: {why}"), todo)
+        }
+        Some(Unserved::GivenUp(why)) => {
+            let todo = format!("mend it, then: farside reload. {meanwhile}");
             Reason::new(Severity::Error, Code::NotServed, format!("volume {name} is not served: {why}"), todo)
         }
         Some(Unserved::KeyMissing(why)) => {

@@ -65,6 +65,18 @@ fn a_name_that_leads_to_another_device_is_noticed() {
     assert!(!device.is_at(&path).unwrap());
 }
 
+/// † Who opens it and fails then, leaves it as it was left: otherwise the next one takes us for a stranger.
+#[test]
+fn an_opening_leaves_a_file_as_it_was() {
+    let (_folder, path) = testing::file(&[0; 4096]);
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+    let device = FileDevice::open(&path, OpenOptions::at_once()).unwrap();
+    let engine = crate::DeviceEngine::new(device.clone()).unwrap();
+    assert!(device.identity_found().is_some() && device.identity_now().unwrap() == device.identity_found());
+    assert_eq!(engine.zeroes_fast(), device.punches());
+}
+
 #[test]
 fn readers_share_and_keep_writers_out() {
     let (_folder, path) = testing::file(&[0; 4096]);

@@ -14,6 +14,7 @@ use tracing::{error, info};
 use super::{AGAIN, AGAIN_MAX, Unserved};
 use crate::config::VolumeConfig;
 use crate::failback::HeldByFailback;
+use crate::intent_file::IntentFileError;
 use crate::keys::KeyMissing;
 use crate::locked;
 use crate::supervisor::Daemon;
@@ -42,7 +43,7 @@ impl Unserved {
     /// Whether this was said already.
     fn says(&self, error: &anyhow::Error) -> bool {
         match self {
-            Self::Failed(why) => *why == format!("{error:#}"),
+            Self::Failed(why) | Self::GivenUp(why) => *why == format!("{error:#}"),
             Self::KeyMissing(_) => error.is::<KeyMissing>(), // it is said by who asks for it
             Self::Starting | Self::TriedAgain(_) | Self::Closing | Self::Unkept(_) | Self::FailingBack(_) => false,
         }
@@ -69,14 +70,30 @@ impl Again {
     }
 }
 
+/// Whether nobody tries it again before a person says so.
+pub(super) fn is_given_up(error: &anyhow::Error, is_inserted: bool) -> bool {
+    match is_inserted {
+        true => matches!(error.downcast_ref(), Some(IntentFileError::Shrunk { .. })),
+        false => error.is::<AnotherDisk>(),
+    }
+}
+
 impl Daemon {
     /// Tries again to serve a volume that could not be opened, until it is served or nobody wants it any more; if nobody does that
-    /// yet. Inserted ones are tried anyway, see [`Daemon::insert_again`].
-    pub(super) fn open_again(self: &Arc<Self>, name: &Name, again: Again) {
-        if locked(&self.volumes.tried).contains(name) || !locked(&self.volumes.tried_again).insert(name.clone()) {
+    /// yet. The host of an inserted one goes on without a tap, or waits for one: see [`Daemon::insert_again`].
+    pub(super) fn open_again(self: &Arc<Self>, name: &Name, error: &anyhow::Error, is_inserted: bool) {
+        if is_given_up(error, is_inserted) || error.is::<HeldByFailback>() || locked(&self.volumes.tried).contains(name) {
             return;
         }
         let (daemon, name) = (self.clone(), name.clone());
+        if is_inserted {
+            tokio::spawn(async move { daemon.insert_again(&name).await });
+            return;
+        }
+        let Some(again) = Again::after(error) else { return };
+        if !locked(&self.volumes.tried_again).insert(name.clone()) {
+            return;
+        }
         tokio::spawn(async move { daemon.open_when_it_can_be(&name, again).await });
     }
 

@@ -11,11 +11,11 @@ use farside_region::Name;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use super::again::is_given_up;
 use super::{AGAIN, AGAIN_MAX, clear, in_time};
 use crate::config::VolumeConfig;
 use crate::group::{Ask, Farewell, Leaving, Note};
 use crate::growth::Growth;
-use crate::intent_file::IntentFileError;
 use crate::locked;
 use crate::state_dir::Mark;
 use crate::supervisor::Daemon;
@@ -78,7 +78,7 @@ impl Daemon {
             }
             match self.open_configured(volume).await {
                 Ok(()) => return,
-                Err(error) if matches!(error.downcast_ref(), Some(IntentFileError::Shrunk { .. })) => {
+                Err(error) if is_given_up(&error, true) => {
                     return error!(volume = %name, "not served again: {error:#}");
                 }
                 // The device may be in the middle of another change.

@@ -1,0 +1,132 @@
+//! The configuration is read again while the daemon runs.
+//!
+//! Invariant: † no volume leaves because a file is not there. A folder that is not mounted, a drop-in that an editor or a package has renamed, and
+//! a volume that is not wanted any more look the same from here, and what a volume loses with its map cannot be brought back. Who wants one to go
+//! says so: `farside volume remove`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use farside_control::{ApiError, Code, ErrorCode, Reason, Reloaded, Severity};
+use farside_region::Name;
+use farside_service::systemd;
+use tracing::{error, info, warn};
+
+use super::Daemon;
+use crate::config::{Config, ConfigError, VolumeConfig};
+use crate::locked;
+
+/// In what the configuration on disk is not the one that runs.
+#[derive(Debug, Default)]
+pub(super) struct Stale {
+    /// In words.
+    said: Vec<String>,
+    /// Volumes that no file has any more.
+    kept: BTreeSet<Name>,
+}
+
+impl Daemon {
+    /// Takes over what changed on disk: volumes that are new are served, groups get their settings. Volumes that are gone there stay, and are named.
+    /// An invalid configuration changes nothing. What can only change with a restart stays, and is named.
+    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
+        let _one = self.begin_change().await?;
+        // † Before that, "reloading" and then "ready" would end the start, whatever is still being opened.
+        let said = self.ready.load(Ordering::Relaxed);
+        if said {
+            systemd::reloading();
+        }
+        let reloaded = self.take_over().await;
+        if said && self.may_change().is_ok() {
+            systemd::ready(&self.served_of_configured());
+        }
+        match &reloaded {
+            Err(error) => {
+                error!("the running configuration stays: {error}");
+                locked(&self.stale).said = vec![format!("the configuration on disk is not valid, the one before stays: {error}")];
+            }
+            Ok(reloaded) => {
+                let words =
+                    |what: &String| format!("{what}: changed on disk; the value before stays until farsided is restarted");
+                locked(&self.stale).said = reloaded.needs_restart.iter().map(words).collect();
+                info!(changed = reloaded.changed.len(), "configuration read again");
+                reloaded.changed.iter().for_each(|what| info!(%what, "changed"));
+                reloaded.needs_restart.iter().for_each(|what| warn!(%what, "changes with the next restart only"));
+                for volume in &reloaded.kept_volumes {
+                    warn!(%volume, "no file has it any more; it stays in service until `farside volume remove`");
+                }
+                reloaded.failed.iter().for_each(|what| error!(%what, "taken over, but"));
+            }
+        }
+        reloaded
+    }
+
+    async fn take_over(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
+        let old = locked(&self.config).clone();
+        let invalid = |e: &dyn std::fmt::Display| {
+            ApiError::new(
+                ErrorCode::Conflict,
+                e.to_string(),
+                "mend that and reload again; until then the running configuration stays",
+            )
+        };
+        let mut new = Config::load(&old.path).map_err(|e| invalid(&e))?;
+        let changes = old.changes(&new);
+        new.source = old.source.clone();
+        new.limits = old.limits.clone();
+        let gone: Vec<&VolumeConfig> = old.volumes.values().filter(|volume| !new.volumes.contains_key(&volume.name)).collect();
+        if let Some((kept, volume)) = gone.iter().find_map(|kept| Some((kept, new.volumes.values().find(|v| kept.collides(v))?)))
+        {
+            let what = format!(
+                "volume {} has the backing or the tap of volume {}, which no file has any more and which is still in service",
+                volume.name, kept.name
+            );
+            let todo = format!("`farside volume remove {}`, or put it back into its file; then reload again", kept.name);
+            return Err(ApiError::new(ErrorCode::Conflict, what, todo));
+        }
+        let kept: BTreeSet<Name> = gone.iter().map(|volume| volume.name.clone()).collect();
+        for (name, old) in &old.volumes {
+            new.volumes.insert(name.clone(), old.clone());
+        }
+        // Whose volumes they are is in their identities.
+        for group in old.volumes.values().map(|volume| &volume.group) {
+            new.groups.entry(group.clone()).or_default().stand_in_for = old.group(group).stand_in_for;
+        }
+        *locked(&self.config) = new.clone();
+        let kept_volumes = kept.iter().map(Name::to_string).collect();
+        locked(&self.stale).kept = kept;
+        self.tell_groups();
+        let failed = self.take_over_volumes(&new.volumes).await;
+        Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, kept_volumes, failed })
+    }
+
+    /// What a person should know of the files.
+    pub(super) fn not_as_on_disk(&self) -> Vec<Reason> {
+        let stale = locked(&self.stale);
+        let config = locked(&self.config);
+        let said = stale.said.iter().map(|what| {
+            let todo = "mend it, then: farside reload; or restart farsided for what only a restart can change";
+            Reason::new(Severity::Warning, Code::ConfigurationStale, what, todo)
+        });
+        // What was removed since is over.
+        let kept = stale.kept.iter().filter(|name| config.volumes.contains_key(*name)).map(|name| {
+            let what = format!(
+                "volume {name}: no file of the configuration has it any more; it stays in service until farsided is restarted"
+            );
+            let todo =
+                format!("put its file back, then: farside reload; or take it out of service: farside volume remove {name}");
+            Reason::new(Severity::Warning, Code::ConfigurationStale, what, todo)
+        });
+        said.chain(kept).collect()
+    }
+}
+
+impl Config {
+    /// Whether the files, read again, have that volume.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub(super) fn is_in_a_file(&self, name: &Name) -> Result<bool, ConfigError> {
+        Self::load(&self.path).map(|config| config.volumes.contains_key(name))
+    }
+}
