@@ -108,9 +108,9 @@ impl Running {
         text
     }
 
-    /// `data` is taken out of service, as soon as nobody is at it.
-    async fn remove_data(daemon: &Arc<Daemon>) {
-        while let Err(error) = daemon.remove_volume("data").await {
+    /// A volume that no file has is taken out of service, as soon as nobody is at it.
+    async fn remove(daemon: &Arc<Daemon>, name: &str) {
+        while let Err(error) = daemon.remove_volume(name).await {
             assert_eq!(error.code, ErrorCode::Busy, "{error:?}");
             tokio::task::yield_now().await;
         }
@@ -378,7 +378,7 @@ async fn a_reload_takes_nothing_out_of_service() {
     let by_hand = daemon.remove_volume("data").await.expect_err("a file has it");
     assert!(by_hand.message.contains("take it out there"), "{by_hand:?}");
     running.take_data_out();
-    Running::remove_data(&daemon).await;
+    Running::remove(&daemon, "data").await;
     assert!(daemon.volumes.served() == 0 && !folder.exists());
     daemon.stop_groups().await;
 }
@@ -394,7 +394,7 @@ async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
     let serving = running.serve_again_until_closed().await;
     running.take_data_out();
     assert!(folder.exists());
-    Running::remove_data(&daemon).await;
+    Running::remove(&daemon, "data").await;
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
     assert!(!folder.exists(), "what it had is there still");
     assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
@@ -416,7 +416,7 @@ async fn an_inserted_volume_that_is_taken_out_while_its_tap_is_not_there_ends() 
     let waits = std::future::poll_fn(|context| std::task::Poll::Ready(inserting.as_mut().poll(context).is_pending())).await;
     assert!(waits && folder.exists(), "a file carries no tap");
     running.take_data_out();
-    Running::remove_data(&daemon).await;
+    Running::remove(&daemon, "data").await;
     tokio::time::timeout(PATIENCE, inserting).await.expect("it ends");
     assert!(!folder.exists(), "what it had is there still");
     assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
@@ -437,7 +437,7 @@ async fn a_volume_that_is_put_back_while_it_ends_is_opened_again() {
     let serving = running.serve_again_until_closed().await;
     let text = running.take_data_out();
     let removes = daemon.clone();
-    let removing = tokio::spawn(async move { Running::remove_data(&removes).await });
+    let removing = tokio::spawn(async move { Running::remove(&removes, "data").await });
     while !not_yet.is_met() {
         tokio::task::yield_now().await;
     }
@@ -648,16 +648,19 @@ async fn what_could_not_be_opened_is_tried_again_until_it_is_served_or_not_wante
     until("the end of the trials", &|| !is_tried()).await;
     // It is not wanted any more.
     std::fs::write(&path, &without).expect("written");
-    assert!(daemon.reload().await.expect("valid").failed.is_empty());
-    std::fs::create_dir_all(meta.parent().expect("a folder")).expect("made");
-    std::fs::write(&meta, "{").expect("written");
-    std::fs::write(&path, with(&without)).expect("written");
+    Running::remove(&daemon, "late").await;
+    let spoil = || {
+        std::fs::create_dir_all(meta.parent().expect("a folder")).expect("made");
+        std::fs::write(&meta, "{").expect("written");
+        std::fs::write(&path, with(&without)).expect("written");
+    };
+    spoil();
     assert_eq!(daemon.reload().await.expect("valid").failed.len(), 1);
     std::fs::write(&path, &without).expect("written");
-    assert!(daemon.reload().await.expect("valid").failed.is_empty());
+    Running::remove(&daemon, "late").await;
     until("the end of the trials", &|| !is_tried()).await;
     // A person says so, whoever tries at that moment: it is served when that is answered.
-    std::fs::write(&path, with(&without)).expect("written");
+    spoil();
     assert_eq!(daemon.reload().await.expect("valid").failed.len(), 1);
     std::fs::remove_file(&meta).expect("removed");
     assert!(daemon.reload().await.expect("valid").failed.is_empty());
