@@ -162,7 +162,8 @@ pub(crate) enum Command {
     /// Have the daemon read its configuration again, and say what became of it.
     ///
     /// An invalid configuration changes nothing, and is named with file, line and key. What only a restart can change is
-    /// named, too. `systemctl reload` does the same.
+    /// named, too. A volume that no file has any more stays in service, and is named: `farside volume remove` takes it out.
+    /// `systemctl reload` does the same.
     #[command(
         after_long_help = "Examples:\n  farside reload\n  farside reload --socket /run/farside/receiver.sock\n\nExits with 4 if the configuration is not valid; the running one stays. Exits with 1 if something that was\ntaken over did not succeed, such as a volume that cannot be served."
     )]

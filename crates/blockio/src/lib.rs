@@ -39,6 +39,6 @@ pub use openers::openers;
 pub use queue::{BlockQueue, Done, Extent, ExtentKind, Op, Payload, PlainQueue, QueueInfo, Request, RequestId};
 pub use ring::{Abandoned, Completion, Fallocate, Owner, Pages, Ring, RingError, SharedFd, Tag};
 pub use topology::Topology;
-pub use untaken::untaken_bytes;
+pub use untaken::is_taken;
 pub use waker::Waker;
 pub use written::{WriteWatch, Written, sectors_written};

@@ -746,7 +746,12 @@ pub fn sweep(kept: &[PathBuf], is_idle: impl Fn(DevNumber) -> bool) -> Result<Ve
             tracing::error!(device = %stray.name, "it is suspended, and whatever uses it waits: {error}");
             continue;
         }
-        if control.remove(&twin.name).is_ok() {
+        // † What was under way when it was looked at may have come to its end since.
+        let is_on_its_disks = |number| {
+            let shown = Shown::look(&control, number)?;
+            Ok::<_, InsertError>(!shown.device.suspended && !matches!(shown.state()?, State::Inserted { .. }))
+        };
+        if stray.number.is_none_or(|number| is_on_its_disks(number).unwrap_or(false)) && control.remove(&twin.name).is_ok() {
             gone.push(twin.name);
         }
     }

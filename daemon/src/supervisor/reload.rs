@@ -71,10 +71,16 @@ impl Daemon {
             )
         };
         let mut new = Config::load(&old.path).map_err(|e| invalid(&e))?;
+        let gone: Vec<&VolumeConfig> = old.volumes.values().filter(|volume| !new.volumes.contains_key(&volume.name)).collect();
+        // What was said of their groups is gone for the same reason, if nothing is said of them now; so is a limit that the API wrote.
+        let groups = gone.iter().filter_map(|volume| old.groups.get_key_value(&volume.group));
+        groups.for_each(|(name, group)| _ = new.groups.entry(name.clone()).or_insert_with(|| group.clone()));
+        if !gone.is_empty() && !new.drop_ins().is_dir() {
+            new.bandwidth = old.bandwidth.clone();
+        }
         let changes = old.changes(&new);
         new.source = old.source.clone();
         new.limits = old.limits.clone();
-        let gone: Vec<&VolumeConfig> = old.volumes.values().filter(|volume| !new.volumes.contains_key(&volume.name)).collect();
         if let Some((kept, volume)) = gone.iter().find_map(|kept| Some((kept, new.volumes.values().find(|v| kept.collides(v))?)))
         {
             let what = format!(
@@ -100,16 +106,19 @@ impl Daemon {
         Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, kept_volumes, failed })
     }
 
+    /// A volume was taken out of service by a person.
+    pub(super) fn is_stale_no_more(&self, name: &Name) {
+        locked(&self.stale).kept.remove(name);
+    }
+
     /// What a person should know of the files.
     pub(super) fn not_as_on_disk(&self) -> Vec<Reason> {
         let stale = locked(&self.stale);
-        let config = locked(&self.config);
         let said = stale.said.iter().map(|what| {
             let todo = "mend it, then: farside reload; or restart farsided for what only a restart can change";
             Reason::new(Severity::Warning, Code::ConfigurationStale, what, todo)
         });
-        // What was removed since is over.
-        let kept = stale.kept.iter().filter(|name| config.volumes.contains_key(*name)).map(|name| {
+        let kept = stale.kept.iter().map(|name| {
             let what = format!(
                 "volume {name}: no file of the configuration has it any more; it stays in service until farsided is restarted"
             );

@@ -362,9 +362,17 @@ async fn a_volume_that_is_closed_to_be_opened_again_is_told_of_all_the_time() {
 async fn a_reload_takes_nothing_out_of_service() {
     let running = Running::new().await;
     let (daemon, folder) = (running.daemon.clone(), running.folder("data"));
+    let main = running.at.join("farsided.toml");
+    let plain = std::fs::read_to_string(&main).expect("read");
+    std::fs::write(&main, format!("{plain}[[group]]\nname='default'\nkeep=77\nrate='20Mbit'\n")).expect("written");
+    daemon.reload().await.expect("valid");
+    let group = || locked(&daemon.config).group(&"default".parse().expect("a name"));
+    let before = group();
+    assert_eq!(before.keep, 77);
     let text = running.take_data_out();
     let reloaded = daemon.reload().await.expect("valid");
     assert_eq!((reloaded.kept_volumes, reloaded.failed), (vec!["data".to_owned()], vec![]));
+    assert!(reloaded.changed.is_empty() && group() == before, "what was said of its group is kept, too: {:?}", reloaded.changed);
     assert!(daemon.volumes.served() == 1 && folder.exists());
     assert!(daemon.status().await.reasons.iter().any(|reason| reason.code == Code::ConfigurationStale.word()));
     // Another one over the same disk is refused, and nothing of it is taken over.
@@ -378,8 +386,12 @@ async fn a_reload_takes_nothing_out_of_service() {
     let by_hand = daemon.remove_volume("data").await.expect_err("a file has it");
     assert!(by_hand.message.contains("take it out there"), "{by_hand:?}");
     running.take_data_out();
+    daemon.reload().await.expect("valid");
     Running::remove(&daemon, "data").await;
     assert!(daemon.volumes.served() == 0 && !folder.exists());
+    // It comes again under its name.
+    daemon.add_volume(&running.add("data")).await.expect("added");
+    assert!(daemon.status().await.reasons.iter().all(|reason| reason.code != Code::ConfigurationStale.word()));
     daemon.stop_groups().await;
 }
 

@@ -159,6 +159,20 @@ impl Volumes {
         locked(&self.leaving).contains(name)
     }
 
+    /// Whether somebody tries to open it until that can be.
+    fn is_tried(&self, name: &Name) -> bool {
+        !self.is_served(name) && (locked(&self.tried_again).contains(name) || locked(&self.tried).contains(name))
+    }
+
+    /// Whoever tries it does so again, whatever kept it from being opened.
+    fn is_tried_on(&self, name: &Name) {
+        if let Some(why) = locked(&self.unserved).get_mut(name)
+            && let Unserved::GivenUp(given_up) = why
+        {
+            *why = Unserved::Failed(std::mem::take(given_up));
+        }
+    }
+
     /// It is tried until the answer is dropped.
     fn tries(&self, name: &Name) -> Tried<'_> {
         locked(&self.tried).insert(name.clone());
@@ -581,7 +595,7 @@ impl Daemon {
         let late = refused.iter().filter(|volume| self.volumes.is_leaving(&volume.name));
         failed.extend(late.map(|volume| format!("{}; then it is opened again", self.under_way(&volume.name).message)));
         // † Who tries by himself just now may have looked before a person mended what was wrong.
-        let tried_now = |volume: &VolumeConfig| locked(&self.volumes.tried_again).contains(&volume.name);
+        let tried_now = |volume: &VolumeConfig| self.volumes.is_tried(&volume.name);
         let tried_now: Vec<_> = refused.iter().filter(|volume| tried_now(volume)).cloned().collect();
         // Of these a removal was not finished.
         let served: Vec<Name> = locked(&self.volumes.served).keys().cloned().collect();
@@ -734,6 +748,7 @@ impl Daemon {
         // † What rests on our tap is served by whoever is started next, unless nobody knows it any more.
         if self.rests_on_tap(volume) {
             locked(&self.config).volumes.insert(volume.name.clone(), volume.clone());
+            self.open_soon(&volume.name);
             let what =
                 format!("volume {} is not served, but stays configured: its device rests on its tap: {error:#}", volume.name);
             return ApiError::new(
@@ -944,13 +959,11 @@ impl Daemon {
         {
             // It stays, and stays trusted.
             Mark::TrackingLost.put(&dir, marked).map_err(ApiError::internal)?;
-            return Err(ApiError::new(
-                ErrorCode::Conflict,
-                error.to_string(),
-                "take it out of that file, then say the same again",
-            ));
+            let todo = "take it out of that file, or mend what is wrong with it; then say the same again";
+            return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), todo));
         }
         locked(&self.config).volumes.remove(name);
+        self.is_stale_no_more(name);
         self.forget(group, name);
         info!(volume = %name, "not configured any more");
         Ok(())

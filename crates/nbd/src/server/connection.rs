@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-use farside_blockio::{Buffer, Errno, Gather, Ring, SharedFd, Tag, untaken_bytes};
+use farside_blockio::{Buffer, Errno, Gather, Ring, SharedFd, Tag, is_taken};
 use nix::sys::socket::Shutdown;
 
 use super::memory::footprint;
@@ -200,7 +200,7 @@ impl Connection {
 
     /// Looks whether it has taken what it was sent.
     pub(super) fn look_whether_taken(&mut self) {
-        if self.told && untaken_bytes(&*self.fd).is_ok_and(|bytes| bytes == 0) {
+        if self.told && is_taken(&*self.fd).unwrap_or(false) {
             self.told = false;
         }
     }

@@ -141,8 +141,7 @@ impl Daemon {
             if self.volumes.begin(name) {
                 return true;
             }
-            let tries = locked(&self.volumes.tried_again).contains(name) && !self.volumes.is_served(name);
-            if !tries || Instant::now() >= until {
+            if !self.volumes.is_tried(name) || Instant::now() >= until {
                 return false;
             }
             tokio::time::sleep(BEGIN_POLL).await;

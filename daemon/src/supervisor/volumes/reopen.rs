@@ -47,7 +47,9 @@ impl Daemon {
                 return;
             }
             let dir = self.state.volume_path(&volume.group, name);
-            if self.is_stopping() || Mark::Paused.is_set(&dir).unwrap_or(false) {
+            // Paused, a tap that was taken out is not put back. One that nobody serves may have users who wait, paused or not.
+            let stays_out = || self.volumes.is_served(name) && Mark::Paused.is_set(&dir).unwrap_or(false);
+            if self.is_stopping() || stays_out() {
                 return;
             }
             let (named, folder) = (volume.clone(), dir.clone());
@@ -265,7 +267,10 @@ impl Daemon {
                     // What was given up may be wanted again, by who was told that somebody was at it.
                     Ok(()) if !self.volumes.is_served(name) && self.wanted(name).is_some() => continue,
                     Ok(()) => return,
-                    Err(error) => error!(volume = %name, "not served, and its host waits: {error:#}"),
+                    Err(error) => {
+                        self.volumes.is_tried_on(name);
+                        error!(volume = %name, "not served, and its host waits: {error:#}");
+                    }
                 }
             }
             if self.volumes.is_served(name) {
