@@ -115,7 +115,7 @@ impl<'a> Ahead<'a> {
             }
             progress.held_bytes += bytes;
             drop(progress);
-            let read = self.read(at);
+            let read = self.side_by_side.run(|| self.read(at));
             progress = self.lock();
             progress.read.insert(at, (bytes, read));
             if at == progress.next {
@@ -138,7 +138,7 @@ impl<'a> Ahead<'a> {
 
     fn read(&self, at: usize) -> Result<ReadSlot> {
         let slot = self.wanted[at];
-        self.side_by_side.run(|| read_slot(self.backend, self.names, Slot(slot), self.slots.voids.contains(&slot)))
+        read_slot(self.backend, self.names, Slot(slot), self.slots.voids.contains(&slot))
     }
 
     /// The next slot in which anything lies, and what; in turn, by one thread.
