@@ -79,7 +79,7 @@ fn nobody_reads_on_for_whoever_left() {
 fn a_read_that_fails_is_its_slots_own() {
     let ledger = Ledger::of([100; 64]);
     let slots = ledger.slots(false);
-    ledger.backend.fail(Op::Get, "/ledger/0/33", When::Before, libc::EIO);
+    ledger.backend.fail(Op::Get, "/ledger/0/33", When::Before, libc::EMFILE);
     Ahead::new(&*ledger.backend, &ledger.names, &slots, 0).during(|ahead| {
         for slot in 0..64 {
             let (at, read) = ahead.take().expect("it is there");
