@@ -7,6 +7,7 @@
 mod copies;
 mod drbd;
 mod drill;
+mod first_byte;
 mod image;
 mod lag;
 mod measure;
@@ -41,13 +42,16 @@ struct Args {
     /// How often section `vm` measures each of them, in turns.
     #[arg(long, default_value_t = 2)]
     vm_rounds: usize,
-    /// How often section `restore` measures each of them, in turns.
+    /// How often sections `restore` and `first-byte` measure each of them, in turns.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     restore_rounds: u16,
-    /// Of section `restore`, the histories of the points that are opened.
+    /// Of section `first-byte`, the histories of the points that are opened.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 10_000], value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     points: Vec<u64>,
-    /// Only these sections; all of them but `drill`, `restore` and `vm` without it.
+    /// Of section `first-byte`, a folder for the stores, which are kept there and used again; without it they are made anew, and removed.
+    #[arg(long)]
+    stores: Option<PathBuf>,
+    /// Only these sections; all of them but `drill`, `restore`, `first-byte` and `vm` without it.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
     /// Where the JSON goes.
@@ -65,9 +69,11 @@ enum Section {
     Lag,
     /// Latency and lag of a source beside a drill that is written to.
     Drill,
-    /// Restores from a bucket, beside restic and a raw parallel GET; the first byte of an open point by size and history. Needs radosgw
+    /// Restores from a bucket, beside restic and a raw parallel GET, and section `first-byte`. Needs radosgw
     /// (`cargo run --release -p xtask -- test --only install`) for the former.
     Restore,
+    /// The first byte of an open point by size and history.
+    FirstByte,
     /// Block devices in an emulated machine: ublk, the kernel's NBD client and the disk itself. Needs qemu and the kernels:
     /// `cargo run --release -p xtask -- test --only install --only kernels --only programs --only packages`.
     Vm,
@@ -90,8 +96,12 @@ fn main() -> Result<()> {
         drill::run(args.tap_seconds, &mut report)?;
     }
     if args.only.contains(&Section::Restore) {
-        let wanted = restore::Wanted { bytes: args.size_mib << 20, rounds: args.restore_rounds.into(), points: args.points };
+        let wanted = restore::Wanted { bytes: args.size_mib << 20, rounds: args.restore_rounds.into() };
         restore::run(&wanted, &mut report)?;
+    }
+    if args.only.contains(&Section::Restore) || args.only.contains(&Section::FirstByte) {
+        let wanted = first_byte::Wanted { rounds: args.restore_rounds.into(), points: args.points, stores: args.stores };
+        first_byte::run(&wanted, &mut report)?;
     }
     if args.only.contains(&Section::Vm) {
         vm::run(&vm::Wanted { devices: args.vm, rounds: args.vm_rounds, seconds: args.tap_seconds }, &mut report)?;

@@ -161,7 +161,8 @@ fn search(group: &GroupReader, volume: Option<VolumeId>, wanted: PointRef) -> Op
     let search = wanted.search(jiff::Timestamp::now());
     let until_wall_ms = search.until.map(|at| at.as_millisecond());
     let filter = PointFilter { volume, until_wall_ms, consistent: search.consistent, ..PointFilter::default() };
-    let found = find_points(group.state(), &filter, search.below.map(Slot), 1);
+    // Below every slot: nobody wants to know how many there are.
+    let found = find_points(group.state(), &filter, Some(search.below.map_or(Slot(u64::MAX), Slot)), 1);
     let found = found.points.first().map(|info| farside_receiver::point_of(group.names(), info));
     found.filter(|point| search.is_meant(point.id))
 }

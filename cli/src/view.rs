@@ -55,9 +55,10 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     };
     let reader = store::open_with(&location, args.key.keeper()?.as_ref())?;
     let chosen = store::choose(&reader, &of, wanted)?;
-    let (point, id) = (chosen.point, chosen.volume);
+    let (point, id, names) = (chosen.point, chosen.volume, chosen.group.names().clone());
     chosen.group.unlock(id)?;
-    let base = Arc::new(chosen.group.point_reader_lazily(chosen.slot, id)?);
+    // What was replayed goes; the point holds a lock of its own.
+    let base = Arc::new(chosen.group.into_point_reader_lazily(chosen.slot, id)?);
     store::say_if_unkept(&base);
     // Of few it is known at once what is where, of many later.
     let is_indexed = base.part_count() <= INDEXED_AT_ONCE;
@@ -69,7 +70,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     let places = Places::of(args.overlay, args.hydrate, args.writable, &socket)?;
     let origin = Origin {
         store: HEXLOWER.encode(&reader.id()),
-        volume: format!("{}/{volume}", chosen.group.names()),
+        volume: format!("{names}/{volume}"),
         volume_id: id.to_string(),
         point: point.id.to_string(),
         volume_bytes: base.geometry().volume_bytes(),
@@ -89,7 +90,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         pid: std::process::id(),
         point,
     };
-    drop((chosen.group, reader)); // what was replayed; the point holds a lock of its own
+    drop(reader);
     // Nobody may read that any more, and the point is served on.
     let tell = |error: &farside_store::StoreError| {
         let _ = writeln!(std::io::stderr(), "farside: {}", Failure::from_error(Exit::Damaged, error, "").message);

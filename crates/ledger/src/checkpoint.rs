@@ -217,9 +217,14 @@ impl CheckpointRoot {
         let body = bytes.strip_prefix(&STATE_MAGIC).ok_or(CheckpointError::Magic)?;
         let (state, parts): (State, CheckpointParts) = from_postcard(body).map_err(|_| CheckpointError::Place)?;
         let here = state.group() == self.group && self.place.end() == Some(state.next_slot()) && state.prev() == self.last;
+        let mut layers = state.layers_in_turn();
+        let mut is_published = |part: &CheckpointPart| match part.layer.merge() {
+            Some(_) => state.published(&part.layer).is_some(),
+            None => layers.layer(&part.layer).is_some(),
+        };
         let ordered = parts.parts.windows(2).all(|w| w[0].ordinal < w[1].ordinal)
             && parts.parts.last().is_none_or(|last| last.ordinal < parts.next)
-            && parts.parts.iter().all(|part| state.published(&part.layer).is_some());
+            && parts.parts.iter().all(&mut is_published);
         if here && ordered { Ok((state, parts)) } else { Err(CheckpointError::Place) }
     }
 }

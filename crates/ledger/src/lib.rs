@@ -19,6 +19,7 @@ mod batch;
 mod checkpoint;
 mod codec;
 mod identity;
+mod in_turn;
 mod kept;
 mod label;
 mod merges;
@@ -27,6 +28,7 @@ mod points;
 mod promotion;
 mod record;
 mod retention;
+mod sorted;
 mod state;
 mod verdict;
 
@@ -40,6 +42,7 @@ pub use checkpoint::{
 };
 pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
 pub use identity::{group_id, volume_id};
+pub use in_turn::LayersInTurn;
 pub use kept::KeptEnd;
 pub use label::{CohortCut, Consistency, Label};
 pub use merges::{MergeFact, Published};

@@ -105,7 +105,9 @@ pub(crate) struct Packs {
     /// Of parts whose layers are to come, in this run of slots.
     said: BTreeMap<Part, Place>,
     /// Of parts that were published, with their bytes, until a day after they were given up.
+    #[serde(deserialize_with = "crate::sorted::map")]
     places: BTreeMap<Part, (Place, u64)>,
+    #[serde(deserialize_with = "crate::sorted::map")]
     uses: BTreeMap<PackId, PackUse>,
 }
 

@@ -3,7 +3,7 @@
 //! `judge` decides from the state alone, `admit` changes it and cannot fail; [`State::apply`] is the two in turn. Nothing else
 //! changes a state, so what was void left no trace but its place in the chain.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 
 use farside_region::{
     Geometry, GroupId, LayerKey, LedgerPosition, MergeId, Name, PackedRegions, RecordDigest, RegionSet, Seq, Slot, Term,
@@ -50,6 +50,7 @@ pub struct State {
     age_clock_ms: u64,
     last_stamp: Option<Stamp>,
     pub(crate) volumes: BTreeMap<VolumeId, VolumeState>,
+    #[serde(deserialize_with = "crate::sorted::map")]
     points: BTreeMap<Slot, Point>,
     held_by: BTreeMap<VolumeId, HeldBy>,
     roots_changed: Option<Slot>,
@@ -80,7 +81,9 @@ pub struct VolumeState {
     source: Name,
     term: Term,
     last_seq: Seq,
+    #[serde(deserialize_with = "crate::sorted::map")]
     layers: BTreeMap<Slot, LayerFact>,
+    #[serde(deserialize_with = "crate::sorted::map")]
     slots: BTreeMap<(Term, Seq), Slot>,
     unreadable: RegionSet,
     quiet: Option<(Slot, CutTime)>,
@@ -921,6 +924,11 @@ impl VolumeState {
     /// An accepted layer.
     pub fn layer(&self, term: Term, seq: Seq) -> Option<&LayerFact> {
         self.layers.get(self.slots.get(&(term, seq))?)
+    }
+
+    /// Which slot each layer came in with, and the layers by slot.
+    pub(crate) fn in_order(&self) -> (btree_map::Iter<'_, (Term, Seq), Slot>, btree_map::Iter<'_, Slot, LayerFact>) {
+        (self.slots.iter(), self.layers.iter())
     }
 
     pub(crate) fn layer_mut(&mut self, term: Term, seq: Seq) -> Option<&mut LayerFact> {

@@ -4,6 +4,7 @@ mod batch;
 mod bytes;
 mod chains;
 mod grid;
+mod in_turn;
 mod labels;
 mod merges;
 mod packs;

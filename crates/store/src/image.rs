@@ -148,6 +148,11 @@ impl GroupImage {
         &self.parts
     }
 
+    /// Takes out the parts that the image of a volume at a slot uses, for whoever needs no more of this than the ledger.
+    pub(crate) fn take_living_at(&mut self, volume: VolumeId, slot: Slot) -> BTreeMap<PartNo, Part> {
+        self.parts.take_living_at(volume, slot)
+    }
+
     /// The head image of a volume; `None` before its first layer with content.
     pub fn head(&self, volume: VolumeId) -> Option<&VolumeImage> {
         self.heads.get(&volume)

@@ -9,8 +9,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use farside_ledger::State;
-use farside_region::{Geometry, GranuleRun, LayerKey, PackedRegions, RecordDigest, RegionIndex, Slot, mutation};
+use farside_ledger::{LayerFact, State};
+use farside_region::{
+    Geometry, GranuleRun, LayerKey, PackedRegions, RecordDigest, RegionIndex, RegionRange, RegionSet, Slot, mutation,
+};
 
 use crate::error::Result;
 use crate::group::DigestRun;
@@ -44,10 +46,49 @@ pub struct LazyImage {
 #[derive(Debug)]
 struct Laid {
     no: PartNo,
-    /// The regions that its layer touched, or more; `None`: any.
-    touched: Option<Arc<PackedRegions>>,
+    touched: Touched,
     /// The record that alone knows them exactly.
     told_by: Option<(Slot, RecordDigest)>,
+}
+
+/// The regions that a layer touched, or more.
+#[derive(Clone, Debug)]
+enum Touched {
+    Any,
+    /// Most layers of a long history: what is kept of old ones, and of those that are small.
+    Range(RegionRange),
+    Several(Arc<PackedRegions>),
+}
+
+impl Touched {
+    fn of(layer: &LayerFact) -> Self {
+        let mut ranges = layer.touched().ranges();
+        match (ranges.next(), ranges.next()) {
+            (Some(range), None) => Self::Range(range),
+            _ => Self::Several(Arc::new(layer.touched().clone())),
+        }
+    }
+
+    fn contains(&self, region: RegionIndex) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Range(range) => region.0.checked_sub(range.start.0).is_some_and(|after| after < range.count),
+            Self::Several(regions) => regions.contains(region),
+        }
+    }
+
+    /// `None`: nobody knows which.
+    fn regions(&self) -> Option<RegionSet> {
+        match self {
+            Self::Any => None,
+            Self::Range(range) => {
+                let mut regions = RegionSet::new();
+                regions.insert_range(*range);
+                Some(regions)
+            }
+            Self::Several(regions) => Some(regions.regions()),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -56,26 +97,21 @@ struct Known {
     extents: usize,
 }
 
-impl Laid {
-    fn may_touch(&self, region: RegionIndex) -> bool {
-        self.touched.as_ref().is_none_or(|touched| touched.contains(region))
-    }
-}
-
 impl LazyImage {
     /// Of these parts. `at_hand`: the image itself, if somebody has it.
     pub(crate) fn new(geometry: Geometry, state: &State, parts: &BTreeMap<PartNo, Part>, at_hand: Option<VolumeImage>) -> Self {
-        let mut last: Option<(LayerKey, Arc<PackedRegions>)> = None;
+        let mut layers = state.layers_in_turn();
+        let mut last: Option<(LayerKey, Touched)> = None;
         let mut touched_by = |key: LayerKey| {
             if last.as_ref().is_none_or(|(of, _)| *of != key) {
-                last = state.layer(&key).map(|layer| (key, Arc::new(layer.touched().clone())));
+                last = Some((key, layers.layer(&key).map_or(Touched::Any, Touched::of)));
             }
-            last.as_ref().map(|(_, touched)| Arc::clone(touched))
+            last.as_ref().map_or(Touched::Any, |(_, touched)| touched.clone())
         };
         let laid = |(no, part): (&PartNo, &Part)| {
             let layer = part.name.layer;
             // What a merge touched is in its record only.
-            let touched = if layer.merge().is_some() { None } else { touched_by(layer) };
+            let touched = if layer.merge().is_some() { Touched::Any } else { touched_by(layer) };
             Laid { no: *no, touched, told_by: Parts::told_by(state, part) }
         };
         let laid = parts.iter().map(laid).collect();
@@ -172,7 +208,7 @@ impl PointReader<LazyImage> {
     /// The granules of which a damaged part leaves nothing known.
     fn unknown_in(&self, laid: &Laid, runs: &PartRuns) -> Vec<GranuleRun> {
         let PartRuns::Damaged { regions } = runs else { return Vec::new() };
-        let regions = regions.clone().or_else(|| Some(laid.touched.as_ref()?.regions()));
+        let regions = regions.clone().or_else(|| laid.touched.regions());
         unknown_runs(&self.image.geometry, regions)
     }
 
@@ -186,7 +222,7 @@ impl PointReader<LazyImage> {
             let (start, end) = (run.start.max(within.start), run.end().min(within.end()));
             (start < end).then(|| GranuleRun { start, count: end.0 - start.0 })
         };
-        let mut above = self.image.laid.iter().rev().filter(|laid| laid.may_touch(region));
+        let mut above = self.image.laid.iter().rev().filter(|laid| laid.touched.contains(region));
         let (mut found, mut covered) = (Vec::new(), VolumeIndex::new());
         let mut at_once = self.requests_at_once().unwrap_or_default().max(FOOTERS_AT_ONCE.0);
         'down: loop {
@@ -194,7 +230,7 @@ impl PointReader<LazyImage> {
             if batch.is_empty() {
                 break;
             }
-            at_once = (at_once * 2).min(FOOTERS_AT_ONCE.1);
+            at_once = (at_once * 4).min(FOOTERS_AT_ONCE.1);
             for (laid, runs) in batch.iter().zip(parallel(&*self.segments.backend, &batch, |laid| self.runs_of(laid))) {
                 let runs = runs?;
                 let unknown: Vec<GranuleRun> = self.unknown_in(laid, &runs).into_iter().filter_map(clip).collect();

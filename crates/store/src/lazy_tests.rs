@@ -163,3 +163,31 @@ fn indexing_ends_when_nobody_wants_it() {
     lazy.index_all(&|| true).expect("indexed");
     assert!(lazy.image.whole.get().is_some());
 }
+
+/// Of most of a history, and of little of it.
+#[test]
+fn a_point_that_is_taken_out_of_its_group_is_the_same() {
+    let store = TempStore::new();
+    let mut volume = TestVolume::new("v", GRANULES);
+    let mut points = Vec::new();
+    {
+        let mut group = store.group();
+        volume.claim(&mut group);
+        points.push(volume.base(&mut group, 1));
+        for i in 0..12 {
+            let (start, fill) = (5 * i % GRANULES, Fill::Byte(i as u8));
+            let parts = [vec![(start, 3.min(GRANULES - start), fill)], vec![((start + 20) % GRANULES, 1, Fill::Zero)]];
+            points.push(volume.publish(&mut group, LayerKind::Point, &parts).position.slot);
+        }
+    }
+    for &point in &points {
+        let group = reader(&store);
+        let beside = lazily(&group, point);
+        let parts = beside.part_count();
+        let taken = group.into_point_reader_lazily(point, volume.id()).expect("reader");
+        assert_eq!(taken.part_count(), parts);
+        for region in (0..beside.geometry().region_count()).map(RegionIndex) {
+            assert_eq!(taken.region_digests(region).expect("read"), beside.region_digests(region).expect("read"), "{region}");
+        }
+    }
+}

@@ -16,6 +16,7 @@
 //! It deliberately does not decide: what a source may send, when a layer is staged, what to answer (`replication`); whether a
 //! record is accepted (`ledger`); what is inside a part (`layer`).
 
+mod ahead;
 mod aligned;
 mod attempt;
 mod backend;

@@ -92,15 +92,17 @@ impl Parts {
 
     /// The inverse; no head image uses any of them yet. Where they lie the state knows.
     pub(crate) fn from_checkpoint(checkpoint: CheckpointParts, state: &State) -> Self {
-        let mut parts = Self { next: checkpoint.next, ..Self::default() };
-        for CheckpointPart { ordinal, layer, number, bytes, footer_digest, born } in checkpoint.parts {
-            let (no, name) = (PartNo(ordinal), PartName { layer, number });
-            parts.by_name.insert(name, no);
-            parts.bytes += bytes;
+        let CheckpointParts { next, parts } = checkpoint;
+        let bytes = parts.iter().map(|part| part.bytes).sum();
+        let named = |part: &CheckpointPart| (PartName { layer: part.layer, number: part.number }, PartNo(part.ordinal));
+        let by_name = parts.iter().map(named).collect();
+        let of = |part: CheckpointPart| {
+            let (name, no) = named(&part);
+            let CheckpointPart { layer, number, bytes, footer_digest, born, .. } = part;
             let place = state.place(&layer, number);
-            parts.all.insert(no, Part { name, bytes, footer_digest, born, died: None, head_granules: 0, place });
-        }
-        parts
+            (no, Part { name, bytes, footer_digest, born, died: None, head_granules: 0, place })
+        };
+        Self { all: parts.into_iter().map(of).collect(), by_name, next, bytes }
     }
 
     /// Those of a layer that was accepted in a slot; `state`: says where they lie.
@@ -202,6 +204,17 @@ impl Parts {
     /// The parts of a volume that its image at a slot uses, in the order in which they are laid over each other.
     pub fn living_at(&self, volume: VolumeId, slot: Slot) -> impl Iterator<Item = (PartNo, &Part)> {
         self.iter().filter(move |(_, p)| p.name.layer.volume == volume && p.lives_at(slot))
+    }
+
+    /// The same, taken out for whoever needs nothing else. Most of a long history are taken and not copied.
+    pub(crate) fn take_living_at(&mut self, volume: VolumeId, slot: Slot) -> BTreeMap<PartNo, Part> {
+        let lives = |part: &Part| part.name.layer.volume == volume && part.lives_at(slot);
+        if self.living_at(volume, slot).count() * 2 < self.all.len() {
+            return self.living_at(volume, slot).map(|(no, part)| (no, part.clone())).collect();
+        }
+        let mut living = std::mem::take(&mut self.all);
+        living.retain(|_, part| lives(part));
+        living
     }
 
     /// The head image took granules of a part.

@@ -112,6 +112,9 @@ enum Gone {
     Part,
 }
 
+/// The memory of so many slots is given back at once: that takes a millisecond.
+const AT_ONCE_MAX: u64 = 4096;
+
 /// And not again before this: it costs a replay.
 const ASKED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(60) };
 
@@ -299,6 +302,27 @@ impl GroupReader {
         Ok(PointReader { keys, ..PointReader::open_lazily(&self.readers, &self.image, &self.segments, point, volume)? })
     }
 
+    /// The same for whoever needs nothing else of the group: what was replayed of a long history is not copied, and given back meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`GroupReader::point_reader_lazily`].
+    pub fn into_point_reader_lazily(mut self, point: Slot, volume: VolumeId) -> Result<PointReader<LazyImage>> {
+        let keys = self.keys(volume)?;
+        let mut begun = Begun::of(&self.readers, &self.image, &self.segments, point, volume)?;
+        if let Some(newer) = begun.newer.take() {
+            self.image = newer;
+        }
+        let at_hand = self.image.is_head(volume, point).then(|| self.image.head(volume).cloned().unwrap_or_default());
+        let parts = self.image.take_living_at(volume, point);
+        let lazy = LazyImage::new(begun.meta.geometry, self.image.state(), &parts, at_hand);
+        let segments = Arc::clone(&self.segments);
+        if self.state().next_slot().0 > AT_ONCE_MAX {
+            // Where there can be no thread it is given back here.
+            let _ = std::thread::Builder::new().name("give back".into()).spawn(move || drop(self));
+        }
+        Ok(PointReader { keys, ..begun.opened(lazy, parts, segments) })
+    }
+
     /// As [`GroupReader::point_reader`], also when some footer of it is damaged, or no key of it was given: for [`verify_point`](crate::verify_point).
     ///
     /// # Errors
@@ -335,6 +359,30 @@ impl PointReader<LazyImage> {
         point: Slot,
         volume: VolumeId,
     ) -> Result<Self> {
+        let begun = Begun::of(readers, image, segments, point, volume)?;
+        let image = begun.newer.as_ref().unwrap_or(image);
+        let parts = image.parts().living_at(volume, point).map(|(no, part)| (no, part.clone())).collect();
+        // Whoever owns the group looks at what is new, and has no time to copy all of it.
+        let at_hand = (!matches!(readers, Readers::None) && image.is_head(volume, point))
+            .then(|| image.head(volume).cloned().unwrap_or_default());
+        let lazy = LazyImage::new(begun.meta.geometry, image.state(), &parts, at_hand);
+        Ok(begun.opened(lazy, parts, Arc::clone(segments)))
+    }
+}
+
+/// A point that somebody opens, before it is known where its granules lie.
+struct Begun {
+    lock: ReaderLock,
+    point: Slot,
+    meta: VolumeMeta,
+    geometry: Geometry,
+    lease: Option<Lease>,
+    /// What the group came to meanwhile, if that matters.
+    newer: Option<GroupImage>,
+}
+
+impl Begun {
+    fn of(readers: &Readers, image: &GroupImage, segments: &Arc<Segments>, point: Slot, volume: VolumeId) -> Result<Self> {
         let lock = readers.share()?;
         let state = image.state();
         let found = state.points().get(&point).ok_or_else(|| StoreError::NoSuchPoint {
@@ -357,22 +405,20 @@ impl PointReader<LazyImage> {
             }
             _ => None,
         };
-        let image = newer.as_ref().unwrap_or(image);
-        let state = image.state();
+        let state = newer.as_ref().unwrap_or(image).state();
         if let Some(lease) = &lease {
             lease.goes_by(state.next_slot());
         }
         if let (false, Some(slot)) = (state.points().contains_key(&point), state.head()) {
             return Err(StoreError::PointDeleted { volume: meta.name.to_string(), point, slot });
         }
-        let parts = image.parts().living_at(volume, point).map(|(no, part)| (no, part.clone())).collect();
-        // Whoever owns the group looks at what is new, and has no time to copy all of it.
-        let at_hand = (!matches!(readers, Readers::None) && image.is_head(volume, point))
-            .then(|| image.head(volume).cloned().unwrap_or_default());
-        let lazy = LazyImage::new(meta.geometry, state, &parts, at_hand);
-        let (segments, deleted) = (Arc::clone(segments), Mutex::default());
+        Ok(Self { lock, point, meta, geometry, lease, newer })
+    }
+
+    fn opened<I>(self, image: I, parts: BTreeMap<PartNo, Part>, segments: Arc<Segments>) -> PointReader<I> {
+        let Self { lock, point, meta, geometry, lease, newer: _ } = self;
         let keys = (&meta.digest_key).into();
-        Ok(Self { segments, volume: meta, keys, point, geometry, image: lazy, parts, _lock: lock, lease, deleted })
+        PointReader { segments, volume: meta, keys, point, geometry, image, parts, _lock: lock, lease, deleted: Mutex::default() }
     }
 }
 

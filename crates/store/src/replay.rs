@@ -13,6 +13,7 @@ use bytes::Bytes;
 use farside_ledger::{Body, CheckpointPlace, DecodeError, PackId, RECORD_BYTES_MAX, Record, State, decode_object, run_of};
 use farside_region::{GroupId, RecordDigest, Slot, Term};
 
+use crate::ahead::{Ahead, BYTES_OF_MOST};
 #[cfg(test)]
 use crate::backend::counting::SideBySide;
 use crate::backend::{Backend, block_on, list_all};
@@ -24,14 +25,10 @@ use crate::liveness::{Part, Parts};
 use crate::names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
 use crate::segments::Segments;
 
-/// Records read ahead at once.
-const BATCH: usize = 256;
 /// Footers read ahead at once; the largest take megabytes.
 const FOOTERS: usize = 32;
-/// Bytes of records read ahead, at most, unless one alone has more: in memory they take many times that.
-const BATCH_BYTES: u64 = 1 << 20;
 /// Threads that read, whatever processors there are: a cold disk is waited for most of the time.
-const THREADS_MAX: usize = 8;
+const THREADS_MAX: usize = 16;
 /// Threads that wait for a disk at once.
 const WAITING_MAX: usize = 16;
 
@@ -143,6 +140,9 @@ pub(crate) struct Replayed {
 /// The records of one object.
 pub(crate) type Records = Vec<(Record, RecordDigest)>;
 
+/// What lies in a slot, or what is wrong with it.
+pub(crate) type ReadSlot = Result<Records, Unusable>;
+
 impl Replayed {
     /// Where replay stopped, a checkpoint stands for the slot: without it nobody knows what was there, and nothing goes on.
     fn blame(&mut self, names: &GroupNames, unusable: &[checkpoint::Unusable]) {
@@ -163,6 +163,8 @@ pub(crate) struct Slots {
     pub(crate) voids: BTreeSet<u64>,
     /// Bytes of records that are longer than most.
     long: BTreeMap<u64, u64>,
+    /// Which of them are longer was not looked at.
+    is_unsized: bool,
 }
 
 impl Slots {
@@ -175,20 +177,37 @@ impl Slots {
 
     /// Those from a slot on, and the newest before it if it is not there; of older ones some.
     pub(crate) fn list_from(backend: &dyn Backend, names: &GroupNames, slot: u64) -> Result<Self> {
-        let mut slots = Self::default();
+        let is_near = backend.requests_at_once().is_none();
+        let mut slots = Self { is_unsized: is_near, ..Self::default() };
         let folders = block_on(backend.folders(&names.ledger()))?;
         let folders: BTreeSet<u64> = folders.iter().filter_map(|folder| folder.parse().ok()).collect();
-        let first = folders.range(..=slot / SLOTS_PER_FOLDER).next_back().copied().unwrap_or(0);
+        let mut first = folders.range(..=slot / SLOTS_PER_FOLDER).next_back().copied().unwrap_or(0);
+        // Most often it is the last of its folder, and the newest that a checkpoint covers: names of thousands for the sake of one.
+        if is_near && slot % SLOTS_PER_FOLDER == SLOTS_PER_FOLDER - 1 && slots.look_at(backend, names, Slot(slot))? {
+            first = slot / SLOTS_PER_FOLDER + 1;
+        }
         for &folder in folders.range(first..) {
             let below = names.ledger_folder(folder);
-            // Nobody reads those before the slot, but perhaps the newest of them.
-            if folder < slot.saturating_add(1) / SLOTS_PER_FOLDER {
+            // Nobody reads those before the slot, but perhaps the newest of them. And a directory has to look at each for more than its name.
+            if is_near || folder < slot.saturating_add(1) / SLOTS_PER_FOLDER {
                 block_on(backend.names(&below))?.iter().for_each(|name| slots.add_name(names, name));
             } else {
                 slots.add(backend, names, &below)?;
             }
         }
         Ok(slots)
+    }
+
+    /// Whether a record has an object of its own.
+    fn look_at(&mut self, backend: &dyn Backend, names: &GroupNames, slot: Slot) -> Result<bool> {
+        if block_on(backend.size(&names.record(slot)))?.is_none() {
+            return Ok(false);
+        }
+        self.records.insert(slot.0);
+        if block_on(backend.size(&names.record_void(slot)))?.is_some() {
+            self.voids.insert(slot.0);
+        }
+        Ok(true)
     }
 
     fn add_name(&mut self, names: &GroupNames, name: &crate::ObjectName) {
@@ -203,26 +222,28 @@ impl Slots {
         list_all(backend, Some(below), |listed| {
             self.add_name(names, &listed.name);
             if let Some(GroupObject::Record(slot)) = names.parse(&listed.name)
-                && listed.bytes > BATCH_BYTES / BATCH as u64
+                && listed.bytes > BYTES_OF_MOST
             {
                 self.long.insert(slot.0, listed.bytes);
             }
         })
     }
 
-    /// Objects from this slot on that are read at once.
-    fn batch(&self, from: u64) -> Vec<u64> {
-        let of = |slots: &BTreeSet<u64>| slots.range(from..).take(BATCH).copied().collect::<BTreeSet<u64>>();
-        let mut bytes = 0;
-        let mut batch = Vec::new();
-        for &slot in of(&self.records).union(&of(&self.voids)).take(BATCH) {
-            bytes += self.long.get(&slot).copied().unwrap_or(0);
-            if bytes > BATCH_BYTES && !batch.is_empty() {
-                break;
-            }
-            batch.push(slot);
+    /// Those from a slot on in which anything lies, ascending.
+    pub(crate) fn from(&self, slot: u64) -> Vec<u64> {
+        let (mut records, mut voids) = (self.records.range(slot..).peekable(), self.voids.range(slot..).peekable());
+        let mut all = Vec::with_capacity(records.size_hint().0);
+        while let Some(next) = records.peek().copied().into_iter().chain(voids.peek().copied()).min() {
+            records.next_if_eq(&next);
+            voids.next_if_eq(&next);
+            all.push(*next);
         }
-        batch
+        all
+    }
+
+    /// How long a record is; `None`: nobody looked.
+    pub(crate) fn bytes_of(&self, slot: u64) -> Option<u64> {
+        if self.is_unsized { None } else { Some(self.long.get(&slot).copied().unwrap_or(BYTES_OF_MOST)) }
     }
 
     /// The slot after the highest that an object lies in. A batch may take some more.
@@ -245,15 +266,26 @@ pub(crate) fn replay(
         let roots = checkpoint::list(backend, names)?;
         let newest = roots.last().map(|newest| CheckpointPlace { number: *newest, slots: checkpoint::span() });
         let last = newest.map_or(0, |newest| newest.end().map_or(u64::MAX, |end| end.0) - 1);
-        let mut slots = Slots::list_from(backend, names, last)?;
-        let mut newest = checkpoint::newest(backend, names, group, &roots, &slots)?;
-        if !newest.unusable.is_empty() {
-            slots = Slots::list(backend, names)?;
-            newest = checkpoint::newest(backend, names, group, &roots, &slots)?;
-        }
-        let Newest { image, mut unusable } = newest;
-        let begun = image.state().next_slot();
-        let mut replayed = replay_from(backend, names, image, &slots, &mut reached)?;
+        let slots = Slots::list_from(backend, names, last)?;
+        // Most often it is of use, and what comes after it is read while it is.
+        let ahead = Ahead::new(backend, names, &slots, newest.map_or(0, |_| last.saturating_add(1)));
+        let replayed = ahead.during(|ahead| {
+            let Newest { image, unusable } = checkpoint::newest(backend, names, group, &roots, &slots)?;
+            if !unusable.is_empty() {
+                return Ok(None);
+            }
+            let begun = image.state().next_slot();
+            Ok(Some((begun, replay_ahead(backend, names, image, &slots, ahead, &mut reached)?, unusable)))
+        })?;
+        let (begun, mut replayed, mut unusable) = match replayed {
+            Some(replayed) => replayed,
+            None => {
+                let slots = Slots::list(backend, names)?;
+                let Newest { image, unusable } = checkpoint::newest(backend, names, group, &roots, &slots)?;
+                let begun = image.state().next_slot();
+                (begun, replay_from(backend, names, image, &slots, &mut reached)?, unusable)
+            }
+        };
         // One that came while we read: records may have gone under us, or been put by somebody who came too late.
         let (mut came, covering) = (false, |slot| CheckpointPlace::covering(slot, checkpoint::span()));
         let places =
@@ -290,52 +322,59 @@ pub(crate) fn replay_all_slots(
 fn replay_from(
     backend: &dyn Backend,
     names: &GroupNames,
-    mut image: GroupImage,
+    image: GroupImage,
     slots: &Slots,
     reached: &mut dyn FnMut(&GroupImage),
 ) -> Result<Replayed> {
+    let ahead = Ahead::new(backend, names, slots, image.state().next_slot().0);
+    ahead.during(|ahead| replay_ahead(backend, names, image, slots, ahead, reached))
+}
+
+/// `ahead`: what lies in the slots from the image's next one on.
+fn replay_ahead(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    mut image: GroupImage,
+    slots: &Slots,
+    ahead: &Ahead<'_>,
+    reached: &mut dyn FnMut(&GroupImage),
+) -> Result<Replayed> {
     // A stray file may name any slot: what is missing before it ends the replay, so nothing is made of its number.
-    let mut from = image.state().next_slot().0;
     let mut strays = Vec::new();
-    loop {
-        let batch = slots.batch(from);
-        let Some(last) = batch.last() else { return Ok(Replayed { image, torn: None, strays }) };
-        from = last.saturating_add(1);
-        let read = parallel(backend, &batch, |&slot| read_slot(backend, names, Slot(slot), slots.voids.contains(&slot)));
-        for (slot, read) in batch.into_iter().map(Slot).zip(read) {
-            let mut read = Some(read);
-            while let Some(ahead) = read.take() {
-                let next = image.state().next_slot();
-                // Whoever put the batch decided for all its slots.
-                if slot < next {
-                    strays.push(slot);
-                    continue;
+    while let Some((slot, read)) = ahead.take() {
+        let mut read = Some(read);
+        while let Some(ahead) = read.take() {
+            let next = image.state().next_slot();
+            // Whoever put the batch decided for all its slots.
+            if slot < next {
+                strays.push(slot);
+                continue;
+            }
+            // What no listing gave may be there all the same, or be what keeps it from being listed.
+            let found = if slot > next { read_slot(backend, names, next, false)? } else { ahead? };
+            let follows = |records: Records| match image.state().follows(&records[0].0) {
+                Ok(()) => Ok(records),
+                Err(why) => Err(Unusable::damaged(why.to_string())),
+            };
+            match found.and_then(follows) {
+                Ok(records) => {
+                    for (record, digest) in &records {
+                        image.replay(record, *digest);
+                        reached(&image);
+                    }
+                    if slot > next {
+                        read = Some(read_slot(backend, names, slot, slots.voids.contains(&slot.0)));
+                    }
                 }
-                // What no listing gave may be there all the same, or be what keeps it from being listed.
-                let found = if slot > next { read_slot(backend, names, next, false)? } else { ahead? };
-                let follows = |records: Records| match image.state().follows(&records[0].0) {
-                    Ok(()) => Ok(records),
-                    Err(why) => Err(Unusable::damaged(why.to_string())),
-                };
-                match found.and_then(follows) {
-                    Ok(records) => {
-                        for (record, digest) in &records {
-                            image.replay(record, *digest);
-                            reached(&image);
-                        }
-                        if slot > next {
-                            read = Some(read_slot(backend, names, slot, slots.voids.contains(&slot.0)));
-                        }
-                    }
-                    Err(unusable) => {
-                        let torn = unusable.at(names, next);
-                        tracing::error!(group = %names, slot = %next, why = %torn.why, "a ledger record does not verify");
-                        return Ok(Replayed { image, torn: Some(torn), strays });
-                    }
+                Err(unusable) => {
+                    let torn = unusable.at(names, next);
+                    tracing::error!(group = %names, slot = %next, why = %torn.why, "a ledger record does not verify");
+                    return Ok(Replayed { image, torn: Some(torn), strays });
                 }
             }
         }
     }
+    Ok(Replayed { image, torn: None, strays })
 }
 
 fn missing() -> Unusable {
@@ -366,12 +405,7 @@ pub(crate) fn runs_of_part(image: &GroupImage, segments: &Segments, part: &Part)
 }
 
 /// The records of the object in a slot, or what is wrong with the slot.
-pub(crate) fn read_slot(
-    backend: &dyn Backend,
-    names: &GroupNames,
-    slot: Slot,
-    replaced: bool,
-) -> Result<Result<Records, Unusable>> {
+pub(crate) fn read_slot(backend: &dyn Backend, names: &GroupNames, slot: Slot, replaced: bool) -> Result<ReadSlot> {
     let bytes = get(backend, &names.record(slot), RECORD_BYTES_MAX as u64)?;
     let found = bytes.as_ref().map_or_else(|| Err(missing()), decode);
     if !replaced {
@@ -478,12 +512,17 @@ pub(crate) fn at_once_until<T: Sync, R: Send>(
     answers.into_iter().flatten().collect()
 }
 
+/// How many threads read so many objects.
+pub(crate) fn threads_for(backend: &dyn Backend, objects: usize) -> usize {
+    match backend.requests_at_once() {
+        None => THREADS_MAX.min(objects.div_ceil(8)).max(1),
+        Some(requests) => requests.min(objects).max(1),
+    }
+}
+
 /// Maps a slice with several threads, which read from a backend; answers come in order.
 pub(crate) fn parallel<T: Sync, R: Send>(backend: &dyn Backend, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = match backend.requests_at_once() {
-        None => THREADS_MAX.min(items.len().div_ceil(8)).max(1),
-        Some(requests) => requests.min(items.len()).max(1),
-    };
+    let threads = threads_for(backend, items.len());
     if threads == 1 {
         return items.iter().map(work).collect();
     }
@@ -502,17 +541,17 @@ pub(crate) fn parallel<T: Sync, R: Send>(backend: &dyn Backend, items: &[T], wor
 
 /// What is counted in tests only.
 #[cfg(not(test))]
-struct SideBySide;
+pub(crate) struct SideBySide;
 
 #[cfg(not(test))]
 impl SideBySide {
-    fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         Self
     }
 
-    fn run<R>(&self, work: impl FnOnce() -> R) -> R {
+    pub(crate) fn run<R>(&self, work: impl FnOnce() -> R) -> R {
         work()
     }
 
-    fn end(self) {}
+    pub(crate) fn end(self) {}
 }

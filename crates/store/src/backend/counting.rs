@@ -190,9 +190,9 @@ impl SideBySide {
         done
     }
 
-    /// Whoever goes on has waited for all of them.
+    /// Whoever goes on has waited for all of them, and for what he asked for meanwhile.
     pub(crate) fn end(self) {
-        WAITED.set(self.longest.into_inner());
+        WAITED.set(WAITED.get().max(self.longest.into_inner()));
     }
 }
 
