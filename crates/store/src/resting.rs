@@ -13,17 +13,22 @@
 
 use std::sync::Arc;
 
+use farside_region::mutation;
+
 use crate::backend::Backend;
 use crate::error::{Result, StoreError};
 use crate::head;
 use crate::image::GroupImage;
 use crate::keys::Unlocking;
-use crate::locks::Readers;
+use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
 use crate::reader::GroupReader;
 use crate::replay::{Torn, replay};
 use crate::segments::Segments;
 use crate::store::read_store_description;
+
+/// The mistake of taking the lock last.
+const LOOKED_FIRST: &str = "L4 who waits for a point looks at the ledger before he keeps what it names";
 
 /// One group of a store, replayed, of which nothing is kept from being deleted.
 #[derive(Debug)]
@@ -55,7 +60,10 @@ impl RestingGroup {
         if (is_silent || thorough) && read_store_description(backend)? != store {
             return Err(StoreError::NotAStore { path: backend.place().into() });
         }
-        let lock = readers.share()?;
+        let mut lock = readers.share()?;
+        if mutation::on(LOOKED_FIRST) {
+            lock = ReaderLock::none();
+        }
         let gone_on = match thorough || torn.is_some() {
             true => None,
             false => head::go_on(backend, names, group, image)?,
@@ -71,6 +79,9 @@ impl RestingGroup {
                 (replayed.image, replayed.torn)
             }
         };
+        if mutation::on(LOOKED_FIRST) {
+            lock = readers.share()?;
+        }
         Ok(GroupReader::awake(Self { store, readers, segments, image, torn, unlocking }, lock))
     }
 }

@@ -1,14 +1,18 @@
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use farside_ledger::{LayerKind, Policy};
 use farside_region::Slot;
+use farside_region::mutation::tell;
 
 use super::*;
 use crate::backend::counting::{Counting, Request};
 use crate::backend::memory::Memory;
-use crate::backend::{Backend, DirBackend};
+use crate::backend::{Backend, Created, DirBackend, ObjectName, Page};
 use crate::checkpoint::SPAN;
 use crate::checkpoint::tests::{names, object_path};
 use crate::group::GroupStore;
@@ -127,6 +131,108 @@ fn a_directory_that_is_not_mounted_any_more_is_no_ledger_without_news() {
     Store::init(&store.path()).expect("another one");
     let another = resting.wake(false).expect_err("another one");
     assert!(matches!(another, StoreError::NotAStore { .. } | StoreError::Vanished { .. }), "{another}");
+}
+
+/// A directory, where somebody does something as soon as a record was asked for that is not there.
+struct Met {
+    inner: DirBackend,
+    somebody: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Met {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Met").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Backend for Met {
+    async fn create(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
+        self.inner.create(name, content).await
+    }
+
+    async fn adopt(&self, name: &ObjectName, file: &Path) -> Result<Created> {
+        self.inner.adopt(name, file).await
+    }
+
+    async fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Option<Bytes>> {
+        let found = self.inner.get(name, bytes_max).await;
+        if name.as_str().contains("/ledger/")
+            && matches!(found, Ok(None))
+            && let Some(somebody) = self.somebody.lock().expect("sound").take()
+        {
+            somebody();
+        }
+        found
+    }
+
+    async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes> {
+        self.inner.get_range(name, offset, len).await
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
+        self.inner.size(name).await
+    }
+
+    async fn list(&self, prefix: Option<&ObjectName>, after: Option<&ObjectName>, limit: usize) -> Result<Page> {
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<()> {
+        self.inner.delete(name).await
+    }
+
+    async fn sync(&self, prefix: &ObjectName) -> Result<()> {
+        self.inner.sync(prefix).await
+    }
+
+    async fn folders(&self, prefix: &ObjectName) -> Result<BTreeSet<String>> {
+        self.inner.folders(prefix).await
+    }
+
+    async fn put_right(&self, name: &ObjectName, content: Bytes) -> Result<()> {
+        self.inner.put_right(name, content).await
+    }
+
+    fn place(&self) -> String {
+        self.inner.place()
+    }
+}
+
+/// † The receiver gives a point up, and deletes what it held, between the look at the ledger and whatever is read by it.
+#[test]
+fn what_is_given_up_after_the_look_stays_until_it_was_read() {
+    tell(&[("L4 who waits for a point looks at the ledger before he keeps what it names", "it is still there")], || {
+        let store = TempStore::new();
+        let (group, volume) = begun(store.group());
+        let mut resting = open(&store).rest();
+        let (image, shared) = (TestVolume::bytes(&volume.image), Arc::new(Mutex::new((group, volume.clone()))));
+        let somebody = Box::new({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (group, volume) = &mut *shared.lock().expect("sound");
+                volume.base(group, 2);
+                group.prune(&KEEP_1).expect("prune");
+                group.sweep().expect("sweep");
+            }
+        });
+        let met = Met { inner: DirBackend::open(&store.path()).expect("open"), somebody: Mutex::new(Some(somebody)) };
+        resting.segments = Arc::new(Segments::new(Arc::new(met), names()));
+        let awake = resting.wake(false).expect("awake");
+        let point = *awake.state().points().keys().next_back().expect("one");
+        let reader = awake.point_reader_lazily(point, volume.id()).expect("open");
+        let (mut content, mut all) = (reader.content(), Vec::new());
+        for region in reader.geometry().all_regions().iter() {
+            reader.read_region(region, &mut content).expect("it is still there");
+            all.extend_from_slice(&content.bytes);
+        }
+        assert!(all == image);
+        drop((reader, awake));
+        let (group, _) = &mut *shared.lock().expect("sound");
+        assert!(group.deferred() > 0, "it waited");
+        group.sweep().expect("sweep");
+        assert_eq!(group.deferred(), 0);
+    });
 }
 
 /// What is known of a target.
