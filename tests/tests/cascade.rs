@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use farside_s3_servers::{Bucket, Fault, Faults, Kind, RadosGw};
 use farside_tests::verify::write_noise;
-use farside_tests::{Process, Site, VolumeSpec, run, wait_for};
+use farside_tests::{Process, Site, VolumeSpec, run, tool, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 64 << 20;
@@ -122,7 +122,7 @@ fn whatever_kills_it_the_target_holds_a_point_again() {
     let noted: Value = serde_json::from_slice(&fs::read(state_of(&to).join("follow.json")).expect("noted")).expect("JSON");
     assert!(noted["verified_wall_ms"].is_i64(), "after a kill all of it is compared: {noted}");
     let left: Vec<_> = fs::read_dir(state_of(&to)).expect("listed").map(|entry| entry.expect("entry").file_name()).collect();
-    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left.len() <= 3, "what a kill leaves does not become more: {left:?}");
 
     // Only what changed is written, and nothing where nothing did.
     let again: Value = serde_json::from_slice(&once(&site, &to, &[]).stdout).expect("JSON");
@@ -182,11 +182,12 @@ fn it_goes_on_while_points_go_and_the_store_is_away() {
     let mut content = fs::read(&to).expect("the target");
     content[9 << 20] ^= 1;
     fs::write(&to, &content).expect("written");
-    write(&site, 31, 100);
-    site.wait_quiet();
     let diverged = once(&site, &to, &[]);
     let words = said(&diverged);
     assert!(diverged.status.code() == Some(6) && words.contains("regions 2 ") && words.contains("--heal"), "{words}");
+    write(&site, 31, 100);
+    site.wait_quiet();
+    assert_eq!(once(&site, &to, &[]).status.code(), Some(6), "nor is a newer point");
     assert!(fs::read(&to).expect("the target") == content, "it is as the stranger left it");
     let unasked = once(&site, &to, &["--heal"]);
     assert_eq!(unasked.status.code(), Some(2), "{}", said(&unasked));
@@ -255,4 +256,57 @@ fn a_bucket_is_followed_by_leases_and_without_a_listing() {
     process.stop();
     let checked = run(&mut site.farside_at_store(&["store", "check"]));
     assert!(!String::from_utf8_lossy(&checked.stdout).contains("lease "), "{checked:?}");
+}
+
+/// A loop device on a file.
+struct Loop(String);
+
+impl Loop {
+    fn over(file: &Path, bytes: u64) -> Self {
+        fs::File::create(file).and_then(|file| file.set_len(bytes)).expect("a file");
+        let made = run(tool("losetup").args(["--find", "--show"]).arg(file));
+        Self(String::from_utf8(made.stdout).expect("text").trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = tool("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_device_is_taken_alone_has_its_state_elsewhere_and_must_be_large_enough() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not run: needs root for a loop device");
+        return;
+    }
+    let site = Site::with_volume(BYTES, "200ms", 5);
+    write(&site, 1, 100);
+    site.wait_quiet();
+    let newest = site.points("data").pop().expect("a point");
+    let (device, small) = (Loop::over(&site.path("disk"), BYTES + (4 << 20)), Loop::over(&site.path("small"), BYTES / 2));
+    let state = site.path("state/data").display().to_string();
+    let homeless = once(&site, Path::new(&device.0), &[]);
+    assert!(homeless.status.code() == Some(2) && said(&homeless).contains("--state"), "{}", said(&homeless));
+    let too_small = once(&site, Path::new(&small.0), &["--state", &site.path("state/small").display().to_string()]);
+    assert!(too_small.status.code() == Some(4) && said(&too_small).contains("larger"), "{}", said(&too_small));
+
+    let with_state = ["--state", state.as_str()];
+    run(&mut follow(&site, Path::new(&device.0), &["--once", "--state", &state]));
+    let image = site.path("point.img");
+    site.restore("host1/default/data", id(&newest), &image);
+    let held = fs::read(&device.0).expect("the device");
+    assert!(held[..BYTES as usize] == fs::read(&image).expect("restored"));
+    let other = once(&site, Path::new(&small.0), &with_state);
+    assert!(other.status.code() == Some(4) && said(&other).contains(&device.0), "one directory, one target: {}", said(&other));
+
+    // What is mounted is somebody's.
+    run(tool("mkfs.ext4").args(["-q", "-F"]).arg(&small.0));
+    let at = site.path("mnt");
+    fs::create_dir(&at).expect("mkdir");
+    run(tool("mount").arg(&small.0).arg(&at));
+    let busy = once(&site, Path::new(&small.0), &["--overwrite", "--state", &site.path("state/busy").display().to_string()]);
+    run(tool("umount").arg(&at));
+    assert!(busy.status.code() == Some(4) && said(&busy).contains("mounted"), "{}", said(&busy));
 }

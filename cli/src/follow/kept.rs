@@ -53,7 +53,7 @@ pub(super) struct Keeper<'k>(&'k Kept);
 impl FollowKeeper for Keeper<'_> {
     fn keep(&self, following: &Following) -> io::Result<()> {
         let begun = self.0.holds.clone().ok_or_else(|| io::Error::other("nothing was begun there"))?;
-        kept::write(&self.0.dir, FILE, &Holds { following: following.clone(), ..begun })
+        kept::write_alone(&self.0.dir, FILE, &Holds { following: following.clone(), ..begun })
     }
 }
 
@@ -92,7 +92,7 @@ impl Kept {
     }
 
     fn lock(&mut self) -> Result<(), Failure> {
-        let (dir, path) = (&self.dir, self.dir.join("lock"));
+        let path = self.dir.join("follow.lock");
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).or_fail(path.display())?;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -107,11 +107,6 @@ impl Kept {
         };
         // For people only.
         let _ = file.write_all_at(format!("{:<10}", std::process::id()).as_bytes(), 0);
-        // What a kill left half written.
-        let entries = std::fs::read_dir(dir).or_fail(dir.display())?.flatten();
-        for left in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b".tmp")) {
-            let _ = std::fs::remove_file(left.path());
-        }
         self.locked = Some(file);
         Ok(())
     }
@@ -152,7 +147,7 @@ impl Kept {
 
     fn write(&mut self, holds: Holds) -> Result<(), Failure> {
         let failed = format!("what {} holds cannot be noted in {}", self.target.display(), self.dir.display());
-        kept::write(&self.dir, FILE, &holds).or_fail(failed)?;
+        kept::write_alone(&self.dir, FILE, &holds).or_fail(failed)?;
         // † What is not durable is not known.
         self.holds = Some(holds);
         Ok(())
@@ -220,9 +215,8 @@ mod tests {
         kept.verified(7).expect("noted");
         assert!(Kept::open(&state, &target).is_err_and(|failure| failure.message.contains(&std::process::id().to_string())));
         drop(kept);
-        std::fs::write(state.join(".tmpabc"), "half").expect("written");
         let mut kept = Kept::open(&state, &target).expect("free");
-        assert!(kept.is_begun() && kept.was_whole_ms() == [None, Some(7)] && !state.join(".tmpabc").exists());
+        assert!(kept.is_begun() && kept.was_whole_ms() == [None, Some(7)]);
         kept.begin("5e", "web1/db/data").expect("the same");
         for (store, volume) in [("5f", "web1/db/data"), ("5e", "web1/db/log")] {
             assert!(kept.begin(store, volume).is_err_and(|failure| failure.exit == Exit::Refused));
