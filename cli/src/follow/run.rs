@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use data_encoding::HEXLOWER;
 use farside_blockio::process::Priority;
 use farside_control::source::LastPoint;
+use farside_objects::Location;
 use farside_region::{LedgerPosition, Slot, VolumeId};
 use farside_store::{
     FileTarget, FollowLook, FollowProgress, FollowStage, Follower, GroupReader, LazyPointReader, PointFilter, RestingGroup,
@@ -37,6 +38,8 @@ const LOOKED_THROUGH_EVERY: Duration = Duration::from_secs(600);
 const THREADS: (usize, usize) = (2, 16);
 /// Of a way that is shorter than this, in regions, nobody hears how far it is.
 const SHORT: u64 = 64;
+/// What lies in the directory of every store.
+const DESCRIPTION: &str = "farside-store.json";
 /// So often in a row a point may be taken away while it is read, before that is said.
 const TAKEN_MAX: u32 = 5;
 
@@ -229,6 +232,9 @@ impl Run {
             Exit::Refused | Exit::Usage => Trouble::Over(failure),
             _ => Trouble::Later(failure),
         };
+        if let Some(away) = self.away().filter(|_| self.kept.is_begun()) {
+            return Err(Trouble::Later(away));
+        }
         let opened = store::open_with(&self.order.location, self.order.key.as_ref()).map_err(of_opening)?;
         let (group, volume) = store::find_volume(&opened, &self.order.volume).map_err(of_opening)?;
         group.unlock(volume).map_err(|error| self.trouble(error))?;
@@ -392,12 +398,20 @@ impl Run {
             StoreError::Degraded { .. } => {
                 return Trouble::Later(Failure { what_to_do: "the next point may be whole".to_owned(), ..error.into() });
             }
-            _ => return Trouble::Later(error.into()),
+            _ => return Trouble::Later(self.away().unwrap_or_else(|| error.into())),
         };
         let failure = Failure::from(error);
         let exit = if failure.exit == Exit::Failed { Exit::Refused } else { failure.exit };
         let what_to_do = if what_to_do.is_empty() { failure.what_to_do } else { what_to_do.to_owned() };
         Trouble::Over(Failure { exit, what_to_do, ..failure })
+    }
+
+    /// Where a directory was mounted that held the store there is none.
+    fn away(&self) -> Option<Failure> {
+        let Location::Dir(path) = &self.order.location else { return None };
+        let is_there = path.join(DESCRIPTION).exists();
+        let message = format!("there is no store in {} just now", path.display());
+        (!is_there).then(|| Failure::new(Exit::NotFound, message, "mount it again: then this goes on by itself"))
     }
 
     /// Somebody else wrote to the target.
