@@ -14,6 +14,7 @@ use crate::demo::DemoArgs;
 use crate::failback::FailbackArgs;
 use crate::failover::FailoverArgs;
 use crate::failure::Failure;
+use crate::follow::FollowArgs;
 use crate::follower::FollowerCommand;
 use crate::job::JobCommand;
 use crate::key;
@@ -1100,6 +1101,8 @@ Examples:
     ///
     /// Needs the store and nothing else: no daemon, no configuration, no cache.
     Recover(RecoverArgs),
+    /// Keep a file or a block device equal to a volume's points: on a machine that has only the store, such as a second site.
+    Follow(FollowArgs),
     /// Say what a store in a bucket asks of the service in a month, what it holds, and what that costs.
     Cost(CostArgs),
     /// Verify a store: every digest, every reference, orphans, the dead ratio. Changes nothing; may run beside a receiver.

@@ -18,6 +18,7 @@ mod explain;
 mod failback;
 mod failover;
 mod failure;
+mod follow;
 mod follower;
 mod guard;
 mod hosts;
@@ -171,6 +172,7 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Key(command) => key::run(&cli.global, command),
         Command::Store(StoreCommand::Init { url }) => store::init(&cli.global, &url),
         Command::Store(StoreCommand::Recover(args)) => recover::run(&cli.global, &args).await,
+        Command::Store(StoreCommand::Follow(args)) => follow::run(&cli.global, args).await,
         Command::Store(StoreCommand::Cost(args)) => cost::run(&cli.global, &args),
         Command::Store(StoreCommand::Check { url, key }) => store::check(&cli.global, &url, &key),
         Command::Store(StoreCommand::Repair { url, group, yes }) => store::repair(&cli.global, &url, group.as_ref(), yes),

@@ -48,6 +48,7 @@ mod tests {
         for unit in [
             include_str!("../../daemon/systemd/farsided.service"),
             include_str!("../../receiver/systemd/farside-receiver.service"),
+            include_str!("../systemd/farside-follow@.service"),
         ] {
             let named: Vec<&str> = unit.split("man:").skip(1).filter_map(|rest| rest.split_whitespace().next()).collect();
             assert!(!named.is_empty(), "the unit names its manual");

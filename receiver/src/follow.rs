@@ -26,7 +26,7 @@ use farside_objects::Location;
 use farside_region::{LedgerPosition, Name, Slot};
 use farside_store::{
     FileTarget, FollowKeeper, FollowLook, FollowProgress, FollowStage, Follower, Following, GroupNames, LazyPointReader,
-    StoreError, Unlocking,
+    StoreError, Tried, Unlocking, is_verify_due,
 };
 use farside_transport::Backoff;
 use jiff::Timestamp;
@@ -53,12 +53,8 @@ const PULLS_AGAIN: Duration = Duration::from_secs(3_600);
 const LOOK: Duration = Duration::from_millis(500);
 /// When what failed is tried again: doubled each time, up to the second.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How often all of a target is compared with the point that it holds.
-const VERIFIED_EVERY: Duration = Duration::from_secs(7 * 86_400);
 /// Threads that read the store and write the target.
 const THREADS: usize = 2;
-/// A point that could not be read so often is not tried again before there is a newer one.
-const TRIED_MAX: u32 = 2;
 
 /// Points that a host needs.
 #[derive(Debug)]
@@ -708,7 +704,7 @@ impl Entry {
                 target: None,
                 verify_wanted: false,
                 backoff: Backoff::new(AGAIN.0, AGAIN.1),
-                tried: BTreeMap::new(),
+                tried: Tried::default(),
                 lock_pause: Backoff::new(AGAIN.0, AGAIN.1),
                 no_lock_until: None,
             };
@@ -729,8 +725,8 @@ struct Runner {
     /// A person wants all of the target to be compared, when it holds what it should.
     verify_wanted: bool,
     backoff: Backoff,
-    /// How often a point could not be read.
-    tried: BTreeMap<Slot, u32>,
+    /// Points that could not be read.
+    tried: Tried,
     /// A lock that failed is not tried before.
     no_lock_until: Option<Instant>,
     lock_pause: Backoff,
@@ -877,7 +873,7 @@ impl Runner {
         if let FollowStage::At(at) = &stage {
             self.lock_step(&group, *at)?;
         }
-        let avoid = self.tried.iter().filter(|(_, times)| **times >= TRIED_MAX).map(|(point, _)| *point).collect();
+        let avoid = self.tried.avoid();
         let ask = FollowAsk { follower: self.entry.name.clone(), volume, follows, avoid, stage: stage.clone(), again };
         match ask_group(&self.receiver, &group, |reply| Mail::Follow { ask: Box::new(ask), reply }).map_err(trouble)? {
             // Somebody waits for it.
@@ -988,11 +984,7 @@ impl Runner {
             Err(trouble) => {
                 self.show(|view| view.progress = FollowProgress::default());
                 if let Trouble::Unread(_) = &trouble {
-                    *self.tried.entry(slot).or_default() += 1;
-                    // A newer one may be whole, and they do not become more for ever.
-                    while self.tried.len() > 64 {
-                        self.tried.pop_first();
-                    }
+                    self.tried.failed(slot);
                 }
                 Err(trouble)
             }
@@ -1019,11 +1011,7 @@ impl Runner {
         if self.verify_wanted || holds.following.is_in_doubt() {
             return true;
         }
-        let every_ms = i64::try_from(VERIFIED_EVERY.as_millis()).expect("a week");
-        let now_ms = Timestamp::now().as_millisecond();
-        let newest = [holds.verified_wall_ms, holds.filled_wall_ms].into_iter().flatten().max();
-        // A time that has not come yet is not believed.
-        newest.is_none_or(|then| then > now_ms || now_ms - then >= every_ms)
+        is_verify_due([holds.verified_wall_ms, holds.filled_wall_ms], Timestamp::now().as_millisecond())
     }
 
     fn verify(&mut self, group: &GroupHandle, at: LedgerPosition) -> Result<(), Trouble> {
@@ -1069,20 +1057,12 @@ impl Runner {
     ) -> Result<T, Trouble> {
         let holds = self.read_holds()?.clone();
         let following = holds.following.clone();
-        // † What has the target's name now is the target.
-        if self.target.as_ref().is_some_and(|target| !target.is_in_place()) {
-            self.target = None;
-        }
-        if self.target.is_none() {
-            let (path, volume, overwrite) = {
-                let definition = lock(&self.entry.definition);
-                (definition.target.clone(), definition.volume.clone(), definition.overwrite)
-            };
-            let is_new = following == Following::default();
-            let opened = FileTarget::open_to_follow(&path, volume.as_str(), needs.unwrap_or(0), is_new, overwrite);
-            self.target = Some(opened.map_err(of_store)?);
-        }
-        let target = self.target.as_ref().expect("just opened");
+        let (path, volume, overwrite) = {
+            let definition = lock(&self.entry.definition);
+            (definition.target.clone(), definition.volume.clone(), definition.overwrite)
+        };
+        let opened = FileTarget::kept_open(&mut self.target, &path, volume.as_str(), needs, (&following, overwrite));
+        let target = opened.map_err(of_store)?;
         let keeper = Keeper { state_dir: &self.receiver.state_dir, name: &self.entry.name, holds };
         let mut follower = Follower::new(target, &keeper, following, THREADS);
         let done = work(&mut follower);

@@ -486,6 +486,11 @@ pub const MUTATIONS: &[Mutation] = &[
     story("a map record accepted after its decree", STORE, "image_tests::a_record_after_its_decree_would_name_what_is_deleted"),
     story("a prune takes a merged part of a retained point", STORE, "image_tests::a_merged_part_stays_with_its_point"),
     story("L4 a reader does not look for merges", STORE, "merge_tests::l4_who_opens_a_point_after_a_merge_goes_by_the_new_parts"),
+    story(
+        "L4 who waits for a point looks at the ledger before he keeps what it names",
+        STORE,
+        "resting_tests::what_is_given_up_after_the_look_stays_until_it_was_read",
+    ),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
     story("a record put below a checkpoint counts", STORE, "checkpoint_tests::l6_a_record_put_below_a_checkpoint_is_nothing"),
     story(

@@ -448,7 +448,7 @@ pub enum StoreError {
     },
     /// What a target holds is a point of a ledger that this one never went through.
     #[error(
-        "{path} holds point {slot} of another history: the ledger was put back to an older state, or is another one. Look what the target holds before anything else; `farside follower heal` overwrites it"
+        "{path} holds point {slot} of another history: the ledger was put back to an older state, or is another one. Look what the target holds before anything else; to heal it (`farside follower heal`, `farside store follow --heal`) overwrites it"
     )]
     TargetOfAnotherHistory {
         /// The target.
@@ -458,7 +458,7 @@ pub enum StoreError {
     },
     /// Somebody else wrote to a target.
     #[error(
-        "{path} is not what was written to it ({why}): nothing more is applied. Look what the target holds before anything else; `farside follower heal` overwrites it"
+        "{path} is not what was written to it ({why}): nothing more is applied. Look what the target holds before anything else; to heal it (`farside follower heal`, `farside store follow --heal`) overwrites it"
     )]
     TargetDiverged {
         /// The target.

@@ -18,7 +18,8 @@
 //! Which granules differ between two points needs neither of their images: those of the regions that layers between them touched, and of these,
 //! on the way to the newest of all points concerned, the ones that were published since the oldest.
 //!
-//! Not here: which point is wanted and when, and that it stays retained meanwhile (`receiver`).
+//! Not here: which point is wanted (`wanted`) and when, and that it stays retained meanwhile (`receiver`), or what becomes of a point that is not
+//! (`farside store follow`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -398,9 +399,10 @@ impl<'t> Follower<'t> {
             // Its sentinels tell.
             (Known::Unknown, Some(_), _) => Ok(()),
             (_, None, _) => {
-                let why = "it was being filled for the first time, and this may be another file or device of that name; `farside follower heal` \
-                           overwrites what is there"
-                    .to_owned();
+                let why =
+                    "it was being filled for the first time, and this may be another file or device of that name; to heal it \
+                           (`farside follower heal`, `farside store follow --heal`) overwrites what is there"
+                        .to_owned();
                 Err(StoreError::TargetUnsuitable { path: self.target.path().to_owned(), why })
             }
         }

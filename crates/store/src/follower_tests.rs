@@ -192,7 +192,7 @@ impl FollowKeeper for Machine {
 
 /// A group whose points are known.
 struct World {
-    _store: TempStore,
+    store: TempStore,
     group: GroupStore,
     volume: TestVolume,
     points: BTreeMap<Slot, Vec<u8>>,
@@ -204,7 +204,7 @@ impl World {
         let mut group = store.group();
         let mut volume = TestVolume::new("v", GRANULES);
         volume.claim(&mut group);
-        let mut world = Self { _store: store, group, volume, points: BTreeMap::new() };
+        let mut world = Self { store, group, volume, points: BTreeMap::new() };
         world.point(&[(0, GRANULES, Fill::Byte(1))]);
         world
     }
@@ -645,4 +645,59 @@ proptest! {
             world.arrives(&machine, point);
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// Who follows a store has no word in what is kept: points are given up, merged and swept under his target, and the power goes.
+    #[test]
+    fn a_cascade_arrives_whatever_is_given_up_under_it(
+        rounds in prop::collection::vec(
+            (prop::collection::vec((0u64..60, 1u64..5, 0u8..9), 1..4), any::<bool>(), any::<bool>(), any::<bool>(), 0u64..60),
+            1..14,
+        ),
+    ) {
+        const KEEP_2: Policy = Policy::without_grid(2, 0);
+        let mut world = World::new();
+        let id = world.volume.id();
+        let opened = crate::StoreReader::open(&world.store.path()).expect("open");
+        let mut resting = opened.group(world.group.names()).expect("group").rest();
+        drop(opened);
+        let machine = Machine::new(GRANULES * GRANULE);
+        for (pieces, is_point, gives_up, thorough, operations) in rounds {
+            for (start, count, fill) in pieces {
+                let runs = [(start, count, if fill == 0 { Fill::Zero } else { Fill::Byte(fill) })];
+                let _ = if is_point { world.point(&runs) } else { world.publish(LayerKind::Fuzzy, &runs) };
+            }
+            if gives_up {
+                world.group.prune(&KEEP_2).expect("prune");
+                world.group.merge(&KEEP_2).expect("merge");
+                world.group.sweep().expect("sweep");
+            }
+            machine.random.store(operations, Ordering::Relaxed);
+            // Now and then it is not short of power.
+            *machine.power.lock().expect("sound") = if operations > 45 { u64::MAX } else { operations };
+            let awake = resting.wake(thorough).expect("awake");
+            let ended = cascade(&awake, id, &machine);
+            machine.power_goes();
+            world.check(&machine);
+            prop_assert!(operations <= 45 || ended.is_ok(), "{ended:?}");
+            resting = awake.rest();
+        }
+        let awake = resting.wake(false).expect("awake");
+        let point = cascade(&awake, id, &machine).expect("arrives");
+        prop_assert!(machine.holds() == world.points[&point]);
+        let base = awake.point_reader_lazily(point, id).expect("it is the newest");
+        machine.follower().verify(&base, ALL).expect("all of it is that point");
+    }
+}
+
+/// Brings a disk to the newest point of a group that somebody else keeps.
+fn cascade(group: &crate::GroupReader, volume: farside_region::VolumeId, machine: &Machine) -> Result<Slot> {
+    let mut follower = machine.follower();
+    let newest = crate::Wanted::Newest.find(group.state(), volume, &BTreeSet::new()).expect("there is always one").slot;
+    let look = group.follow_look(newest, volume, &follower.following().stage)?;
+    follower.advance(&look, &|base| group.point_reader_lazily(base, volume), ALL)?;
+    Ok(newest)
 }

@@ -74,6 +74,24 @@ pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) 
     find(backend, names, group)?.map_or_else(|| replay::replay(backend, names, group, |_| {}), Ok)
 }
 
+/// Replays what came into a ledger since it was replayed: up to the first slot that is empty, which is taken for the head without a look at what
+/// may lie beyond. `None`: all is to begin anew from a checkpoint, since something is out of order, or one came that covers what is new, or much
+/// came without.
+///
+/// # Errors
+/// What the medium says.
+pub(crate) fn go_on(backend: &dyn Backend, names: &GroupNames, group: GroupId, image: GroupImage) -> Result<Option<GroupImage>> {
+    match (Search { backend, names, group }).go_on(image) {
+        Ok(image) => Ok(Some(image)),
+        Err(Stop::Store(error)) => Err(error),
+        Err(Stop::Overtaken) => Ok(None),
+        Err(Stop::Odd(why) | Stop::Torn(_, why)) => {
+            tracing::warn!(group = %names, why, "the ledger is replayed anew");
+            Ok(None)
+        }
+    }
+}
+
 /// Replays a ledger from its newest checkpoint to its head; `None`: something is out of order, and only a listing tells what.
 fn find(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Option<Replayed>> {
     let search = Search { backend, names, group };
@@ -222,6 +240,40 @@ impl Search<'_> {
                 return Ok(image);
             }
             ahead = self.get(&self.ahead(next).collect::<Vec<_>>())?;
+        }
+    }
+
+    /// Goes on from there to the first slot that is empty: by one, and by more where there is more.
+    fn go_on(&self, mut image: GroupImage) -> Result<GroupImage, Stop> {
+        let (first, mut at_once) = (image.state().next_slot(), 1);
+        loop {
+            let from = image.state().next_slot();
+            let asked: Vec<_> = self.ahead(from).take(at_once).collect();
+            let mut found = self.get(&asked)?.into_iter();
+            while let Some(one) = found.next() {
+                let slot = image.state().next_slot();
+                let one = match one {
+                    Some(one) => one,
+                    None if found.as_slice().iter().all(Option::is_none) => return self.is_to_be_believed(first, image),
+                    None => self.again(slot)?.ok_or_else(|| missing(slot))?,
+                };
+                let records = self.decode(slot, one)?;
+                image.state().follows(&records[0].0).map_err(|why| torn(slot, &why))?;
+                records.iter().for_each(|(record, digest)| drop(image.replay(record, *digest)));
+                // The slots that a batch takes beside its own.
+                (1..records.len()).for_each(|_| drop(found.next()));
+            }
+            at_once = (at_once * 2).min(AHEAD as usize);
+        }
+    }
+
+    /// What was replayed from a slot on, unless a checkpoint decides what is in there.
+    fn is_to_be_believed(&self, first: Slot, image: GroupImage) -> Result<GroupImage, Stop> {
+        let next = image.state().next_slot();
+        let came_since = next.0.saturating_sub(image.begun().0);
+        match next > first && (came_since >= 2 * span() || covers(self.backend, self.names, first)?) {
+            true => Err(Stop::Overtaken),
+            false => Ok(image),
         }
     }
 

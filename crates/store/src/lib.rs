@@ -49,6 +49,7 @@ mod replaced;
 mod replay;
 #[cfg(test)]
 mod requests_tests;
+mod resting;
 mod restore;
 #[cfg(test)]
 mod scale_tests;
@@ -60,6 +61,7 @@ mod target;
 #[cfg(test)]
 mod testkit;
 mod verify;
+mod wanted;
 
 pub use aligned::AlignedBytes;
 pub use attempt::{Attempt, Draft, Found};
@@ -85,6 +87,7 @@ pub use names::{CHECKPOINT_SLOTS, GroupNames, GroupObject, SLOTS_PER_FOLDER};
 pub use points::{MemberInfo, PointInfo, PointsFound, find_points, point_ends};
 pub use reader::{GroupReader, PointReader, RegionContent, StoreReader};
 pub use replay::Torn;
+pub use resting::RestingGroup;
 pub use restore::{RestoreOptions, RestoreReport, RestoreTarget, check_restorable, restore_to};
 pub use segments::runs_of;
 pub use space::{RESERVE_BYTES_MIN, Space};
@@ -92,3 +95,4 @@ pub use store::{STORE_VERSION, Store};
 pub use stream::restore_stream;
 pub use target::{Existing, FileTarget};
 pub use verify::{DamagedRegion, Looked, Verified, unreadable_runs, verify_point};
+pub use wanted::{Tried, Wanted, is_verify_due};

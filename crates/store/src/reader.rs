@@ -22,6 +22,7 @@ use farside_region::{
 use crate::aligned::AlignedBytes;
 use crate::backend::{Backend, DirBackend, ObjectName, block_on, block_on_all};
 use crate::error::{Result, StoreError, known};
+use crate::follower::{FollowLook, FollowStage};
 use crate::group::{DigestRun, digests_of};
 use crate::head;
 use crate::image::{GroupImage, VolumeImage};
@@ -34,7 +35,8 @@ use crate::liveness::Part;
 use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
 use crate::points::{self, PointInfo};
-use crate::replay::{Torn, replay};
+use crate::replay::{Replayed, Torn, replay};
+use crate::resting::RestingGroup;
 use crate::segments::{FooterFault, Located, Segments};
 use crate::store::{folders_in_landing, list_groups, read_group_description, read_store_description};
 
@@ -70,6 +72,7 @@ pub struct StoreReader {
 /// One group of it, replayed.
 #[derive(Debug)]
 pub struct GroupReader {
+    store: [u8; 16],
     readers: Readers,
     segments: Arc<Segments>,
     image: GroupImage,
@@ -229,7 +232,28 @@ impl GroupReader {
         let replayed = if is_listed { replay(&**backend, names, id, |_| {})? } else { head::replay(&**backend, names, id)? };
         let segments = Arc::new(Segments::new(Arc::clone(backend), names.clone()));
         let unlocking = Unlocking::new(store.keeper.clone());
-        Ok(Self { readers: readers.clone(), segments, image: replayed.image, torn: replayed.torn, unlocking, _lock: lock })
+        let (readers, Replayed { image, torn, .. }) = (readers.clone(), replayed);
+        Ok(Self::awake(RestingGroup { store: store.id, readers, segments, image, torn, unlocking }, lock))
+    }
+
+    /// One that was looked at under that lock.
+    pub(crate) fn awake(group: RestingGroup, lock: ReaderLock) -> Self {
+        let RestingGroup { store, readers, segments, image, torn, unlocking } = group;
+        Self { store, readers, segments, image, torn, unlocking, _lock: lock }
+    }
+
+    /// Keeps nothing from being deleted any more, but for points that are open: for who waits for the next one.
+    pub fn rest(self) -> RestingGroup {
+        let Self { store, readers, segments, image, torn, unlocking, _lock } = self;
+        RestingGroup { store, readers, segments, image, torn, unlocking }
+    }
+
+    /// The way of a target to a member of a point, which is opened as by [`GroupReader::point_reader_lazily`].
+    ///
+    /// # Errors
+    /// Those of that, and of [`FollowLook::new`].
+    pub fn follow_look(&self, point: Slot, volume: VolumeId, stage: &FollowStage) -> Result<FollowLook> {
+        FollowLook::new(self.state(), self.point_reader_lazily(point, volume)?, stage)
     }
 
     /// Source and group.

@@ -18,7 +18,7 @@ use nix::unistd::{Whence, lseek};
 
 use crate::aligned::ALIGN;
 use crate::error::{Result, StoreError};
-use crate::follower::{FollowTarget, Seen};
+use crate::follower::{FollowTarget, Following, Seen};
 use crate::landing::push_out;
 use crate::restore::RestoreTarget;
 
@@ -138,6 +138,26 @@ impl FileTarget {
         }
         let real = if is_device { path.to_owned() } else { fs::canonicalize(path).map_err(|e| io("opening", e))? };
         Ok(Self::in_place(real, file, Existing::Resume))
+    }
+
+    /// The target in `open`, opened by [`FileTarget::open_to_follow`] if it is not, or if something else has its name by now: † what has the
+    /// target's name is the target. `following`: what is known of it. `needs`: how large it must be, if that matters now.
+    ///
+    /// # Errors
+    /// Those of [`FileTarget::open_to_follow`]; nothing is open then.
+    pub fn kept_open<'t>(
+        open: &'t mut Option<Self>,
+        path: &Path,
+        volume: &str,
+        needs: Option<u64>,
+        (following, overwrite): (&Following, bool),
+    ) -> Result<&'t Self> {
+        // Closed before another one is opened: that may be the same under its old name.
+        let target = match open.take().filter(Self::is_in_place) {
+            Some(target) => target,
+            None => Self::open_to_follow(path, volume, needs.unwrap_or(0), *following == Following::default(), overwrite)?,
+        };
+        Ok(open.insert(target))
     }
 
     /// Makes the file that grows, or takes up the one that an earlier restore left.

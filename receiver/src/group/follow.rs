@@ -1,14 +1,13 @@
 //! Followers, as far as the group's thread is concerned: which point is wanted, and the way there.
 
 use std::collections::BTreeSet;
-use std::ops::Bound;
 
 use farside_control::PointId;
 use farside_control::follower::Follows;
 use farside_control::source::LastPoint;
-use farside_ledger::{Point, PointMember, State, VolumeState};
+use farside_ledger::{Point, State, VolumeState};
 use farside_region::{Name, Slot, VolumeId};
-use farside_store::{FollowLook, FollowStage, LazyPointReader, StoreError};
+use farside_store::{FollowLook, FollowStage, LazyPointReader, StoreError, Wanted};
 
 use super::{Group, Place};
 use crate::keys;
@@ -65,9 +64,11 @@ impl Group {
         let Some(volume) = volume_of(state, &ask.volume) else {
             return Ok(FollowNext::Nothing(format!("{} has no volume {} yet", self.names, ask.volume)));
         };
-        let chosen = choose(state, volume, ask);
+        let wanted = wanted(ask.follows);
+        let chosen = wanted.find(state, volume, &ask.avoid);
         // † Where points are kept for less than the delay, none would ever be old enough.
-        let next = next_due(state, volume, ask);
+        let held = if let FollowStage::At(at) = ask.stage { Some(at.slot) } else { None };
+        let next = wanted.next_due(state, volume, held, &ask.avoid);
         let kept = ask.stage.points().chain(chosen.as_ref().ok().map(|point| point.slot)).chain(next).collect();
         self.receiver.followers.keep(&ask.follower, kept);
         let chosen = match chosen {
@@ -104,6 +105,14 @@ impl Group {
     }
 }
 
+fn wanted(follows: Follows) -> Wanted {
+    match follows {
+        Follows::Newest => Wanted::Newest,
+        Follows::Behind { delay_ms } => Wanted::Behind(delay_ms),
+        Follows::Point { slot } => Wanted::Point(Slot(slot)),
+    }
+}
+
 fn volume_of(state: &State, name: &Name) -> Option<VolumeId> {
     state.volumes().find(|(_, volume)| volume.meta().name == *name).map(|(id, _)| id)
 }
@@ -111,39 +120,4 @@ fn volume_of(state: &State, name: &Name) -> Option<VolumeId> {
 pub(super) fn shown(state: &State, point: &Point) -> LastPoint {
     let digest = state.digest_at(point.slot).expect("a point's record was replayed");
     LastPoint { id: PointId::new(point.slot.0, &digest.0), cut_wall: wall(point.epoch.wall_ms) }
-}
-
-/// The point that one which is always a while behind can hold next, when it is old enough.
-fn next_due(state: &State, volume: VolumeId, ask: &FollowAsk) -> Option<Slot> {
-    let Follows::Behind { .. } = ask.follows else { return None };
-    let above = if let FollowStage::At(at) = ask.stage { Bound::Excluded(at.slot) } else { Bound::Unbounded };
-    let is_whole =
-        |point: &Point| point.members.iter().any(|m| m.key.volume == volume && !m.degraded) && !ask.avoid.contains(&point.slot);
-    let mut newer = state.points().range((above, Bound::Unbounded));
-    newer.find(|(_, point)| is_whole(point)).map(|(slot, _)| *slot)
-}
-
-/// The point that is wanted, if there is one; in words, why there is none.
-fn choose<'s>(state: &'s State, volume: VolumeId, ask: &FollowAsk) -> Result<&'s Point, String> {
-    let member = |point: &Point| -> Option<PointMember> { point.members.iter().find(|m| m.key.volume == volume).copied() };
-    if let Follows::Point { slot } = ask.follows {
-        let point = state.points().get(&Slot(slot)).ok_or_else(|| format!("point {slot} is not there any more"))?;
-        return match member(point) {
-            None => Err(format!("{} is not in point {slot}", ask.volume)),
-            Some(member) if member.degraded => Err(format!("the source could not read all of {} in point {slot}", ask.volume)),
-            Some(_) => Ok(point),
-        };
-    }
-    let delay_ms = match ask.follows {
-        Follows::Behind { delay_ms } => delay_ms,
-        Follows::Newest | Follows::Point { .. } => 0,
-    };
-    let until_ms = state.age_clock_ms().checked_sub(delay_ms);
-    let is_due = |point: &&Point| until_ms.is_some_and(|until_ms| point.age_clock_ms <= until_ms);
-    let is_whole = |point: &&Point| member(point).is_some_and(|m| !m.degraded) && !ask.avoid.contains(&point.slot);
-    let mut points = state.points_below(None).filter(is_due).filter(is_whole);
-    points.next().ok_or_else(|| match delay_ms {
-        0 => format!("no point holds all of {} yet", ask.volume),
-        _ => format!("no point of {} is old enough yet", ask.volume),
-    })
 }
