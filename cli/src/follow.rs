@@ -86,7 +86,7 @@ pub(crate) struct FollowArgs {
     /// Bring the target to the point once, and end.
     #[arg(long)]
     once: bool,
-    /// Compare all of the target with the point that it holds, first. Exits with 6 if it differs.
+    /// Compare all of the target with the point that it holds once it was brought there. Exits with 6 if it differs.
     #[arg(long)]
     verify: bool,
     /// What the target holds may be lost, the first time. What of it is right already stays and is not written again.
@@ -130,6 +130,11 @@ pub(crate) async fn run(global: &Global, args: FollowArgs) -> Result<(), Failure
     let state = refuse_places(&to, args.state.as_deref(), Path::new(&location.to_string()))?;
     let key = args.key.keeper()?;
     let kept = Kept::open(&state, &to)?;
+    // † It would become a file in memory, and be filled. One that was begun is waited for.
+    if to.starts_with("/dev") && !to.exists() && !kept.is_begun() {
+        let message = format!("there is no {}", to.display());
+        return Err(Failure::new(Exit::Refused, message, "name a block device that is there, or a file elsewhere"));
+    }
     if args.heal {
         let question = format!(
             "What somebody else wrote to {} is lost then.\nOverwrite whatever differs from a point of {}?",
@@ -172,11 +177,6 @@ pub(crate) async fn run(global: &Global, args: FollowArgs) -> Result<(), Failure
 /// What must not be a target, or hold what is known of one; gives where that is.
 fn refuse_places(to: &Path, state: Option<&Path>, store: &Path) -> Result<PathBuf, Failure> {
     guard::refuse(to, store)?;
-    // † It would become a file in memory, and be filled.
-    if to.starts_with("/dev") && !to.exists() {
-        let message = format!("there is no {}", to.display());
-        return Err(Failure::new(Exit::Refused, message, "name a block device that is there, or a file elsewhere"));
-    }
     let state = match state {
         Some(state) => std::path::absolute(state).or_fail(state.display())?,
         None if to.starts_with("/dev") => {
@@ -207,8 +207,9 @@ impl Stop {
 
     /// It is; whether that was said before.
     fn ask(&self) -> bool {
+        let before = std::mem::replace(&mut *self.lock(), true);
         self.changed.notify_all();
-        std::mem::replace(&mut *self.lock(), true)
+        before
     }
 
     fn is_asked(&self) -> bool {
@@ -253,6 +254,11 @@ struct Says {
 impl Says {
     fn new(json: bool, once: bool) -> Self {
         Self { json, once, waits: None }
+    }
+
+    /// Whether the last that was said is that something is waited for.
+    fn is_waiting(&self) -> bool {
+        self.waits.is_some()
     }
 
     fn say(&mut self, event: &Event<'_>) -> Result<(), Failure> {
@@ -309,7 +315,7 @@ mod tests {
         std::fs::create_dir(&store).expect("mkdir");
         let refused = |to: &Path, state: Option<&Path>| refuse_places(to, state, &store).map_err(|failure| failure.exit);
         assert_eq!(refused(Path::new("/dev/null"), None), Err(Exit::Usage));
-        assert_eq!(refused(Path::new("/dev/farside-nothing"), None), Err(Exit::Refused));
+        assert_eq!(refused(Path::new("/dev/null"), Some(&store.join("a/b/state"))), Err(Exit::Refused), "not made in it, either");
         assert_eq!(refused(Path::new("/dev/null"), Some(dir.path())), Ok(dir.path().to_owned()));
         assert_eq!(refused(Path::new("/dev/null"), Some(&store.join("state"))), Err(Exit::Refused));
         assert_eq!(refused(&store.join("x"), None), Err(Exit::Refused));

@@ -30,10 +30,10 @@ pub(crate) fn refuse(to: &Path, store: &Path) -> Result<(), Failure> {
 /// A file of the store, or a new one in it.
 fn refuse_store(to: &Path, store: &Path) -> Result<(), Failure> {
     let Ok(store) = store.canonicalize() else { return Ok(()) };
-    let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let real = to.canonicalize().or_else(|_| parent.canonicalize());
+    // Or what is there of the way to it: the rest may be made.
+    let real = to.ancestors().chain([Path::new(".")]).find_map(|path| path.canonicalize().ok());
     match real {
-        Ok(real) if real.starts_with(&store) => Err(Failure::new(
+        Some(real) if real.starts_with(&store) => Err(Failure::new(
             Exit::Refused,
             format!("{} is inside the store {}: it would damage what it is restored from", to.display(), store.display()),
             "restore to another place",

@@ -5,7 +5,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use farside_store::{FollowKeeper, Following};
@@ -17,6 +17,7 @@ use crate::failure::{Exit, Failure, OrFail as _};
 use crate::kept;
 
 const FILE: &str = "follow.json";
+const LOCK: &str = "follow.lock";
 /// Of it.
 const VERSION: u32 = 1;
 
@@ -53,6 +54,7 @@ pub(super) struct Keeper<'k>(&'k Kept);
 impl FollowKeeper for Keeper<'_> {
     fn keep(&self, following: &Following) -> io::Result<()> {
         let begun = self.0.holds.clone().ok_or_else(|| io::Error::other("nothing was begun there"))?;
+        self.0.is_ours()?;
         kept::write_alone(&self.0.dir, FILE, &Holds { following: following.clone(), ..begun })
     }
 }
@@ -92,7 +94,7 @@ impl Kept {
     }
 
     fn lock(&mut self) -> Result<(), Failure> {
-        let path = self.dir.join("follow.lock");
+        let path = self.dir.join(LOCK);
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).or_fail(path.display())?;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -145,8 +147,19 @@ impl Kept {
         self.write(holds)
     }
 
+    /// † Something else may have been mounted over it, with what is known of another target, which somebody else may have.
+    fn is_ours(&self) -> io::Result<()> {
+        let there = std::fs::metadata(self.dir.join(LOCK))?;
+        let ours = self.locked.as_ref().map(|file| file.metadata()).transpose()?;
+        match ours.is_some_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino())) {
+            true => Ok(()),
+            false => Err(io::Error::other("another directory has its name by now")),
+        }
+    }
+
     fn write(&mut self, holds: Holds) -> Result<(), Failure> {
         let failed = format!("what {} holds cannot be noted in {}", self.target.display(), self.dir.display());
+        self.is_ours().or_fail(&failed)?;
         kept::write_alone(&self.dir, FILE, &holds).or_fail(failed)?;
         // † What is not durable is not known.
         self.holds = Some(holds);
@@ -221,6 +234,16 @@ mod tests {
         for (store, volume) in [("5f", "web1/db/data"), ("5e", "web1/db/log")] {
             assert!(kept.begin(store, volume).is_err_and(|failure| failure.exit == Exit::Refused));
         }
+        // Something else has its name.
+        let aside = dir.path().join("a/aside");
+        std::fs::rename(&state, &aside).expect("renamed");
+        std::fs::create_dir(&state).expect("mkdir");
+        std::fs::write(state.join(LOCK), "").expect("written");
+        std::fs::write(state.join(FILE), "another's").expect("written");
+        assert!(kept.verified(8).is_err() && kept.keeper().keep(&Following::default()).is_err());
+        assert_eq!(std::fs::read(state.join(FILE)).expect("read"), b"another's");
+        std::fs::remove_dir_all(&state).and_then(|()| std::fs::rename(&aside, &state)).expect("put back");
+        kept.verified(8).expect("ours again");
         drop(kept);
         // Another target, while there is the old one; and the same one, moved.
         std::fs::write(&target, "").expect("written");

@@ -55,6 +55,8 @@ pub(super) struct Run {
     tried: Tried,
     /// A person wants all of it to be compared.
     verify_wanted: bool,
+    /// A person has given up what is in it, whatever that is.
+    heal_wanted: bool,
     /// It was said what the target holds.
     is_said: bool,
     is_unkept_said: bool,
@@ -102,6 +104,7 @@ impl Run {
             looked_through: Instant::now(),
             tried: Tried::default(),
             verify_wanted: false,
+            heal_wanted: false,
             is_said: false,
             is_unkept_said: false,
         }
@@ -113,9 +116,7 @@ impl Run {
         if !self.order.once {
             let _ = Priority::Background.set(); // where it is refused, all threads are equal
         }
-        if heal && self.kept.is_begun() {
-            self.with_follower(None, |follower| follower.heal()).or_else(|trouble| self.ends(trouble))?;
-        }
+        self.heal_wanted = heal && self.kept.is_begun();
         let (mut again, mut taken) = (AGAIN.0, 0);
         while !self.stop.is_asked() {
             let trouble = match self.turn() {
@@ -170,10 +171,21 @@ impl Run {
 
     /// One way to a point, or a look whether there is one.
     fn turn(&mut self) -> Tri<Turn> {
-        if matches!(self.kept.following().stage, FollowStage::Diverged { .. }) {
+        if matches!(self.kept.following().stage, FollowStage::Diverged { .. }) && !self.heal_wanted {
             return Err(Trouble::Over(self.diverged()));
         }
         let (group, volume) = self.wake()?;
+        // † What cannot be read is not gone: from a ledger that ends before what the target holds, it would be taken back.
+        let held = self.kept.following().stage.points().max();
+        if let Some(torn) = group.torn()
+            && held.is_some_and(|held| held >= group.state().next_slot())
+        {
+            return Err(Trouble::Later(torn.error(group.names()).into()));
+        }
+        if self.heal_wanted {
+            self.with_follower(None, |follower| follower.heal())?;
+            self.heal_wanted = false;
+        }
         let turn = self.turn_in(&group, volume)?;
         let torn = group.torn().map(|torn| Failure::from(torn.error(group.names())));
         self.group = Some((group.rest(), volume));
@@ -197,10 +209,8 @@ impl Run {
             && state.holds(at)
         {
             self.look_at_target(group, volume, *at)?;
-            if !self.is_said {
-                self.say_held(&shown, 0, Duration::ZERO)?;
-            }
-            self.verify_if_due(group, volume, (*at, &shown))?;
+            let is_unsaid = !self.is_said || self.says.is_waiting();
+            self.settle(group, volume, (*at, &shown), is_unsaid.then_some((0, Duration::ZERO)))?;
             return Ok(Turn::There);
         }
         let look = group.follow_look(slot, volume, &stage).map_err(|error| self.trouble(error))?;
@@ -209,12 +219,41 @@ impl Run {
             self.is_unkept_said = look.reader().unkept().is_some();
         }
         let filling = matches!(stage, FollowStage::Unknown | FollowStage::Applying { between: None, .. });
-        self.advance(group, volume, &look, &shown)?;
+        let done = self.advance(group, volume, &look)?;
         if filling {
             self.kept.filled(Timestamp::now().as_millisecond())?;
         }
-        self.verify_if_due(group, volume, (look.point(), &shown))?;
+        self.settle(group, volume, (look.point(), &shown), Some(done))?;
         Ok(Turn::Arrived)
+    }
+
+    /// Says what the target holds, and compares all of it if that is due. `done`: what was written for that, and how long it took, if it is to be said.
+    ///
+    /// † Of what is in doubt it is said only after that: somebody may have written beside an apply that a death cut short.
+    fn settle(
+        &mut self,
+        group: &GroupReader,
+        volume: VolumeId,
+        (at, shown): (LedgerPosition, &LastPoint),
+        done: Option<(u64, Duration)>,
+    ) -> Tri<()> {
+        let was_in_doubt = self.kept.following().is_in_doubt();
+        if let Some(done) = done.filter(|_| !was_in_doubt) {
+            self.say_held(shown, done)?;
+        }
+        self.verify_if_due(group, volume, (at, shown))?;
+        match (was_in_doubt, self.kept.following().is_in_doubt()) {
+            (true, false) => self.say_held(shown, done.unwrap_or_default()),
+            (true, true) if self.order.once => {
+                let what = "the same command compares it with a newer one";
+                Err(Trouble::Later(Failure::new(
+                    Exit::Failed,
+                    "the point went before all of the target was compared with it",
+                    what,
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The group as it is now.
@@ -270,7 +309,8 @@ impl Run {
         }
     }
 
-    fn advance(&mut self, group: &GroupReader, volume: VolumeId, look: &FollowLook, shown: &LastPoint) -> Tri<()> {
+    /// Gives what was written, in bytes, and how long it took.
+    fn advance(&mut self, group: &GroupReader, volume: VolumeId, look: &FollowLook) -> Tri<(u64, Duration)> {
         let begun = Instant::now();
         let needs = look.reader().geometry().volume_bytes();
         let base = |slot: Slot| -> Result<LazyPointReader, StoreError> {
@@ -291,7 +331,7 @@ impl Run {
         match advanced {
             Ok(report) => {
                 self.tried.clear();
-                self.say_held(shown, report.written_bytes, begun.elapsed())
+                Ok((report.written_bytes, begun.elapsed()))
             }
             Err((trouble, is_unread)) => {
                 if is_unread {
@@ -302,7 +342,7 @@ impl Run {
         }
     }
 
-    fn say_held(&mut self, point: &LastPoint, written_bytes: u64, took: Duration) -> Tri<()> {
+    fn say_held(&mut self, point: &LastPoint, (written_bytes, took): (u64, Duration)) -> Tri<()> {
         self.is_said = true;
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let (volume, to) = (&self.order.volume.to_string(), &*self.order.to);
@@ -346,6 +386,15 @@ impl Run {
         work: impl FnOnce(&mut Follower<'_>) -> Result<T, StoreError>,
     ) -> Result<T, (Trouble, bool)> {
         let following = self.kept.following().clone();
+        // † Once it was begun, nothing is made in its place: its file system may not be mounted, its device may be away.
+        let is_gone = || std::fs::metadata(&self.order.to).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if self.kept.is_begun() && is_gone() {
+            self.target = None;
+            let message = format!("{} is not there just now", self.order.to.display());
+            let what =
+                format!("bring it back: then this goes on by itself; or to begin anew, remove {}", self.kept.dir().display());
+            return Err((Trouble::Later(Failure::new(Exit::NotFound, message, what)), false));
+        }
         let opened = FileTarget::kept_open(
             &mut self.target,
             &self.order.to,
@@ -389,6 +438,13 @@ impl Run {
             StoreError::TargetUnsuitable { .. } if self.kept.is_begun() => {
                 let what = format!("to begin anew with what is there now, remove {}", self.kept.dir().display());
                 return Trouble::Over(Failure { what_to_do: what, ..error.into() });
+            }
+            // Whoever only looks at it is soon done.
+            StoreError::TargetBusy { .. } if self.kept.is_begun() && !self.order.once => {
+                return Trouble::Later(Failure {
+                    what_to_do: "end what uses it: then this goes on by itself".to_owned(),
+                    ..error.into()
+                });
             }
             StoreError::TargetBusy { .. } => "end what uses it first",
             StoreError::TargetUnsuitable { .. }
