@@ -34,6 +34,7 @@ use self::merges::Submitted;
 pub(crate) use self::merges::{MergeNext, MergeStanding};
 use self::pins::Changing;
 pub(crate) use self::pull::{PullAsk, PullLook, PullWanted, Pullable};
+use self::refused::Denied;
 pub(crate) use self::sources::gone_for_good;
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
@@ -49,6 +50,7 @@ mod mail;
 mod merges;
 mod pins;
 mod pull;
+mod refused;
 mod sources;
 mod view;
 
@@ -60,8 +62,6 @@ const SHOW: Duration = Duration::from_millis(250);
 const PRUNE_SHORT: Duration = Duration::from_secs(5);
 /// When a group that could not be opened or written is tried again: doubled each time, up to the second.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
-/// How long the store is not opened again, with credentials that may be other ones, for what is refused of one group in spite of that.
-const DENIED_AGAIN: Duration = Duration::from_secs(300);
 /// When a torn ledger is read again: doubled each time, up to the second.
 const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The clock of the targets begins so high, for layers that were staged before this process began.
@@ -173,8 +173,8 @@ struct Group {
     damage: Damage,
     /// This group's files cannot be written, though the store may be well.
     unwritable: Option<String>,
-    /// When the service refused something of this group, of which opening of the store; nothing of it succeeded since.
-    denied: Option<(Generation, Instant)>,
+    /// The service refused something of this group, and nothing of it succeeded since.
+    denied: Option<Denied>,
     /// Parts in a row that the disk did not take.
     parts_failed: u32,
     reopen: Backoff,
@@ -401,13 +401,16 @@ impl Group {
 
     /// Opens the group.
     fn enter(&mut self) {
-        let opened = self.receiver.vault.current().and_then(|(store, generation)| {
-            let group = store.group(&self.names.source, &self.names.group);
-            group.map(|group| (group, generation, store.id())).map_err(|error| {
-                self.receiver.vault.failed(generation, &error);
-                error.to_string()
-            })
-        });
+        let opened = match self.receiver.vault.current() {
+            Ok((store, generation)) => match store.group(&self.names.source, &self.names.group) {
+                Ok(group) => Ok((group, generation, store.id())),
+                Err(error) => {
+                    self.not_opened(&store, generation, &error);
+                    Err(error.to_string())
+                }
+            },
+            Err(words) => Err(words),
+        };
         match opened {
             Err(words) => {
                 if !matches!(&self.place, Place::Away { words: before, .. } if *before == words) {

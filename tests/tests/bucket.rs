@@ -260,6 +260,48 @@ fn what_is_refused_of_one_group_keeps_no_other_from_going_on() {
     site.check_newest("logs", &mut logs);
 }
 
+/// The same of what is read when a group is opened: the gateway was started again, and gave the store up each two seconds, for ever.
+#[test]
+fn a_group_that_the_service_does_not_let_us_open_keeps_no_other_from_going_on() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let spec = |name: &str, group: &str| VolumeSpec { name: name.into(), bytes: 8 << 20, group: group.into() };
+    let mut site = site_of(&faults.bucket(), &[spec("data", "default"), spec("logs", "other")]);
+    site.start_all();
+    let client = |name: &str| Verifier::new(&site.tap(name), 8 << 20);
+    let (mut data, mut logs, mut rng) = (client("data"), client("logs"), Rng(16));
+    data.steps(&mut rng, 20);
+    logs.steps(&mut rng, 20);
+    site.check_newest("data", &mut data);
+    site.check_newest("logs", &mut logs);
+
+    site.receiver.take().expect("it runs").kill();
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&refused);
+    faults.fault(move |request| {
+        let is_read = matches!(request.kind, Kind::Get | Kind::List);
+        if !is_read || !(request.key.contains("/default/") || request.query.contains("default")) {
+            return Fault::Pass;
+        }
+        counter.fetch_add(1, Ordering::Relaxed);
+        Fault::Before(Ending::Forbidden)
+    });
+    site.start_receiver();
+    wait_for("it to be refused again and again", || (refused.load(Ordering::Relaxed) >= 6).then_some(()));
+    // Who restores cannot look into it either, but can into the other.
+    let before = site.points("host1/other/logs").len();
+    logs.steps(&mut rng, 20);
+    logs.flush();
+    wait_for("a point of the other group", || (site.points("host1/other/logs").len() > before).then_some(()));
+    let log = fs::read_to_string(site.path("receiver.log")).expect("the log");
+    assert_eq!(log.matches("the store failed").count(), 1, "{log}");
+    let shown = at_the_gateway(&site);
+    assert!(shown["name"] == "default" && shown["reasons"].to_string().contains("refuses access"), "{shown}");
+    faults.fault(|_| Fault::Pass);
+    site.check_newest("data", &mut data);
+    site.check_newest("logs", &mut logs);
+}
+
 /// By a lease, which goes when he is done; who may not put one reads all the same.
 #[test]
 fn who_reads_keeps_his_point_and_who_may_not_write_is_told_that_he_does_not() {

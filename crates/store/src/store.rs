@@ -238,6 +238,16 @@ impl Store {
         GroupStore::open(Arc::clone(&self.shared), names, id)
     }
 
+    /// Whether the store itself is there, is the one that was opened, and answers. What is in the way of one of its groups is about that group
+    /// alone then.
+    ///
+    /// # Errors
+    /// [`StoreError::Vanished`], [`StoreError::Latched`], [`StoreError::Replaced`]; what the file system or the service says.
+    pub fn look(&self) -> Result<()> {
+        self.shared.staging.present()?;
+        self.shared.is_same()
+    }
+
     /// The space of the file system that parts land on.
     ///
     /// # Errors
@@ -275,11 +285,14 @@ impl Shared {
         if seen.is_some_and(|seen| seen.elapsed() < LOOKED_AT_AGAIN) {
             return Ok(());
         }
+        self.is_same()?;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(())
+    }
+
+    fn is_same(&self) -> Result<()> {
         match read_store_description(&*self.backend) {
-            Ok(id) if id == self.id => {
-                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                Ok(())
-            }
+            Ok(id) if id == self.id => Ok(()),
             Ok(_) | Err(StoreError::NotAStore { .. }) => Err(StoreError::Replaced { place: self.backend.place() }),
             Err(error) => Err(error),
         }
