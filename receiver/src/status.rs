@@ -302,6 +302,10 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
             source.reasons.push(Reason::new(Severity::Warning, Code::NotConnected, message, what));
         }
     }
+    reasons.extend(receiver.roster.hidden().into_iter().map(|words| {
+        let what = "hosts that come are served all the same; it is tried again by itself: let the receiver look there (see what `farside store check` says)";
+        Reason::new(Severity::Error, Code::StoreFailed, words, what)
+    }));
     reasons.extend(receiver.stale().into_iter().map(|words| {
         let what = "mend it, then: farside reload --socket PATH; or restart farside-receiver for what only a restart can change";
         Reason::new(Severity::Warning, Code::ConfigurationStale, words, what)
