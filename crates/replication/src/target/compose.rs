@@ -405,6 +405,11 @@ impl Target {
     fn heartbeat_due(&self, now: Nanos, state: &State) -> Option<Heartbeat> {
         let due = now >= self.recorded_at.saturating_add(self.config.limits.heartbeat_record);
         let heartbeat = self.heartbeat.as_ref().filter(|_| due)?;
+        // It lets points age, and tells the next process how old the newest one is: late, both err on the safe side. What is staged in other
+        // groups would wait for what it costs.
+        if self.spent && self.config.limits.publish_every > 0 {
+            return None;
+        }
         // What is staged was staged before, and would have the ledger time of this record.
         if self.layers.values().any(Landing::is_staged) {
             return None;

@@ -207,6 +207,29 @@ fn no_claim_drops_what_waited_for_the_end_of_an_outage() {
     }
 }
 
+/// Idle groups paid for their heartbeats with what others then owed.
+#[test]
+fn a_heartbeat_waits_for_requests_as_points_do() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    gateway.wait(CADENCE);
+    assert_eq!(published(&mut gateway), [1]);
+    let position =
+        farside_region::LedgerPosition { slot: Slot(2), digest: gateway.state.digest_at(Slot(2)).expect("the point's") };
+    let heartbeat = farside_ledger::Heartbeat {
+        members: vec![(layer(1).volume, layer(1).term)],
+        position,
+        t: farside_ledger::CutTime { boot: farside_region::BootId([1; 16]), mono_ns: 99, wall_ms: 0 },
+    };
+    gateway.event(Event::Budget { spent: true });
+    gateway.hear(1, SourceMessage::Heartbeat(heartbeat));
+    gateway.wait(2 * gateway_config().limits.heartbeat_record);
+    assert!(take(&mut gateway).is_none(), "nothing is earned");
+    gateway.event(Event::Budget { spent: false });
+    let (_, records) = take(&mut gateway).expect("it is due");
+    assert!(matches!(records[..], [Dated { body: Body::Heartbeat(_), .. }]), "{records:?}");
+}
+
 #[test]
 fn an_append_that_fails_is_tried_in_pieces_and_one_that_collides_is_built_anew() {
     let mut gateway = claimed(limits());
