@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use farside_control::receiver::ReceiverCounters;
 use farside_ledger::{Body, Policy, State, group_id};
+use farside_objects::Location;
 use farside_region::{LayerKey, Name, Slot, VolumeId};
 use farside_replication::target::{self, Config, Event, LandedLayer, SessionId, Target};
 use farside_store::{GroupNames, GroupStore};
@@ -369,7 +370,10 @@ impl Group {
                     self.store_error(&error);
                     return;
                 }
+                // What frees no disk waits until the service answers again: each request that it does not answer is time in which nobody is heard.
+                let is_away = here.target.trouble().is_some() && matches!(self.receiver.config().store, Location::Bucket(_));
                 if !here.store.is_swept()
+                    && !is_away
                     && let Err(error) = here.store.sweep()
                 {
                     tracing::warn!(group = %self.names, %error, "dead segments could not be deleted yet");

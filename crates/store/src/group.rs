@@ -170,10 +170,10 @@ pub struct GroupStore {
     /// When the leases were looked at last.
     looked_at: Option<Instant>,
     deferred_since: Option<Instant>,
-    /// When objects of a bucket were deleted last.
-    swept_at: Option<Instant>,
-    /// When its segments were looked at last.
-    listed_at: Option<Instant>,
+    /// When objects of a bucket may be deleted again.
+    sweep_at: Option<Instant>,
+    /// When its segments may be looked at again.
+    list_at: Option<Instant>,
     /// What of a bucket's segments nobody has looked at since the group was opened: those after this one.
     unseen: Option<Unseen>,
     /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
@@ -214,8 +214,8 @@ impl GroupStore {
             leases: Leases::default(),
             looked_at: None,
             deferred_since: None,
-            swept_at: None,
-            listed_at: None,
+            sweep_at: None,
+            list_at: None,
             unseen: None,
             awaited: BTreeMap::new(),
             merging: Merging::default(),

@@ -252,6 +252,23 @@ fn an_append_that_fails_is_tried_in_pieces_and_one_that_collides_is_built_anew()
     assert_eq!(published(&mut gateway), [7, 8, 9], "more at once after one that went well");
 }
 
+/// A service that takes requests and answers none holds the group's thread up as long as an attempt takes; tried again after two seconds each time, the
+/// group heard nothing but for those.
+#[test]
+fn who_waited_long_for_a_failure_is_left_alone_for_as_long() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    gateway.wait(CADENCE);
+    let (ticket, _) = take(&mut gateway).expect("due");
+    let took = 1000 * crate::source::SECOND;
+    gateway.wait(took);
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Failed { text: "no answer".into() } });
+    gateway.wait(took - 1);
+    assert!(take(&mut gateway).is_none(), "its sources are heard meanwhile");
+    gateway.wait(1);
+    assert_eq!(published(&mut gateway), [1]);
+}
+
 /// Another writer of this source's layers was there first.
 fn foreign(gateway: &mut Gateway, records: impl Iterator<Item = Dated>) {
     for Dated { body, .. } in records {
