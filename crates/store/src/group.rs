@@ -243,7 +243,7 @@ impl GroupStore {
         group.landing.recover(&group.segments, &group.image, whole)?;
         index_all(&mut group.image, &group.segments)?;
         if group.image.has_unknown() {
-            tracing::warn!(group = %group.names(), "nothing is pruned until damaged segments come back or are sent again");
+            tracing::warn!(group = %group.names(), "no part of their volumes and none of their points is pruned until damaged segments come back or are sent again");
         }
         if whole && group.shared.is_dir {
             group.sort_out(there);
@@ -503,7 +503,7 @@ impl GroupStore {
         Ok(gone)
     }
 
-    /// Damaged segments in whose place nothing newer lies: what they held cannot be restored, and nothing is pruned.
+    /// Damaged segments in whose place nothing newer lies: what they held cannot be restored, and nothing of their volumes is pruned.
     pub fn damaged(&self) -> Vec<String> {
         let named = |part: &Part| {
             let volume = self.state().volume(part.name.layer.volume)?;
