@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use farside_ledger::{Body, LayerEntry, LayerKind, Policy, TOUCHED_BYTES_MAX};
-use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, mutation::tell};
+use farside_ledger::{Body, LayerEntry, LayerKind, PackId, Policy, TOUCHED_BYTES_MAX};
+use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, Slot, mutation::tell};
 
 use super::{DigestRun, GroupStore};
 use crate::checkpoint::tests::{copy_dir, names, object_path};
@@ -101,10 +101,13 @@ fn damage_of_a_volume_that_is_gone_keeps_its_own_points_and_parts_and_nothing_el
 
     let mut group = store.group();
     assert!(group.image().has_unknown());
+    // Of a store in a bucket: a pack that was put after its last layer has nothing of it.
+    let may_go = |slot: u64| group.image().pack_may_go(&PackId::new(Slot(slot), [7; 8]));
+    assert_eq!([of_both.0 - 1, of_both.0, of_both.0 + 1].map(may_go), [false, false, true]);
     let policy = Policy::without_grid(1, 0);
     let Some(Body::Prune(plan)) = group.prune_plan(&policy) else { panic!("nothing is given up") };
     assert!(plan.points.contains(&old[0]) && plan.points.contains(&old[1]) && !plan.points.contains(&of_both), "{plan:?}");
-    let members = |slot: &farside_region::Slot| group.state().points()[slot].members.clone();
+    let members = |slot: &Slot| group.state().points()[slot].members.clone();
     assert!(plan.points.iter().flat_map(members).all(|member| member.key.volume == other.id()), "{plan:?}");
     assert!(!plan.parts.is_empty() && plan.parts.iter().all(|part| part.layer.volume == other.id()), "{plan:?}");
     group.prune(&policy).expect("prune");
