@@ -12,7 +12,7 @@ use farside_control::Address;
 use farside_keys::{ARGON2_DEFAULT, GroupKey, Keeper, WrapError, Wrapping};
 use farside_objects::Location;
 use farside_region::KeyId;
-use farside_store::{GroupNames, ObjectName, StoreReader, add_wrapping, wrappings};
+use farside_store::{GroupNames, Listing, ObjectName, StoreReader, add_wrapping, wrappings};
 use serde::Serialize;
 
 use crate::args::{Global, KeyCommand};
@@ -132,10 +132,12 @@ fn new(global: &Global, file: &Path) -> Result<(), Failure> {
 
 /// The groups of a store that are meant.
 fn groups(store: &StoreReader, of: Option<&Address>) -> Result<Vec<GroupNames>, Failure> {
-    let all = store.groups()?;
+    let Listing { groups: all, mut unlisted, .. } = store.groups()?;
     let is_meant = |names: &GroupNames| of.is_none_or(|of| of.is_group(names.source.as_str(), names.group.as_str()));
     let groups: Vec<GroupNames> = all.iter().filter(|names| is_meant(names)).cloned().collect();
     match (groups.is_empty(), of) {
+        // Among those may be what is meant.
+        (true, _) | (_, None) if !unlisted.is_empty() => Err(unlisted.remove(0).1.into()),
         (true, Some(of)) => {
             let known: Vec<String> = all.iter().map(ToString::to_string).collect();
             Err(Failure::new(Exit::NotFound, format!("the store has no group {of}"), format!("it has: {}", known.join(", "))))

@@ -126,7 +126,11 @@ pub(crate) async fn run(global: &Global, args: &RecoverArgs) -> Result<(), Failu
 
 /// Calls `each` for every group that can be seen at all; what is in the way is collected.
 fn groups(store: &StoreReader, obstacles: &mut Vec<Obstacle>, mut each: impl FnMut(&GroupReader)) -> Result<(), Failure> {
-    for names in store.groups()? {
+    let listing = store.groups()?;
+    for (source, error) in &listing.unlisted {
+        obstacles.push(Obstacle { what: source.to_string(), message: format!("its groups cannot be listed: {error}") });
+    }
+    for names in listing.groups {
         // From a copy that was never completed, perhaps: whatever is missing is to be said.
         match store.group_as_listed(&names) {
             Ok(group) => {

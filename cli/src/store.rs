@@ -138,8 +138,9 @@ impl From<StoreError> for Failure {
 /// none is named.
 pub(crate) fn places(store: &StoreReader, of: Option<&Address>) -> Result<Vec<(GroupReader, Option<VolumeId>)>, Failure> {
     let (mut places, mut known) = (Vec::new(), Vec::new());
-    for group in groups(store, of)? {
-        let group = group?;
+    let (groups, mut hidden) = groups(store, of)?;
+    for group in groups {
+        let Some(group) = hidden.unless(group) else { continue };
         let names = group.names();
         known.extend(volumes(&group).map(|(name, _)| format!("{names}/{name}")));
         let named = |name: &str| volumes(&group).find(|(volume, _)| volume == name).map(|(_, id)| id);
@@ -151,8 +152,11 @@ pub(crate) fn places(store: &StoreReader, of: Option<&Address>) -> Result<Vec<(G
         places.extend(place.map(|volume| (group, volume)));
     }
     match of {
-        Some(of) if places.is_empty() => Err(unknown(of, &known)),
-        _ => Ok(places),
+        Some(of) if places.is_empty() => Err(hidden.or_unknown(of, &known)),
+        _ => {
+            hidden.say();
+            Ok(places)
+        }
     }
 }
 
@@ -221,8 +225,9 @@ pub(crate) fn choose(store: &StoreReader, of: &Address, wanted: PointRef) -> Res
 /// The one volume that an address names.
 pub(crate) fn find_volume(store: &StoreReader, of: &Address) -> Result<(GroupReader, VolumeId), Failure> {
     let (mut found, mut known) = (Vec::new(), Vec::new());
-    for group in groups(store, Some(of))? {
-        let group = group?;
+    let (groups, mut hidden) = groups(store, Some(of))?;
+    for group in groups {
+        let Some(group) = hidden.unless(group) else { continue };
         let names = group.names();
         let (source, group_name) = (names.source.to_string(), names.group.to_string());
         known.extend(volumes(&group).map(|(name, _)| format!("{names}/{name}")));
@@ -232,8 +237,13 @@ pub(crate) fn find_volume(store: &StoreReader, of: &Address) -> Result<(GroupRea
         }
     }
     match found.len() {
+        // † What cannot be seen may have a volume of that name as well, and what is restored is written over something.
+        1 if let Some(why) = hidden.first() => {
+            let message = format!("{of} could be a volume that cannot be seen: {why}");
+            Err(Failure::new(Exit::Usage, message, format!("say which: {}/{}", found[0].0.names(), of.name())))
+        }
         1 => Ok(found.remove(0)),
-        0 => Err(unknown(of, &known)),
+        0 => Err(hidden.or_unknown(of, &known)),
         _ => {
             let choices: Vec<String> = found.iter().map(|(group, _)| format!("{}/{}", group.names(), of.name())).collect();
             Err(Failure::new(Exit::Usage, format!("{of} could be several volumes"), format!("say which: {}", choices.join(", "))))
@@ -242,20 +252,59 @@ pub(crate) fn find_volume(store: &StoreReader, of: &Address) -> Result<(GroupRea
 }
 
 /// Opened one after another.
-type Groups<'s> = Box<dyn Iterator<Item = Result<GroupReader, StoreError>> + 's>;
+type Groups<'s> = Box<dyn Iterator<Item = (GroupNames, Result<GroupReader, StoreError>)> + 's>;
+
+/// What is in the way of seeing all that a store has.
+#[derive(Default)]
+struct Hidden(Vec<String>);
+
+impl Hidden {
+    /// The group, unless it cannot be opened.
+    fn unless(&mut self, group: (GroupNames, Result<GroupReader, StoreError>)) -> Option<GroupReader> {
+        let (names, opened) = group;
+        opened.inspect_err(|error| self.0.push(format!("{names}: {error}"))).ok()
+    }
+
+    fn first(&self) -> Option<&str> {
+        self.0.first().map(String::as_str)
+    }
+
+    /// To whoever looks at the rest.
+    fn say(&self) {
+        self.0.iter().for_each(|why| eprintln!("farside: not everything can be seen: {why}"));
+    }
+
+    /// What is asked for is not among what can be seen.
+    fn or_unknown(&self, of: &Address, known: &[String]) -> Failure {
+        match self.first() {
+            None => unknown(of, known),
+            Some(why) => {
+                let message = format!("{of} is not among what can be seen of the store ({why})");
+                Failure::new(Exit::Failed, message, "mend that, or name another: farside point list --store")
+            }
+        }
+    }
+}
 
 /// The groups that an address may be in. One that it names is not looked for among the others, nor are those opened.
-fn groups<'s>(store: &'s StoreReader, of: Option<&Address>) -> Result<Groups<'s>, Failure> {
+fn groups<'s>(store: &'s StoreReader, of: Option<&Address>) -> Result<(Groups<'s>, Hidden), Failure> {
     let named = of.and_then(Address::source_and_group);
     let named = named.and_then(|(source, group)| Some(GroupNames::new(source.parse().ok()?, group.parse().ok()?)));
     if let (Some(of), Some(names)) = (of, named) {
         match store.group(&names) {
-            Ok(group) if names_it(of, &group) => return Ok(Box::new(std::iter::once(Ok(group)))),
+            Ok(group) if names_it(of, &group) => return Ok((Box::new(std::iter::once((names, Ok(group)))), Hidden::default())),
             Ok(_) | Err(StoreError::NoSuchGroup { .. }) => {} // what there is instead is said
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(Box::new(store.groups()?.into_iter().map(|names| store.group(&names))))
+    let listing = store.groups()?;
+    let unlisted = |(source, error): &(_, StoreError)| format!("the groups of {source} cannot be listed: {error}");
+    let hidden = Hidden(listing.unlisted.iter().map(unlisted).collect());
+    let opened = listing.groups.into_iter().map(|names| {
+        let group = store.group(&names);
+        (names, group)
+    });
+    Ok((Box::new(opened), hidden))
 }
 
 fn unknown(of: &Address, known: &[String]) -> Failure {
@@ -326,7 +375,8 @@ pub(crate) fn repair(global: &Global, url: &str, only: Option<&Address>, yes: bo
     refuse_another_owner(&path)?;
     let store = Store::open(&path)?;
     let (mut done, mut found) = (Vec::new(), false);
-    for names in store.groups()? {
+    let mut listing = store.groups()?;
+    for names in listing.groups {
         if only.is_some_and(|only| !only.is_group(names.source.as_str(), names.group.as_str())) {
             continue;
         }
@@ -340,6 +390,11 @@ pub(crate) fn repair(global: &Global, url: &str, only: Option<&Address>, yes: bo
             group.repair_torn().map_err(unreadable)?;
             done.push(Repaired::new(names.to_string(), &plan));
         }
+    }
+    if !(found && only.is_some())
+        && let Some((_, error)) = listing.unlisted.pop()
+    {
+        return Err(error.into());
     }
     if let Some(only) = only.filter(|_| !found) {
         return Err(Failure::new(Exit::NotFound, format!("the store has no group {only}"), "say it as SOURCE/GROUP"));

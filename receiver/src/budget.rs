@@ -1,8 +1,10 @@
 //! How many write requests a bucket may be asked for, and how many it was.
 //!
 //! A budget earns requests as time goes by, evenly, and keeps what it earned in an hour at most. What cannot wait is asked for all
-//! the same and paid back: claims, what retention gives up, checkpoints, leases. Publication of what is staged waits until nothing is owed. So in any
-//! day no more is asked for than the budget says, but for what could not wait. A restart begins with nothing earned and nothing
+//! the same and paid back: claims, what retention gives up, checkpoints, leases, the record of a merge that was paid for. Publication of what
+//! is staged waits until nothing is owed, and so do merges and the heartbeats of idle groups. So in any
+//! day no more is asked for than the budget says, but for what could not wait. No more is owed than an hour earns, whatever that was: the rest
+//! would be paid for in lag. A restart begins with nothing earned and nothing
 //! owed. It decides nothing about data.
 
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::PublishBudget;
 
-/// What is earned in this time and not used is kept.
+/// What is earned in this time and not used is kept; and no more is owed.
 const KEPT: Duration = Duration::from_secs(3600);
 
 /// One for the whole receiver.
@@ -37,7 +39,8 @@ impl Budget {
         let per_second = f64::from(budget.requests) / (budget.per + KEPT).as_secs_f64();
         let made = writes.checked_sub(account.writes).unwrap_or(writes);
         let since = now.saturating_duration_since(account.at).as_secs_f64();
-        account.earned = (account.earned + since * per_second).min((per_second * KEPT.as_secs_f64()).max(1.0)) - made as f64;
+        let hour = (per_second * KEPT.as_secs_f64()).max(1.0);
+        account.earned = ((account.earned + since * per_second).min(hour) - made as f64).max(-hour);
         account.at = account.at.max(now);
         account.writes = writes;
         let missing = 1.0 - account.earned;
@@ -84,11 +87,24 @@ mod tests {
         assert_eq!(budget.wait(&limits, || 0, minute + wait + Duration::from_millis(1)), None);
     }
 
+    /// A merge of a large store, or claims after a day without the gateway, held publication up for days.
+    #[test]
+    fn what_is_owed_holds_publication_up_for_an_hour_at_most() {
+        for requests in [100, 2500, 100_000] {
+            let (budget, limits) = (Budget::default(), PublishBudget { requests, per: DAY });
+            let start = Instant::now();
+            budget.wait(&limits, || 0, start);
+            let wait = budget.wait(&limits, || 1_000_000, start).expect("a million were made");
+            let one = (DAY + KEPT).as_secs_f64() / f64::from(requests);
+            assert!(wait.as_secs_f64() <= KEPT.as_secs_f64() + one + 1.0, "{wait:?} of {requests} a day");
+        }
+    }
+
     /// Two groups looked at once: who had read the counter first and came second took its own number for that of a store opened anew, and
     /// everything that was ever written for a debt.
     #[test]
     fn groups_that_look_at_once_count_every_request_once() {
-        let (budget, limits) = (Budget::default(), PublishBudget { requests: 2500, per: DAY });
+        let (budget, limits) = (Budget::default(), PublishBudget { requests: 25_000_000, per: DAY });
         let (writes, start) = (std::sync::atomic::AtomicU64::new(500_000), Instant::now());
         budget.wait(&limits, || 500_000, start);
         std::thread::scope(|scope| {

@@ -901,7 +901,15 @@ fn find_group(receiver: &Receiver, address: &str) -> Result<GroupHandle, ApiErro
     let is_it = |group: &GroupHandle| address.is_group(group.names().source.as_str(), group.names().group.as_str());
     let mut found: Vec<GroupHandle> = receiver.roster.all().into_iter().filter(is_it).collect();
     match found.len() {
-        0 => Err(ApiError::not_found("group", &address.to_string(), "`farside status` lists what the store holds")),
+        0 => match receiver.roster.hidden().first() {
+            // † It may be there, and whoever is told that it is not looks for it elsewhere.
+            Some(why) => Err(ApiError::new(
+                ErrorCode::Unavailable,
+                format!("`{address}` is not among what can be seen: {why}"),
+                "try again",
+            )),
+            None => Err(ApiError::not_found("group", &address.to_string(), "`farside status` lists what the store holds")),
+        },
         1 => Ok(found.remove(0)),
         _ => {
             let all: Vec<_> = found.iter().map(|group| group.names().to_string()).collect();

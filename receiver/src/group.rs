@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use farside_control::receiver::ReceiverCounters;
 use farside_ledger::{Body, Policy, State, group_id};
+use farside_objects::Location;
 use farside_region::{LayerKey, Name, Slot, VolumeId};
 use farside_replication::target::{self, Config, Event, LandedLayer, SessionId, Target};
 use farside_store::{GroupNames, GroupStore};
@@ -34,6 +35,7 @@ use self::merges::Submitted;
 pub(crate) use self::merges::{MergeNext, MergeStanding};
 use self::pins::Changing;
 pub(crate) use self::pull::{PullAsk, PullLook, PullWanted, Pullable};
+use self::refused::Denied;
 pub(crate) use self::sources::gone_for_good;
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
@@ -49,6 +51,7 @@ mod mail;
 mod merges;
 mod pins;
 mod pull;
+mod refused;
 mod sources;
 mod view;
 
@@ -60,8 +63,6 @@ const SHOW: Duration = Duration::from_millis(250);
 const PRUNE_SHORT: Duration = Duration::from_secs(5);
 /// When a group that could not be opened or written is tried again: doubled each time, up to the second.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
-/// How long the store is not opened again, with credentials that may be other ones, for what is refused of one group in spite of that.
-const DENIED_AGAIN: Duration = Duration::from_secs(300);
 /// When a torn ledger is read again: doubled each time, up to the second.
 const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The clock of the targets begins so high, for layers that were staged before this process began.
@@ -173,8 +174,8 @@ struct Group {
     damage: Damage,
     /// This group's files cannot be written, though the store may be well.
     unwritable: Option<String>,
-    /// When the service refused something of this group, of which opening of the store; nothing of it succeeded since.
-    denied: Option<(Generation, Instant)>,
+    /// The service refused something of this group, and nothing of it succeeded since.
+    denied: Option<Denied>,
     /// Parts in a row that the disk did not take.
     parts_failed: u32,
     reopen: Backoff,
@@ -369,7 +370,10 @@ impl Group {
                     self.store_error(&error);
                     return;
                 }
+                // What frees no disk waits until the service answers again: each request that it does not answer is time in which nobody is heard.
+                let is_away = here.target.trouble().is_some() && matches!(self.receiver.config().store, Location::Bucket(_));
                 if !here.store.is_swept()
+                    && !is_away
                     && let Err(error) = here.store.sweep()
                 {
                     tracing::warn!(group = %self.names, %error, "dead segments could not be deleted yet");
@@ -401,13 +405,16 @@ impl Group {
 
     /// Opens the group.
     fn enter(&mut self) {
-        let opened = self.receiver.vault.current().and_then(|(store, generation)| {
-            let group = store.group(&self.names.source, &self.names.group);
-            group.map(|group| (group, generation, store.id())).map_err(|error| {
-                self.receiver.vault.failed(generation, &error);
-                error.to_string()
-            })
-        });
+        let opened = match self.receiver.vault.current() {
+            Ok((store, generation)) => match store.group(&self.names.source, &self.names.group) {
+                Ok(group) => Ok((group, generation, store.id())),
+                Err(error) => {
+                    self.not_opened(&store, generation, &error);
+                    Err(error.to_string())
+                }
+            },
+            Err(words) => Err(words),
+        };
         match opened {
             Err(words) => {
                 if !matches!(&self.place, Place::Away { words: before, .. } if *before == words) {

@@ -21,7 +21,7 @@ use farside_service::socket::{self, SocketError};
 use farside_service::systemd;
 use farside_store::{GroupNames, Space};
 use farside_transport::{
-    BookError, CloseCode, Fingerprint, Identity, IdentityError, Listen, Listener, ListenerEvent, PairingBook,
+    Backoff, BookError, CloseCode, Fingerprint, Identity, IdentityError, Listen, Listener, ListenerEvent, PairingBook,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,6 +43,8 @@ use crate::{api, door};
 
 /// How often a store that failed is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(2);
+/// How often at the least what could not be listed in it is listed again: doubled up to this, since a service is paid for it.
+const LISTED_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why the receiver did not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -455,23 +457,28 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
 }
 
 /// Groups that the store holds are opened at once: they are shown, and cleaned up, whether their source comes or not.
-/// Says whether they could be listed.
+/// Says whether all could be listed; what can be is served whatever is in the way of the rest.
 async fn start_known_groups(receiver: &Arc<Receiver>) -> bool {
     let receiver = Arc::clone(receiver);
     let started = tokio::task::spawn_blocking(move || {
         let Ok((store, _)) = receiver.vault.current() else { return false };
         match store.groups() {
-            Ok(groups) => {
-                for names in &groups {
+            Ok(listing) => {
+                for names in &listing.groups {
                     if let Err(error) = receiver.roster.group(&receiver, names) {
                         tracing::warn!(group = %names, %error, "a group of the store is not served");
                     }
                 }
-                receiver.roster.listed(groups.into_iter().collect());
-                true
+                let words = |(source, error): &(_, _)| format!("the groups of {source} cannot be listed: {error}");
+                receiver.roster.not_listed(listing.unlisted.iter().map(words).collect());
+                let is_all = listing.unlisted.is_empty();
+                if is_all {
+                    receiver.roster.listed(listing.groups.into_iter().collect());
+                }
+                is_all
             }
             Err(error) => {
-                tracing::error!(%error, "the groups of the store cannot be listed");
+                receiver.roster.not_listed(vec![format!("the groups of the store cannot be listed: {error}")]);
                 false
             }
         }
@@ -482,12 +489,17 @@ async fn start_known_groups(receiver: &Arc<Receiver>) -> bool {
 /// Opens a store that failed again, for ever, and lists its groups until that succeeds.
 async fn keep_store(receiver: Arc<Receiver>, mut groups_known: bool) {
     let mut open = receiver.vault.generation().is_some();
+    let (mut patience, mut list_at) = (Backoff::new(STORE_RETRY, LISTED_AGAIN), Instant::now());
     loop {
         tokio::time::sleep(STORE_RETRY).await;
         let keeper = Arc::clone(&receiver);
         let now_open = tokio::task::spawn_blocking(move || keeper.vault.retry()).await.unwrap_or(false);
-        if now_open && !(open && groups_known) {
+        if now_open && (!open || !groups_known && Instant::now() >= list_at) {
             groups_known = start_known_groups(&receiver).await;
+            if groups_known {
+                patience.reset();
+            }
+            list_at = Instant::now() + patience.next(0);
         }
         open = now_open;
     }

@@ -15,6 +15,8 @@ pub(crate) struct Roster {
     groups: Mutex<BTreeMap<GroupNames, Entry>>,
     /// What the store held when it was listed first, served or not.
     listed: OnceLock<BTreeSet<GroupNames>>,
+    /// What of it could not be listed the last time, and why.
+    not_listed: Mutex<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -74,6 +76,18 @@ impl Roster {
     /// The store has these; all of them were started that can be.
     pub(crate) fn listed(&self, groups: BTreeSet<GroupNames>) {
         let _ = self.listed.set(groups); // a store that was away has what it had
+    }
+
+    /// This could not be listed; there may be groups in it that nobody serves.
+    pub(crate) fn not_listed(&self, words: Vec<String>) {
+        let mut known = self.not_listed.lock().unwrap_or_else(PoisonError::into_inner);
+        words.iter().filter(|words| !known.contains(words)).for_each(|words| tracing::error!("{words}"));
+        *known = words;
+    }
+
+    /// What could not be listed, and why.
+    pub(crate) fn hidden(&self) -> Vec<String> {
+        self.not_listed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the store has and nobody serves.

@@ -178,7 +178,22 @@ impl GroupView {
                 damaged.len(),
                 self.names
             );
-            let what = "on the host: `farside volume resync NAME` sends it again; or put the files back from a copy of the store";
+            let by_volume = store.damaged_by_volume();
+            let names = by_volume.keys().filter_map(|id| Some(state.volume(*id)?.meta().name.to_string()));
+            let names = names.collect::<Vec<_>>().join(", ");
+            // One that its host has no more is in no new point.
+            let is_old = newest.is_some() && by_volume.keys().all(behind);
+            let what = match is_old {
+                false => {
+                    format!(
+                        "on the host: `farside volume resync NAME` sends it again ({names}); or put the files back from a copy of the store"
+                    )
+                }
+                true => format!(
+                    "put the files back from a copy of the store, or, if the host still has it, `farside volume resync NAME` there ({names}); until then \
+                     the points with it are kept, and all others are given up as usual"
+                ),
+            };
             group.reasons.push(Reason::new(Severity::Error, Code::SegmentsDamaged, message, what));
             group.lag_ms = None;
         }
@@ -302,6 +317,10 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
             source.reasons.push(Reason::new(Severity::Warning, Code::NotConnected, message, what));
         }
     }
+    reasons.extend(receiver.roster.hidden().into_iter().map(|words| {
+        let what = "hosts that come are served all the same; it is tried again by itself: let the receiver look there (see what `farside store check` says)";
+        Reason::new(Severity::Error, Code::StoreFailed, words, what)
+    }));
     reasons.extend(receiver.stale().into_iter().map(|words| {
         let what = "mend it, then: farside reload --socket PATH; or restart farside-receiver for what only a restart can change";
         Reason::new(Severity::Warning, Code::ConfigurationStale, words, what)

@@ -260,6 +260,114 @@ fn what_is_refused_of_one_group_keeps_no_other_from_going_on() {
     site.check_newest("logs", &mut logs);
 }
 
+/// The same of what is read when a group is opened: the gateway was started again, and gave the store up each two seconds, for ever.
+#[test]
+fn a_group_that_the_service_does_not_let_us_open_keeps_no_other_from_going_on() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let spec = |name: &str, group: &str| VolumeSpec { name: name.into(), bytes: 8 << 20, group: group.into() };
+    let mut site = site_of(&faults.bucket(), &[spec("data", "default"), spec("logs", "other")]);
+    site.start_all();
+    let client = |name: &str| Verifier::new(&site.tap(name), 8 << 20);
+    let (mut data, mut logs, mut rng) = (client("data"), client("logs"), Rng(16));
+    data.steps(&mut rng, 20);
+    logs.steps(&mut rng, 20);
+    site.check_newest("data", &mut data);
+    site.check_newest("logs", &mut logs);
+
+    site.receiver.take().expect("it runs").kill();
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&refused);
+    faults.fault(move |request| {
+        let is_read = matches!(request.kind, Kind::Get | Kind::List);
+        if !is_read || !(request.key.contains("/default/") || request.query.contains("default")) {
+            return Fault::Pass;
+        }
+        counter.fetch_add(1, Ordering::Relaxed);
+        Fault::Before(Ending::Forbidden)
+    });
+    site.start_receiver();
+    wait_for("it to be refused again and again", || (refused.load(Ordering::Relaxed) >= 6).then_some(()));
+    // Who restores cannot look into it either, but can into the other.
+    let before = site.points("host1/other/logs").len();
+    logs.steps(&mut rng, 20);
+    logs.flush();
+    wait_for("a point of the other group", || (site.points("host1/other/logs").len() > before).then_some(()));
+    let log = fs::read_to_string(site.path("receiver.log")).expect("the log");
+    assert_eq!(log.matches("the store failed").count(), 1, "{log}");
+    let shown = at_the_gateway(&site);
+    assert!(shown["name"] == "default" && shown["reasons"].to_string().contains("refuses access"), "{shown}");
+    faults.fault(|_| Fault::Pass);
+    site.check_newest("data", &mut data);
+    site.check_newest("logs", &mut logs);
+}
+
+/// The description of one group cannot be looked at. The gateway was started again, listed no group for that, and so published nothing of hosts that
+/// were gone, and knew nothing to fail over; and nothing could be checked.
+#[test]
+fn a_group_that_cannot_be_looked_at_hides_no_other() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let spec = |name: &str, group: &str| VolumeSpec { name: name.into(), bytes: 8 << 20, group: group.into() };
+    let mut site = site_of(&faults.bucket(), &[spec("data", "default"), spec("logs", "other")]);
+    publish_every(&site, "1h");
+    site.start_all();
+    let (mut logs, mut rng) = (Verifier::new(&site.tap("logs"), 8 << 20), Rng(18));
+    logs.steps(&mut rng, 20);
+    logs.flush();
+    for volume in ["data", "logs"] {
+        wait_for("the first point", || (!site.points(volume).is_empty()).then_some(()));
+    }
+    let shown = |site: &Site| {
+        let status = status_by(&mut site.gateway(&[]));
+        status["sources"][0]["groups"].as_array().cloned().unwrap_or_default()
+    };
+    wait_for("points that wait to be published", || {
+        logs.steps(&mut rng, 5);
+        logs.flush();
+        let groups = shown(&site);
+        groups.iter().find(|group| group["name"] == "other")?["unpublished_ms"].as_u64()
+    });
+    let before = site.points("host1/other/logs").len();
+    site.daemon.take().expect("it runs").kill();
+    site.receiver.take().expect("it runs").kill();
+    faults.fault(|request| {
+        let is_look = matches!(request.kind, Kind::Get | Kind::Head);
+        match is_look && request.key.ends_with("/default/group.json") {
+            true => Fault::Before(Ending::Forbidden),
+            false => Fault::Pass,
+        }
+    });
+    publish_every(&site, "1s");
+    site.start_receiver();
+    wait_for("what was staged", || (site.points("host1/other/logs").len() > before).then_some(()));
+    let groups = wait_for("the reason to be shown", || {
+        let groups = shown(&site);
+        groups.iter().any(|group| group["reasons"].to_string().contains("refuses access")).then_some(groups)
+    });
+    assert_eq!(groups.iter().map(|group| &group["name"]).collect::<Vec<_>>(), ["default", "other"]);
+    run(&mut site.gateway(&["failover", "host1/other", "--plan"]));
+    let plan = site.gateway(&["failover", "host1/default", "--plan"]).output().expect("it starts");
+    let words = String::from_utf8_lossy(&plan.stderr).into_owned();
+    assert!(!plan.status.success() && words.contains("refuses access"), "{words}");
+    // Of all that there is to check.
+    let checked = site.farside_at_store(&["--json", "store", "check"]).output().expect("it starts");
+    let report: Value = serde_json::from_slice(&checked.stdout).unwrap_or_else(|e| panic!("{e}: {checked:?}"));
+    let findings = report["findings"].as_array().expect("a list");
+    let faults_found: Vec<&Value> = findings.iter().filter(|finding| finding["severity"] == "error").collect();
+    assert!(matches!(faults_found[..], [one] if one["group"] == "host1/default"), "{report:#}");
+    assert!(report["points"].as_u64() > Some(before as u64), "{report:#}");
+    site.restore("host1/other/logs", "latest", &site.path("restored.img"));
+    faults.fault(|_| Fault::Pass);
+    wait_for("it to be open", || {
+        shown(&site)
+            .iter()
+            .all(|group| group["head_slot"].is_u64() && group["reasons"].as_array().is_some_and(Vec::is_empty))
+            .then_some(())
+    });
+    site.check_store();
+}
+
 /// By a lease, which goes when he is done; who may not put one reads all the same.
 #[test]
 fn who_reads_keeps_his_point_and_who_may_not_write_is_told_that_he_does_not() {

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 
 use farside_tests::mount::SmallStore;
 use farside_tests::verify::{Rng, Verifier, connect};
-use farside_tests::{Site, VolumeSpec, program, run, tail, wait_for};
+use farside_tests::{Site, VolumeSpec, program, run, status_by, tail, wait_for};
 
 const BYTES: u64 = 16 << 20;
 
@@ -288,4 +288,44 @@ fn a_full_store_costs_lag_and_recovers_by_itself() {
     no_panic(&site);
     site.daemon.take().expect("it runs").stop();
     site.receiver.take().expect("it runs").stop();
+}
+
+/// The landing of one group cannot be listed. The store was given up for all groups each two seconds, for ever.
+#[test]
+fn a_group_that_cannot_be_opened_keeps_no_other_from_going_on() {
+    let spec = |name: &str, group: &str| VolumeSpec { name: name.into(), bytes: BYTES, group: group.into() };
+    let mut site = Site::new(&[spec("data", "default"), spec("logs", "other")], "200ms", 5);
+    site.start_all();
+    let client = |name: &str| Verifier::new(&site.tap(name), BYTES);
+    let (mut data, mut logs, mut rng) = (client("data"), client("logs"), Rng(17));
+    data.steps(&mut rng, 20);
+    logs.steps(&mut rng, 20);
+    site.check_newest("data", &mut data);
+    site.check_newest("logs", &mut logs);
+
+    site.receiver.take().expect("it runs").kill();
+    let (landing, away) = (site.store().join("landing/host1/default"), site.path("away"));
+    std::fs::rename(&landing, &away).expect("moved");
+    std::os::unix::fs::symlink(&landing, &landing).expect("a link to itself");
+    site.start_receiver();
+    let group = || {
+        let status = status_by(program("farside").arg("--socket").arg(site.path("gateway/api.sock")));
+        status["sources"][0]["groups"][0].clone()
+    };
+    let shown =
+        wait_for("the reason to be shown", || Some(group()).filter(|group| group["reasons"].to_string().contains("landing")));
+    assert_eq!(shown["name"], "default", "{shown}");
+    for _ in 0..2 {
+        let before = site.points("host1/other/logs").len();
+        logs.steps(&mut rng, 20);
+        logs.flush();
+        wait_for("a point of the other group", || (site.points("host1/other/logs").len() > before).then_some(()));
+    }
+    let log = std::fs::read_to_string(site.path("receiver.log")).expect("the log");
+    assert!(!log.contains("the store failed"), "{log}");
+    std::fs::remove_file(&landing).expect("removed");
+    std::fs::rename(&away, &landing).expect("moved back");
+    site.check_newest("data", &mut data);
+    site.check_newest("logs", &mut logs);
+    no_panic(&site);
 }

@@ -12,7 +12,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +24,8 @@ use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectSto
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::uploads::{BYTES_PER_SECOND_MIN, PATIENCE, Uploads};
+
 /// Requests that are worth having under way at once, where many are wanted.
 const REQUESTS: usize = 32;
 /// MiB of objects that are being created at once: they are in memory.
@@ -34,10 +36,6 @@ const READING_BYTES: u64 = 16 << 20;
 const READING_PIECE: u64 = 64 << 10;
 /// For a connection to come to be.
 pub(crate) const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
-/// For an answer, also of a service that has to be asked again.
-const PATIENCE: Duration = Duration::from_secs(40);
-/// A link that carries less than this in a second, for each request, is as good as none.
-const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// How often a create that "exists already" is looked for before it is made again.
 const CREATES_MAX: u32 = 5;
 /// Longer each time.
@@ -51,6 +49,7 @@ pub struct Bucket {
     prefix: String,
     place: String,
     creating: Semaphore,
+    uploads: Uploads,
     reading: Semaphore,
     /// Requests that write, so far, but for those that certainly never reached the service.
     writes: Arc<AtomicU64>,
@@ -87,7 +86,16 @@ impl Bucket {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let creating = Semaphore::new(CREATING_MIB as usize);
         let reading = Semaphore::new((READING_BYTES / READING_PIECE) as usize);
-        Ok(Self { objects, prefix, place, creating, reading, writes: Arc::default(), runtime: Some(runtime) })
+        Ok(Self {
+            objects,
+            prefix,
+            place,
+            creating,
+            uploads: Uploads::default(),
+            reading,
+            writes: Arc::default(),
+            runtime: Some(runtime),
+        })
     }
 
     fn key(&self, name: &ObjectName) -> Key {
@@ -102,7 +110,16 @@ impl Bucket {
         bytes: u64,
         request: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> Result<T, Failed> {
-        let patience = PATIENCE + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+        self.run_within(PATIENCE + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN), doing, of, request).await
+    }
+
+    async fn run_within<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        doing: &'static str,
+        of: &str,
+        request: impl Future<Output = object_store::Result<T>> + Send + 'static,
+    ) -> Result<T, Failed> {
         let runtime = self.runtime.as_ref().expect("it is there until the drop");
         let done = runtime.spawn(async move { tokio::time::timeout(patience, request).await }).await;
         let what = || format!("{}/{of}", self.place);
@@ -158,11 +175,15 @@ impl Bucket {
         for attempt in 0..CREATES_MAX {
             let (objects, key, content) = (Arc::clone(&self.objects), self.key(name), content.clone());
             let billed = Billed::new(&self.writes);
-            let created = self.run("creating", name.as_str(), bytes, async move {
+            let (patience, began) = (self.uploads.patience(bytes), Instant::now());
+            let created = self.run_within(patience, "creating", name.as_str(), async move {
                 billed.answered(objects.put_opts(&key, content.into(), PutMode::Create.into()).await)
             });
             match created.await {
-                Ok(_) => return Ok(Created::New),
+                Ok(_) => {
+                    self.uploads.through(bytes, began.elapsed());
+                    return Ok(Created::New);
+                }
                 // Of a name that is free, if the other create comes to nothing.
                 Err(Failed::Exists(_)) => {
                     if self.size(name).await?.is_some() {
@@ -171,7 +192,12 @@ impl Bucket {
                     self.pause(PAUSE * (attempt + 1)).await;
                 }
                 Err(Failed::Missing) => return Err(StoreError::NoBucket { place: self.place.clone() }),
-                Err(Failed::Store(error)) => return Err(error),
+                Err(Failed::Store(error)) => {
+                    if began.elapsed() >= patience {
+                        self.uploads.late();
+                    }
+                    return Err(error);
+                }
             }
         }
         let why = "the service says that it exists, and does not give it".to_owned();

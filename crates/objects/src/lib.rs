@@ -10,6 +10,7 @@
 mod bucket;
 mod location;
 mod prompt;
+mod uploads;
 
 pub use bucket::Bucket;
 pub use location::{Address, CREDENTIALS_VARIABLE, Credentials, Location, LocationError, OpenError};

@@ -5,6 +5,7 @@
 //! damaged, and what has gone by then is no fault. Findings are values: which group, volume, points, region and file, and what it means.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use farside_keys::ContentKeys;
@@ -24,7 +25,7 @@ use crate::names::{self, GroupNames, GroupObject};
 use crate::reader::StoreReader;
 use crate::replay::{Slots, get, index_all, parallel, replay, replay_all_slots};
 use crate::segments::{FooterFault, Segments, runs_of};
-use crate::store::{folders_of_groups, mislabelled};
+use crate::store::{Listing, mislabelled};
 
 /// Bytes of a segment read at once.
 const READ_BYTES: u64 = 1 << 20;
@@ -48,7 +49,7 @@ pub enum Severity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Problem {
-    /// A folder or description is not what it should be.
+    /// A folder or description is not what it should be, or cannot be looked at.
     Description,
     /// A ledger record does not verify, or is not there although later ones were.
     LedgerTorn,
@@ -143,74 +144,99 @@ impl CheckReport {
 pub fn check(store: &StoreReader, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<CheckReport> {
     let mut report = CheckReport::default();
     let read = AtomicU64::new(0);
-    strays(store, &mut report)?;
-    for names in store.groups()? {
+    let listing = store.groups()?;
+    strays(store, &listing, &mut report)?;
+    for names in &listing.groups {
         report.groups += 1;
-        let reader = match store.group_as_listed(&names) {
-            Ok(reader) => reader,
-            Err(
-                error @ (StoreError::ForeignGroup { .. }
-                | StoreError::Damaged { .. }
-                | StoreError::Unreadable { .. }
-                | StoreError::Version { .. }),
-            ) => {
-                let finding = Finding { object: Some(names.description().to_string()), ..finding(&names, Problem::Description) };
-                report.findings.push(Finding { text: error.to_string(), ..finding });
-                continue;
+        match check_group(store, names, &read, progress, &mut report) {
+            Err(error) if is_of_group(&error) => {
+                let text = format!("{names} cannot be checked: {error}");
+                report.findings.push(Finding { text, ..finding(names, Problem::Description) });
             }
-            Err(error) => return Err(error),
-        };
-        let (image, segments, torn, unlocking) = reader.into_parts();
-        if let Some(text) = mislabelled(&**store.backend(), &names)? {
-            let base = finding(&names, Problem::Description);
-            let object = Some(names.description().to_string());
-            report.findings.push(Finding { severity: Severity::Warning, object, text, ..base });
+            other => other?,
         }
-        if let Some(torn) = &torn {
-            let text = torn.error(&names).to_string();
-            report.findings.push(Finding { object: Some(torn.file.clone()), text, ..finding(&names, Problem::LedgerTorn) });
-        }
-        let mut keys = BTreeMap::new();
-        for (id, volume) in image.state().volumes() {
-            // That the key is another is said, of each volume; whatever needs none is looked at all the same, here and in other groups.
-            let of_volume = match unlocking.keys_if_given(&**store.backend(), &names, volume.meta()) {
-                Err(error @ StoreError::KeyNeeded { .. }) => {
-                    report.findings.push(Finding {
-                        severity: Severity::Warning,
-                        text: error.to_string(),
-                        ..finding(&names, Problem::Key)
-                    });
-                    (&volume.meta().digest_key).into()
-                }
-                other => other?,
-            };
-            keys.insert(id, of_volume);
-        }
-        let mut group = GroupCheck { names, image, segments: &segments, keys, bad: Vec::new(), findings: Vec::new() };
-        group.check_keys()?;
-        group.check_segments(&read, progress)?;
-        group.check_layers();
-        group.check_points()?;
-        group.check_leftovers(torn.is_some(), &mut report)?;
-        group.check_landing(store)?;
-        group.check_checkpoints()?;
-        report.records += group.image.state().next_slot().0;
-        report.points += group.image.state().points().len() as u64;
-        report.segments += group.image.parts().iter().count() as u64;
-        let in_packs = group.image.dead_bytes_in_packs();
-        report.segment_bytes += group.image.parts().bytes() + in_packs;
-        report.dead_bytes += group.image.parts().dead_bytes(group.image.state()) + in_packs;
-        group.findings.truncate(FINDINGS_MAX);
-        report.findings.append(&mut group.findings);
     }
     report.findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
     Ok(report)
 }
 
-/// Folders that look like groups and do not say which they are, in the store and in landing.
-fn strays(store: &StoreReader, report: &mut CheckReport) -> Result<()> {
-    let known: BTreeSet<GroupNames> = store.groups()?.into_iter().collect();
-    for names in folders_of_groups(&**store.backend(), &names::groups())?.difference(&known) {
+/// Whether what kept one group from being checked to its end says nothing of the others.
+fn is_of_group(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Denied { .. } | StoreError::RemoteDenied { .. } | StoreError::Unreadable { .. } | StoreError::Io { .. }
+    )
+}
+
+fn check_group(
+    store: &StoreReader,
+    names: &GroupNames,
+    read: &AtomicU64,
+    progress: &(dyn Fn(u64) -> bool + Sync),
+    report: &mut CheckReport,
+) -> Result<()> {
+    let reader = match store.group_as_listed(names) {
+        Ok(reader) => reader,
+        Err(
+            error @ (StoreError::ForeignGroup { .. }
+            | StoreError::Damaged { .. }
+            | StoreError::Unreadable { .. }
+            | StoreError::Version { .. }),
+        ) => {
+            let finding = Finding { object: Some(names.description().to_string()), ..finding(names, Problem::Description) };
+            report.findings.push(Finding { text: error.to_string(), ..finding });
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let (image, segments, torn, unlocking) = reader.into_parts();
+    if let Some(text) = mislabelled(&**store.backend(), names)? {
+        let base = finding(names, Problem::Description);
+        let object = Some(names.description().to_string());
+        report.findings.push(Finding { severity: Severity::Warning, object, text, ..base });
+    }
+    if let Some(torn) = &torn {
+        let text = torn.error(names).to_string();
+        report.findings.push(Finding { object: Some(torn.file.clone()), text, ..finding(names, Problem::LedgerTorn) });
+    }
+    let mut keys = BTreeMap::new();
+    for (id, volume) in image.state().volumes() {
+        // That the key is another is said, of each volume; whatever needs none is looked at all the same, here and in other groups.
+        let of_volume = match unlocking.keys_if_given(&**store.backend(), names, volume.meta()) {
+            Err(error @ StoreError::KeyNeeded { .. }) => {
+                report.findings.push(Finding {
+                    severity: Severity::Warning,
+                    text: error.to_string(),
+                    ..finding(names, Problem::Key)
+                });
+                (&volume.meta().digest_key).into()
+            }
+            other => other?,
+        };
+        keys.insert(id, of_volume);
+    }
+    let mut group = GroupCheck { names: names.clone(), image, segments: &segments, keys, bad: Vec::new(), findings: Vec::new() };
+    let checked = group.check_all(store, read, progress, torn.is_some(), report);
+    report.records += group.image.state().next_slot().0;
+    report.points += group.image.state().points().len() as u64;
+    report.segments += group.image.parts().iter().count() as u64;
+    let in_packs = group.image.dead_bytes_in_packs();
+    report.segment_bytes += group.image.parts().bytes() + in_packs;
+    report.dead_bytes += group.image.parts().dead_bytes(group.image.state()) + in_packs;
+    group.findings.truncate(FINDINGS_MAX);
+    report.findings.append(&mut group.findings);
+    checked
+}
+
+/// Folders that look like groups and do not say which they are, in the store and in landing; and those that cannot be looked into.
+fn strays(store: &StoreReader, listing: &Listing, report: &mut CheckReport) -> Result<()> {
+    for (source, error) in &listing.unlisted {
+        let object = format!("{}/{source}", names::groups());
+        let text = format!("the groups of {source} cannot be listed, and are not checked: {error}");
+        let base = finding(source, Problem::Description);
+        report.findings.push(Finding { object: Some(object), text, ..base });
+    }
+    for names in &listing.strays {
         let object = names.description().to_string();
         let text = format!(
             "{object} is missing, so the receiver does not serve this group: put it back from a copy of the store, or from a group \
@@ -218,7 +244,10 @@ fn strays(store: &StoreReader, report: &mut CheckReport) -> Result<()> {
         );
         report.findings.push(Finding { object: Some(object), text, ..finding(names, Problem::Description) });
     }
-    for names in store.groups_in_landing()?.difference(&known) {
+    let known: BTreeSet<&GroupNames> = listing.groups.iter().collect();
+    let is_known =
+        |names: &GroupNames| known.contains(names) || listing.unlisted.iter().any(|(source, _)| *source == names.source);
+    for names in store.groups_in_landing()?.iter().filter(|names| !is_known(names)) {
         let text = format!("landing/{names} is of no group of this store; it may be deleted");
         let base = finding(names, Problem::Strange);
         report.findings.push(Finding { severity: Severity::Warning, object: Some(format!("landing/{names}")), text, ..base });
@@ -254,6 +283,23 @@ enum Lost {
 }
 
 impl GroupCheck<'_> {
+    fn check_all(
+        &mut self,
+        store: &StoreReader,
+        read: &AtomicU64,
+        progress: &(dyn Fn(u64) -> bool + Sync),
+        torn: bool,
+        report: &mut CheckReport,
+    ) -> Result<()> {
+        self.check_keys()?;
+        self.check_segments(read, progress)?;
+        self.check_layers();
+        self.check_points()?;
+        self.check_leftovers(torn, report)?;
+        self.check_landing(store)?;
+        self.check_checkpoints()
+    }
+
     /// Reads every published segment in full.
     fn check_segments(&mut self, read: &AtomicU64, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<()> {
         let parts: Vec<(PartNo, Part)> = self.image.parts().iter().map(|(no, p)| (no, p.clone())).collect();
@@ -616,7 +662,7 @@ impl GroupCheck<'_> {
     }
 }
 
-fn finding(names: &GroupNames, problem: Problem) -> Finding {
+fn finding(names: &dyn Display, problem: Problem) -> Finding {
     Finding {
         severity: Severity::Error,
         problem,

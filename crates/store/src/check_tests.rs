@@ -115,7 +115,7 @@ fn the_dead_ratio_counts_what_the_next_prune_gives_up() {
     let report = checked(&store);
     assert!(report.dead_ratio() > 0.3 && report.dead_ratio() < 0.4, "one of three: {}", report.dead_ratio());
     let reader = crate::StoreReader::open(&store.path()).expect("open");
-    let group = reader.group(&reader.groups().expect("groups")[0]).expect("group");
+    let group = reader.group(&reader.groups().expect("groups").groups[0]).expect("group");
     let id = group.volume(&volume.meta.name).expect("found");
     let point = group.point_reader(first, id).expect("reader");
     let mut content = point.content();

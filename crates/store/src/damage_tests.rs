@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use farside_ledger::{Body, LayerEntry, LayerKind, Policy, TOUCHED_BYTES_MAX};
-use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, mutation::tell};
+use farside_ledger::{Body, LayerEntry, LayerKind, PackId, Policy, TOUCHED_BYTES_MAX};
+use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, Slot, mutation::tell};
 
 use super::{DigestRun, GroupStore};
 use crate::checkpoint::tests::{copy_dir, names, object_path};
@@ -74,6 +74,55 @@ fn a_damaged_footer_of_an_old_layer_spoils_its_own_regions_only() {
         group.prune(&policy).expect("prune");
         assert!(!file.exists() && group.point(healed).is_some());
     });
+}
+
+/// A volume was removed from its host, and its last part is damaged: nobody will ever send it again. Retention of the whole group stood still for that.
+#[test]
+fn damage_of_a_volume_that_is_gone_keeps_its_own_points_and_parts_and_nothing_else() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let (mut gone, mut other) = (TestVolume::new("gone", 64), TestVolume::new("other", 64));
+    gone.claim(&mut group);
+    other.claim(&mut group);
+    let first = gone.base(&mut group, 1);
+    other.base(&mut group, 1);
+    // A point of both, of which the newer part of the one that goes is damaged later.
+    let both = vec![gone.land(&group, &[vec![(0, 8, Fill::Byte(2))]]), other.land(&group, &[vec![(0, 8, Fill::Byte(2))]])];
+    let of_both = group.append(layers(LayerKind::Point, both)).expect("append").position.slot;
+    let old: Vec<_> = (3..6)
+        .map(|byte| other.publish(&mut group, LayerKind::Point, &[vec![(0, 64, Fill::Byte(byte))]]).position.slot)
+        .collect();
+    let file = store.path().join(format!("groups/host/default/segments/gone/{}/2.0", gone.term));
+    let sound = fs::read(&file).expect("read");
+    drop(group);
+    let mut bytes = sound.clone();
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs::write(&file, bytes).expect("write");
+
+    let mut group = store.group();
+    assert!(group.image().has_unknown());
+    // Of a store in a bucket: a pack that was put after its last layer has nothing of it.
+    let may_go = |slot: u64| group.image().pack_may_go(&PackId::new(Slot(slot), [7; 8]));
+    assert_eq!([of_both.0 - 1, of_both.0, of_both.0 + 1].map(may_go), [false, false, true]);
+    let policy = Policy::without_grid(1, 0);
+    let Some(Body::Prune(plan)) = group.prune_plan(&policy) else { panic!("nothing is given up") };
+    assert!(plan.points.contains(&old[0]) && plan.points.contains(&old[1]) && !plan.points.contains(&of_both), "{plan:?}");
+    let members = |slot: &Slot| group.state().points()[slot].members.clone();
+    assert!(plan.points.iter().flat_map(members).all(|member| member.key.volume == other.id()), "{plan:?}");
+    assert!(!plan.parts.is_empty() && plan.parts.iter().all(|part| part.layer.volume == other.id()), "{plan:?}");
+    group.prune(&policy).expect("prune");
+    let files = |volume: &str| store.files(&format!("groups/host/default/segments/{volume}")).len();
+    assert_eq!(files("gone"), 2, "it may come back");
+    assert!(files("other") < 5, "{} are left", files("other"));
+    assert!([first, of_both].iter().all(|point| group.point(*point).is_some()) && group.point(old[0]).is_none());
+
+    // It came back.
+    drop(group);
+    fs::write(&file, sound).expect("write");
+    let mut group = store.group();
+    assert!(!group.image().has_unknown());
+    group.prune(&policy).expect("prune");
+    assert!(group.point(first).is_none(), "its points age as others do");
 }
 
 /// Below a checkpoint nobody replays records: one of another branch, whole as it is, says nothing of what an old layer touched.

@@ -170,10 +170,10 @@ pub struct GroupStore {
     /// When the leases were looked at last.
     looked_at: Option<Instant>,
     deferred_since: Option<Instant>,
-    /// When objects of a bucket were deleted last.
-    swept_at: Option<Instant>,
-    /// When its segments were looked at last.
-    listed_at: Option<Instant>,
+    /// When objects of a bucket may be deleted again.
+    sweep_at: Option<Instant>,
+    /// When its segments may be looked at again.
+    list_at: Option<Instant>,
     /// What of a bucket's segments nobody has looked at since the group was opened: those after this one.
     unseen: Option<Unseen>,
     /// Segments that no accepted record names, of which one may still: linked by an append that has not succeeded (yet).
@@ -214,8 +214,8 @@ impl GroupStore {
             leases: Leases::default(),
             looked_at: None,
             deferred_since: None,
-            swept_at: None,
-            listed_at: None,
+            sweep_at: None,
+            list_at: None,
             unseen: None,
             awaited: BTreeMap::new(),
             merging: Merging::default(),
@@ -243,7 +243,7 @@ impl GroupStore {
         group.landing.recover(&group.segments, &group.image, whole)?;
         index_all(&mut group.image, &group.segments)?;
         if group.image.has_unknown() {
-            tracing::warn!(group = %group.names(), "nothing is pruned until damaged segments come back or are sent again");
+            tracing::warn!(group = %group.names(), "no part of their volumes and none of their points is pruned until damaged segments come back or are sent again");
         }
         if whole && group.shared.is_dir {
             group.sort_out(there);
@@ -503,7 +503,7 @@ impl GroupStore {
         Ok(gone)
     }
 
-    /// Damaged segments in whose place nothing newer lies: what they held cannot be restored, and nothing is pruned.
+    /// Damaged segments in whose place nothing newer lies: what they held cannot be restored, and nothing of their volumes is pruned.
     pub fn damaged(&self) -> Vec<String> {
         let named = |part: &Part| {
             let volume = self.state().volume(part.name.layer.volume)?;

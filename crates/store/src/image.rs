@@ -109,6 +109,8 @@ pub struct GroupImage {
     indexed: Option<PartNo>,
     /// Damaged parts of which something may lie in a head image.
     damaged: BTreeSet<PartNo>,
+    /// Whose they are.
+    unknown: BTreeSet<VolumeId>,
     /// Parts of merges that were found damaged, wherever something of them lies.
     damaged_merges: BTreeSet<PartName>,
     replaced: Replaced,
@@ -125,6 +127,7 @@ impl GroupImage {
             heads: BTreeMap::new(),
             indexed: None,
             damaged: BTreeSet::new(),
+            unknown: BTreeSet::new(),
             damaged_merges: BTreeSet::new(),
             replaced: Replaced::default(),
             begun: Slot(0),
@@ -230,6 +233,7 @@ impl GroupImage {
             self.parts.gained(no, gained);
             if !whole {
                 self.damaged.insert(no);
+                self.unknown.insert(map.volume);
                 self.damaged_merges.extend(self.parts.get(no).map(|part| part.name));
                 continue;
             }
@@ -284,24 +288,27 @@ impl GroupImage {
     }
 
     /// Whether a dead segment may be deleted, as far as damage goes. What is damaged may come back, or may have been left out of a copy: as long
-    /// as a head image is unknown in part nothing goes that a record named or a merge wrote, and what a merge may have replaced stays as long
-    /// as a merged part that it may lie in is damaged.
+    /// as the head image of a volume is unknown in part nothing of it goes that a record named, nor anything that a merge wrote and no record
+    /// names, and what a merge may have replaced stays as long as a merged part that it may lie in is damaged.
+    ///
+    /// Of another volume it says nothing: no part holds content of two, a merge is of one, and what an image of a volume takes is of its own parts.
     pub(crate) fn may_go(&self, part: &PartName) -> bool {
         match self.state.published(&part.layer).map(|published| published.born) {
-            Some(born) => self.lets_go(Some(part.layer.volume), born),
-            None => part.layer.merge().is_none() || self.lets_go(None, Slot(0)),
+            Some(born) => !self.unknown.contains(&part.layer.volume) && !self.is_spoiled(Some(part.layer.volume), born),
+            None => part.layer.merge().is_none() || !self.has_unknown() && !self.is_spoiled(None, Slot(0)),
         }
     }
 
     /// The same of a dead pack, whose parts may be of any volume; they were born in the slot that its name says, or later. A record that
     /// gave its parts up may not be known any more, so none counts as one that no record named.
     pub(crate) fn pack_may_go(&self, pack: &PackId) -> bool {
-        !self.replaced.has_in(pack) && self.lets_go(None, pack.slot())
-    }
-
-    /// Whether damage lets anything go that was born in that slot or later.
-    fn lets_go(&self, volume: Option<VolumeId>, born: Slot) -> bool {
-        !self.has_unknown() && !self.is_spoiled(volume, born)
+        let slot = pack.slot();
+        // It has nothing of a volume whose layers are all older.
+        let may_have = |volume: &VolumeId| {
+            self.state.volume(*volume).is_none_or(|known| known.last_layer().is_some_and(|last| last.slot >= slot))
+        };
+        let is_unknown = self.unknown.iter().any(may_have);
+        !self.replaced.has_in(pack) && !is_unknown && !self.is_spoiled(None, slot)
     }
 
     /// The parts that are not in the head images yet, in the order in which [`GroupImage::index`] wants them.
@@ -332,12 +339,14 @@ impl GroupImage {
         });
         if runs.is_damaged() {
             self.damaged.insert(no); // alive, whatever was counted
+            self.unknown.insert(layer.volume);
             self.damaged_merges.extend(parts.get(no).map(|part| part.name).filter(|name| name.layer.merge().is_some()));
             return;
         }
         parts.settle(no, slot);
         if !self.damaged.is_empty() && head.unknown.extent_count() == 0 {
             // Newer layers cover all that the volume's damaged parts may have held.
+            self.unknown.remove(&layer.volume);
             self.damaged.retain(|&no| {
                 let elsewhere = parts.get(no).is_some_and(|p| p.name.layer.volume != layer.volume);
                 if !elsewhere {
@@ -348,7 +357,7 @@ impl GroupImage {
         }
     }
 
-    /// Whether a damaged part may lie in a head image. Until newer layers cover it, nothing is given up: it may come back.
+    /// Whether a damaged part may lie in a head image. Until newer layers cover it, nothing of its volume is given up: it may come back.
     pub fn has_unknown(&self) -> bool {
         !self.damaged.is_empty()
     }
@@ -478,22 +487,25 @@ impl GroupImage {
     }
 
     /// A prune record that gives up what `policy` lets go, and the parts that are dead then. `None`: nothing to give up. Large
-    /// ones come in several turns. None either while a head image is partly unknown.
+    /// ones come in several turns. While the head image of a volume is partly unknown, no part of it is given up, and no point that it is a member
+    /// of: † of those that are older than the damage one may be the last that is whole.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Prune> {
         self.prune_plan_keeping(policy, &BTreeSet::new(), &BTreeSet::new())
     }
 
     /// The same, of which nothing gives up any of the points that somebody needs. Those of the cohorts that were forgotten are as all others.
     pub fn prune_plan_keeping(&self, policy: &Policy, kept: &BTreeSet<Slot>, forgotten: &BTreeSet<[u8; 16]>) -> Option<Prune> {
-        if self.has_unknown() {
-            return None;
-        }
+        let unknown = &self.unknown;
+        let is_of_unknown = |slot: &Slot| {
+            let point = self.state.points().get(slot).filter(|_| !unknown.is_empty());
+            point.is_some_and(|point| point.members.iter().any(|member| unknown.contains(&member.key.volume)))
+        };
         let looked = self.state.head()?;
         let mut points = self.state.prunable_beside_kin(policy, forgotten);
-        points.retain(|point| !kept.contains(point));
+        points.retain(|point| !kept.contains(point) && !is_of_unknown(point));
         points.truncate(PRUNE_POINTS_MAX);
         let without: BTreeSet<Slot> = points.iter().copied().collect();
-        let parts = self.parts.dead(&self.state, &without, PRUNE_PARTS_MAX);
+        let parts = self.parts.dead_but_of(unknown, &self.state, &without, PRUNE_PARTS_MAX);
         (!points.is_empty() || !parts.is_empty()).then(|| Prune {
             looked,
             policy: PrunePolicy::Aged(policy.clone()),

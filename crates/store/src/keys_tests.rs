@@ -48,7 +48,7 @@ fn store() -> (TempStore, TestVolume, Slot) {
 
 fn opened(store: &TempStore, keeper: Option<Keeper>) -> crate::GroupReader {
     let reader = StoreReader::open(&store.path()).expect("open").with_keeper(keeper);
-    reader.group(&reader.groups().expect("groups")[0]).expect("group")
+    reader.group(&reader.groups().expect("groups").groups[0]).expect("group")
 }
 
 #[test]

@@ -13,7 +13,7 @@ const GRANULES: u64 = 64;
 
 fn reader(store: &TempStore) -> GroupReader {
     let reader = StoreReader::open(&store.path()).expect("open");
-    reader.group(&reader.groups().expect("groups")[0]).expect("group")
+    reader.group(&reader.groups().expect("groups").groups[0]).expect("group")
 }
 
 fn lazily(group: &GroupReader, point: Slot) -> PointReader<LazyImage> {

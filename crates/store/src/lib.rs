@@ -91,7 +91,7 @@ pub use resting::RestingGroup;
 pub use restore::{RestoreOptions, RestoreReport, RestoreTarget, check_restorable, restore_to};
 pub use segments::runs_of;
 pub use space::{RESERVE_BYTES_MIN, Space};
-pub use store::{STORE_VERSION, Store};
+pub use store::{Listing, STORE_VERSION, Store};
 pub use stream::restore_stream;
 pub use target::{Existing, FileTarget};
 pub use verify::{DamagedRegion, Looked, Verified, unreadable_runs, verify_point};

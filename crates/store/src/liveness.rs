@@ -260,6 +260,17 @@ impl Parts {
 
     /// The parts that nothing needs once the points in `without` are gone, at most `limit` of them, oldest first, by layer.
     pub fn dead(&self, state: &State, without: &BTreeSet<Slot>, limit: usize) -> Vec<PrunedParts> {
+        self.dead_but_of(&BTreeSet::new(), state, without, limit)
+    }
+
+    /// The same, without those of some volumes.
+    pub(crate) fn dead_but_of(
+        &self,
+        spared: &BTreeSet<VolumeId>,
+        state: &State,
+        without: &BTreeSet<Slot>,
+        limit: usize,
+    ) -> Vec<PrunedParts> {
         let mut points: BTreeMap<VolumeId, Vec<Slot>> = BTreeMap::new();
         for point in state.points().values().filter(|p| !without.contains(&p.slot)) {
             for member in &point.members {
@@ -271,6 +282,9 @@ impl Parts {
         for part in self.all.values() {
             if count == limit {
                 break;
+            }
+            if spared.contains(&part.name.layer.volume) {
+                continue;
             }
             let died = match part.died {
                 Some(died) => died,

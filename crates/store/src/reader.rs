@@ -38,7 +38,7 @@ use crate::points::{self, PointInfo};
 use crate::replay::{Replayed, Torn, replay};
 use crate::resting::RestingGroup;
 use crate::segments::{FooterFault, Located, Segments};
-use crate::store::{folders_in_landing, list_groups, read_group_description, read_store_description};
+use crate::store::{Listing, folders_in_landing, list_groups, read_group_description, read_store_description};
 
 /// Payload bytes read from a segment at once.
 const READ_BYTES_MAX: u64 = 4 << 20;
@@ -181,11 +181,11 @@ impl StoreReader {
         &self.backend
     }
 
-    /// The groups in it.
+    /// The groups in it, as far as its folders can be looked into.
     ///
     /// # Errors
-    /// What the file system says.
-    pub fn groups(&self) -> Result<Vec<GroupNames>> {
+    /// Where none can be; [`StoreError::Vanished`].
+    pub fn groups(&self) -> Result<Listing> {
         list_groups(&*self.backend)
     }
 
@@ -225,7 +225,8 @@ impl GroupReader {
         let lock = readers.share()?;
         let id = match read_group_description(&**backend, names) {
             Err(StoreError::NoSuchGroup { source_name, group, .. }) => {
-                return Err(StoreError::NoSuchGroup { source_name, group, known: known(list_groups(&**backend)?) });
+                let there = list_groups(&**backend).unwrap_or_default();
+                return Err(StoreError::NoSuchGroup { source_name, group, known: known(there.groups) });
             }
             other => other?,
         };

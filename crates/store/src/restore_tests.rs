@@ -27,7 +27,7 @@ fn store() -> (TempStore, TestVolume, Slot) {
 
 fn reader(store: &TempStore, point: Slot) -> PointReader {
     let reader = StoreReader::open(&store.path()).expect("open");
-    let group = reader.group(&reader.groups().expect("groups")[0]).expect("group");
+    let group = reader.group(&reader.groups().expect("groups").groups[0]).expect("group");
     group.point_reader(point, group.volume(&crate::testkit::name("v")).expect("found")).expect("reader")
 }
 
@@ -408,7 +408,7 @@ fn what_is_sound_of_a_damaged_point_is_restored_when_that_is_allowed() {
     let allowed = RestoreOptions { allow_damaged: true, ..RestoreOptions::default() };
     let as_it_is = || {
         let reader = StoreReader::open(&store.path()).expect("open");
-        let group = reader.group(&reader.groups().expect("groups")[0]).expect("group");
+        let group = reader.group(&reader.groups().expect("groups").groups[0]).expect("group");
         group.point_reader_as_it_is(point, volume.id()).expect("reader")
     };
     let check = |damage: &str, resume: bool| {

@@ -60,6 +60,18 @@ pub struct Store {
     shared: Arc<Shared>,
 }
 
+/// What there is in a store, as far as its folders can be looked into. What is in the way in one of them hides none of the others.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The groups: folders that describe themselves as such, or of which nobody can find out whether they do. Who opens one of those is told
+    /// why.
+    pub groups: Vec<GroupNames>,
+    /// Folders without a description.
+    pub strays: Vec<GroupNames>,
+    /// Sources whose groups cannot be listed, and why.
+    pub unlisted: Vec<(Name, StoreError)>,
+}
+
 /// What the groups of an open store have in common.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -204,11 +216,11 @@ impl Store {
         self.shared.backend.place()
     }
 
-    /// The groups in it.
+    /// The groups in it, as far as its folders can be looked into.
     ///
     /// # Errors
-    /// What the file system says.
-    pub fn groups(&self) -> Result<Vec<GroupNames>> {
+    /// Where none can be; [`StoreError::Vanished`], [`StoreError::Latched`].
+    pub fn groups(&self) -> Result<Listing> {
         list_groups(&*self.shared.backend)
     }
 
@@ -236,6 +248,16 @@ impl Store {
             read?;
         }
         GroupStore::open(Arc::clone(&self.shared), names, id)
+    }
+
+    /// Whether the store itself is there, is the one that was opened, and answers. What is in the way of one of its groups is about that group
+    /// alone then.
+    ///
+    /// # Errors
+    /// [`StoreError::Vanished`], [`StoreError::Latched`], [`StoreError::Replaced`]; what the file system or the service says.
+    pub fn look(&self) -> Result<()> {
+        self.shared.staging.present()?;
+        self.shared.is_same()
     }
 
     /// The space of the file system that parts land on.
@@ -275,11 +297,14 @@ impl Shared {
         if seen.is_some_and(|seen| seen.elapsed() < LOOKED_AT_AGAIN) {
             return Ok(());
         }
+        self.is_same()?;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(())
+    }
+
+    fn is_same(&self) -> Result<()> {
         match read_store_description(&*self.backend) {
-            Ok(id) if id == self.id => {
-                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                Ok(())
-            }
+            Ok(id) if id == self.id => Ok(()),
             Ok(_) | Err(StoreError::NotAStore { .. }) => Err(StoreError::Replaced { place: self.backend.place() }),
             Err(error) => Err(error),
         }
@@ -338,28 +363,37 @@ fn make_dir(path: &Path) -> Result<()> {
     synced.map_err(|e| StoreError::from_io("syncing", parent, 0, e))
 }
 
-/// The groups of a store: the folders that describe themselves as such.
-pub(crate) fn list_groups(backend: &dyn Backend) -> Result<Vec<GroupNames>> {
-    let mut groups = Vec::new();
-    for names in folders_of_groups(backend, &names::groups())? {
-        if block_on(backend.size(&names.description()))?.is_some() {
-            groups.push(names);
-        }
-    }
-    Ok(groups)
-}
-
-/// The folders of a source and a group below a folder of the store.
-pub(crate) fn folders_of_groups(backend: &dyn Backend, folder: &ObjectName) -> Result<BTreeSet<GroupNames>> {
-    let below = |folder: &ObjectName| -> Result<Vec<Name>> {
+/// The groups of a store: the folders of a source and a group that describe themselves as such.
+pub(crate) fn list_groups(backend: &dyn Backend) -> Result<Listing> {
+    let root = names::groups();
+    let below = |folder: &ObjectName| -> Result<BTreeSet<Name>> {
         Ok(block_on(backend.folders(folder))?.iter().filter_map(|name| name.parse().ok()).collect())
     };
-    let mut groups = BTreeSet::new();
-    for source in below(folder)? {
-        let folder = ObjectName::new(format!("{folder}/{source}"))?;
-        groups.extend(below(&folder)?.into_iter().map(|group| GroupNames::new(source.clone(), group)));
+    let mut listing = Listing::default();
+    for source in below(&root)? {
+        let folder = ObjectName::new(format!("{root}/{source}"))?;
+        let groups = match below(&folder) {
+            Err(error) if !is_of_store(&error) => {
+                listing.unlisted.push((source, error));
+                continue;
+            }
+            other => other?,
+        };
+        for names in groups.into_iter().map(|group| GroupNames::new(source.clone(), group)) {
+            match block_on(backend.size(&names.description())) {
+                Ok(None) => listing.strays.push(names),
+                Err(error) if is_of_store(&error) => return Err(error),
+                // Whoever opens it meets that error, if it is still there.
+                Ok(Some(_)) | Err(_) => listing.groups.push(names),
+            }
+        }
     }
-    Ok(groups)
+    Ok(listing)
+}
+
+/// Whether what was met in one folder is said of the whole store.
+fn is_of_store(error: &StoreError) -> bool {
+    matches!(error, StoreError::Vanished { .. } | StoreError::Latched { .. } | StoreError::NoBucket { .. })
 }
 
 /// The same of landing, which no backend looks into.
@@ -487,6 +521,31 @@ mod tests {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"farside group v1\0host\0db");
         assert_eq!(text, golden.replace("GROUP", &HEXLOWER.encode(&hasher.finalize().as_bytes()[..16])));
-        assert_eq!(open.groups().expect("groups"), [GroupNames::new(name("host"), name("db"))]);
+        assert_eq!(open.groups().expect("groups").groups, [GroupNames::new(name("host"), name("db"))]);
+    }
+
+    /// One description that could not be looked at hid every group of the store.
+    #[test]
+    fn what_cannot_be_looked_at_hides_no_group() {
+        use crate::backend::faulty::{Faulty, Op, When};
+
+        let store = TempStore::new();
+        let open = store.open();
+        for (source, group) in [("host", "db"), ("host", "web"), ("other", "db")] {
+            drop(open.group(&name(source), &name(group)).expect("group"));
+        }
+        fs::create_dir_all(store.path().join("groups/host/stray")).expect("made");
+        let faulty = Faulty::new(Arc::new(DirBackend::open(&store.path()).expect("open")));
+        faulty.fail(Op::Size, "host/db/group.json", When::Before, libc::EACCES);
+        faulty.fail(Op::Folders, "groups/other", When::Before, libc::EACCES);
+        let listing = list_groups(&*faulty).expect("the others");
+        assert_eq!(listing.groups, ["db", "web"].map(|group| GroupNames::new(name("host"), name(group))));
+        assert_eq!(listing.strays, [GroupNames::new(name("host"), name("stray"))]);
+        assert!(
+            matches!(&listing.unlisted[..], [(source, StoreError::Denied { .. })] if *source == name("other")),
+            "{listing:?}"
+        );
+        faulty.fail(Op::Folders, "groups", When::Before, libc::EACCES);
+        assert!(list_groups(&*faulty).is_err(), "nothing can be seen");
     }
 }

@@ -24,7 +24,7 @@ fn store() -> (TempStore, TestVolume, Slot) {
 
 fn reader(store: &TempStore, point: Slot) -> PointReader {
     let reader = StoreReader::open(&store.path()).expect("open");
-    let group = reader.group(&reader.groups().expect("groups")[0]).expect("group");
+    let group = reader.group(&reader.groups().expect("groups").groups[0]).expect("group");
     group.point_reader_as_it_is(point, group.volume(&name("v")).expect("found")).expect("reader")
 }
 

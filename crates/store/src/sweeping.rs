@@ -24,10 +24,16 @@ const DELETE_BATCH: usize = 1000;
 const DELETE_REQUESTS: usize = 64;
 /// And not again before this.
 const SWEPT_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
+/// What took longer than this is not begun again before as much has passed: nothing of the group is heard while its thread waits for a service.
+const SLOW: Duration = Duration::from_secs(5);
 /// A file of a directory that could not be deleted is not tried again before this.
 const FAILED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(60) };
 /// Nor is it looked more often for who reads.
 const LOOKED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(600) };
+
+fn pause_after(took: Duration) -> Duration {
+    if took > SLOW { took } else { SWEPT_AGAIN }
+}
 
 impl GroupStore {
     /// Deletes what may go, unless somebody reads; finds it first, a thousand names at a time, in a bucket that was just opened. To
@@ -87,10 +93,11 @@ impl GroupStore {
         let mut swept = Swept::default();
         // What fails keeps nothing else from being deleted, and is told at the end.
         let mut failed = None;
-        if (self.unseen.is_some() || self.packs.unseen.is_some()) && self.listed_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
-            self.listed_at = Some(Instant::now());
+        if (self.unseen.is_some() || self.packs.unseen.is_some()) && self.list_at.is_none_or(|at| Instant::now() >= at) {
+            let began = Instant::now();
             failed = self.look_for_debris().err();
             failed = self.look_for_unnamed_packs().err().or(failed);
+            self.list_at = Some(Instant::now() + pause_after(began.elapsed()));
         }
         self.keep_what_may_not_go();
         if self.cleared.is_empty() && self.looked_at.is_none_or(|at| at.elapsed() >= LOOKED_AGAIN) {
@@ -99,11 +106,10 @@ impl GroupStore {
             failed = self.clear().err().or(failed);
         }
         let may_go = !self.cleared.is_empty() || !self.cleared_packs(1).is_empty();
-        if may_go && self.swept_at.is_none_or(|at| at.elapsed() >= SWEPT_AGAIN) {
+        if may_go && self.sweep_at.is_none_or(|at| Instant::now() >= at) {
             let of = |part: &PartName| Some((*part, self.dead.get(part)?.volume.clone()));
             let batch: Vec<(PartName, Name)> = self.cleared.iter().filter_map(of).take(DELETE_REQUESTS).collect();
-            // After an error, too: not again at once.
-            self.swept_at = Some(Instant::now());
+            let began = Instant::now();
             let segments = Arc::clone(&self.segments);
             let backend = &*segments.backend;
             let deleted = parallel(backend, &batch, |(part, volume)| block_on(backend.delete(&self.segments.name(volume, part))));
@@ -126,6 +132,8 @@ impl GroupStore {
                 self.pack_deleted(id, deleted.is_ok());
                 failed = deleted.err().or(failed);
             }
+            // After an error, too: not again at once.
+            self.sweep_at = Some(Instant::now() + pause_after(began.elapsed()));
         }
         swept.deferred = self.deferred();
         failed.map_or(Ok(swept), Err)

@@ -185,7 +185,9 @@ impl Group {
         let Place::Here(here) = &self.place else { return };
         let runs = here.store.digests(volume, run).map(|runs| runs.into_iter().map(wire_run).collect());
         let runs = runs.map_err(|error| {
-            self.receiver.vault.failed(here.generation, &error);
+            if error.remedy() == Remedy::Reopen {
+                self.store_error(&error);
+            }
             error.to_string()
         });
         self.happened(Event::Digests { session, id, volume, start: run.start, runs });

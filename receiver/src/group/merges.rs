@@ -44,6 +44,12 @@ pub(crate) struct MergeStanding {
 impl Group {
     /// What to look at next.
     pub(super) fn merge_next(&mut self, reply: oneshot::Sender<MergeNext>) {
+        // What merges and decrees cost, publication would owe.
+        if matches!(&self.place, Place::Here(here) if here.spent) {
+            self.merging.why_not = Some("the requests that `publish_budget` allows are used up".to_owned());
+            let _ = reply.send(MergeNext::Nothing);
+            return;
+        }
         // First of all, and where there is no room, too: it is what gives room back.
         if let Place::Here(here) = &mut self.place
             && let Some(decree) = here.store.decree_plan()
@@ -107,7 +113,8 @@ impl Group {
         }
     }
 
-    /// A merge was written, or not: its record is put if it may be one still.
+    /// A merge was written, or not: its record is put if it may be one still, also where requests are used up by now: what was written would
+    /// cost as many to be taken away.
     pub(super) fn merged(&mut self, tried: MergeTried, reply: oneshot::Sender<bool>) {
         let verifying = self.why_no_merge().is_some();
         let Place::Here(here) = &mut self.place else { return };

@@ -12,7 +12,7 @@ use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
 use farside_wire::{ClaimOutcome, ClaimVerdict, PartHeader, ReceiverMessage, RefusalCode, SourceMessage, decode_payload};
 
-use super::{BeginPart, DENIED_AGAIN, Group, Here, Listening, PartOutcome, Place};
+use super::{BeginPart, Group, Here, Listening, PartOutcome, Place};
 use crate::door::{Session, refusal};
 use crate::status::way_out;
 
@@ -271,34 +271,6 @@ impl Group {
                 }
             }
             _ => self.store_error(error),
-        }
-    }
-
-    /// Tells the vault; if the store is given up, the group leaves it with the next tick at the latest. What only this group
-    /// cannot write, or is not sure of, makes only this group leave.
-    pub(super) fn store_error(&mut self, error: &StoreError) {
-        match (&self.place, error) {
-            (Place::Away { .. }, _) => {}
-            (
-                Place::Here(_),
-                StoreError::ReadOnly { .. }
-                | StoreError::Denied { .. }
-                | StoreError::Uncertain { .. }
-                | StoreError::BehindCheckpoint { .. },
-            ) => self.unwritable = Some(error.to_string()),
-            // † Refused with the credentials of this opening as with those before: it is about this group's objects, and the others go on.
-            (Place::Here(here), StoreError::RemoteDenied { .. })
-                if self.denied.is_some_and(|(before, at)| before != here.generation && at.elapsed() < DENIED_AGAIN) =>
-            {
-                self.unwritable = Some(error.to_string());
-            }
-            (Place::Here(here), StoreError::RemoteDenied { .. }) => {
-                if self.denied.is_none_or(|(before, _)| before != here.generation) {
-                    self.denied = Some((here.generation, Instant::now()));
-                }
-                self.receiver.vault.failed(here.generation, error);
-            }
-            (Place::Here(here), _) => drop(self.receiver.vault.failed(here.generation, error)),
         }
     }
 }

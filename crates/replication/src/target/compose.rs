@@ -37,6 +37,8 @@ pub(super) struct QueuedClaim {
 #[derive(Debug)]
 pub(super) struct Appending {
     ticket: Ticket,
+    /// When it was asked for.
+    since: Nanos,
     what: What,
 }
 
@@ -76,7 +78,7 @@ impl Target {
             return;
         }
         if let Some((submission, body)) = self.submissions.pop_front() {
-            return self.append(What::Submission { submission, body: body.clone() }, body, out);
+            return self.append(now, What::Submission { submission, body: body.clone() }, body, out);
         }
         if self.trouble.as_ref().is_some_and(|t| now < t.retry_at) {
             return;
@@ -88,7 +90,7 @@ impl Target {
             // A host's cold writes may wait for this one. At most one per record of a claim or layer.
             self.charge(now, self.config.limits.file_bytes);
             let body = Body::TrackingLost(TrackingLost { volume: report.volume, term: report.term });
-            return self.append(What::Loss { session, report }, body, out);
+            return self.append(now, What::Loss { session, report }, body, out);
         }
         // A claim ends the term of what is staged and waits, which may exist nowhere else.
         if self.hurried && self.config.limits.publish_every > 0 && !self.claims_come_first(now) {
@@ -104,7 +106,7 @@ impl Target {
             && let Some(heartbeat) = self.heartbeat_due(now, state)
             && self.has_spare(self.config.limits.file_bytes)
         {
-            self.append(What::Heartbeat, Body::Heartbeat(heartbeat), out);
+            self.append(now, What::Heartbeat, Body::Heartbeat(heartbeat), out);
         }
         if self.appending.is_none()
             && self.in_time(now)
@@ -112,7 +114,7 @@ impl Target {
             && let Some(point) = self.compared_point(state)
         {
             self.charge(now, self.config.limits.file_bytes);
-            self.append(What::Compared { point }, Body::Verified(Verified { point, how: VerifiedHow::WithSource }), out);
+            self.append(now, What::Compared { point }, Body::Verified(Verified { point, how: VerifiedHow::WithSource }), out);
         }
     }
 
@@ -134,7 +136,7 @@ impl Target {
                     if self.in_time(now) && self.has_spare(self.config.limits.file_bytes) {
                         let queued = self.claims.pop_front().expect("it was just looked at");
                         self.charge(now, self.config.limits.file_bytes);
-                        self.append(What::Claim(queued), body, out);
+                        self.append(now, What::Claim(queued), body, out);
                     }
                     return;
                 }
@@ -188,7 +190,7 @@ impl Target {
             // All that can be published is.
             self.hurried &= !self.in_time(now);
         } else {
-            self.append_all(What::Layers(composed), batch.into_records(), out);
+            self.append_all(now, What::Layers(composed), batch.into_records(), out);
         }
     }
 
@@ -282,13 +284,13 @@ impl Target {
         (record.body, verdict)
     }
 
-    fn append(&mut self, what: What, body: Body, out: &mut Vec<Action>) {
-        self.append_all(what, vec![Dated { body, ago: 0 }], out);
+    fn append(&mut self, now: Nanos, what: What, body: Body, out: &mut Vec<Action>) {
+        self.append_all(now, what, vec![Dated { body, ago: 0 }], out);
     }
 
-    fn append_all(&mut self, what: What, records: Vec<Dated>, out: &mut Vec<Action>) {
+    fn append_all(&mut self, now: Nanos, what: What, records: Vec<Dated>, out: &mut Vec<Action>) {
         self.last_ticket.0 += 1;
-        self.appending = Some(Appending { ticket: self.last_ticket, what });
+        self.appending = Some(Appending { ticket: self.last_ticket, since: now, what });
         out.push(Action::Append { ticket: self.last_ticket, records });
     }
 
@@ -405,6 +407,11 @@ impl Target {
     fn heartbeat_due(&self, now: Nanos, state: &State) -> Option<Heartbeat> {
         let due = now >= self.recorded_at.saturating_add(self.config.limits.heartbeat_record);
         let heartbeat = self.heartbeat.as_ref().filter(|_| due)?;
+        // It lets points age, and tells the next process how old the newest one is: late, both err on the safe side. What is staged in other
+        // groups would wait for what it costs.
+        if self.spent && self.config.limits.publish_every > 0 {
+            return None;
+        }
         // What is staged was staged before, and would have the ledger time of this record.
         if self.layers.values().any(Landing::is_staged) {
             return None;
@@ -415,7 +422,7 @@ impl Target {
     }
 
     pub(super) fn appended(&mut self, now: Nanos, state: &State, ticket: Ticket, outcome: AppendOutcome, out: &mut Vec<Action>) {
-        let Some(Appending { what, .. }) = self.appending.take_if(|a| a.ticket == ticket) else { return };
+        let Some(Appending { what, since, .. }) = self.appending.take_if(|a| a.ticket == ticket) else { return };
         match outcome {
             AppendOutcome::Judged { records } => {
                 let report =
@@ -437,7 +444,7 @@ impl Target {
                 self.others_wrote(state, out);
             }
             AppendOutcome::Failed { text } => {
-                self.append_failed(now, what, text, out);
+                self.append_failed(now, since, what, text, out);
                 // Looking for what became of ours may have brought records of others.
                 self.others_wrote(state, out);
             }
@@ -502,8 +509,10 @@ impl Target {
         self.broadcast(&ReceiverMessage::Published(Published { position, kind: fact.kind, layers: vec![key] }), out);
     }
 
-    fn append_failed(&mut self, now: Nanos, what: What, text: String, out: &mut Vec<Action>) {
-        let retry_at = now.saturating_add(self.config.limits.append_retry);
+    fn append_failed(&mut self, now: Nanos, since: Nanos, what: What, text: String, out: &mut Vec<Action>) {
+        // † Nothing of the group is heard while its store takes its time to fail: parts that wait get as much of the time as the attempts.
+        let took = now.saturating_sub(since);
+        let retry_at = now.saturating_add(self.config.limits.append_retry.max(took));
         if self.trouble.as_ref().is_none_or(|t| t.text != text) {
             let notice = Notice::StoreFailed { text: bounded(&text) };
             self.broadcast(&ReceiverMessage::Notice(notice), out);

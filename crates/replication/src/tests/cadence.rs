@@ -207,6 +207,29 @@ fn no_claim_drops_what_waited_for_the_end_of_an_outage() {
     }
 }
 
+/// Idle groups paid for their heartbeats with what others then owed.
+#[test]
+fn a_heartbeat_waits_for_requests_as_points_do() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    gateway.wait(CADENCE);
+    assert_eq!(published(&mut gateway), [1]);
+    let position =
+        farside_region::LedgerPosition { slot: Slot(2), digest: gateway.state.digest_at(Slot(2)).expect("the point's") };
+    let heartbeat = farside_ledger::Heartbeat {
+        members: vec![(layer(1).volume, layer(1).term)],
+        position,
+        t: farside_ledger::CutTime { boot: farside_region::BootId([1; 16]), mono_ns: 99, wall_ms: 0 },
+    };
+    gateway.event(Event::Budget { spent: true });
+    gateway.hear(1, SourceMessage::Heartbeat(heartbeat));
+    gateway.wait(2 * gateway_config().limits.heartbeat_record);
+    assert!(take(&mut gateway).is_none(), "nothing is earned");
+    gateway.event(Event::Budget { spent: false });
+    let (_, records) = take(&mut gateway).expect("it is due");
+    assert!(matches!(records[..], [Dated { body: Body::Heartbeat(_), .. }]), "{records:?}");
+}
+
 #[test]
 fn an_append_that_fails_is_tried_in_pieces_and_one_that_collides_is_built_anew() {
     let mut gateway = claimed(limits());
@@ -227,6 +250,23 @@ fn an_append_that_fails_is_tried_in_pieces_and_one_that_collides_is_built_anew()
     assert_eq!(said_published(&gateway.said()), [(Slot(2), 1), (Slot(3), 2)]);
     assert_eq!(published(&mut gateway), [3, 4, 5, 6]);
     assert_eq!(published(&mut gateway), [7, 8, 9], "more at once after one that went well");
+}
+
+/// A service that takes requests and answers none holds the group's thread up as long as an attempt takes; tried again after two seconds each time, the
+/// group heard nothing but for those.
+#[test]
+fn who_waited_long_for_a_failure_is_left_alone_for_as_long() {
+    let mut gateway = claimed(limits());
+    stage(&mut gateway, 1);
+    gateway.wait(CADENCE);
+    let (ticket, _) = take(&mut gateway).expect("due");
+    let took = 1000 * crate::source::SECOND;
+    gateway.wait(took);
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Failed { text: "no answer".into() } });
+    gateway.wait(took - 1);
+    assert!(take(&mut gateway).is_none(), "its sources are heard meanwhile");
+    gateway.wait(1);
+    assert_eq!(published(&mut gateway), [1]);
 }
 
 /// Another writer of this source's layers was there first.

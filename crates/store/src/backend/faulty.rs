@@ -18,6 +18,7 @@ pub(crate) enum Op {
     Range,
     Size,
     Delete,
+    Folders,
 }
 
 /// Whether the work was done all the same.
@@ -84,7 +85,7 @@ impl Faulty {
         let fault = faults.remove(at);
         let error = std::io::Error::from_raw_os_error(fault.errno);
         let error = StoreError::from_io("injecting", Path::new(name.as_str()), 1, error);
-        Some((fault.when, if matches!(op, Op::Get | Op::Range | Op::Size) { error.while_reading() } else { error }))
+        Some((fault.when, if matches!(op, Op::Get | Op::Range | Op::Size | Op::Folders) { error.while_reading() } else { error }))
     }
 }
 
@@ -129,7 +130,7 @@ impl Backend for Faulty {
         self.inner.sync(prefix).await
     }
     async fn folders(&self, prefix: &ObjectName) -> Result<std::collections::BTreeSet<String>> {
-        self.inner.folders(prefix).await
+        perhaps!(self, Op::Folders, prefix, self.inner.folders(prefix))
     }
     async fn put_right(&self, name: &ObjectName, content: Bytes) -> Result<()> {
         self.inner.put_right(name, content).await
