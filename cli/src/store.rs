@@ -374,7 +374,26 @@ pub(crate) fn repair(global: &Global, url: &str, only: Option<&Address>, yes: bo
     };
     refuse_another_owner(&path)?;
     let store = Store::open(&path)?;
-    let (mut done, mut found) = (Vec::new(), false);
+    let mut done = Vec::new();
+    let repaired = repair_groups(global, &store, only, yes, &mut done);
+    // † What was given up is said, whatever came after it.
+    match done.is_empty() {
+        true if repaired.is_err() => {}
+        _ if global.json => print::json(&done)?,
+        true => print::out("every ledger is whole: nothing to repair\n")?,
+        false => print::out(&done.iter().map(Repaired::text).collect::<String>())?,
+    }
+    repaired
+}
+
+fn repair_groups(
+    global: &Global,
+    store: &Store,
+    only: Option<&Address>,
+    yes: bool,
+    done: &mut Vec<Repaired>,
+) -> Result<(), Failure> {
+    let mut found = false;
     let mut listing = store.groups()?;
     for names in listing.groups {
         if only.is_some_and(|only| !only.is_group(names.source.as_str(), names.group.as_str())) {
@@ -399,13 +418,7 @@ pub(crate) fn repair(global: &Global, url: &str, only: Option<&Address>, yes: bo
     if let Some(only) = only.filter(|_| !found) {
         return Err(Failure::new(Exit::NotFound, format!("the store has no group {only}"), "say it as SOURCE/GROUP"));
     }
-    if global.json {
-        return print::json(&done);
-    }
-    if done.is_empty() {
-        return print::out("every ledger is whole: nothing to repair\n");
-    }
-    print::out(&done.iter().map(Repaired::text).collect::<String>())
+    Ok(())
 }
 
 /// The files that a repair makes must be the receiver's.

@@ -533,7 +533,7 @@ pub(crate) async fn points(receiver: &Arc<Receiver>, name: &str) -> Result<Vec<C
     let (config, found) = (receiver.config(), gather(receiver, name).await);
     let groups = config.cohorts.iter().find(|cohort| cohort.name.as_str() == name).map(|cohort| &cohort.groups);
     if !found.is_listed {
-        return Err("the store is not open yet: which groups it has is not known".to_owned());
+        return Err(unlisted(receiver));
     }
     let whole = found.whole();
     let kept: BTreeSet<GroupNames> = {
@@ -550,12 +550,21 @@ pub(crate) async fn points(receiver: &Arc<Receiver>, name: &str) -> Result<Vec<C
     }
 }
 
+/// Why not every group of the store is known.
+fn unlisted(receiver: &Receiver) -> String {
+    let hidden = receiver.roster.hidden();
+    match hidden.first() {
+        Some(why) => format!("which groups the store has is not known: {why}"),
+        None => "the store is not open yet: which groups it has is not known".to_owned(),
+    }
+}
+
 /// How many cuts some group has a point of, whole or not; or why that cannot be told.
 pub(crate) async fn cuts_there_are(receiver: &Arc<Receiver>, name: &str) -> Result<usize, String> {
     let found = gather(receiver, name).await;
     let cuts: BTreeSet<[u8; 16]> = found.groups.iter().flat_map(|(_, cuts)| cuts.keys().copied()).collect();
     match found.silent.first() {
-        _ if !found.is_listed => Err("the store is not open yet: which groups it has is not known".to_owned()),
+        _ if !found.is_listed => Err(unlisted(receiver)),
         Some((names, why)) if cuts.is_empty() => Err(format!("{names}: {why}")),
         _ => Ok(cuts.len()),
     }

@@ -176,7 +176,7 @@ impl Run {
         }
         let (group, volume) = self.wake()?;
         // † What cannot be read is not gone: from a ledger that ends before what the target holds, it would be taken back.
-        let held = self.kept.following().stage.points().max();
+        let held = self.kept.following().stage.newest();
         if let Some(torn) = group.torn()
             && held.is_some_and(|held| held >= group.state().next_slot())
         {
@@ -244,7 +244,8 @@ impl Run {
         self.verify_if_due(group, volume, (at, shown))?;
         match (was_in_doubt, self.kept.following().is_in_doubt()) {
             (true, false) => self.say_held(shown, done.unwrap_or_default()),
-            (true, true) if self.order.once => {
+            // Asked for, or in doubt, and not done.
+            (_, is_in_doubt) if self.order.once && (is_in_doubt || self.verify_wanted) => {
                 let what = "the same command compares it with a newer one";
                 Err(Trouble::Later(Failure::new(
                     Exit::Failed,

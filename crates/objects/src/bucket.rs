@@ -164,10 +164,19 @@ impl Bucket {
         let _ = runtime.spawn(async move { tokio::time::sleep(time).await }).await;
     }
 
-    /// Leave to have so many bytes in memory.
-    async fn permit(&self, bytes: u64) -> SemaphorePermit<'_> {
+    /// Leave to have so many bytes of that object in memory.
+    ///
+    /// # Errors
+    /// The service did not answer somebody who had his turn before.
+    async fn permit(&self, name: &ObjectName, bytes: u64) -> Result<SemaphorePermit<'_>> {
         let permits = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).clamp(1, CREATING_MIB);
-        self.creating.acquire_many(permits).await.expect("it is never closed")
+        let late = self.uploads.late_ones();
+        let permit = self.creating.acquire_many(permits).await.expect("it is never closed");
+        if self.uploads.late_ones() == late {
+            return Ok(permit);
+        }
+        let why = "the service did not answer another upload in time".to_owned();
+        Err(StoreError::Remote { doing: "creating", what: format!("{}/{name}", self.place), why })
     }
 
     async fn put(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
@@ -270,7 +279,7 @@ enum Failed {
 #[async_trait]
 impl Backend for Bucket {
     async fn create(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
-        let _permit = self.permit(content.len() as u64).await;
+        let _permit = self.permit(name, content.len() as u64).await?;
         self.put(name, content).await
     }
 
@@ -279,12 +288,12 @@ impl Backend for Bucket {
             std::io::ErrorKind::NotFound => StoreError::NotFound { name: name.to_string(), path: file.to_owned() },
             _ => StoreError::Io { doing: "reading", path: file.to_owned(), source },
         };
-        let _permit = self.permit(std::fs::metadata(file).map_err(failed)?.len()).await;
+        let _permit = self.permit(name, std::fs::metadata(file).map_err(failed)?.len()).await?;
         self.put(name, std::fs::read(file).map_err(failed)?.into()).await
     }
 
     async fn adopt_all(&self, name: &ObjectName, files: &[(PathBuf, u64)]) -> Result<Created> {
-        let _permit = self.permit(files.iter().map(|(_, bytes)| bytes).sum()).await;
+        let _permit = self.permit(name, files.iter().map(|(_, bytes)| bytes).sum()).await?;
         self.put(name, end_to_end(name, files)?).await
     }
 

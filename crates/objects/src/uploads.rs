@@ -23,6 +23,8 @@ const MEASURED_BYTES: u64 = 1 << 20;
 pub(crate) struct Uploads {
     /// Bytes in a second of the last large one, or less, since others were late; 0 before one came through.
     rate: AtomicU64,
+    /// How many were late.
+    late: AtomicU64,
 }
 
 impl Uploads {
@@ -43,6 +45,12 @@ impl Uploads {
     /// One had no answer in its time.
     pub(crate) fn late(&self) {
         let _ = self.rate.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |rate| Some(rate / LATE));
+        self.late.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many had no answer in their time. † Whoever waits for his turn meanwhile need not find out by himself.
+    pub(crate) fn late_ones(&self) -> u64 {
+        self.late.load(Ordering::Relaxed)
     }
 }
 

@@ -147,6 +147,11 @@ impl FollowStage {
         found.into_iter().flatten()
     }
 
+    /// The newest point that any of the target may be of, or is to be.
+    pub fn newest(&self) -> Option<Slot> {
+        self.between().map(|(_, high)| high.slot).into_iter().chain(self.points()).max()
+    }
+
     /// The oldest and the newest point that any of the target may be of.
     fn between(&self) -> Option<(LedgerPosition, LedgerPosition)> {
         match self {

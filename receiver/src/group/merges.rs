@@ -154,7 +154,9 @@ impl Group {
                 } else {
                     tracing::info!(group = %self.names, ?outcome, "a merge came to nothing");
                 }
-                let _ = reply.send(accepted);
+                // † One look may find many, and publication would owe for each.
+                let may_go_on = matches!(&self.place, Place::Here(here) if !here.spent);
+                let _ = reply.send(accepted && may_go_on);
             }
             Submitted::Decree { reply } => {
                 let _ = reply.send(if accepted { MergeNext::Again } else { MergeNext::Nothing });

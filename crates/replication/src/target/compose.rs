@@ -61,6 +61,8 @@ enum What {
     },
 }
 
+/// A store is tried again after so long at last, however long it took to fail: it may be well again.
+const LEFT_ALONE_MAX: Nanos = 300 * 1_000_000_000;
 /// So long layers that wait are tried before claims that would drop them, while nothing succeeds.
 const CLAIMS_WAIT: Nanos = 6 * 3600 * 1_000_000_000;
 
@@ -512,7 +514,7 @@ impl Target {
     fn append_failed(&mut self, now: Nanos, since: Nanos, what: What, text: String, out: &mut Vec<Action>) {
         // † Nothing of the group is heard while its store takes its time to fail: parts that wait get as much of the time as the attempts.
         let took = now.saturating_sub(since);
-        let retry_at = now.saturating_add(self.config.limits.append_retry.max(took));
+        let retry_at = now.saturating_add(self.config.limits.append_retry.max(took.min(LEFT_ALONE_MAX)));
         if self.trouble.as_ref().is_none_or(|t| t.text != text) {
             let notice = Notice::StoreFailed { text: bounded(&text) };
             self.broadcast(&ReceiverMessage::Notice(notice), out);
