@@ -416,16 +416,22 @@ fn a_volume_that_is_not_served_is_listed_with_its_reason_and_can_be_removed() {
     assert!(text.contains("NotServed") && text.contains("other.img"), "{text}");
     let list = String::from_utf8(run(site.farside().args(["volume", "list"])).stdout).expect("text");
     assert!(list.contains("NotServed") && list.contains("cannot open"), "{list}");
-    // Taken out by hand and put back: whoever wrote it meanwhile is found out.
+    // Its file is not there: that takes nothing out of service.
     let reload = || site.farside().arg("reload").output().expect("it starts");
     let (drop_in, aside) = (site.path("host/farsided.d/volume-other.toml"), site.path("host/aside.toml"));
     let mark = site.path("host/state/volumes/default/other/tracking-lost");
     assert!(!mark.exists(), "it was stopped cleanly");
     std::fs::rename(&drop_in, &aside).expect("renamed");
-    assert!(reload().status.success());
-    assert!(mark.exists(), "L2: its map may be out of date from now on");
+    let kept = reload();
+    assert_eq!(kept.status.code(), Some(1), "its backing is gone still");
+    assert!(String::from_utf8_lossy(&kept.stdout).contains("volume other: no file has it any more"), "{kept:?}");
+    assert!(!mark.exists(), "nobody else has it");
+    // A start that does not know it does: whoever wrote to it meanwhile is found out.
+    site.daemon.take().expect("it runs").stop();
+    site.start_daemon();
+    wait_for("L2: its map may be out of date from now on", || mark.exists().then_some(()));
     std::fs::rename(&aside, &drop_in).expect("renamed");
-    assert_eq!(reload().status.code(), Some(1), "its backing is gone still");
+    assert_eq!(site.farside().arg("reload").output().expect("it starts").status.code(), Some(1), "its backing is gone still");
     assert!(mark.exists());
     run(site.farside().args(["volume", "remove", "other", "--yes"]));
     assert!(!site.path("host/state/volumes/default/other").exists(), "no state is left to meet a new one of that name");
