@@ -9,8 +9,8 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-/// Room that is made for what bytes claim to hold, before they are seen to. Nobody has touched it then: it is addresses, not memory.
-const CLAIMED_BYTES_MAX: usize = 32 << 20;
+/// Room that is made for what bytes claim to hold, before they are seen to. A few bytes that claim much must not take memory (L8).
+const CLAIMED_BYTES_MAX: usize = 256 << 10;
 
 /// For `#[serde(deserialize_with)]`.
 pub(crate) fn map<'de, D, K, V>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
