@@ -170,11 +170,15 @@ impl Source {
     }
 
     fn cohort_step(&self, event: MemberEvent<HoldId>) {
-        if !matches!(event, MemberEvent::Tick) {
+        let is_tick = matches!(event, MemberEvent::Tick);
+        if !is_tick {
             self.say(|| format!("member ← {}", short(&event)));
         }
         let mut actions = Vec::new();
         self.cohort.member.borrow_mut().step(self.world.mono_ns(), event, &mut actions);
+        if is_tick && actions.iter().any(|action| matches!(action, MemberAction::Wish { .. })) {
+            self.world.met("a host rests before its next hold");
+        }
         actions.into_iter().for_each(|action| self.cohort_act(action));
     }
 
