@@ -221,21 +221,42 @@ fn a_bucket_that_does_not_let_us_in_is_said_and_waited_for() {
     site.check_newest("data", &mut client);
 }
 
+/// Of two groups, each with a volume: `data` of `default`, `logs` of `other`.
+fn site_of_two(bucket: &Bucket) -> Site {
+    let spec = |name: &str, group: &str| VolumeSpec { name: name.into(), bytes: 8 << 20, group: group.into() };
+    site_of(bucket, &[spec("data", "default"), spec("logs", "other")])
+}
+
+/// Starts it, until there is a point of what was written to each.
+fn start_two(site: &mut Site, mut rng: Rng) -> (Verifier, Verifier, Rng) {
+    site.start_all();
+    let client = |name: &str| Verifier::new(&site.tap(name), 8 << 20);
+    let (mut data, mut logs) = (client("data"), client("logs"));
+    data.steps(&mut rng, 20);
+    logs.steps(&mut rng, 20);
+    site.check_newest("data", &mut data);
+    site.check_newest("logs", &mut logs);
+    (data, logs, rng)
+}
+
+/// What one group is refused is said once of the store, and the other one gets a point.
+fn the_other_goes_on(site: &Site, logs: &mut Verifier, rng: &mut Rng) {
+    let before = site.points("host1/other/logs").len();
+    logs.steps(rng, 20);
+    logs.flush();
+    wait_for("a point of the other group", || (site.points("host1/other/logs").len() > before).then_some(()));
+    let log = fs::read_to_string(site.path("receiver.log")).expect("the log");
+    assert_eq!(log.matches("the store failed").count(), 1, "{log}");
+}
+
 /// A policy, or a hold on an object, refuses what one group writes. With the credentials read anew it is refused again: every group lost its
 /// connections each two seconds for that.
 #[test]
 fn what_is_refused_of_one_group_keeps_no_other_from_going_on() {
     let rados = RadosGw::shared().bucket();
     let faults = Faults::before(&rados);
-    let spec = |name: &str, group: &str| VolumeSpec { name: name.into(), bytes: 8 << 20, group: group.into() };
-    let mut site = site_of(&faults.bucket(), &[spec("data", "default"), spec("logs", "other")]);
-    site.start_all();
-    let client = |name: &str| Verifier::new(&site.tap(name), 8 << 20);
-    let (mut data, mut logs, mut rng) = (client("data"), client("logs"), Rng(14));
-    data.steps(&mut rng, 20);
-    logs.steps(&mut rng, 20);
-    site.check_newest("data", &mut data);
-    site.check_newest("logs", &mut logs);
+    let mut site = site_of_two(&faults.bucket());
+    let (mut data, mut logs, mut rng) = start_two(&mut site, Rng(14));
 
     let refused = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&refused);
@@ -249,12 +270,7 @@ fn what_is_refused_of_one_group_keeps_no_other_from_going_on() {
     data.steps(&mut rng, 20);
     data.flush();
     wait_for("it to be refused again and again", || (refused.load(Ordering::Relaxed) >= 4).then_some(()));
-    let before = site.points("host1/other/logs").len();
-    logs.steps(&mut rng, 20);
-    logs.flush();
-    wait_for("a point of the other group", || (site.points("host1/other/logs").len() > before).then_some(()));
-    let log = fs::read_to_string(site.path("receiver.log")).expect("the log");
-    assert_eq!(log.matches("the store failed").count(), 1, "{log}");
+    the_other_goes_on(&site, &mut logs, &mut rng);
     faults.fault(|_| Fault::Pass);
     site.check_newest("data", &mut data);
     site.check_newest("logs", &mut logs);
@@ -265,15 +281,8 @@ fn what_is_refused_of_one_group_keeps_no_other_from_going_on() {
 fn a_group_that_the_service_does_not_let_us_open_keeps_no_other_from_going_on() {
     let rados = RadosGw::shared().bucket();
     let faults = Faults::before(&rados);
-    let spec = |name: &str, group: &str| VolumeSpec { name: name.into(), bytes: 8 << 20, group: group.into() };
-    let mut site = site_of(&faults.bucket(), &[spec("data", "default"), spec("logs", "other")]);
-    site.start_all();
-    let client = |name: &str| Verifier::new(&site.tap(name), 8 << 20);
-    let (mut data, mut logs, mut rng) = (client("data"), client("logs"), Rng(16));
-    data.steps(&mut rng, 20);
-    logs.steps(&mut rng, 20);
-    site.check_newest("data", &mut data);
-    site.check_newest("logs", &mut logs);
+    let mut site = site_of_two(&faults.bucket());
+    let (mut data, mut logs, mut rng) = start_two(&mut site, Rng(16));
 
     site.receiver.take().expect("it runs").kill();
     let refused = Arc::new(AtomicUsize::new(0));
@@ -289,12 +298,7 @@ fn a_group_that_the_service_does_not_let_us_open_keeps_no_other_from_going_on() 
     site.start_receiver();
     wait_for("it to be refused again and again", || (refused.load(Ordering::Relaxed) >= 6).then_some(()));
     // Who restores cannot look into it either, but can into the other.
-    let before = site.points("host1/other/logs").len();
-    logs.steps(&mut rng, 20);
-    logs.flush();
-    wait_for("a point of the other group", || (site.points("host1/other/logs").len() > before).then_some(()));
-    let log = fs::read_to_string(site.path("receiver.log")).expect("the log");
-    assert_eq!(log.matches("the store failed").count(), 1, "{log}");
+    the_other_goes_on(&site, &mut logs, &mut rng);
     let shown = at_the_gateway(&site);
     assert!(shown["name"] == "default" && shown["reasons"].to_string().contains("refuses access"), "{shown}");
     faults.fault(|_| Fault::Pass);
@@ -308,8 +312,7 @@ fn a_group_that_the_service_does_not_let_us_open_keeps_no_other_from_going_on() 
 fn a_group_that_cannot_be_looked_at_hides_no_other() {
     let rados = RadosGw::shared().bucket();
     let faults = Faults::before(&rados);
-    let spec = |name: &str, group: &str| VolumeSpec { name: name.into(), bytes: 8 << 20, group: group.into() };
-    let mut site = site_of(&faults.bucket(), &[spec("data", "default"), spec("logs", "other")]);
+    let mut site = site_of_two(&faults.bucket());
     publish_every(&site, "1h");
     site.start_all();
     let (mut logs, mut rng) = (Verifier::new(&site.tap("logs"), 8 << 20), Rng(18));

@@ -2,7 +2,7 @@
 //!
 //! It only reads. A device that is not there has nothing below it.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use farside_blockio::dm::DevNumber;
@@ -34,7 +34,7 @@ pub fn path_rests_on(path: &Path, below: DevNumber) -> bool {
 pub fn swaps() -> Vec<(String, DevNumber)> {
     let text = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
     let devices = |path: &str| match std::fs::metadata(path) {
-        Ok(metadata) if metadata.mode() & nix::libc::S_IFMT == nix::libc::S_IFBLK => vec![DevNumber::of(metadata.rdev())],
+        Ok(metadata) if metadata.file_type().is_block_device() => vec![DevNumber::of(metadata.rdev())],
         _ => devices_of(Path::new(path)),
     };
     let paths = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
@@ -72,17 +72,25 @@ impl Mount {
         let (mount, filesystem) = line.split_once(" - ")?;
         let (mut mount, mut filesystem) = (mount.split(' ').skip(2), filesystem.split(' '));
         let number = DevNumber::parse(mount.next()?)?;
-        Some(Self { number, point: plain(mount.nth(1)?), kind: filesystem.next()?.to_owned(), source: plain(filesystem.next()?) })
+        Some(Self {
+            number,
+            point: unescaped(mount.nth(1)?),
+            kind: filesystem.next()?.to_owned(),
+            source: unescaped(filesystem.next()?),
+        })
     }
 
     fn devices(&self) -> Vec<DevNumber> {
         if self.number.major != 0 {
             return vec![self.number];
         }
-        let is_device = |metadata: &std::fs::Metadata| metadata.mode() & nix::libc::S_IFMT == nix::libc::S_IFBLK;
         // Anything else is a word, or a path that may hang.
         let named = self.source.starts_with("/dev").then(|| std::fs::metadata(&self.source).ok()).flatten();
-        let Some(source) = named.filter(is_device).map(|metadata| DevNumber::of(metadata.rdev())) else { return Vec::new() };
+        let Some(source) =
+            named.filter(|metadata| metadata.file_type().is_block_device()).map(|metadata| DevNumber::of(metadata.rdev()))
+        else {
+            return Vec::new();
+        };
         match &*self.kind {
             "btrfs" => all_of_btrfs(Path::new("/sys/fs/btrfs"), source),
             _ => vec![source],
@@ -90,8 +98,8 @@ impl Mount {
     }
 }
 
-/// Without the escapes of what would end a field.
-fn plain(field: &str) -> PathBuf {
+/// A path as it stands in a field of fstab(5) or mountinfo, where a space is `\040`.
+pub fn unescaped(field: &str) -> PathBuf {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .into_iter()
         .fold(field.to_owned(), |text, (escape, character)| text.replace(escape, character))

@@ -8,6 +8,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context as _;
+use farside_insert::stack::unescaped;
 
 use super::{LIST, List};
 use crate::config::{Config, STATE_DIR};
@@ -93,15 +94,6 @@ fn mounts(fstab: &str) -> (Vec<PathBuf>, Vec<(PathBuf, PathBuf)>) {
         }
     }
     (disks, folders)
-}
-
-/// A space is `\040` there.
-fn unescaped(field: &str) -> PathBuf {
-    let mut text = field.to_owned();
-    for (code, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        text = text.replace(code, character);
-    }
-    text.into()
 }
 
 /// The mount unit of a path, as systemd-escape(1) has it.
