@@ -333,7 +333,10 @@ struct Sampled {
 impl Sampled {
     /// `None`: fewer than two points.
     fn of(group: &GroupReader, filter: &PointFilter) -> Option<Self> {
-        let found = find_points(group.state(), filter, None, SAMPLED_POINTS).points;
+        // What old layers held is forgotten with them.
+        let forgotten = group.state().volumes().filter_map(|(_, volume)| Some(volume.forgotten()?.slot)).max();
+        let mut found = find_points(group.state(), filter, None, SAMPLED_POINTS).points;
+        found.retain(|point| forgotten.is_none_or(|forgotten| point.slot >= forgotten));
         let points: Vec<_> = found.iter().map(|info| farside_receiver::point_of(group.names(), info)).collect();
         let (newest, oldest) = (points.first()?, points.last()?);
         let passed_s = newest.ledger_time_ms.checked_sub(oldest.ledger_time_ms).filter(|ms| *ms > 0)? as f64 / 1000.0;

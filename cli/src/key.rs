@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use farside_control::Address;
 use farside_keys::{ARGON2_DEFAULT, GroupKey, Keeper, WrapError, Wrapping};
 use farside_objects::Location;
-use farside_region::KeyId;
+use farside_region::{KeyId, SealMode};
 use farside_store::{GroupNames, Listing, ObjectName, StoreReader, add_wrapping, wrappings};
 use serde::Serialize;
 
@@ -185,7 +185,17 @@ fn copy(global: &Global, location: &Location, of: Option<&Address>, folder: &Pat
     }
     // † farsided takes the first that it can unwrap: one of another key would have it encrypt with that.
     let group = store.group(&names)?;
-    let sealed: BTreeSet<KeyId> = group.state().volumes().filter_map(|(_, v)| Some(v.meta().digest_key.seal()?.key)).collect();
+    let seals = group.state().volumes().filter_map(|(_, v)| v.meta().digest_key.seal());
+    let sealed: BTreeSet<KeyId> = seals.filter(|seal| seal.mode == SealMode::EndToEnd).map(|seal| seal.key).collect();
+    // † Anybody who paired may have put a wrapping of his own: where something is encrypted, only that key's count.
+    if !sealed.is_empty() {
+        there.retain(|stored| stored.wrapping.as_ref().is_ok_and(|wrapping| sealed.contains(&wrapping.key())));
+        if there.is_empty() {
+            let message = format!("the store holds no wrapped key of a host that group {names} is encrypted with");
+            let what_to_do = "put it back from a copy of the store, or from the folder of the host that it was encrypted on";
+            return Err(Failure::new(Exit::Damaged, message, what_to_do));
+        }
+    }
     let known = |key: &KeyId| {
         sealed.contains(key) || there.iter().any(|stored| stored.wrapping.as_ref().is_ok_and(|wrapping| wrapping.key() == *key))
     };

@@ -81,6 +81,14 @@ struct Choice {
     /// What was asked for.
     asked: String,
     point: PointId,
+    /// Bytes of the file that are zeroes since the store has lost them; `None`: there may be some, as it may have been named just before the end.
+    #[serde(default = "nothing")]
+    lost: Option<u64>,
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "what a field begins with")]
+fn nothing() -> Option<u64> {
+    Some(0)
 }
 
 impl Chosen {
@@ -237,11 +245,23 @@ async fn restore_all(
     let format = crate::args::ImageFormat::Raw;
     let options = Options { key, existing: Existing::Resume, allow_degraded, allow_damaged, format };
     let mut damaged = !done.obstacles.is_empty();
+    let in_folder = to.to_owned();
     for Wanted { address, point, to, found } in wanted {
         if to.exists() {
             let file = to.display();
             if found == Some(point) && !global.json {
                 print::out(&format!("{address}: {file} is there already, of point {point}, and stays as it is\n"))?;
+            }
+            // † It would pass for whole.
+            let lost = chosen.volumes.get(&address.to_string()).filter(|choice| choice.point == point).map(|choice| choice.lost);
+            if let Some(lost) = lost.filter(|lost| found == Some(point) && *lost != Some(0)) {
+                let lost =
+                    lost.map_or_else(|| "may hold zeroes".to_owned(), |bytes| format!("holds {} of zeroes", print::bytes(bytes)));
+                let message = format!(
+                    "{file} {lost} where the store has lost the content of point {point}: remove it to have it restored anew"
+                );
+                damaged = true;
+                done.obstacles.push(Obstacle { what: address.to_string(), message });
             }
             if found != Some(point) {
                 let of = found.map_or_else(|| "nobody noted of which point".to_owned(), |found| format!("of point {found}"));
@@ -263,6 +283,10 @@ async fn restore_all(
                     print::out(&restore::text_of(&address, &restored, false))?;
                 }
                 damaged |= !restored.damaged.is_empty();
+                if let Some(choice) = chosen.volumes.get_mut(&address.to_string()) {
+                    choice.lost = Some(restored.damaged.iter().map(|run| run.bytes).sum());
+                    chosen.keep(&in_folder).or_fail(format!("{} cannot be written", in_folder.display()))?;
+                }
                 done.restored.push(restored);
             }
             // One that was interrupted, or found no space, says so for all that come after it.
@@ -335,7 +359,8 @@ fn choose(
         }
         // What is there is what it was.
         for (volume, _, point) in here.into_iter().filter(|(_, file, _)| !file.exists()) {
-            chosen.volumes.insert(volume, Choice { asked: asked.clone(), point });
+            let lost = if args.allow_damaged { None } else { nothing() };
+            chosen.volumes.insert(volume, Choice { asked: asked.clone(), point, lost });
         }
     })?;
     obstacles

@@ -15,12 +15,12 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::dm::DevNumber;
-use farside_blockio::{Abandoned, BlockQueue, FileDevice, OpenOptions, RingError, Waker, openers};
+use farside_blockio::{Abandoned, BlockQueue, FileDevice, OpenOptions, RingError, Waker, open_still, openers};
 use farside_insert::stack;
 use farside_nbd::ServeError;
 use farside_nbd::kernel::{Claim, Keeper, KernelDevice};
@@ -55,12 +55,9 @@ const TOKEN_FILE: &str = "ublk";
 /// The longest read or write of a ublk device. That times the depth is what its buffers may grow to; pages that no request
 /// needed are never touched.
 const UBLK_IO_BYTES: u32 = 512 << 10;
-/// How long somebody may have a device open who only looks at it.
-const OPENERS_WAIT: Duration = Duration::from_secs(1);
 /// How long a device that an earlier daemon left may take to end. Less than a boot waits for one disk
 /// ([`crate::boot::unserved`]).
 const END_WAIT: Duration = Duration::from_secs(10);
-const OPENERS_POLL: Duration = Duration::from_millis(20);
 const IDENTIFIER: &str = "farside:";
 
 /// The longest path of a tap: a Unix socket's has 107 bytes, and it is made as `PATH.new` first.
@@ -572,19 +569,13 @@ fn sync(volume: &Name, tap: PathBuf, runtime_dir: &Path) {
 /// A claim of the kernel's is granted beside whoever has a device open without one: a virtual machine, a database, the kernel's
 /// own loop devices and targets.
 pub(crate) fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
-    let until = Instant::now() + OPENERS_WAIT;
-    loop {
+    let openers = open_still(|| {
         let mut openers = openers(device);
         openers.extend(DevNumber::at(device).map(stack::kernel_users).unwrap_or_default());
-        if openers.is_empty() {
-            return Ok(());
-        }
-        // Whoever only looks at new devices is soon done.
-        if Instant::now() >= until {
-            bail!("{} is open in {}", device.display(), openers.join(", "));
-        }
-        std::thread::sleep(OPENERS_POLL);
-    }
+        openers
+    });
+    ensure!(openers.is_empty(), "{} is open in {}", device.display(), openers.join(", "));
+    Ok(())
 }
 
 /// The same, said in the log.

@@ -1,7 +1,7 @@
 //! Points, digests and old layers as a source hears of them: the wire's types made of the store's.
 
 use farside_ledger::{PointFilter, State};
-use farside_region::Slot;
+use farside_region::{LedgerPosition, Slot};
 use farside_store::{GroupStore, PointInfo, PointsFound, StoreError, point_ends};
 use farside_wire::{DigestRun, LedgerSlice, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
 
@@ -19,12 +19,22 @@ pub(crate) fn wire_run(run: farside_store::DigestRun) -> DigestRun {
     }
 }
 
-/// A slice of the ledger in which old layers have the regions that their records name.
+/// A slice of the ledger in which old layers have the regions that their records name; of no layers if the ledger never went through `position`.
 ///
 /// # Errors
 /// A record that cannot be read any more, or what the file system says.
-pub(crate) fn exact_slice(store: &GroupStore, mut slice: LedgerSlice) -> Result<LedgerSlice, StoreError> {
-    for layer in &mut slice.layers {
+pub(crate) fn exact_slice(
+    store: &GroupStore,
+    mut slice: LedgerSlice,
+    position: Option<LedgerPosition>,
+) -> Result<LedgerSlice, StoreError> {
+    if let Some(position) = position
+        && !store.went_through(&position)?
+    {
+        return Ok(slice.rewound());
+    }
+    let forgotten = store.state().volume(slice.volume).and_then(|volume| volume.forgotten()).map(|forgotten| forgotten.slot);
+    for layer in slice.layers.iter_mut().filter(|layer| Some(layer.slot) != forgotten) {
         layer.regions = store.touched(layer.slot, slice.volume)?;
     }
     Ok(slice)

@@ -462,7 +462,10 @@ class Ledger:
             previous[number] = root[152:]
             if os.path.exists(os.path.join(self.store, f"{name}.state")) and end <= len(self.digests):
                 data = read(self.store, f"{name}.state")
-                require((len(data), blake3(data)) == fields[7:9] and data[:8] == b"FSCHKST6", f"{name}.state", "not whole")
+                require((len(data), blake3(data)) == fields[7:9] and data[:8] == b"FSCHKST7", f"{name}.state", "not whole")
                 state = Postcard(data[8:])
-                same = (state.raw(16), state.many(lambda: state.raw(32)), (state.u(), state.u()))
-                require(same == (self.id, self.digests[:end], self.clocks[end - 1]), f"{name}.state", "of other records")
+                group, digests, first = state.raw(16), state.many(lambda: state.raw(32)), state.u()
+                old, clocks = state.many(lambda: (state.u(), state.raw(32))), (state.u(), state.u())
+                same = (group, digests, clocks) == (self.id, self.digests[first:end], self.clocks[end - 1])
+                same = same and first + len(digests) == end and all(self.digests[slot] == digest for slot, digest in old)
+                require(same, f"{name}.state", "of other records")

@@ -309,4 +309,19 @@ fn a_device_is_taken_alone_has_its_state_elsewhere_and_must_be_large_enough() {
     let busy = once(&site, Path::new(&small.0), &["--overwrite", "--state", &site.path("state/busy").display().to_string()]);
     run(tool("umount").arg(&at));
     assert!(busy.status.code() == Some(4) && said(&busy).contains("mounted"), "{}", said(&busy));
+
+    // So is what somebody has open who claims nothing: a virtual machine, a database.
+    let opened = fs::File::options().read(true).write(true).open(&small.0).expect("the device");
+    let mut user = tool("sleep").arg("600").stdin(opened).spawn().expect("it starts");
+    let before = fs::read(&small.0).expect("the device");
+    let image = small.0.as_str();
+    let restore = ["restore", "data", "--point", id(&newest), "--to", image, "--force", "--store"];
+    let refused = site.farside_at_store(&restore).output().expect("it starts");
+    let followed = once(&site, Path::new(image), &["--overwrite", "--state", &site.path("state/open").display().to_string()]);
+    user.kill().expect("our own child");
+    user.wait().expect("our own child");
+    for said in [said(&refused), said(&followed)] {
+        assert!(said.contains("open in process") && said.contains("sleep"), "{said}");
+    }
+    assert!(fs::read(image).expect("the device") == before, "nothing was written");
 }

@@ -333,6 +333,10 @@ fn everything_in_a_store_is_listed_and_recovered_at_once() {
     assert!(fs::read(file("log")).expect("read") == fs::read(site.backing("log")).expect("read") && !file("data").exists());
     let (code, text, done) = output(farside(&recover).args(["--allow-damaged", "--only", "default/data"]));
     assert!(code == 6 && file("data").exists(), "{text} {done}");
+    // What is in part zeroes never passes for whole.
+    let (code, text, done) = output(&mut farside(&recover));
+    let said = done["obstacles"][0]["message"].as_str().unwrap_or_default();
+    assert!(code == 6 && said.contains("of zeroes where the store has lost"), "{text} {done}");
     assert_eq!(output(farside(&["store", "recover", &store]).args(["--only", "nothing"])).0, 5);
 
     let stream = farside(&["restore", "log", "--point", "latest", "--to", "-", "--store", &store]).output().expect("it starts");

@@ -138,8 +138,8 @@ impl Folder {
             return Err(Failure::new(Exit::Refused, message, format!("it ends by itself; then: farside drill stop {id}")));
         }
         if let Some(drill) = &found.drill {
-            kept::write(&found.dir, STATE, &Drill { stage: Stage::Stopping, ..drill.clone() })
-                .or_fail(format!("drill {id} cannot be marked"))?;
+            // Where it filled the disk there is no room for that, and only its removal makes some.
+            let _ = kept::write(&found.dir, STATE, &Drill { stage: Stage::Stopping, ..drill.clone() });
         }
         std::fs::remove_dir_all(&found.dir).or_fail(format!("drill {id} cannot be removed"))
     }

@@ -5,9 +5,14 @@
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::dm::DevNumber;
 use crate::door::process_name;
+
+/// How long who has a device open may be one that only looks at it.
+const WAIT: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(20);
 
 /// Other processes that have a device or a partition of it open, as a person would say it: `process 123 (qemu-system-x86)`.
 pub fn openers(device: &Path) -> Vec<String> {
@@ -17,6 +22,18 @@ pub fn openers(device: &Path) -> Vec<String> {
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let others = pids.filter(|pid| *pid != std::process::id());
     others.filter(|pid| has_open(*pid, &numbers)).map(process_name).collect()
+}
+
+/// Who has something open still after a moment, as `look` tells: whoever only looks at new devices is soon done.
+pub fn open_still(look: impl Fn() -> Vec<String>) -> Vec<String> {
+    let until = Instant::now() + WAIT;
+    loop {
+        let openers = look();
+        if openers.is_empty() || Instant::now() >= until {
+            return openers;
+        }
+        std::thread::sleep(POLL);
+    }
 }
 
 fn with_partitions(number: DevNumber) -> Vec<DevNumber> {

@@ -17,7 +17,7 @@ pub const CHECKPOINT_STATE_BYTES_MAX: u64 = 1 << 30;
 
 const ROOT_HEAD_BYTES: usize = 152;
 const ROOT_MAGIC: [u8; 8] = *b"FSCHKPNT";
-const STATE_MAGIC: [u8; 8] = *b"FSCHKST6";
+const STATE_MAGIC: [u8; 8] = *b"FSCHKST7";
 const VERSION: u32 = 1;
 
 /// Which checkpoint of a ledger, and how many slots each of them covers.

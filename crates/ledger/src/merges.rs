@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use farside_region::{LayerKey, MergeId, Slot, VolumeId, mutation};
 use serde::{Deserialize, Serialize};
 
+use crate::memory::is_too_old;
 use crate::record::{Decree, Map};
 use crate::state::{GivenUp, Point, State, VolumeState};
 use crate::verdict::{Malformed, VoidReason};
@@ -21,6 +22,8 @@ const ACROSS_A_POINT: &str = "a merge across a retained point";
 const WITHOUT_A_POINT: &str = "a merge whose point is gone";
 /// The mistake of believing a merge after it was decreed never to be.
 const AFTER_ITS_DECREE: &str = "a map record accepted after its decree";
+/// The mistake of believing one of which nobody knows any more whether it was decreed never to be.
+const TOO_OLD: &str = "a merge is believed however long ago it began";
 /// The mistake of replacing parts that somebody else replaced.
 const OF_WHAT_IS_GONE: &str = "a merge of parts that are gone";
 /// The mistake of merging what a pinned point may be read from.
@@ -78,12 +81,12 @@ impl State {
     /// Whether a merge may still be accepted under that key, as far as this ledger goes.
     pub fn may_be_merged(&self, key: &LayerKey) -> bool {
         let (Some(merge), Some(volume)) = (key.merge(), self.volume(key.volume)) else { return false };
-        !volume.merges.contains_key(&merge) && !volume.decreed.contains(&merge)
+        !volume.merges.contains_key(&merge) && !volume.decreed.contains(&merge) && !is_too_old(merge.since(), self.next_slot())
     }
 
     /// Whether a map record would be accepted now.
     pub fn would_be_merged(&self, map: &Map) -> bool {
-        self.judge_map(map).is_ok()
+        self.judge_map(self.next_slot(), map).is_ok()
     }
 
     /// The interval that ends with a retained point of a volume: the retained point before it (`None`: from the beginning), of those
@@ -104,7 +107,7 @@ impl State {
         self.points().values().rev().find(holds).map(|point| point.slot)
     }
 
-    pub(crate) fn judge_map(&self, map: &Map) -> Result<(), VoidReason> {
+    pub(crate) fn judge_map(&self, slot: Slot, map: &Map) -> Result<(), VoidReason> {
         let malformed = |why| Err(VoidReason::Malformed(why));
         let volume = self.volume(map.volume).ok_or(VoidReason::UnknownVolume(map.volume))?;
         let mut named: BTreeMap<LayerKey, BTreeSet<u32>> = BTreeMap::new();
@@ -129,6 +132,10 @@ impl State {
             return malformed(Malformed::Region);
         }
         if volume.merges.contains_key(&map.id) || (volume.decreed.contains(&map.id) && !mutation::on(AFTER_ITS_DECREE)) {
+            return Err(VoidReason::MergeAgain(map.id));
+        }
+        // Whether there was one, or a decree, is not known of one that began so long ago.
+        if is_too_old(map.id.since(), slot) && !mutation::on(TOO_OLD) {
             return Err(VoidReason::MergeAgain(map.id));
         }
         let interval = self.interval(map.volume, map.point);

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::codec::to_postcard;
 use crate::label::Label;
+use crate::memory::Forgotten;
 use crate::merges::MergeFact;
 use crate::packs::{PackId, PackUse, Packs, Place};
 use crate::record::{
@@ -37,15 +38,18 @@ pub const GIVEN_UP_LATELY_MS: u64 = 24 * 3600 * 1000;
 
 /// A group's ledger, replayed up to a head.
 ///
-/// Memory, and the state of a checkpoint, grow with the number of slots (32 bytes each), of layers (about 200 bytes) and of merges (about
-/// 100, or 8 for one that was decreed away): a named exception to L8. What layers touched takes at most [`TOUCHED_BYTES_MAX`]; what was given up, a day of it.
+/// Memory, and the state of a checkpoint, grow with what is retained: points, parts and the layers (about 200 bytes each) and merges (about 100) that they
+/// are of. Of what is over, no more is known than [`Memory`](crate::Memory) says, and a day of what was given up; what layers touched takes at most
+/// [`TOUCHED_BYTES_MAX`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     group: GroupId,
-    digests: Vec<RecordDigest>,
-    /// Slots before those whose digests are here: see [`State::without_history`]. Nobody keeps such a state.
-    #[serde(skip)]
-    forgotten: u64,
+    /// Of the records from `digests_from` on.
+    pub(crate) digests: Vec<RecordDigest>,
+    pub(crate) digests_from: u64,
+    /// Of records before them that something names.
+    #[serde(deserialize_with = "crate::sorted::map")]
+    pub(crate) old_digests: BTreeMap<Slot, RecordDigest>,
     time_ms: u64,
     age_clock_ms: u64,
     last_stamp: Option<Stamp>,
@@ -55,9 +59,9 @@ pub struct State {
     held_by: BTreeMap<VolumeId, HeldBy>,
     roots_changed: Option<Slot>,
     /// Of layers from this slot on it is known exactly what they touched.
-    exact_from: Slot,
+    pub(crate) exact_from: Slot,
     /// What that takes.
-    touched_bytes: usize,
+    pub(crate) touched_bytes: usize,
     /// What accepted prunes and merges gave up within [`GIVEN_UP_LATELY_MS`], in their order.
     pub(crate) given_up: VecDeque<GivenUp>,
     /// The newest points that were verified, retained or not.
@@ -79,14 +83,15 @@ pub(crate) struct GivenUp {
 pub struct VolumeState {
     meta: VolumeMeta,
     source: Name,
-    term: Term,
+    pub(crate) term: Term,
     last_seq: Seq,
     #[serde(deserialize_with = "crate::sorted::map")]
-    layers: BTreeMap<Slot, LayerFact>,
+    pub(crate) layers: BTreeMap<Slot, LayerFact>,
     #[serde(deserialize_with = "crate::sorted::map")]
-    slots: BTreeMap<(Term, Seq), Slot>,
+    pub(crate) slots: BTreeMap<(Term, Seq), Slot>,
+    pub(crate) forgotten: Option<Forgotten>,
     unreadable: RegionSet,
-    quiet: Option<(Slot, CutTime)>,
+    pub(crate) quiet: Option<(Slot, CutTime)>,
     tracking_lost: Option<Slot>,
     pub(crate) merges: BTreeMap<MergeId, MergeFact>,
     pub(crate) decreed: BTreeSet<MergeId>,
@@ -259,7 +264,8 @@ impl State {
         Self {
             group,
             digests: Vec::new(),
-            forgotten: 0,
+            digests_from: 0,
+            old_digests: BTreeMap::new(),
             time_ms: 0,
             age_clock_ms: 0,
             last_stamp: None,
@@ -293,7 +299,7 @@ impl State {
 
     /// The slot after the head.
     pub fn next_slot(&self) -> Slot {
-        Slot(self.forgotten + self.digests.len() as u64)
+        Slot(self.digests_from.saturating_add(self.digests.len() as u64))
     }
 
     /// What the next record must name as its predecessor.
@@ -301,12 +307,17 @@ impl State {
         self.digests.last().copied().unwrap_or(Record::NO_PREDECESSOR)
     }
 
-    /// The digest of the record in a slot up to the head.
+    /// The digest of the record in a slot up to the head, if it is known: see [`State::remembers`]. That of an accepted layer's record always is as long as the
+    /// layer is, and so is that of a retained point's.
     pub fn digest_at(&self, slot: Slot) -> Option<RecordDigest> {
-        self.digests.get(usize::try_from(slot.0.checked_sub(self.forgotten)?).ok()?).copied()
+        match slot.0.checked_sub(self.digests_from) {
+            Some(at) => self.digests.get(usize::try_from(at).ok()?).copied(),
+            None => self.old_digests.get(&slot).copied(),
+        }
     }
 
-    /// Whether this ledger went through that position. False also when it lies above the head.
+    /// Whether this ledger is known to have gone through that position. False also when it lies above the head, or [is not known any
+    /// more](State::remembers).
     pub fn holds(&self, position: &LedgerPosition) -> bool {
         self.digest_at(position.slot) == Some(position.digest)
     }
@@ -408,7 +419,7 @@ impl State {
         let held_bytes = |volume: &VolumeState| volume.layers.values().map(|layer| layer.touched.held_bytes()).sum::<usize>();
         Self {
             digests: self.digests.last().copied().into_iter().collect(),
-            forgotten: self.next_slot().0.saturating_sub(1),
+            digests_from: self.next_slot().0.saturating_sub(1),
             time_ms: self.time_ms,
             age_clock_ms: self.age_clock_ms,
             last_stamp: self.last_stamp,
@@ -456,6 +467,7 @@ impl State {
             Verdict::Void(_) => {}
         }
         self.digests.push(digest);
+        self.forget();
         verdict
     }
 
@@ -475,7 +487,7 @@ impl State {
             Body::Verified(verified) => {
                 self.points.get(&verified.point).map(|_| ()).ok_or(VoidReason::NoSuchPoint(verified.point))
             }
-            Body::Map(map) => self.judge_map(map),
+            Body::Map(map) => self.judge_map(record.slot, map),
             Body::Decree(decree) => self.judge_decree(decree),
             Body::PackPlaces(said) => Packs::judge(record.slot, said).map_err(VoidReason::Malformed),
             Body::TornVoid(_) => Err(VoidReason::Torn),
@@ -553,6 +565,7 @@ impl State {
             return if same { Ok(Standing::Done) } else { Err(VoidReason::DuplicateDiffers(key)) };
         }
         Err(match kind {
+            _ if key.seq <= volume.last_seq => VoidReason::Seq { volume: key.volume, last: volume.last_seq },
             LayerKind::Point => VoidReason::PointOverGap { volume: key.volume, last: volume.last_seq },
             LayerKind::Fuzzy => VoidReason::Seq { volume: key.volume, last: volume.last_seq },
         })
@@ -712,6 +725,7 @@ impl State {
             last_seq: Seq(0),
             layers: BTreeMap::new(),
             slots: BTreeMap::new(),
+            forgotten: None,
             unreadable: RegionSet::new(),
             quiet: None,
             tracking_lost: None,
@@ -915,13 +929,18 @@ impl VolumeState {
         self.last_layer().is_some_and(|l| l.kind == LayerKind::Fuzzy)
     }
 
-    /// The accepted layers above a slot (`None`: all), oldest first.
+    /// All layers that are known, oldest first.
+    pub(crate) fn all_layers(&self) -> impl DoubleEndedIterator<Item = &LayerFact> {
+        self.layers.values()
+    }
+
+    /// The accepted layers above a slot (`None`: all), oldest first; without those that were [forgotten](Self::forgotten_above).
     pub fn layers_above(&self, above: Option<Slot>) -> impl DoubleEndedIterator<Item = &LayerFact> {
         let from = above.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
         self.layers.range((from, std::ops::Bound::Unbounded)).map(|(_, l)| l)
     }
 
-    /// An accepted layer.
+    /// An accepted layer that is known.
     pub fn layer(&self, term: Term, seq: Seq) -> Option<&LayerFact> {
         self.layers.get(self.slots.get(&(term, seq))?)
     }
@@ -1007,7 +1026,7 @@ impl LayerFact {
     }
 }
 
-const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT7";
+const CACHE_MAGIC: [u8; 8] = *b"FSLSTAT8";
 
 impl State {
     /// The state as bytes, for a local cache: the same state gives the same bytes.

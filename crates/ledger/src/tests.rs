@@ -6,6 +6,7 @@ mod chains;
 mod grid;
 mod in_turn;
 mod labels;
+mod memory;
 mod merges;
 mod packs;
 mod promotion;

@@ -129,7 +129,7 @@ pub enum VoidReason {
     #[error("point {0} is pinned, and may need parts that were to be merged")]
     MergePinned(Slot),
     /// Write the parts anew under another id.
-    #[error("the id of merge {0} was used before, or decreed never to be")]
+    #[error("the id of merge {0} was used before, decreed never to be, or is that of a merge which began too long ago")]
     MergeAgain(MergeId),
     /// It took effect: what it wrote is needed.
     #[error("merge {0} was accepted before, and cannot be decreed away")]

@@ -349,9 +349,5 @@ pub fn touched(state: &State, volume: VolumeId, have: &LedgerPosition, point: &P
     if !known || !state.holds(have) || have.slot > point.slot {
         return None;
     }
-    let mut touched = RegionSet::new();
-    for layer in state.layers_above(volume, Some(have.slot)).filter(|layer| layer.slot <= point.slot) {
-        layer.touched().regions().ranges().for_each(|range| touched.insert_range(range));
-    }
-    Some(touched)
+    Some(state.touched(volume, have.slot, point.slot))
 }

@@ -132,6 +132,7 @@ pub(crate) fn of_target(action: &target::Action) -> Option<&'static str> {
         A::AnswerPoints { .. } => "target: AnswerPoints",
         A::Policy { .. } => "target: Policy",
         A::Prune => "target: Prune",
+        A::AnswerLedger { .. } => "target: AnswerLedger",
         A::Report { .. } => "target: Report",
         _ => return None,
     })

@@ -165,6 +165,11 @@ impl RestoreTarget for Machine {
             _ => Err(io::Error::other("the disk took nothing")),
         }
     }
+
+    fn read_anew(&self) -> io::Result<()> {
+        self.lock().disk.read_anew();
+        Ok(())
+    }
 }
 
 impl FollowTarget for Machine {
@@ -179,11 +184,6 @@ impl FollowTarget for Machine {
 
     fn resize(&self, _: u64) -> io::Result<()> {
         unreachable!("its size is fixed")
-    }
-
-    fn read_anew(&self) -> io::Result<()> {
-        self.lock().disk.read_anew();
-        Ok(())
     }
 
     fn identity(&self) -> io::Result<Identity> {

@@ -491,6 +491,22 @@ pub const MUTATIONS: &[Mutation] = &[
         STORE,
         "resting_tests::what_is_given_up_after_the_look_stays_until_it_was_read",
     ),
+    // What replay forgets.
+    story("a merge is believed however long ago it began", LEDGER, "memory::a_merge_is_named_soon_after_it_began_or_never"),
+    story(
+        "what is forgotten of a ledger is believed",
+        STORE,
+        "follower_tests::who_holds_a_forgotten_point_of_another_history_is_told",
+    ),
+    story("L4 a lease does not keep what was forgotten", STORE, "lease_tests::l4_a_lease_keeps_what_is_forgotten"),
+    story(
+        "L6 a position that is forgotten is believed",
+        CORE,
+        "hostile::l6_a_position_that_is_forgotten_is_held_against_its_record",
+    ),
+    story("L6 what was forgotten touched nothing", CORE, "hostile::l6_what_was_forgotten_may_have_touched_anything_between"),
+    story("a repair goes on with what nobody agreed to", STORE, "group_tests::a_repair_does_what_was_planned_and_no_more"),
+    story("a resumed restore believes the cache", STORE, "restore_tests::what_a_failed_sync_lost_is_restored_again"),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
     story("a record put below a checkpoint counts", STORE, "checkpoint_tests::l6_a_record_put_below_a_checkpoint_is_nothing"),
     story(

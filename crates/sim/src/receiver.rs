@@ -22,11 +22,11 @@ use farside_layer::{PartVerifier, granule_digest};
 use farside_ledger::{
     Body, CohortCut, LayerEntry, PartEntry, Pin, Point, Policy, Prune, Record, Stamp, State, Unpin, Verdict, VolumeState,
 };
-use farside_region::{GranuleIndex, GranuleRun, LayerKey, Seq, Slot, Term};
+use farside_region::{GranuleIndex, GranuleRun, LayerKey, LedgerPosition, Seq, Slot, Term};
 use farside_replication::cohort::{CutsOfGroup, cuts_of};
 use farside_replication::target::{Action, AppendOutcome, Config, Dated, Event, LandedLayer, Limits, SessionId, Target, Ticket};
 use farside_store::{Attempt, Draft, GroupImage, Part, PartName};
-use farside_wire::{DigestRun, PART_HEADER_BYTES, PartHeader};
+use farside_wire::{DigestRun, PART_HEADER_BYTES, PartHeader, ReceiverMessage};
 
 use crate::coverage;
 use crate::exec::Owner;
@@ -365,7 +365,16 @@ impl Receiver {
                 self.push(Event::Digests { session, id, volume, start: run.start, runs });
             }
             Action::Prune => self.prune(),
-            Action::AnswerLedger { .. } => world.fail("ledgers of the simulator are too short for this".into()),
+            Action::AnswerLedger { session, slice, position } => {
+                // All that is known of layers is exact here: ledgers are short.
+                let is_ours = |position: &LedgerPosition| {
+                    let store = world.store.borrow();
+                    let record = store.ledger().get(position.slot.0 as usize).map(|bytes| Record::decode(bytes));
+                    record.is_some_and(|record| record.expect("it never rots").1 == position.digest)
+                };
+                let slice = if position.as_ref().is_none_or(is_ours) { *slice } else { slice.rewound() };
+                self.act(Action::Send { session, message: Box::new(ReceiverMessage::LedgerSlice(slice)) });
+            }
             _ => {}
         }
     }

@@ -4,6 +4,7 @@
 //! looks counts as staged. In a bucket nothing holds what is given up meanwhile: the ledger is replayed again before anything is called
 //! damaged, and what has gone by then is no fault. Findings are values: which group, volume, points, region and file, and what it means.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -223,9 +224,20 @@ fn check_group(
     let in_packs = group.image.dead_bytes_in_packs();
     report.segment_bytes += group.image.parts().bytes() + in_packs;
     report.dead_bytes += group.image.parts().dead_bytes(group.image.state()) + in_packs;
-    group.findings.truncate(FINDINGS_MAX);
-    report.findings.append(&mut group.findings);
+    report.findings.append(&mut worst_of(group.findings, names));
     checked
+}
+
+/// As many findings as are listed of a group, the worst first, and one more that says how many were left out.
+fn worst_of(mut findings: Vec<Finding>, names: &GroupNames) -> Vec<Finding> {
+    findings.sort_by_key(|finding| Reverse(finding.severity));
+    let Some(first_left_out) = findings.get(FINDINGS_MAX) else { return findings };
+    let severity = first_left_out.severity;
+    let text = format!("{} more findings are not listed, none of them worse than this one", findings.len() - FINDINGS_MAX);
+    let problem = first_left_out.problem;
+    findings.truncate(FINDINGS_MAX);
+    findings.push(Finding { severity, text, ..finding(names, problem) });
+    findings
 }
 
 /// Folders that look like groups and do not say which they are, in the store and in landing; and those that cannot be looked into.
@@ -383,7 +395,7 @@ impl GroupCheck<'_> {
         for (i, (no, fault)) in self.bad.iter().enumerate() {
             let part = self.image.parts().get(*no).expect("it was checked");
             let PartName { layer, number } = part.name;
-            if now.as_ref().is_some_and(|now| now.is_given_up(&layer, number)) {
+            if now.as_ref().is_some_and(|now| now.is_given_up(&layer, number) || now.may_be_forgotten(&layer)) {
                 continue; // and so may have been deleted
             }
             let volume = self.image.state().volume(part.name.layer.volume).expect("a part's volume was claimed").meta();

@@ -124,3 +124,19 @@ fn the_dead_ratio_counts_what_the_next_prune_gives_up() {
     let error = group.volume(&crate::testkit::name("w")).expect_err("none").to_string();
     assert!(error.contains("it has: v"), "{error}");
 }
+
+/// However many bad sectors a source has, what is lost is said.
+#[test]
+fn the_worst_findings_are_listed_first_and_what_is_left_out_is_counted() {
+    let names = GroupNames::new("host".parse().expect("valid"), "default".parse().expect("valid"));
+    let of = |severity, text: String| Finding { severity, text, ..finding(&names, Problem::PointDegraded) };
+    let mut findings: Vec<Finding> = (0..FINDINGS_MAX + 5).map(|i| of(Severity::Warning, i.to_string())).collect();
+    findings.push(of(Severity::Error, "a segment is gone".to_owned()));
+    findings.push(of(Severity::Note, "it waits".to_owned()));
+    let listed = worst_of(findings, &names);
+    assert_eq!(listed.len(), FINDINGS_MAX + 1);
+    assert_eq!((listed[0].severity, listed[0].text.as_str()), (Severity::Error, "a segment is gone"));
+    let last = listed.last().expect("many");
+    assert!(last.severity == Severity::Warning && last.text.starts_with("7 more findings"), "{}", last.text);
+    assert_eq!(worst_of(listed[..3].to_vec(), &names).len(), 3);
+}

@@ -72,12 +72,6 @@ pub trait FollowTarget: RestoreTarget {
     /// The target's.
     fn resize(&self, bytes: u64) -> io::Result<()>;
 
-    /// What is read from now on comes from the disk, as far as that can be; what was written and could not be is lost then.
-    ///
-    /// # Errors
-    /// The target's.
-    fn read_anew(&self) -> io::Result<()>;
-
     /// Which file or device it is.
     ///
     /// # Errors
@@ -206,7 +200,7 @@ impl FollowLook {
     /// To the point that `reader` reads, which belongs to the group of `state`.
     ///
     /// # Errors
-    /// [`StoreError::TargetOfAnotherHistory`]; [`StoreError::NoSuchPoint`].
+    /// [`StoreError::TargetOfAnotherHistory`]; [`StoreError::NoSuchPoint`]; where replay has forgotten so old a point, what the file system says of its record.
     pub fn new(state: &State, reader: LazyPointReader, stage: &FollowStage) -> Result<Self> {
         let point = reader.point();
         let gone = || StoreError::NoSuchPoint { point: point.to_string(), why: "its ledger does not go so far".to_owned() };
@@ -214,15 +208,14 @@ impl FollowLook {
         let Some((low, high)) = stage.between() else {
             return Ok(Self { reader, to, between: None, touched: None, known: None });
         };
-        if let Some(lost) = [low, high].into_iter().find(|at| !state.holds(at)) {
-            let path = std::path::PathBuf::from("the target of a follower");
-            return Err(StoreError::TargetOfAnotherHistory { path, slot: lost.slot });
+        for at in [low, high] {
+            if !reader.went_through(state, &at)? {
+                let path = std::path::PathBuf::from("the target of a follower");
+                return Err(StoreError::TargetOfAnotherHistory { path, slot: at.slot });
+            }
         }
         let (low, high) = (low.min(to), high.max(to));
-        let mut touched = RegionSet::new();
-        for layer in state.layers_above(reader.volume().id, Some(low.slot)).filter(|layer| layer.slot <= high.slot) {
-            layer.touched().regions().ranges().for_each(|range| touched.insert_range(range));
-        }
+        let touched = state.touched(reader.volume().id, low.slot, high.slot);
         // † On the way back what lies at the place of a newer granule is older than all.
         let is_newest = to == high || mutation::on("a follower goes back as it goes on");
         Ok(Self { reader, to, between: Some((low, high)), touched: Some(touched), known: is_newest.then_some(low.slot) })

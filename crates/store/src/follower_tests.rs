@@ -146,6 +146,15 @@ impl RestoreTarget for Machine {
         }
         Ok(())
     }
+
+    fn read_anew(&self) -> io::Result<()> {
+        let mut disk = self.disk.lock().expect("sound");
+        let Disk { durable, cached, unsynced, .. } = &mut *disk;
+        for (sector, kept) in durable.chunks(512).enumerate().filter(|(sector, _)| !unsynced.contains(sector)) {
+            cached[sector * 512..][..kept.len()].copy_from_slice(kept);
+        }
+        Ok(())
+    }
 }
 
 impl FollowTarget for Machine {
@@ -159,15 +168,6 @@ impl FollowTarget for Machine {
 
     fn resize(&self, _bytes: u64) -> io::Result<()> {
         panic!("its size is fixed");
-    }
-
-    fn read_anew(&self) -> io::Result<()> {
-        let mut disk = self.disk.lock().expect("sound");
-        let Disk { durable, cached, unsynced, .. } = &mut *disk;
-        for (sector, kept) in durable.chunks(512).enumerate().filter(|(sector, _)| !unsynced.contains(sector)) {
-            cached[sector * 512..][..kept.len()].copy_from_slice(kept);
-        }
-        Ok(())
     }
 
     fn identity(&self) -> io::Result<Identity> {
@@ -645,6 +645,36 @@ proptest! {
             world.arrives(&machine, point);
         }
     }
+}
+
+/// A point that is so old that replay does not know it is held against its record: a target that is of this history goes on, another's is left alone.
+#[test]
+fn who_holds_a_forgotten_point_of_another_history_is_told() {
+    tell(&[("what is forgotten of a ledger is believed", "it is written to")], || {
+        const KEEP_2: Policy = Policy::without_grid(2, 0);
+        let mut world = World::new();
+        let machine = Machine::new(GRANULES * GRANULE);
+        let first = world.point(&[(0, 5, Fill::Byte(1))]);
+        world.arrives(&machine, first);
+        for turn in 0..130 {
+            world.point(&[(turn % 50, 3, Fill::Byte(turn as u8))]);
+            world.group.prune(&KEEP_2).expect("prune");
+        }
+        let state = world.group.state();
+        let at = match machine.noted().stage {
+            FollowStage::At(at) => at,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(state.held(&at), None, "it is forgotten");
+        let newest = *state.points().keys().next_back().expect("there is one");
+        let strange = LedgerPosition { digest: farside_region::RecordDigest([7; 32]), ..at };
+        let look = world.group.follow_look(newest, world.volume.id(), &FollowStage::At(strange));
+        assert!(
+            matches!(look, Err(StoreError::TargetOfAnotherHistory { slot, .. }) if slot == at.slot),
+            "it is written to: {look:?}"
+        );
+        world.arrives(&machine, newest);
+    });
 }
 
 proptest! {

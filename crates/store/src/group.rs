@@ -457,6 +457,14 @@ impl GroupStore {
         })
     }
 
+    /// Whether the group's ledger went through a position. Of old ones only their record knows.
+    ///
+    /// # Errors
+    /// [`StoreError::Inconsistent`]: the record cannot be read any more; or what the file system says.
+    pub fn went_through(&self, position: &LedgerPosition) -> Result<bool> {
+        self.segments.went_through(self.state(), position)
+    }
+
     /// A body that gives up what a policy lets go; `None`: nothing. To be appended; after an accepted one there may be more.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Body> {
         self.prune_plan_keeping(policy, &BTreeSet::new(), &BTreeSet::new())

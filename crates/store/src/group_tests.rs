@@ -265,6 +265,32 @@ fn a_flipped_bit_in_any_record_is_mended_and_nothing_is_lost() {
     }
 }
 
+/// Who agreed that a bit is put right did not agree that anything is given up.
+#[test]
+fn a_repair_does_what_was_planned_and_no_more() {
+    tell(&[("a repair goes on with what nobody agreed to", "nobody agreed")], || {
+        let store = TempStore::new();
+        let (group, _, points) = three_points(&store);
+        drop(group);
+        let ledger = store.path().join("groups/host/default/ledger/0");
+        let (flipped, lost) = (ledger.join("1"), ledger.join("3"));
+        let mut bytes = fs::read(&flipped).expect("read");
+        bytes[30] ^= 0x20;
+        fs::write(&flipped, bytes).expect("write");
+        let whole = fs::read(&lost).expect("read");
+        fs::write(&lost, vec![0; whole.len()]).expect("a lost sector");
+        let mut group = store.group();
+        assert!(matches!(group.repair_plan().expect("looked"), Some(Repair::Mend { slot: Slot(1), .. })));
+        group.repair_torn().expect("mended");
+        assert_eq!(group.torn().map(|torn| torn.slot), Some(Slot(3)), "nobody agreed to give that up");
+        assert!(matches!(group.repair_plan().expect("looked"), Some(Repair::Void { first: Slot(3), last: Slot(3), .. })));
+        drop(group);
+        fs::write(&lost, whole).expect("it is put back instead");
+        let group = store.group();
+        assert!(group.torn().is_none() && group.points().len() == points.len());
+    });
+}
+
 /// What layers after a lost one held is not known without it: they go with it, by name, and the chain goes on.
 #[test]
 fn a_record_that_is_beyond_mending_is_voided_with_all_that_follow() {

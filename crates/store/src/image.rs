@@ -522,14 +522,11 @@ impl GroupImage {
     pub fn is_debris(&self, name: &PartName) -> bool {
         let key: &LayerKey = &name.layer;
         if key.term.is_merge() {
-            // One that no record names may be under way, until it is decreed that it is not.
+            // One that no record names may be under way, until it is decreed that it is not, or began too long ago to be named.
             return match self.state.published(key) {
                 Some(merge) => !merge.has(name.number) && !self.is_replaced(name),
                 None if mutation::on("what a merge wrote goes without a decree") => true,
-                None => {
-                    let decreed = |merge| self.state.volume(key.volume).is_some_and(|volume| volume.decreed().contains(&merge));
-                    key.merge().is_some_and(decreed)
-                }
+                None => self.state.volume(key.volume).is_some() && !self.state.may_be_merged(key),
             };
         }
         self.state.volume(key.volume).is_some_and(|volume| match volume.layer(key.term, key.seq) {

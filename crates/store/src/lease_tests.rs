@@ -240,6 +240,28 @@ fn a_long_read() {
     assert!(!site.has_old_part());
 }
 
+/// † Somebody reads on for days: by then replay knows nothing any more of what it gave up, and what is there looks like an orphan.
+#[test]
+fn l4_a_lease_keeps_what_is_forgotten() {
+    tell(&[("L4 a lease does not keep what was forgotten", "L4: what is read is deleted")], || {
+        crate::testkit::forget_soon();
+        let mut site = Site::new();
+        site.bucket.pass_ms(25 * HOUR_MS as i64);
+        let reader = site.read(site.old).expect("open");
+        let layer = LayerKey { volume: site.volume.id(), term: Term(0), seq: Seq(1) };
+        assert_eq!(site.collect(), 0);
+        site.day();
+        assert!(site.group().state().layer(&layer).is_none() && site.group().state().may_be_forgotten(&layer));
+        assert_eq!(site.sweep(), 0, "L4: what is read is deleted");
+        site.restart();
+        assert_eq!(site.sweep(), 0, "L4: what is read is deleted by another one");
+        assert!(all_of(&reader).expect("all is there") == filled(1));
+        drop(reader);
+        site.sweep();
+        assert!(!site.has_old_part());
+    });
+}
+
 #[test]
 fn a_lease_of_a_reader_that_died_expires_by_the_services_clock_alone() {
     let mut site = Site::new();

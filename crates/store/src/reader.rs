@@ -16,7 +16,7 @@ use farside_keys::{ContentKeys, Keeper};
 use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta, group_id};
 use farside_region::{
-    ByteExtent, Geometry, GranuleIndex, GranuleRun, Name, RegionIndex, SealMode, Slot, Term, VolumeId, mutation,
+    ByteExtent, Geometry, GranuleIndex, GranuleRun, LedgerPosition, Name, RegionIndex, SealMode, Slot, Term, VolumeId, mutation,
 };
 
 use crate::aligned::AlignedBytes;
@@ -596,6 +596,11 @@ impl<I> PointReader<I> {
         self.volume.digest_key.seal().map(|seal| seal.mode)
     }
 
+    /// Whether its group's ledger, of which `state` is what replay came to, went through a position.
+    pub(crate) fn went_through(&self, state: &State, position: &LedgerPosition) -> Result<bool> {
+        self.segments.went_through(state, position)
+    }
+
     /// The point.
     pub fn point(&self) -> Slot {
         self.point
@@ -1023,6 +1028,7 @@ impl<I> PointReader<I> {
             return state.head().filter(|head| *head > self.point).map(Gone::Point);
         }
         let part = self.parts.get(&no)?.name;
-        state.is_given_up(&part.layer, part.number).then_some(Gone::Part)
+        let is_given_up = state.is_given_up(&part.layer, part.number) || state.may_be_forgotten(&part.layer);
+        is_given_up.then_some(Gone::Part)
     }
 }

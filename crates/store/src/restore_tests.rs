@@ -143,6 +143,9 @@ fn the_first_region_is_written_after_all_others() {
         fn sync(&self) -> io::Result<()> {
             Ok(())
         }
+        fn read_anew(&self) -> io::Result<()> {
+            unreachable!("nothing is resumed")
+        }
     }
     let (store, _, point) = store();
     let log = Log(Mutex::default());
@@ -288,6 +291,68 @@ impl RestoreTarget for Device {
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+    fn read_anew(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A disk behind a page cache: what could not be written back is clean from then on, and is read as if it had been.
+struct Cached {
+    cache: Mutex<Vec<u8>>,
+    disk: Mutex<Vec<u8>>,
+    dirty: Mutex<Vec<(usize, usize)>>,
+    fails: Mutex<bool>,
+}
+
+impl RestoreTarget for Cached {
+    fn path(&self) -> &Path {
+        Path::new("cached")
+    }
+    fn write_at(&self, offset: ByteOffset, bytes: &[u8]) -> io::Result<()> {
+        self.cache.lock().expect("lock")[offset.0 as usize..][..bytes.len()].copy_from_slice(bytes);
+        self.dirty.lock().expect("lock").push((offset.0 as usize, bytes.len()));
+        Ok(())
+    }
+    fn zero(&self, extent: ByteExtent) -> io::Result<()> {
+        self.write_at(extent.offset, &vec![0; extent.len as usize])
+    }
+    fn read_at(&self, offset: ByteOffset, bytes: &mut [u8]) -> io::Result<()> {
+        bytes.copy_from_slice(&self.cache.lock().expect("lock")[offset.0 as usize..][..bytes.len()]);
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        let dirty = std::mem::take(&mut *self.dirty.lock().expect("lock"));
+        if std::mem::take(&mut *self.fails.lock().expect("lock")) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let (cache, mut disk) = (self.cache.lock().expect("lock"), self.disk.lock().expect("lock"));
+        dirty.into_iter().for_each(|(at, len)| disk[at..at + len].copy_from_slice(&cache[at..at + len]));
+        Ok(())
+    }
+    fn read_anew(&self) -> io::Result<()> {
+        assert!(self.dirty.lock().expect("lock").is_empty(), "only what is clean leaves the cache");
+        self.cache.lock().expect("lock").clone_from(&self.disk.lock().expect("lock"));
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_failed_sync_lost_is_restored_again() {
+    tell(&[("a resumed restore believes the cache", "the disk is not the point")], || {
+        let (store, volume, point) = store();
+        let reader = reader(&store, point);
+        let wanted = TestVolume::bytes(&volume.image);
+        let empty = vec![0x55; wanted.len()];
+        let device = Cached {
+            cache: Mutex::new(empty.clone()),
+            disk: Mutex::new(empty),
+            dirty: Mutex::default(),
+            fails: Mutex::new(true),
+        };
+        restore_to(&reader, &device, &RESUME, ALL).expect_err("its sync failed");
+        restore_to(&reader, &device, &RESUME, ALL).expect("resumed");
+        assert!(*device.disk.lock().expect("lock") == wanted, "the disk is not the point");
+    });
 }
 
 const RESUME: RestoreOptions = RestoreOptions { threads: 1, allow_degraded: false, allow_damaged: false, resume: true };

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use farside_layer::{Footer, FrameDecoder, PartError, RunKind, TRAILER_BYTES};
-use farside_ledger::{Body, VolumeMeta};
-use farside_region::{GranuleRun, Name, RecordDigest, RegionSet, Slot, VolumeId, mutation};
+use farside_ledger::{Body, State, VolumeMeta};
+use farside_region::{GranuleRun, LedgerPosition, Name, RecordDigest, RegionSet, Slot, VolumeId, mutation};
 
 use crate::backend::{Backend, ObjectName, block_on};
 use crate::error::{Result, StoreError};
@@ -130,6 +130,27 @@ impl Segments {
         let record = record.filter(|_| !mutation::on("L4 all between an old layer's regions is unknown"));
         let touched = |(slot, record)| self.touched(slot, record, part.name.layer.volume);
         Ok(PartRuns::Damaged { regions: record.map(touched).transpose()?.flatten() })
+    }
+
+    /// Whether a ledger went through a position. Replay [forgets](State::remembers) that of old ones; then the record tells, whose digest binds all that
+    /// was before it.
+    ///
+    /// # Errors
+    /// [`StoreError::Inconsistent`]: it cannot be read any more, so nobody knows; or what the file system says.
+    pub(crate) fn went_through(&self, state: &State, position: &LedgerPosition) -> Result<bool> {
+        if let Some(held) = state.held(position) {
+            return Ok(held);
+        }
+        match find_record(&*self.backend, &self.names, position.slot)? {
+            Ok((_, digest)) => Ok(digest == position.digest || mutation::on("what is forgotten of a ledger is believed")),
+            Err(unusable) => {
+                let why = format!(
+                    "the record in slot {} cannot be read ({unusable}), and only it tells of old positions",
+                    position.slot
+                );
+                Err(StoreError::Inconsistent { group: self.names.to_string(), why })
+            }
+        }
     }
 
     /// The regions of a volume that the layer or merge in a slot touched, from that record; `None` if it cannot be read.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use farside_region::{Name, Slot, mutation};
+use farside_region::{LayerKey, Name, Slot, mutation};
 
 use super::{Dead, GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Swept, Unseen};
 use crate::backend::block_on;
@@ -186,7 +186,11 @@ impl GroupStore {
         let held = self.leases.look(&*self.segments.backend, &self.segments.names)?;
         self.clear_packs(&held);
         for (part, born) in due {
+            // † Whoever reads a point that was given up long ago may need what replay knows nothing of any more.
+            let is_read =
+                self.image.state().may_be_forgotten(&part.layer) && held.holds(part.layer.volume, born_at_least(&part.layer));
             let may_go = match (born, self.dead.get_mut(&part)) {
+                (None, Some(_)) if is_read && !mutation::on("L4 a lease does not keep what was forgotten") => false,
                 (Some(born), _) => {
                     !held.holds(part.layer.volume, born) || mutation::on("L4 a deletion without a look at the leases")
                 }
@@ -201,5 +205,13 @@ impl GroupStore {
             }
         }
         Ok(())
+    }
+}
+
+/// The slot before which no layer of that key came in: those of a term come one after another, in slots after its claim's. What a merge wrote may be as old as can be.
+fn born_at_least(layer: &LayerKey) -> Slot {
+    match layer.merge() {
+        Some(_) => Slot(0),
+        None => Slot(layer.term.0.saturating_add(layer.seq.0)),
     }
 }

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use farside_blockio::Identity;
+use farside_blockio::{Identity, open_still, openers};
 use farside_region::{ByteExtent, ByteOffset, mutation};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
@@ -290,6 +290,12 @@ fn open_locked(path: &Path) -> Result<(Flock<File>, fs::Metadata, u64)> {
         _ => io("opening", e),
     })?;
     let mut file = lock(path, file)?;
+    // The claim is granted beside a virtual machine or a database that has the device open and claims nothing.
+    let openers = if kind.is_block_device() { open_still(|| openers(path)) } else { Vec::new() };
+    if !openers.is_empty() {
+        let why = format!("it is open in {}: stop that first", openers.join(", "));
+        return Err(StoreError::TargetBusy { path: path.to_owned(), why });
+    }
     let has = file.seek(SeekFrom::End(0)).map_err(|e| io("measuring", e))?;
     Ok((file, meta, has))
 }
@@ -400,6 +406,14 @@ impl RestoreTarget for FileTarget {
     fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
+
+    fn read_anew(&self) -> io::Result<()> {
+        // Only what is clean leaves the cache; what cannot be written is so after its error was heard.
+        if let Err(error) = self.sync() {
+            tracing::warn!(target = %self.path.display(), %error, "what was written there before may be lost: it is looked at anew");
+        }
+        Ok(posix_fadvise(&*self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
+    }
 }
 
 impl FollowTarget for FileTarget {
@@ -413,14 +427,6 @@ impl FollowTarget for FileTarget {
 
     fn resize(&self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)
-    }
-
-    fn read_anew(&self) -> io::Result<()> {
-        // Only what is clean leaves the cache; what cannot be written is so after its error was heard.
-        if let Err(error) = self.sync() {
-            tracing::warn!(target = %self.path.display(), %error, "what was written there before may be lost: it is looked at anew");
-        }
-        Ok(posix_fadvise(&*self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
     }
 
     fn identity(&self) -> io::Result<Identity> {

@@ -44,8 +44,14 @@ pub(crate) struct TempStore {
     pub(crate) dir: TempDir,
 }
 
+/// Short histories are long: what is over is forgotten soon, on this thread, so that every test goes through it.
+pub(crate) fn forget_soon() {
+    farside_ledger::Memory::set(Some(farside_ledger::Memory { every: crate::checkpoint::span(), layers: 3, slots: 96 }));
+}
+
 impl TempStore {
     pub(crate) fn new() -> Self {
+        forget_soon();
         let dir = tempfile::tempdir().expect("temp dir");
         Store::init(&dir.path().join("store")).expect("init");
         Self { dir }

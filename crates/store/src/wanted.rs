@@ -101,9 +101,9 @@ impl Tried {
 /// compared.
 pub fn is_verify_due(was_whole_ms: impl IntoIterator<Item = Option<i64>>, now_ms: i64) -> bool {
     let every_ms = i64::try_from(VERIFIED_EVERY.as_millis()).expect("a week");
-    let newest = was_whole_ms.into_iter().flatten().max();
-    // A time that has not come yet is not believed.
-    newest.is_none_or(|then| then > now_ms || now_ms.saturating_sub(then) >= every_ms)
+    // A time that has not come yet is not believed, and does not hide one that has.
+    let newest = was_whole_ms.into_iter().flatten().filter(|then| *then <= now_ms).max();
+    newest.is_none_or(|then| now_ms.saturating_sub(then) >= every_ms)
 }
 
 #[cfg(test)]
@@ -143,5 +143,6 @@ mod tests {
         assert!(!is_verify_due([Some(0), None], week - 1) && is_verify_due([Some(0), None], week));
         assert!(!is_verify_due([Some(0), Some(week)], week));
         assert!(is_verify_due([Some(week)], 0), "the clock was put back");
+        assert!(!is_verify_due([Some(week), Some(5)], 6), "and all was compared since");
     }
 }

@@ -225,6 +225,14 @@ pub struct LedgerSlice {
     pub current: Option<CurrentVolume>,
 }
 
+impl LedgerSlice {
+    /// The same, of a ledger that does not carry the position.
+    #[must_use]
+    pub fn rewound(self) -> Self {
+        Self { ancestor: false, layers: Vec::new(), more: false, ..self }
+    }
+}
+
 /// One accepted layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerLayer {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use farside_ledger::{Body, KeptEnd, LayerKind, Policy, Verdict};
-use farside_region::{LayerKey, VolumeId};
+use farside_region::{LayerKey, LedgerPosition, VolumeId};
 use farside_replication::target::{Action, AppendOutcome, Dated, Event, Report, SessionId, Ticket};
 use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
@@ -40,7 +40,7 @@ impl Group {
                 Action::DropParts { key, from } => self.drop_parts(key, from),
                 Action::KeepEnd { end, ago } => self.keep_end(&end, Duration::from_nanos(ago)),
                 Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),
-                Action::AnswerLedger { session, slice } => self.answer_ledger(session, *slice),
+                Action::AnswerLedger { session, slice, position } => self.answer_ledger(session, *slice, position),
                 Action::AnswerPoints { session, query } => self.answer_points(session, &query),
                 Action::GiveKey { session } => self.give_key(Asker::Session(session)),
                 Action::KeepKey { session, wrapped } => self.keep_key(session, &wrapped),
@@ -193,9 +193,9 @@ impl Group {
         self.happened(Event::Digests { session, id, volume, start: run.start, runs });
     }
 
-    fn answer_ledger(&mut self, session: SessionId, slice: LedgerSlice) {
+    fn answer_ledger(&mut self, session: SessionId, slice: LedgerSlice, position: Option<LedgerPosition>) {
         let (Place::Here(here), Some(link)) = (&self.place, self.sessions.get(&session).cloned()) else { return };
-        match exact_slice(&here.store, slice) {
+        match exact_slice(&here.store, slice, position) {
             Ok(slice) => link.send(&ReceiverMessage::LedgerSlice(slice)),
             Err(error) => {
                 self.store_error(&error);

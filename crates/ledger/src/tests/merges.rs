@@ -53,7 +53,7 @@ fn the_parts_of_an_interval_become_others_and_are_given_up() {
     assert!(published.has(0) && !published.has(1));
     for layer in merge.parts.iter().map(|part| part.layer) {
         assert!(w.state.is_given_up(&layer, 0) && w.state.given_up_lately().any(|part| part == (layer, 0)));
-        assert!(w.state.layer(&layer).is_some(), "what it touched is known for ever");
+        assert!(w.state.layer(&layer).is_some(), "what it touched is known for long");
     }
     assert_eq!((w.state.points(), w.state.time_ms()), (before.points(), before.time_ms()));
     assert_eq!(refused(&mut w, merge), VoidReason::MergeAgain(MergeId(5)));

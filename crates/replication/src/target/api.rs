@@ -304,12 +304,16 @@ pub enum Action {
         run: GranuleRun,
     },
     /// Send this session a slice of the ledger, when its one layer has got the regions that its record names: replay kept no
-    /// more than the first and the last of them, and all between would look like somebody else's writes.
+    /// more than the first and the last of them, and all between would look like somebody else's writes. What stands for layers that replay has
+    /// forgotten stays as it is.
     AnswerLedger {
         /// Who asked.
         session: SessionId,
         /// All but these regions.
         slice: Box<LedgerSlice>,
+        /// A position that replay has forgotten: if the record there is another, this ledger is no continuation of it, and the slice is
+        /// [of no layers](LedgerSlice::rewound).
+        position: Option<LedgerPosition>,
     },
     /// Keep this wrapped key in the store, durably; [`Event::KeyKept`] follows before the next message of the session. Where that cannot be
     /// done the session ends, with the reason.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use farside_ledger::{Policy, State, VolumeMeta};
+use farside_ledger::{Forgotten, Policy, State, VolumeMeta};
 use farside_region::{GranuleIndex, LayerKey, LedgerPosition, SealMode, Slot, Term, VolumeId, mutation};
 use farside_wire::{
     ClaimRequest, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId, LedgerLayer, LedgerSlice,
@@ -218,7 +218,9 @@ impl Target {
             let text = format!("volume {} is encrypted: update farsided on the host", volume.name);
             return self.turn_away(to, RefusalCode::Version, &text, out);
         }
-        let ancestor = question.position.is_none_or(|position| state.holds(&position));
+        // Of a position that replay has forgotten its record tells.
+        let unsure = question.position.filter(|position| state.held(position).is_none());
+        let ancestor = unsure.is_some() || question.position.is_none_or(|position| state.holds(&position));
         let from = question.after.max(question.position.map(|p| p.slot));
         let (layers, more) = if ancestor { self.page(state, question.volume, from) } else { (Vec::new(), false) };
         let slice = LedgerSlice {
@@ -231,8 +233,9 @@ impl Target {
             current: self.current(state, question.volume),
         };
         let is_coarse = slice.layers.iter().any(|layer| !state.is_exact(layer.slot));
-        if is_coarse && !mutation::on("L6 all between an old layer's regions is touched") {
-            return out.push(Action::AnswerLedger { session: to, slice: Box::new(slice) });
+        let is_looked_up = is_coarse && !mutation::on("L6 all between an old layer's regions is touched");
+        if is_looked_up || unsure.is_some() && !mutation::on("L6 a position that is forgotten is believed") {
+            return out.push(Action::AnswerLedger { session: to, slice: Box::new(slice), position: unsure });
         }
         self.send(to, ReceiverMessage::LedgerSlice(slice), out);
     }
@@ -242,6 +245,15 @@ impl Target {
     fn page(&self, state: &State, volume: VolumeId, from: Option<Slot>) -> (Vec<LedgerLayer>, bool) {
         let mut page = Vec::new();
         let mut ranges = 0;
+        let forgotten = state.volume(volume).and_then(|volume| volume.forgotten_above(from)).copied();
+        if let Some(Forgotten { slot, term, .. }) = forgotten
+            && !mutation::on("L6 what was forgotten touched nothing")
+        {
+            // † As if all of them had come in with the newest: whatever lies among them is above that position, too.
+            let regions = forgotten.map(|forgotten| forgotten.regions()).unwrap_or_default();
+            page.push(LedgerLayer { slot, term, regions });
+        }
+        let from = from.max(page.last().map(|layer| layer.slot));
         for layer in state.layers_above(volume, from) {
             ranges += layer.touched().range_count() + 4;
             let alone = |slot: Slot| !state.is_exact(slot);

@@ -1,7 +1,9 @@
 //! What a wrong or hostile peer, or a store that is not as it was left, must not be able to do to a gateway.
 
-use farside_ledger::{Body, Claim, LayerKind, Record, Stamp, Verdict, VoidReason};
-use farside_region::{Geometry, GroupId, LayerKey, RecordDigest, RegionIndex, Seq, Slot, Term, mutation::tell};
+use farside_ledger::{Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, Memory, Record, Stamp, Verdict, VoidReason};
+use farside_region::{
+    BootId, Geometry, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, mutation::tell,
+};
 use farside_wire::{
     ClaimOutcome, ClaimRequest, HeldLayer, LayerFate, LossReport, Lost, ReadLedger, ReceiverMessage, Refusal, RefusalCode,
     RequestId, ResumeQuery, Settings, SourceMessage,
@@ -508,7 +510,7 @@ fn the_position_rule_is_asked_with_what_old_layers_really_touched() {
             let question = ReadLedger { id: RequestId(5), volume: volume(3), position: None, after };
             gateway.hear(1, SourceMessage::ReadLedger(question));
             let slice = match gateway.did.pop() {
-                Some(Action::AnswerLedger { session: SessionId(1), slice }) => {
+                Some(Action::AnswerLedger { session: SessionId(1), slice, position: None }) => {
                     assert_eq!(slice.layers.len(), 1, "nobody knows how long it is");
                     looked_up.push(slice.layers[0].slot);
                     *slice
@@ -635,4 +637,80 @@ fn many_claims_are_granted_no_more_than_one() {
         gateway.later();
     }
     assert_eq!(gateway.target.granted_bytes(), 100);
+}
+
+// ---- what replay has forgotten
+
+/// Volume 1 in a ledger that remembers little: a layer that nothing is left of in each of many slots.
+fn long_ago() -> Gateway {
+    Memory::set(Some(Memory { every: 4, layers: 2, slots: 8 }));
+    let mut gateway = claimed();
+    for seq in 1..=20 {
+        let member = LayerEntry {
+            key: key(1, 0, seq),
+            digest: [seq as u8; 32],
+            parts: Vec::new(),
+            regions: [RegionIndex(if seq > 5 { 1 } else { seq % 3 })].into_iter().collect(),
+            unreadable_regions: RegionSet::new(),
+            volume_bytes: meta(1).geometry.volume_bytes(),
+        };
+        let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 0, mono_after_ns: 0, wall_ms: 0 };
+        let body = Body::Layers(Layers { kind: LayerKind::Fuzzy, epoch, label: None, members: vec![member] });
+        let (group, slot, prev) = (gateway.state.group(), gateway.state.next_slot(), gateway.state.prev());
+        let stamp = Stamp { writer: [1; 16], mono_ms: seq, wall_ms: 0 };
+        let record = Record { group, slot, prev, nonce: [0; 16], stamp, body };
+        let digest = record.encode().expect("small").digest;
+        assert_eq!(gateway.state.apply(&record, digest), Verdict::Accepted);
+    }
+    Memory::set(None);
+    gateway.did.clear();
+    gateway
+}
+
+fn asked(gateway: &mut Gateway, position: LedgerPosition, after: Option<Slot>) -> Action {
+    let question = ReadLedger { id: RequestId(5), volume: volume(1), position: Some(position), after };
+    gateway.hear(1, SourceMessage::ReadLedger(question));
+    gateway.did.pop().expect("an answer")
+}
+
+/// A host that was away for long is told of all that came in since, also of what replay has forgotten: it would take regions for its own
+/// that others wrote.
+#[test]
+fn l6_what_was_forgotten_may_have_touched_anything_between() {
+    tell(&[("L6 what was forgotten touched nothing", "L6: nobody says")], || {
+        let mut gateway = long_ago();
+        let claim = LedgerPosition { slot: Slot(0), digest: gateway.state.digest_at(Slot(0)).expect("a claim's is kept") };
+        let forgotten = *gateway.state.volume(volume(1)).and_then(|volume| volume.forgotten()).expect("many");
+        let (mut told, mut after, mut more) = (RegionSet::new(), None, true);
+        while more {
+            let Action::Send { message, .. } = asked(&mut gateway, claim, after) else { panic!("it is all known here") };
+            let ReceiverMessage::LedgerSlice(slice) = *message else { panic!("{message:?}") };
+            assert!(slice.ancestor);
+            slice.layers.iter().for_each(|layer| told.union_with(&layer.regions));
+            (after, more) = (slice.layers.last().map(|layer| layer.slot), slice.more);
+        }
+        assert_eq!(after, gateway.state.head());
+        let first = gateway.state.layers_above(volume(1), None).next().expect("the newest are known").slot;
+        assert!(forgotten.slot < first && forgotten.term == Term(0));
+        assert!((0..3).all(|region| told.contains(RegionIndex(region))), "L6: nobody says what was touched: {told:?}");
+    });
+}
+
+/// Whether it is this ledger's, only its record tells: it is neither believed nor taken for another's.
+#[test]
+fn l6_a_position_that_is_forgotten_is_held_against_its_record() {
+    tell(&[("L6 a position that is forgotten is believed", "L6: nobody looks")], || {
+        let mut gateway = long_ago();
+        let slot = Slot(3);
+        assert!(!gateway.state.remembers(slot));
+        let position = LedgerPosition { slot, digest: RecordDigest([9; 32]) };
+        match asked(&mut gateway, position, None) {
+            Action::AnswerLedger { session: SessionId(1), slice, position: Some(of) } => {
+                assert!(of == position && slice.ancestor && !slice.layers.is_empty());
+                let rewound = slice.rewound();
+                assert!(!rewound.ancestor && rewound.layers.is_empty() && !rewound.more);
+            }
+            other => panic!("L6: nobody looks: {other:?}"),
+        }
+    });
 }

@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +25,8 @@ use crate::space::Allowed;
 const RESERVED: [&str; 5] = ["tmp", "landing", "writer.lock", "reader.lock", "ballast"];
 /// Open files kept for reading.
 const OPEN_FILES_MAX: usize = 64;
+/// After so long it is looked whether an open file still has its name: a bad one may have been replaced from a copy.
+const LOOKED_AGAIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 1 });
 /// Directories remembered as durable.
 const KNOWN_DIRS_MAX: usize = 16_384;
 /// Magic numbers of `statfs(2)` whose locks or links are not dependable between hosts.
@@ -62,12 +65,31 @@ struct Inner {
     /// Directories whose own entries are known to be durable.
     durable_dirs: HashSet<PathBuf>,
     /// Most recently used last.
-    open: VecDeque<(ObjectName, Arc<File>)>,
+    open: VecDeque<Open>,
     /// The first write or sync of a directory that failed. Nothing is acknowledged after it.
     failed: Option<(PathBuf, String)>,
     /// The next sync of this directory fails so, after it was done.
     #[cfg(test)]
     fails: Option<(PathBuf, i32)>,
+}
+
+/// A file that is kept open.
+#[derive(Debug)]
+struct Open {
+    name: ObjectName,
+    file: Arc<File>,
+    looked: Instant,
+}
+
+impl Open {
+    /// Whether no other file has its name by now. One that was removed can be read on.
+    fn is_still_at(&self, path: &Path) -> bool {
+        let id = |meta: &fs::Metadata| (meta.dev(), meta.ino());
+        match (fs::metadata(path), self.file.metadata()) {
+            (Ok(there), Ok(here)) => id(&there) == id(&here),
+            (there, _) => there.is_err(),
+        }
+    }
 }
 
 impl DirBackend {
@@ -334,22 +356,25 @@ impl DirBackend {
     }
 
     fn open_file(&self, name: &ObjectName) -> Result<Option<Arc<File>>> {
+        let path = self.path(name)?;
         let mut inner = self.lock();
-        if let Some(at) = inner.open.iter().position(|(n, _)| n == name) {
-            let entry = inner.open.remove(at).expect("the position was just found");
-            let file = Arc::clone(&entry.1);
-            inner.open.push_back(entry);
-            return Ok(Some(file));
+        if let Some(at) = inner.open.iter().position(|open| open.name == *name) {
+            let mut open = inner.open.remove(at).expect("the position was just found");
+            if open.looked.elapsed() < LOOKED_AGAIN || open.is_still_at(&path) {
+                open.looked = Instant::now();
+                let file = Arc::clone(&open.file);
+                inner.open.push_back(open);
+                return Ok(Some(file));
+            }
         }
         drop(inner);
-        let path = self.path(name)?;
         let opened = self.unless_missing("opening", &path, File::open(&path)).map_err(StoreError::while_reading)?;
         let Some(file) = opened.map(Arc::new) else { return Ok(None) };
         let mut inner = self.lock();
         if inner.open.len() >= OPEN_FILES_MAX {
             inner.open.pop_front();
         }
-        inner.open.push_back((name.clone(), Arc::clone(&file)));
+        inner.open.push_back(Open { name: name.clone(), file: Arc::clone(&file), looked: Instant::now() });
         Ok(Some(file))
     }
 
@@ -502,7 +527,7 @@ impl Backend for DirBackend {
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {
         let path = self.path(name)?;
-        self.lock().open.retain(|(n, _)| n != name);
+        self.lock().open.retain(|open| open.name != *name);
         if self.unless_missing("removing", &path, fs::remove_file(&path))?.is_none() {
             return Ok(());
         }

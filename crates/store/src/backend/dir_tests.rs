@@ -32,6 +32,21 @@ fn debris_of_a_killed_writer_is_swept_and_never_listed() {
     assert_eq!(fs::read_dir(dir.path().join("tmp")).expect("list").count(), 0);
 }
 
+/// What is put in the place of a bad file is read, also by who had that open; what is removed can be read on.
+#[test]
+fn a_file_that_was_replaced_is_read_anew() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let backend = DirBackend::open(dir.path()).expect("open");
+    fs::write(dir.path().join("object"), b"bad").expect("write");
+    let read = || block_on(backend.get_range(&name("object"), 0, 9)).expect("read");
+    assert_eq!(read()[..], *b"bad");
+    fs::write(dir.path().join("copy"), b"good").expect("write");
+    fs::rename(dir.path().join("copy"), dir.path().join("object")).expect("rename");
+    assert_eq!(read()[..], *b"good");
+    fs::remove_file(dir.path().join("object")).expect("remove");
+    assert_eq!(read()[..], *b"good");
+}
+
 #[test]
 fn our_own_files_cannot_be_objects() {
     let dir = tempfile::tempdir().expect("temp dir");
