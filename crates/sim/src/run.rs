@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
+use farside_ledger::Memory;
 use farside_replication::failback::At;
 
 use crate::failback::Failback;
@@ -27,6 +28,8 @@ use crate::{cohort, exec};
 /// Steps that the quiet beginning and the healing may take.
 const QUIET_STEPS_MAX: u64 = 6_000;
 const HEAL_STEPS_MAX: u64 = 40_000;
+/// Replay forgets soon: the ledgers of the simulator are short.
+const SHORT_MEMORY: Memory = Memory { every: 16, layers: 4, slots: 64 };
 
 /// What a run came to.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +64,7 @@ pub struct Options<'a> {
 /// Runs a seed. A panic of the product is a broken law.
 pub fn run(seed: u64, options: Options<'_>) -> Outcome {
     farside_region::mutation::set(options.mutations);
+    Memory::set(Some(SHORT_MEMORY));
     let go = || match options.directed.and_then(cohort::wanted) {
         Some(of) => cohort::Several::new(seed, options, of).go(seed),
         None => Run::new(seed, options).go(seed),
@@ -70,6 +74,7 @@ pub fn run(seed: u64, options: Options<'_>) -> Outcome {
         Outcome { seed, bad: Some(format!("PANIC {}", text.unwrap_or_default())), ..Outcome::default() }
     });
     farside_region::mutation::set(&[]);
+    Memory::set(None);
     outcome
 }
 
