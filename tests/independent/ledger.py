@@ -454,13 +454,13 @@ class Ledger:
             root = read(self.store, name)
             require(len(root) == 184 and root[:8] == b"FSCHKPNT" and root[152:] == blake3(root[:152]), name, "not whole")
             fields = struct.unpack("<II16sQQ32s32sQ32s", root[8:152])
-            require(fields[:5] == (1, 0, self.id, number, SLOTS), name, "of another version, group or place")
+            require(fields[0] in (1, 2) and fields[1:5] == (0, self.id, number, SLOTS), name, "of another version, group or place")
             if self.torn is None:
                 require(end <= len(self.digests), name, "it covers records that are not there")
             require(end > len(self.digests) or fields[5] == self.digests[end - 1], name, "of other records")
             require(fields[6] == previous.get(number - 1, fields[6] if number else bytes(32)), name, "not after the one before")
             previous[number] = root[152:]
-            if os.path.exists(os.path.join(self.store, f"{name}.state")) and end <= len(self.digests):
+            if fields[0] == 2 and os.path.exists(os.path.join(self.store, f"{name}.state")) and end <= len(self.digests):
                 data = read(self.store, f"{name}.state")
                 require((len(data), blake3(data)) == fields[7:9] and data[:8] == b"FSCHKST7", f"{name}.state", "not whole")
                 state = Postcard(data[8:])

@@ -18,7 +18,9 @@ pub const CHECKPOINT_STATE_BYTES_MAX: u64 = 1 << 30;
 const ROOT_HEAD_BYTES: usize = 152;
 const ROOT_MAGIC: [u8; 8] = *b"FSCHKPNT";
 const STATE_MAGIC: [u8; 8] = *b"FSCHKST7";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Its root is as ours; its state is not.
+const VERSION_BEFORE: u32 = 1;
 
 /// Which checkpoint of a ledger, and how many slots each of them covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub struct CheckpointParts {
 /// The small object that makes a checkpoint exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointRoot {
+    /// The version of root and state.
+    pub version: u32,
     /// Whose ledger.
     pub group: GroupId,
     /// Which checkpoint.
@@ -118,6 +122,9 @@ pub enum CheckpointError {
     /// Written by a newer Farside: update this one.
     #[error("the checkpoint carries flags {0:#x}, which this program does not know")]
     Flags(u32),
+    /// Written by an earlier Farside, in another form. What it covers is replayed.
+    #[error("the checkpoint is of an earlier version")]
+    Earlier,
     /// The digest is right and the content makes no sense, or is of another place than the object's.
     #[error("the checkpoint is not of this ledger and place")]
     Place,
@@ -140,6 +147,7 @@ impl EncodedCheckpoint {
         let mut bytes = STATE_MAGIC.to_vec();
         bytes.extend_from_slice(&to_postcard(&(state, parts)));
         let root = CheckpointRoot {
+            version: VERSION,
             group: state.group(),
             place,
             last: state.prev(),
@@ -156,7 +164,7 @@ impl CheckpointRoot {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(CHECKPOINT_ROOT_BYTES);
         bytes.extend_from_slice(&ROOT_MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&self.version.to_le_bytes());
         bytes.extend_from_slice(&0u32.to_le_bytes());
         bytes.extend_from_slice(&self.group.0);
         bytes.extend_from_slice(&self.place.number.to_le_bytes());
@@ -187,7 +195,7 @@ impl CheckpointRoot {
         }
         let mut head = Head(&content[8..]);
         let version = u32::from_le_bytes(head.take());
-        if version != VERSION {
+        if ![VERSION_BEFORE, VERSION].contains(&version) {
             return Err(CheckpointError::Version(version));
         }
         let flags = u32::from_le_bytes(head.take());
@@ -195,6 +203,7 @@ impl CheckpointRoot {
             return Err(CheckpointError::Flags(flags));
         }
         let root = Self {
+            version,
             group: GroupId(head.take()),
             place: CheckpointPlace { number: u64::from_le_bytes(head.take()), slots: u64::from_le_bytes(head.take()) },
             last: RecordDigest(head.take()),
@@ -206,11 +215,19 @@ impl CheckpointRoot {
         if fits && root.state_bytes <= CHECKPOINT_STATE_BYTES_MAX { Ok((root, digest)) } else { Err(CheckpointError::Place) }
     }
 
+    /// Whether its state is of a version that is not read any more.
+    pub fn is_of_an_earlier_version(&self) -> bool {
+        self.version < VERSION
+    }
+
     /// Reads the state that this root names.
     ///
     /// # Errors
     /// See [`CheckpointError`].
     pub fn state(&self, bytes: &[u8]) -> Result<(State, CheckpointParts), CheckpointError> {
+        if self.is_of_an_earlier_version() {
+            return Err(CheckpointError::Earlier);
+        }
         if bytes.len() as u64 != self.state_bytes || *blake3::hash(bytes).as_bytes() != self.state_digest {
             return Err(CheckpointError::Digest);
         }

@@ -7,14 +7,15 @@
 //! - a merge, and that there will be none of an id, once its id is so old that no record may name it any more ([`Memory::slots`]). Of one that
 //!   was accepted also: all that it wrote is given up as above, and its point is gone;
 //! - the digest of a record that is [`Memory::slots`] behind, unless a layer or merge that is known came in there, or the volume's claim, or its
-//!   newest heartbeat: what the positions of sources that are away name, and records that are asked for what they touched.
+//!   newest heartbeat, or it is one of the newest points that were verified: what the positions of sources that are away name, records that are asked for
+//!   what they touched, and what is shown.
 //!
 //! Why nothing is missed:
 //! - What is judged by layers is judged by the newest ones (claims, heartbeats, what comes next), by those of parts that are left (prunes, merges), or by
 //!   those above somebody's position: there, what was forgotten counts as having touched everything between its first and last region, in the newest one's term.
 //! - A layer under a key that was forgotten is never new ([`State::judge`]: its number lies below the last accepted one's). Whether it is the same cannot
 //!   be told any more, so such a record is void, and nobody hears that it is published.
-//! - A position that is not known any more is not one of another history: whoever must tell asks the record itself ([`State::remembers`]).
+//! - A position that is not known any more is not one of another history: whoever must tell asks the records themselves ([`State::remembers`]).
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -112,7 +113,7 @@ impl Forgotten {
 
 impl State {
     /// Whether the digest of the record in a slot up to the head is known: otherwise whether this ledger [went through](Self::holds) a position
-    /// there only that record tells. True above the head: there is no such position.
+    /// there only that record tells, or the one after it. True above the head: there is no such position.
     pub fn remembers(&self, slot: Slot) -> bool {
         slot >= self.next_slot() || self.digest_at(slot).is_some()
     }
@@ -182,6 +183,11 @@ impl State {
         self.forget_digests(Slot(next.0.saturating_sub(memory.slots)));
     }
 
+    /// The newest points that were verified: they are told of by their digests, retained or not.
+    fn proved(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.last_proofs().iter().map(|(_, proof)| proof.point)
+    }
+
     /// Says in which slot its record is.
     fn forget_one(&mut self, key: &LayerKey) -> Option<Slot> {
         let exact_from = self.exact_from;
@@ -200,7 +206,7 @@ impl State {
     fn forget_digests(&mut self, below: Slot) {
         let from = Slot(self.digests_from);
         let Some(count) = below.0.checked_sub(from.0).filter(|count| *count > 0) else { return };
-        let mut named: BTreeSet<Slot> = BTreeSet::new();
+        let mut named: BTreeSet<Slot> = self.proved().filter(|slot| (from..below).contains(slot)).collect();
         for volume in self.volumes.values() {
             named.extend(volume.named_in(from..below));
         }

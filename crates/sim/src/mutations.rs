@@ -498,6 +498,12 @@ pub const MUTATIONS: &[Mutation] = &[
         STORE,
         "follower_tests::who_holds_a_forgotten_point_of_another_history_is_told",
     ),
+    story("L4 what is forgotten is an orphan", STORE, "loss_tests::a_damaged_part_of_a_merge_keeps_nothing_else_from_going"),
+    story(
+        "L6 what a repair gave up tells of old positions",
+        STORE,
+        "follower_tests::a_forgotten_point_that_a_repair_gave_up_is_of_another_history",
+    ),
     story("L4 a lease does not keep what was forgotten", STORE, "lease_tests::l4_a_lease_keeps_what_is_forgotten"),
     story(
         "L6 a position that is forgotten is believed",

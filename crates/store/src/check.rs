@@ -537,7 +537,8 @@ impl GroupCheck<'_> {
                 continue;
             }
             report.unnamed_bytes += object.bytes;
-            let given_up = self.image.state().is_given_up(&part.layer, number);
+            let state = self.image.state();
+            let given_up = state.is_given_up(&part.layer, number) || state.may_be_forgotten(&part.layer);
             let merging = term.is_merge() && self.image.state().may_be_merged(&part.layer);
             let strange = self.image.state().volume(id).is_none_or(|v| term > v.term());
             let since = Slot(term.0) >= self.image.state().next_slot();
@@ -595,11 +596,31 @@ impl GroupCheck<'_> {
         }
         let newest = there.last().copied();
         let (mut previous, mut expected) = (Some([0; 32]), BTreeMap::new());
+        // Of an earlier Farside's only the chain is held against what is there.
+        let mut earlier = BTreeMap::new();
+        for number in newest.map_or(0..0, |newest| 0..newest + 1) {
+            if let Ok((root, digest)) = checkpoint::read_root(backend, &self.names, group, number)?
+                && root.is_of_an_earlier_version()
+            {
+                earlier.insert(number, digest);
+            }
+        }
+        if let Some((last, _)) = earlier.last_key_value() {
+            let text = format!(
+                "checkpoints up to {} are of an earlier Farside, and are not read: openings replay all records until the next one is written",
+                self.names.checkpoint(*last)
+            );
+            self.findings.push(Finding { severity: Severity::Note, text, ..finding(&self.names, Problem::Checkpoint) });
+        }
         let whole = replay_all_slots(backend, &self.names, group, |image| {
             let place = CheckpointPlace::completed_by(image.state(), checkpoint::span());
             if let (Some(place), Some(before)) =
                 (place.filter(|place| newest.is_some_and(|newest| place.number <= newest)), previous)
             {
+                if let Some(digest) = earlier.get(&place.number) {
+                    previous = Some(*digest);
+                    return;
+                }
                 let encoded = checkpoint::encode(place, before, image);
                 previous = CheckpointRoot::decode(&encoded.root, group, place).ok().map(|(_, digest)| digest);
                 expected.insert(place.number, (blake3::hash(&encoded.root), blake3::hash(&encoded.state)));
@@ -624,7 +645,7 @@ impl GroupCheck<'_> {
         let Some(newest) = newest else { return Ok(()) };
         let again = "stop the receiver, delete this checkpoint and all after it, roots and states, and the receiver writes them again \
                      when it starts";
-        for number in 0..=newest {
+        for number in (0..=newest).filter(|number| !earlier.contains_key(number)) {
             for (name, state) in [(self.names.checkpoint(number), false), (self.names.checkpoint_state(number), true)] {
                 let wanted = expected.get(&number).map(|(root, whole)| if state { whole } else { root });
                 let found = get(backend, &name, CHECKPOINT_STATE_BYTES_MAX)?;

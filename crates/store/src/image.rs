@@ -118,6 +118,9 @@ pub struct GroupImage {
     begun: Slot,
 }
 
+/// The mistake of taking the parts of layers that replay has forgotten for such as no record ever named.
+const FORGOTTEN_IS_ORPHAN: &str = "L4 what is forgotten is an orphan";
+
 impl GroupImage {
     /// A group without history.
     pub fn new(group: GroupId) -> Self {
@@ -295,6 +298,14 @@ impl GroupImage {
     pub(crate) fn may_go(&self, part: &PartName) -> bool {
         match self.state.published(&part.layer).map(|published| published.born) {
             Some(born) => !self.unknown.contains(&part.layer.volume) && !self.is_spoiled(Some(part.layer.volume), born),
+            // † What it replaced, or was replaced by, nobody knows any more.
+            None if part.layer.merge().is_none()
+                && self.state.may_be_forgotten(&part.layer)
+                && !mutation::on(FORGOTTEN_IS_ORPHAN) =>
+            {
+                let volume = part.layer.volume;
+                !self.unknown.contains(&volume) && !self.is_spoiled(Some(volume), Slot(0))
+            }
             None => part.layer.merge().is_none() || !self.has_unknown() && !self.is_spoiled(None, Slot(0)),
         }
     }
@@ -526,7 +537,7 @@ impl GroupImage {
             return match self.state.published(key) {
                 Some(merge) => !merge.has(name.number) && !self.is_replaced(name),
                 None if mutation::on("what a merge wrote goes without a decree") => true,
-                None => self.state.volume(key.volume).is_some() && !self.state.may_be_merged(key),
+                None => self.state.volume(key.volume).is_some() && !self.state.may_be_merged(key) && !self.is_replaced(name),
             };
         }
         self.state.volume(key.volume).is_some_and(|volume| match volume.layer(key.term, key.seq) {
@@ -537,7 +548,10 @@ impl GroupImage {
                 name.number >= layer.part_count || given_up || elsewhere
             }
             None if mutation::on("T4 sweep everything that no record names") => true,
-            None => key.term < volume.term() || (key.term == volume.term() && key.seq <= volume.last_seq()),
+            None => {
+                let is_over = key.term < volume.term() || (key.term == volume.term() && key.seq <= volume.last_seq());
+                is_over && (!self.is_replaced(name) || mutation::on(FORGOTTEN_IS_ORPHAN))
+            }
         })
     }
 

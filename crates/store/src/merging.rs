@@ -133,12 +133,13 @@ impl GroupStore {
     /// What was submitted about a merge has a verdict, or will never have one: whatever it wrote is no longer under way.
     pub fn merge_ended(&mut self, key: LayerKey) {
         self.merging.writing.end(&key);
-        if self.state().may_be_merged(&key)
-            && let Some(volume) = self.state().volume(key.volume)
-        {
-            let volume = volume.meta().name.clone();
-            let part = PartName { layer: key, number: 0 };
+        let Some(volume) = self.state().volume(key.volume) else { return };
+        let (volume, part) = (volume.meta().name.clone(), PartName { layer: key, number: 0 });
+        if self.state().may_be_merged(&key) {
             self.merging.unnamed.entry(part).or_insert(Dead::of(volume));
+        } else if self.image.is_debris(&part) && self.state().published(&key).is_none() {
+            // It took so long that no record may name it any more.
+            self.dead.entry(part).or_insert(Dead::of(volume));
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use farside_layer::{Footer, FrameDecoder, PartError, RunKind, TRAILER_BYTES};
-use farside_ledger::{Body, State, VolumeMeta};
+use farside_ledger::{Body, Record, State, VolumeMeta};
 use farside_region::{GranuleRun, LedgerPosition, Name, RecordDigest, RegionSet, Slot, VolumeId, mutation};
 
 use crate::backend::{Backend, ObjectName, block_on};
@@ -17,7 +17,7 @@ use crate::image::PartRuns;
 use crate::index::Content;
 use crate::liveness::{Part, PartName};
 use crate::names::{GroupNames, GroupObject};
-use crate::replay::find_record;
+use crate::replay::{Unusable, find_record, read_slot};
 
 /// Bytes of footers kept in memory, per group that is open.
 const CACHE_BYTES_MAX: usize = 32 << 20;
@@ -132,25 +132,40 @@ impl Segments {
         Ok(PartRuns::Damaged { regions: record.map(touched).transpose()?.flatten() })
     }
 
-    /// Whether a ledger went through a position. Replay [forgets](State::remembers) that of old ones; then the record tells, whose digest binds all that
-    /// was before it.
+    /// Whether a ledger went through a position. Replay [forgets](State::remembers) that of old ones; then the record after it tells, which names
+    /// its digest, or where that is lost the record itself.
     ///
     /// # Errors
-    /// [`StoreError::Inconsistent`]: it cannot be read any more, so nobody knows; or what the file system says.
+    /// [`StoreError::Inconsistent`]: neither can be read any more, so nobody knows; or what the file system says.
     pub(crate) fn went_through(&self, state: &State, position: &LedgerPosition) -> Result<bool> {
         if let Some(held) = state.held(position) {
             return Ok(held);
         }
-        match find_record(&*self.backend, &self.names, position.slot)? {
-            Ok((_, digest)) => Ok(digest == position.digest || mutation::on("what is forgotten of a ledger is believed")),
+        if mutation::on("what is forgotten of a ledger is believed") {
+            return Ok(true);
+        }
+        if let Ok((next, _)) = self.standing(position.slot.next())? {
+            return Ok(next.prev == position.digest);
+        }
+        match self.standing(position.slot)? {
+            Ok((_, digest)) => Ok(digest == position.digest),
             Err(unusable) => {
                 let why = format!(
-                    "the record in slot {} cannot be read ({unusable}), and only it tells of old positions",
+                    "neither the record in slot {} nor the one after it can be read ({unusable}), and only these tell of a position so old",
                     position.slot
                 );
                 Err(StoreError::Inconsistent { group: self.names.to_string(), why })
             }
         }
+    }
+
+    /// The record in a slot as replay takes it: † what a repair put in its place, though its bytes are still there.
+    fn standing(&self, slot: Slot) -> Result<Result<(Record, RecordDigest), Unusable>> {
+        let is_replaced = block_on(self.backend.size(&self.names.record_void(slot)))?.is_some();
+        if is_replaced && !mutation::on("L6 what a repair gave up tells of old positions") {
+            return Ok(read_slot(&*self.backend, &self.names, slot, true)?.map(|mut records| records.swap_remove(0)));
+        }
+        find_record(&*self.backend, &self.names, slot)
     }
 
     /// The regions of a volume that the layer or merge in a slot touched, from that record; `None` if it cannot be read.

@@ -380,11 +380,18 @@ fn a_checkpoint_with_any_bit_wrong_or_any_byte_missing_is_refused() {
 #[test]
 fn a_checkpoint_of_a_newer_version_is_told_from_a_damaged_one() {
     let (encoded, place, _) = checkpointed();
-    for (at, newer) in [(8, CheckpointError::Version(2)), (12, CheckpointError::Flags(2))] {
+    let with = |at: usize, value: u8| {
         let mut bytes = encoded.root[..encoded.root.len() - 32].to_vec();
-        bytes[at] = 2;
+        bytes[at] = value;
         let digest = blake3::hash(&bytes);
         bytes.extend_from_slice(digest.as_bytes());
-        assert_eq!(CheckpointRoot::decode(&bytes, group(), place).err(), Some(newer));
+        bytes
+    };
+    for (at, newer) in [(8, CheckpointError::Version(3)), (12, CheckpointError::Flags(3))] {
+        assert_eq!(CheckpointRoot::decode(&with(at, 3), group(), place).err(), Some(newer));
     }
+    // The chain of roots goes on over those of an earlier Farside, whose states are not read.
+    let (earlier, _) = CheckpointRoot::decode(&with(8, 1), group(), place).expect("a root");
+    assert!(earlier.is_of_an_earlier_version());
+    assert_eq!(earlier.state(&encoded.state).err(), Some(CheckpointError::Earlier));
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use farside_ledger::{Forgotten, Policy, State, VolumeMeta};
-use farside_region::{GranuleIndex, LayerKey, LedgerPosition, SealMode, Slot, Term, VolumeId, mutation};
+use farside_region::{GranuleIndex, LayerKey, LedgerPosition, PackedRegions, SealMode, Slot, Term, VolumeId, mutation};
 use farside_wire::{
     ClaimRequest, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId, LedgerLayer, LedgerSlice,
     NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceHello,
@@ -245,25 +245,28 @@ impl Target {
     fn page(&self, state: &State, volume: VolumeId, from: Option<Slot>) -> (Vec<LedgerLayer>, bool) {
         let mut page = Vec::new();
         let mut ranges = 0;
+        // † As if all that was forgotten had come in with its newest: whatever lies among it is above that position, too.
         let forgotten = state.volume(volume).and_then(|volume| volume.forgotten_above(from)).copied();
-        if let Some(Forgotten { slot, term, .. }) = forgotten
-            && !mutation::on("L6 what was forgotten touched nothing")
-        {
-            // † As if all of them had come in with the newest: whatever lies among them is above that position, too.
-            let regions = forgotten.map(|forgotten| forgotten.regions()).unwrap_or_default();
-            page.push(LedgerLayer { slot, term, regions });
-        }
-        let from = from.max(page.last().map(|layer| layer.slot));
-        for layer in state.layers_above(volume, from) {
-            ranges += layer.touched().range_count() + 4;
+        let mut forgotten = forgotten.filter(|_| !mutation::on("L6 what was forgotten touched nothing")).into_iter().peekable();
+        let mut known = state.layers_above(volume, from).peekable();
+        loop {
+            let is_next = |at: &Forgotten| known.peek().is_none_or(|layer| at.slot < layer.slot);
+            let (slot, term, touched) = match forgotten.next_if(is_next) {
+                Some(at) => (at.slot, at.term, PackedRegions::from(&at.regions())),
+                None => match known.next() {
+                    Some(layer) => (layer.slot, layer.key.term, layer.touched().clone()),
+                    None => break,
+                },
+            };
+            ranges += touched.range_count() + 4;
             let alone = |slot: Slot| !state.is_exact(slot);
             let ends = ranges > self.config.limits.slice_ranges_max
-                || alone(layer.slot)
+                || alone(slot)
                 || page.last().is_some_and(|last: &LedgerLayer| alone(last.slot));
             if ends && !page.is_empty() {
                 return (page, true);
             }
-            page.push(LedgerLayer { slot: layer.slot, term: layer.key.term, regions: layer.touched().regions() });
+            page.push(LedgerLayer { slot, term, regions: touched.regions() });
         }
         (page, false)
     }

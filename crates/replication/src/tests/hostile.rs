@@ -1,6 +1,8 @@
 //! What a wrong or hostile peer, or a store that is not as it was left, must not be able to do to a gateway.
 
-use farside_ledger::{Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, Memory, Record, Stamp, Verdict, VoidReason};
+use farside_ledger::{
+    Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, Memory, PartEntry, Record, Stamp, Verdict, VoidReason,
+};
 use farside_region::{
     BootId, Geometry, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, mutation::tell,
 };
@@ -641,7 +643,7 @@ fn many_claims_are_granted_no_more_than_one() {
 
 // ---- what replay has forgotten
 
-/// Volume 1 in a ledger that remembers little: a layer that nothing is left of in each of many slots.
+/// Volume 1 in a ledger that remembers little: a layer that nothing is left of in each of many slots, and among the oldest one of which all is left.
 fn long_ago() -> Gateway {
     Memory::set(Some(Memory { every: 4, layers: 2, slots: 8 }));
     let mut gateway = claimed();
@@ -649,8 +651,8 @@ fn long_ago() -> Gateway {
         let member = LayerEntry {
             key: key(1, 0, seq),
             digest: [seq as u8; 32],
-            parts: Vec::new(),
-            regions: [RegionIndex(if seq > 5 { 1 } else { seq % 3 })].into_iter().collect(),
+            parts: if seq == 3 { vec![PartEntry { bytes: 9, footer_digest: [3; 32] }] } else { Vec::new() },
+            regions: [RegionIndex(if seq > 5 { 1 } else { seq % 4 })].into_iter().collect(),
             unreadable_regions: RegionSet::new(),
             volume_bytes: meta(1).geometry.volume_bytes(),
         };
@@ -681,18 +683,24 @@ fn l6_what_was_forgotten_may_have_touched_anything_between() {
         let mut gateway = long_ago();
         let claim = LedgerPosition { slot: Slot(0), digest: gateway.state.digest_at(Slot(0)).expect("a claim's is kept") };
         let forgotten = *gateway.state.volume(volume(1)).and_then(|volume| volume.forgotten()).expect("many");
-        let (mut told, mut after, mut more) = (RegionSet::new(), None, true);
+        let (mut told, mut slots, mut after, mut more) = (RegionSet::new(), Vec::new(), None, true);
         while more {
             let Action::Send { message, .. } = asked(&mut gateway, claim, after) else { panic!("it is all known here") };
             let ReceiverMessage::LedgerSlice(slice) = *message else { panic!("{message:?}") };
             assert!(slice.ancestor);
             slice.layers.iter().for_each(|layer| told.union_with(&layer.regions));
+            slots.extend(slice.layers.iter().map(|layer| layer.slot));
             (after, more) = (slice.layers.last().map(|layer| layer.slot), slice.more);
         }
         assert_eq!(after, gateway.state.head());
-        let first = gateway.state.layers_above(volume(1), None).next().expect("the newest are known").slot;
-        assert!(forgotten.slot < first && forgotten.term == Term(0));
-        assert!((0..3).all(|region| told.contains(RegionIndex(region))), "L6: nobody says what was touched: {told:?}");
+        let known: Vec<Slot> = gateway.state.layers_above(volume(1), None).map(|layer| layer.slot).collect();
+        assert!(
+            known[0] < forgotten.slot && forgotten.slot < known[1] && forgotten.term == Term(0),
+            "one of which all is left, and the newest"
+        );
+        assert!([1, 2].iter().all(|region| told.contains(RegionIndex(*region))), "L6: nobody says what was touched: {told:?}");
+        assert!(told.contains(RegionIndex(3)), "what is known of what lies below is told as well");
+        assert!(slots.is_sorted() && slots.windows(2).all(|w| w[0] < w[1]), "{slots:?}");
     });
 }
 

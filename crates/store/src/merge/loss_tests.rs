@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use farside_ledger::{Body, LayerKind, Pin};
+use farside_region::mutation::tell;
 use farside_region::{RegionIndex, mutation};
 
 use super::tests::{KEEP_1, all_of, bucket_of, churn, file_of, in_bucket, names, reader, seen, store_of};
@@ -322,6 +323,10 @@ fn hours(bucket: &Memory, group: &mut GroupStore, volume: &mut TestVolume, hours
 /// What a damaged part of a merge may have replaced stays in a bucket, and nothing else does: other volumes, and what came later.
 #[test]
 fn a_damaged_part_of_a_merge_keeps_nothing_else_from_going() {
+    tell(&[("L4 what is forgotten is an orphan", "what it may have replaced went")], a_damaged_merge);
+}
+
+fn a_damaged_merge() {
     SPAN.set(8);
     let bucket = Arc::new(Memory::default());
     let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
@@ -351,7 +356,7 @@ fn a_damaged_part_of_a_merge_keeps_nothing_else_from_going() {
     volume.base(&mut group, 77);
     assert!(!group.image().has_unknown() && group.image().is_spoiled(None, Slot(0)));
     hours(&bucket, &mut group, &mut volume, 30);
-    assert_eq!(there(&old), old.len());
+    assert_eq!(there(&old), old.len(), "what it may have replaced went");
 
     let mut other = TestVolume::new("w", 64);
     other.claim(&mut group);
