@@ -19,8 +19,8 @@ use farside_control::source::LastPoint;
 use farside_objects::Location;
 use farside_region::{LedgerPosition, Slot, VolumeId};
 use farside_store::{
-    FileTarget, FollowLook, FollowProgress, FollowStage, Follower, GroupReader, LazyPointReader, PointFilter, RestingGroup,
-    StoreError, Tried, find_points, is_verify_due,
+    FileTarget, FollowLook, FollowProgress, FollowStage, Follower, GroupReader, Next, PointFilter, RestingGroup, StoreError,
+    Tried, find_points, is_verify_due,
 };
 use jiff::Timestamp;
 
@@ -175,13 +175,7 @@ impl Run {
             return Err(Trouble::Over(self.diverged()));
         }
         let (group, volume) = self.wake()?;
-        // † What cannot be read is not gone: from a ledger that ends before what the target holds, it would be taken back.
-        let held = self.kept.following().stage.newest();
-        if let Some(torn) = group.torn()
-            && held.is_some_and(|held| held >= group.state().next_slot())
-        {
-            return Err(Trouble::Later(torn.error(group.names()).into()));
-        }
+        group.refuse_to_go_back(&self.kept.following().stage).map_err(|torn| Trouble::Later(torn.into()))?;
         if self.heal_wanted {
             self.with_follower(None, |follower| follower.heal())?;
             self.heal_wanted = false;
@@ -198,22 +192,20 @@ impl Run {
     }
 
     fn turn_in(&mut self, group: &GroupReader, volume: VolumeId) -> Tri<Turn> {
-        let state = group.state();
-        let (slot, shown) = match self.order.wanted.find(state, volume, &self.tried.avoid()) {
-            Ok(point) => (point.slot, shown(group, volume, point.slot)),
-            Err(why) => return Ok(Turn::Nothing(why)),
-        };
         let stage = self.kept.following().stage.clone();
-        if let FollowStage::At(at) = &stage
-            && at.slot == slot
-            && state.holds(at)
-        {
-            self.look_at_target(group, volume, *at)?;
-            let is_unsaid = !self.is_said || self.says.is_waiting();
-            self.settle(group, volume, (*at, &shown), is_unsaid.then_some((0, Duration::ZERO)))?;
-            return Ok(Turn::There);
-        }
-        let look = group.follow_look(slot, volume, &stage).map_err(|error| self.trouble(error))?;
+        let next = group.next_way(volume, self.order.wanted, &self.tried, &stage).map_err(|error| self.trouble(error))?;
+        let look = match next {
+            Next::Nothing(why) => return Ok(Turn::Nothing(why)),
+            Next::There(at) => {
+                self.look_at_target(group, volume, at)?;
+                let is_unsaid = !self.is_said || self.says.is_waiting();
+                let shown = shown(group, volume, at.slot);
+                self.settle(group, volume, (at, &shown), is_unsaid.then_some((0, Duration::ZERO)))?;
+                return Ok(Turn::There);
+            }
+            Next::Way(look) => look,
+        };
+        let shown = shown(group, volume, look.point().slot);
         if !self.is_unkept_said {
             store::say_if_unkept(look.reader());
             self.is_unkept_said = look.reader().unkept().is_some();
@@ -297,12 +289,9 @@ impl Run {
         if self.target.as_ref().is_some_and(FileTarget::is_in_place) {
             return Ok(());
         }
-        match group.point_reader_lazily(at.slot, volume) {
-            Err(StoreError::NoSuchPoint { .. } | StoreError::PointDeleted { .. }) => {
-                self.with_follower(None, |follower| follower.recognise())
-            }
-            other => {
-                let reader = other.map_err(|error| self.trouble(error))?;
+        match group.held_point(at.slot, volume).map_err(|error| self.trouble(error))? {
+            None => self.with_follower(None, |follower| follower.recognise()),
+            Some(reader) => {
                 let stop = Arc::clone(&self.stop);
                 let heard = Heard::new(&stop, true, self.says.json);
                 self.with_follower(None, |follower| follower.inspect(&reader, &|progress| heard.hear(progress)))
@@ -314,15 +303,7 @@ impl Run {
     fn advance(&mut self, group: &GroupReader, volume: VolumeId, look: &FollowLook) -> Tri<(u64, Duration)> {
         let begun = Instant::now();
         let needs = look.reader().geometry().volume_bytes();
-        let base = |slot: Slot| -> Result<LazyPointReader, StoreError> {
-            match group.point_reader_lazily(slot, volume) {
-                // Whether it went before this was asked or meanwhile is all the same.
-                Err(StoreError::PointDeleted { point, .. }) => {
-                    Err(StoreError::NoSuchPoint { point: point.to_string(), why: "it was given up".to_owned() })
-                }
-                other => other,
-            }
-        };
+        let base = |slot: Slot| group.base(slot, volume);
         let threads = look.reader().requests_at_once().unwrap_or_default().clamp(THREADS.0, THREADS.1);
         let stop = Arc::clone(&self.stop);
         let heard = Heard::new(&stop, look.regions() >= SHORT, self.says.json);
@@ -357,10 +338,8 @@ impl Run {
         if !is_doubted && !is_verify_due(self.kept.was_whole_ms(), now_ms) {
             return Ok(());
         }
-        let reader = match group.point_reader_lazily(at.slot, volume) {
-            // The next one can be compared.
-            Err(StoreError::NoSuchPoint { .. } | StoreError::PointDeleted { .. }) => return Ok(()),
-            other => other.map_err(|error| self.trouble(error))?,
+        let Some(reader) = group.held_point(at.slot, volume).map_err(|error| self.trouble(error))? else {
+            return Ok(()); // the next one can be compared
         };
         let stop = Arc::clone(&self.stop);
         let heard = Heard::new(&stop, true, self.says.json);
@@ -417,8 +396,7 @@ impl Run {
             Err(error) => Err(error),
         };
         done.map_err(|error| {
-            let is_unread =
-                matches!(error, StoreError::Corrupt { .. } | StoreError::Incomplete { .. } | StoreError::Degraded { .. });
+            let is_unread = error.is_unread();
             (self.trouble(error), is_unread)
         })
     }
@@ -427,9 +405,7 @@ impl Run {
         let what_to_do = match &error {
             StoreError::Stopped => return Trouble::Stopped,
             StoreError::TargetDiverged { .. } => return Trouble::Over(self.diverged()),
-            StoreError::PointDeleted { .. } | StoreError::PartMerged { .. } | StoreError::NoSuchPoint { .. } => {
-                return Trouble::Taken(error.into());
-            }
+            taken if taken.is_taken() => return Trouble::Taken(error.into()),
             StoreError::TargetNotEmpty { path } => {
                 let message = format!("{} is not empty", path.display());
                 return Trouble::Over(Failure::new(Exit::Refused, message, "say --overwrite if what it holds may be lost"));

@@ -11,7 +11,7 @@ pub fn on(_name: &str) -> bool {
 }
 
 #[cfg(feature = "mutations")]
-pub use enabled::{on, set, tell};
+pub use enabled::{all, on, set, tell};
 
 #[cfg(feature = "mutations")]
 mod enabled {
@@ -33,6 +33,11 @@ mod enabled {
     pub fn set(names: &[&str]) {
         ANY.set(!names.is_empty());
         NAMES.with_borrow_mut(|all| *all = names.iter().map(|n| (*n).to_owned()).collect());
+    }
+
+    /// The mistakes that this thread makes: for another one that is to make them, too.
+    pub fn all() -> Vec<String> {
+        NAMES.with_borrow(Vec::clone)
     }
 
     /// Tells a directed schedule honestly, and then once for each mistake `(name, words)`: honestly it must end well; with the

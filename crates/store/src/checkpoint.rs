@@ -34,21 +34,28 @@ pub(crate) const STATES: u64 = 2;
 pub(crate) const ROOT_READ_BYTES: u64 = 16 * CHECKPOINT_ROOT_BYTES as u64;
 
 /// Slots that a checkpoint covers.
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "mutations")))]
 pub(crate) fn span() -> u64 {
     CHECKPOINT_SLOTS
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "mutations"))]
 thread_local! {
-    /// Few, so that every history of the tests has some.
-    pub(crate) static SPAN: std::cell::Cell<u64> = const { std::cell::Cell::new(CHECKPOINT_SLOTS / 512) };
+    /// Few in tests, so that every history of theirs has some.
+    pub(crate) static SPAN: std::cell::Cell<u64> =
+        const { std::cell::Cell::new(if cfg!(test) { CHECKPOINT_SLOTS / 512 } else { CHECKPOINT_SLOTS }) };
 }
 
 /// Slots that a checkpoint covers.
-#[cfg(test)]
+#[cfg(any(test, feature = "mutations"))]
 pub(crate) fn span() -> u64 {
     SPAN.get()
+}
+
+/// On this thread a checkpoint covers so many slots: the simulator's histories are short.
+#[cfg(feature = "mutations")]
+pub fn set_checkpoint_span(slots: u64) {
+    SPAN.set(slots);
 }
 
 /// A checkpoint that is there and cannot be used.

@@ -35,6 +35,7 @@ use farside_region::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::cascade::is_held;
 use crate::error::{Result, StoreError};
 use crate::image::VolumeImage;
 use crate::index::Content;
@@ -209,7 +210,7 @@ impl FollowLook {
             return Ok(Self { reader, to, between: None, touched: None, known: None });
         };
         for at in [low, high] {
-            if !reader.went_through(state, &at)? {
+            if !is_held(state, &at) && !reader.went_through(state, &at)? {
                 let path = std::path::PathBuf::from("the target of a follower");
                 return Err(StoreError::TargetOfAnotherHistory { path, slot: at.slot });
             }

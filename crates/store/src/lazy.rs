@@ -184,7 +184,11 @@ impl PointReader<LazyImage> {
 
     /// What of the point was published after a slot; `None`: `go_on` said no.
     pub(crate) fn image_since(&self, since: Slot, go_on: &dyn Fn() -> bool) -> Result<Option<VolumeImage>> {
-        self.image_of(&self.image.laid.iter().filter(|laid| self.part(laid.no).born > since).collect::<Vec<_>>(), go_on)
+        let is_newer = |part: &Part| {
+            let is_old = part.name.layer.merge().is_some() && mutation::on("a cascade takes what was merged for old");
+            part.born > since && !is_old
+        };
+        self.image_of(&self.image.laid.iter().filter(|laid| is_newer(self.part(laid.no))).collect::<Vec<_>>(), go_on)
     }
 
     fn image_of(&self, laid: &[&Laid], go_on: &dyn Fn() -> bool) -> Result<Option<VolumeImage>> {

@@ -7,7 +7,7 @@ use farside_region::mutation::tell;
 use farside_region::{LayerKey, RegionIndex, Seq, Term};
 
 use super::*;
-use crate::backend::faulty::When;
+use crate::backend::faulty::{Faulty, Op, When};
 use crate::backend::memory::{Memory, Met};
 use crate::liveness::PartName;
 use crate::testkit::{Fill, PASSED_MS, TestVolume, layers, name};
@@ -280,6 +280,23 @@ fn a_lease_of_a_reader_that_died_expires_by_the_services_clock_alone() {
     drop(reader);
 }
 
+/// † Of what is missing nobody may say that it is damaged, only because the service does not answer when it is asked who took it.
+#[test]
+fn why_something_is_missing_is_asked_again_where_the_service_did_not_say() {
+    let mut site = Site::new();
+    let bucket = Faulty::new(site.backend());
+    let group = StoreReader::open_bucket(Arc::clone(&bucket) as _).expect("open").group(&names()).expect("group");
+    let reader = group.point_reader_lazily(site.old, site.volume.id()).expect("open");
+    assert_eq!(site.collect(), 0);
+    site.bucket.pass_ms(HOLD_MS as i64 + 1);
+    assert_eq!(site.sweep(), 1);
+    let mut content = reader.content();
+    bucket.fail(Op::Folders, "ledger", When::Before, libc::EIO);
+    let error = reader.read_region(RegionIndex(0), &mut content).expect_err("it is gone");
+    assert!(matches!(error, StoreError::Unreadable { .. }), "{error}");
+    assert!(is_deleted(reader.read_region(RegionIndex(0), &mut content)));
+}
+
 #[test]
 fn a_lease_that_is_renewed_holds_for_ever() {
     let mut site = Site::new();
@@ -335,6 +352,25 @@ fn who_comes_too_late_is_refused() {
     assert!(is_deleted(group.point_reader(old, volume)));
     assert!(bucket.all_met());
     assert_eq!(bucket.names("leases"), [""; 0], "and keeps nothing");
+}
+
+/// † The store went back to an earlier moment and came to another point in the slot, while he had replayed what it was before: he would take the
+/// content of one for the other.
+#[test]
+fn l6_a_point_of_another_history_in_the_same_slot_is_not_the_one_that_is_opened() {
+    tell(&[("a cascade goes on from a position that the store does not hold", "another history")], || {
+        let (site, mut other) = (Site::new(), Site::new());
+        let group = site.replayed();
+        other.live(0);
+        assert_eq!((site.new, site.volume.id()), (other.new, other.volume.id()));
+        for name in other.bucket.names("/ledger/").into_iter().chain(other.bucket.names("/segments/")) {
+            let name = ObjectName::new(name).expect("a name");
+            let content = block_on(other.bucket.get(&name, u64::MAX)).expect("read").expect("there");
+            block_on(site.bucket.put_right(&name, content)).expect("put");
+        }
+        assert!(is_deleted(group.point_reader(site.new, site.volume.id())), "it is of another history");
+        assert!(site.read(site.new).is_ok(), "who looks anew has it");
+    });
 }
 
 /// His lease is there, and he has not looked at the ledger yet.

@@ -354,24 +354,29 @@ fn gives_up(body: &Body) -> bool {
 
 /// A collector's knowledge of leases.
 #[derive(Debug, Default)]
-pub(crate) struct Leases {
+pub struct Leases {
     /// What was read of those that are there: they never change. `None`: nobody knows what it holds.
     known: BTreeMap<ObjectName, Option<Description>>,
 }
 
 /// What a look at the leases gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
+pub struct Held {
     /// By the service's clock, in milliseconds since 1970.
-    pub(crate) now_ms: i64,
+    pub now_ms: i64,
     /// Volume and point; all volumes and points where that is not known.
     points: Vec<(Option<VolumeId>, Slot)>,
 }
 
 impl Held {
     /// Whether somebody may read a part of a volume that was born in that slot.
-    pub(crate) fn holds(&self, volume: VolumeId, born: Slot) -> bool {
+    fn holds(&self, volume: VolumeId, born: Slot) -> bool {
         self.points.iter().any(|(of, point)| of.is_none_or(|of| of == volume) && born <= *point)
+    }
+
+    /// Whether a part may go that was given up before this was looked at: nobody reads it, and nobody will. `born`: in which slot that was.
+    pub fn frees(&self, volume: VolumeId, born: Slot) -> bool {
+        !self.holds(volume, born) || mutation::on("L4 a deletion without a look at the leases")
     }
 
     /// The same of anything that was born in that slot or later.
@@ -386,7 +391,7 @@ impl Leases {
     ///
     /// # Errors
     /// Nothing is known then: what the service says, also that its listing is not up to date.
-    pub(crate) fn look(&mut self, backend: &dyn Backend, names: &GroupNames) -> Result<Held> {
+    pub fn look(&mut self, backend: &dyn Backend, names: &GroupNames) -> Result<Held> {
         let clock = names.lease_clock(random()?);
         block_on(backend.create(&clock, Vec::new().into()))?;
         let mut listed = Vec::new();

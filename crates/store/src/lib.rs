@@ -22,6 +22,7 @@ mod attempt;
 mod backend;
 #[cfg(test)]
 mod batch_tests;
+mod cascade;
 mod check;
 mod checkpoint;
 #[cfg(test)]
@@ -68,7 +69,10 @@ pub use attempt::{Attempt, Draft, Found};
 #[cfg(any(test, feature = "conformance"))]
 pub use backend::conformance;
 pub use backend::{Backend, Created, DirBackend, Listed, ObjectName, Page, block_on, end_to_end};
+pub use cascade::Next;
 pub use check::{CheckReport, Finding, Problem, Severity, check};
+#[cfg(feature = "mutations")]
+pub use checkpoint::set_checkpoint_span;
 pub use error::{Remedy, Result, StoreError};
 pub use farside_ledger::PointFilter;
 pub use follower::{
@@ -80,6 +84,7 @@ pub use index::{Content, Extent, PartNo, VolumeIndex};
 pub use keys::{AtRestKey, ClaimedKeys, Keepers, StoredWrapping, Unlocking, add_wrapping, wrappings};
 pub use landing::{LandedLayer, Landing, PartLander};
 pub use lazy::{LazyImage, LazyPointReader};
+pub use leases::{Held, Leases};
 pub use liveness::{MUTATION_RETAINED_POINTS_ONLY, Part, PartName, Parts};
 pub use locks::{DeletionGuard, ReaderLock, WriterLock};
 pub use merge::{LaidParts, MergeFound, MergeLook, MergePiece, MergeTried, MergeWritten, MergesFound, choose_merges, freed_by};

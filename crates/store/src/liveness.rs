@@ -78,7 +78,7 @@ impl Parts {
     }
 
     /// What the ledger alone says of them: not what the head image uses.
-    pub(crate) fn to_checkpoint(&self) -> CheckpointParts {
+    pub fn to_checkpoint(&self) -> CheckpointParts {
         let of = |(no, part): (PartNo, &Part)| CheckpointPart {
             ordinal: no.0,
             layer: part.name.layer,

@@ -21,6 +21,7 @@ use farside_region::{
 
 use crate::aligned::AlignedBytes;
 use crate::backend::{Backend, DirBackend, ObjectName, block_on, block_on_all};
+use crate::cascade::OF_ANY_HISTORY;
 use crate::error::{Result, StoreError, known};
 use crate::follower::{FollowLook, FollowStage};
 use crate::group::{DigestRun, digests_of};
@@ -114,6 +115,11 @@ enum Gone {
     /// A merge took the part's place.
     Part,
 }
+
+/// The mistake of taking a lease last.
+const LOOKED_BEFORE_LEASE: &str = "a cascade looks before it takes its lease";
+/// The mistake of taking what is missing for damaged.
+const LOOK_TRUSTED: &str = "a cascade trusts its look after its lease ran out";
 
 /// The memory of so many slots is given back at once: that takes a millisecond.
 const AT_ONCE_MAX: u64 = 4096;
@@ -420,21 +426,26 @@ impl Begun {
         let geometry = meta.geometry.resized(member.volume_bytes);
         let geometry =
             geometry.map_err(|e| StoreError::Inconsistent { group: segments.names.to_string(), why: e.to_string() })?;
+        let look = || leases::given_up_since(&*segments.backend, &segments.names, state);
+        let looked_first = matches!(readers, Readers::Leased) && mutation::on(LOOKED_BEFORE_LEASE);
+        let too_soon = if looked_first { look()? } else { None };
         let lease = match readers {
             Readers::Locked(_) | Readers::None => None,
             Readers::Leased => Some(Lease::take(&segments.backend, &segments.names, &meta.name, point)?),
         };
         let newer = match &lease {
-            Some(lease) if lease.unkept().is_none() && !mutation::on("L4 a lease without a look at the ledger") => {
-                leases::given_up_since(&*segments.backend, &segments.names, state)?
-            }
+            Some(_) if looked_first => too_soon,
+            Some(lease) if lease.unkept().is_none() && !mutation::on("L4 a lease without a look at the ledger") => look()?,
             _ => None,
         };
+        let known = state.digest_at(point);
         let state = newer.as_ref().unwrap_or(image).state();
         if let Some(lease) = &lease {
             lease.goes_by(state.next_slot());
         }
-        if let (false, Some(slot)) = (state.points().contains_key(&point), state.head()) {
+        // † Where the store went back to an earlier moment, another history may have come to another point in that slot.
+        let is_there = state.points().contains_key(&point) && (state.digest_at(point) == known || mutation::on(OF_ANY_HISTORY));
+        if let (false, Some(slot)) = (is_there, state.head()) {
             return Err(StoreError::PointDeleted { volume: meta.name.to_string(), point, slot });
         }
         Ok(Self { lock, point, meta, geometry, lease, newer })
@@ -991,44 +1002,53 @@ impl<I> PointReader<I> {
     fn corrupt(&self, no: PartNo, region: RegionIndex, why: String) -> StoreError {
         let segment = self.parts.get(&no).map(|part| self.segments.locate(&self.volume.name, part).object);
         // Also where no lease was taken: who keeps the point retained keeps nobody from laying its parts together.
-        if let Some(name) = &segment
-            && matches!(block_on(self.segments.backend.size(name)), Ok(None))
-            && let Some(gone) = self.why_deleted(no)
-        {
-            let (volume, point) = (self.volume.name.to_string(), self.point);
-            return match gone {
-                Gone::Point(slot) => StoreError::PointDeleted { volume, point, slot },
-                Gone::Part => StoreError::PartMerged { volume, point },
-            };
+        let asked = match segment.as_ref().filter(|_| !mutation::on(LOOK_TRUSTED)) {
+            None => Ok(None),
+            Some(name) => match block_on(self.segments.backend.size(name)) {
+                Ok(None) => self.why_deleted(no),
+                // A service that does not answer says nothing of what is there.
+                Err(error @ StoreError::Remote { .. }) => Err(error),
+                _ => Ok(None),
+            },
+        };
+        let (volume, point) = (self.volume.name.to_string(), self.point);
+        match asked {
+            Ok(None) => {}
+            Ok(Some(Gone::Point(slot))) => return StoreError::PointDeleted { volume, point, slot },
+            Ok(Some(Gone::Part)) => return StoreError::PartMerged { volume, point },
+            Err(error) => return error,
         }
         StoreError::Corrupt {
-            volume: self.volume.name.to_string(),
-            point: self.point.to_string(),
+            volume,
+            point: point.to_string(),
             region,
             segment: segment.map_or_else(String::new, |name| name.to_string()),
             why,
         }
     }
 
-    fn why_deleted(&self, no: PartNo) -> Option<Gone> {
+    fn why_deleted(&self, no: PartNo) -> Result<Option<Gone>> {
         let mut deleted = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
         if deleted.by.is_none() && deleted.asked_at.is_none_or(|at| at.elapsed() >= ASKED_AGAIN) {
-            deleted.by = self.given_up_by(no);
+            // † Where that cannot be told now, nobody may hear of damage.
+            deleted.by = self.given_up_by(no)?;
             deleted.asked_at = Some(Instant::now());
         }
-        deleted.by
+        Ok(deleted.by)
     }
 
     /// Who took a part, as far as one can see.
-    fn given_up_by(&self, no: PartNo) -> Option<Gone> {
+    fn given_up_by(&self, no: PartNo) -> Result<Option<Gone>> {
         let Segments { backend, names, .. } = &*self.segments;
-        let replayed = replay(&**backend, names, group_id(&names.source, &names.group), |_| {}).ok()?;
+        let replayed = replay(&**backend, names, group_id(&names.source, &names.group), |_| {})?;
         let state = replayed.image.state();
         if !state.points().contains_key(&self.point) {
-            return state.head().filter(|head| *head > self.point).map(Gone::Point);
+            return Ok(state.head().filter(|head| *head > self.point).map(Gone::Point));
         }
-        let part = self.parts.get(&no)?.name;
-        let is_given_up = state.is_given_up(&part.layer, part.number) || state.may_be_forgotten(&part.layer);
-        is_given_up.then_some(Gone::Part)
+        let is_given_up = |part: &Part| {
+            let PartName { layer, number } = &part.name;
+            state.is_given_up(layer, *number) || state.may_be_forgotten(layer)
+        };
+        Ok(self.parts.get(&no).filter(|part| is_given_up(part)).map(|_| Gone::Part))
     }
 }

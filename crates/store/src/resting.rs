@@ -65,6 +65,7 @@ impl RestingGroup {
             lock = ReaderLock::none();
         }
         let gone_on = match thorough || torn.is_some() {
+            _ if mutation::on("a cascade wakes by what it knew") => Some(image),
             true => None,
             false => head::go_on(backend, names, group, image)?,
         };

@@ -191,9 +191,7 @@ impl GroupStore {
                 self.image.state().may_be_forgotten(&part.layer) && held.holds(part.layer.volume, born_at_least(&part.layer));
             let may_go = match (born, self.dead.get_mut(&part)) {
                 (None, Some(_)) if is_read && !mutation::on("L4 a lease does not keep what was forgotten") => false,
-                (Some(born), _) => {
-                    !held.holds(part.layer.volume, born) || mutation::on("L4 a deletion without a look at the leases")
-                }
+                (Some(born), _) => held.frees(part.layer.volume, born),
                 (None, Some(orphan)) => {
                     let since_ms = *orphan.created_ms.get_or_insert(held.now_ms);
                     held.now_ms.saturating_sub(since_ms) >= ORPHANS_AFTER_MS
