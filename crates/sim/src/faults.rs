@@ -431,6 +431,7 @@ impl Run {
         world.unpacked.borrow_mut().clear();
         self.judge.go_back(&snapshot.judge);
         world.taint_all();
+        self.cascades.store_went_back();
         true
     }
 }

@@ -48,15 +48,16 @@ pub struct Followed {
 
 /// The disk, what is kept of it, and the power that is left.
 #[derive(Debug)]
-struct Machine(Mutex<Inner>);
+pub(crate) struct Machine(Mutex<Inner>);
 
+/// What it is made of.
 #[derive(Debug)]
-struct Inner {
-    disk: Disk,
+pub(crate) struct Inner {
+    pub(crate) disk: Disk,
     rng: Rng,
-    note: Following,
+    pub(crate) note: Following,
     /// Operations until it dies.
-    left: usize,
+    pub(crate) left: usize,
     /// What a device counts, since a boot, or a file's times say.
     writes: u64,
     boot: u64,
@@ -66,21 +67,59 @@ struct Inner {
 }
 
 impl Machine {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    /// With an empty disk for a volume.
+    pub(crate) fn new(world: &World, volume: usize) -> Self {
+        let mut rng = Rng::new(world.rng.borrow_mut().bits());
+        let sectors = world.names.geometry[volume].volume_bytes() as usize / SECTOR;
+        Self(Mutex::new(Inner {
+            disk: Disk::new(sectors * SECTOR, SECTOR, SECTOR / 2),
+            note: Following::default(),
+            left: usize::MAX,
+            writes: 0,
+            boot: 0,
+            is_device: rng.chance(0.5),
+            serial: 1,
+            rng,
+        }))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
 
-    fn following(&self) -> Following {
+    pub(crate) fn following(&self) -> Following {
         self.lock().note.clone()
+    }
+
+    /// What it says of a point is so, durably, but for some sectors. `image`: what the point holds.
+    ///
+    /// # Errors
+    /// The first sector in which it is not.
+    pub(crate) fn holds(&self, image: &[Published], but_for: &BTreeSet<usize>) -> Result<(), String> {
+        let inner = self.lock();
+        for (sector, published) in image.iter().enumerate().filter(|(sector, _)| !but_for.contains(sector)) {
+            let want = match published {
+                Published::Value(value) => *value,
+                Published::Absent => [0; SECTOR],
+                Published::Unreadable => continue,
+            };
+            if inner.disk.certain(sector) != Some(&want[..]) {
+                let (may, _) = inner.disk.candidates(sector);
+                let may: Vec<String> = may.iter().map(|v| crate::oracle::show((*v).try_into().expect("a sector"))).collect();
+                let want = crate::oracle::show(&want);
+                return Err(format!("sector {sector} may hold {may:?}, and the point has {want}"));
+            }
+        }
+        Ok(())
     }
 }
 
 impl Inner {
-    fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.left == 0
     }
 
-    fn dead() -> io::Error {
+    pub(crate) fn dead() -> io::Error {
         io::Error::other("the power is gone")
     }
 
@@ -91,7 +130,7 @@ impl Inner {
     }
 
     /// A dead process' operation ends all the same, or the power takes what it may.
-    fn begins_anew(&mut self, power: bool) {
+    pub(crate) fn begins_anew(&mut self, power: bool) {
         if power {
             let mut rng = self.rng.clone();
             self.disk.power_cut(&mut rng);
@@ -216,19 +255,8 @@ impl FollowKeeper for Machine {
 impl Followed {
     /// An empty disk for a volume.
     pub fn new(world: &World, volume: usize) -> Self {
-        let mut rng = Rng::new(world.rng.borrow_mut().bits());
-        let sectors = world.names.geometry[volume].volume_bytes() as usize / SECTOR;
-        let inner = Inner {
-            disk: Disk::new(sectors * SECTOR, SECTOR, SECTOR / 2),
-            note: Following::default(),
-            left: usize::MAX,
-            writes: 0,
-            boot: 0,
-            is_device: rng.chance(0.5),
-            serial: 1,
-            rng,
-        };
-        Self { volume, machine: Machine(Mutex::new(inner)), strange: BTreeSet::new(), meddled: false, in_question: false }
+        let machine = Machine::new(world, volume);
+        Self { volume, machine, strange: BTreeSet::new(), meddled: false, in_question: false }
     }
 
     /// The point that it says it is at.
@@ -421,21 +449,8 @@ impl Run {
         let Some(image) = self.judge.image_of(volume, at) else {
             return world.fail(format!("the follower of v{volume} is at {at}, which is no point of it"));
         };
-        let inner = followed.machine.lock();
-        for (sector, published) in image.iter().enumerate().filter(|(sector, _)| !followed.strange.contains(sector)) {
-            let want = match published {
-                Published::Value(value) => *value,
-                Published::Absent => [0; SECTOR],
-                Published::Unreadable => continue,
-            };
-            if inner.disk.certain(sector) != Some(&want[..]) {
-                let (may, _) = inner.disk.candidates(sector);
-                let may: Vec<String> = may.iter().map(|v| crate::oracle::show((*v).try_into().expect("a sector"))).collect();
-                let want = crate::oracle::show(&want);
-                return world.fail(format!(
-                    "L4: the follower of v{volume} says that it is at point {at}; sector {sector} may hold {may:?}, and the point has {want}"
-                ));
-            }
+        if let Err(why) = followed.machine.holds(image, &followed.strange) {
+            world.fail(format!("L4: the follower of v{volume} says that it is at point {at}; {why}"));
         }
     }
 

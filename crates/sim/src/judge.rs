@@ -46,6 +46,8 @@ pub struct Judge {
     ever_cloned: bool,
     /// How it was before each record, where one may be given up.
     before: Vec<Before>,
+    /// What points of all histories held, where somebody has nothing but the store.
+    ever: BTreeMap<LedgerPosition, BTreeMap<usize, Vec<Published>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -103,6 +105,7 @@ impl Judge {
             clock: LedgerClock::default(),
             ever_cloned: false,
             before: Vec::new(),
+            ever: BTreeMap::new(),
         }
     }
 
@@ -263,6 +266,11 @@ impl Judge {
         self.points.get(&point)?.images.get(&volume)
     }
 
+    /// The same of a point of any history that the store ever had.
+    pub fn image_ever(&self, volume: usize, at: &LedgerPosition) -> Option<&Vec<Published>> {
+        self.ever.get(at)?.get(&volume)
+    }
+
     /// Points that say that they are of a cut of several hosts, degraded ones too.
     pub fn cohort_points(&self) -> impl Iterator<Item = (Slot, CohortCut, bool)> + '_ {
         let points = self.ledger().points().iter();
@@ -375,6 +383,9 @@ impl Judge {
             return world.fail(format!("point {slot} is called degraded, and every sector could be read all the time"));
         }
         let ledger_ms = self.clock.ms;
+        if let Some(digest) = self.ledger().digest_at(slot).filter(|_| world.plan.cascades > 0) {
+            self.ever.insert(LedgerPosition { slot, digest }, images.clone());
+        }
         self.points.insert(slot, PointTruth { images, degraded, at_us: cut.at_ns / 1000, ledger_ms });
     }
 

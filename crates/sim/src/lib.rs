@@ -6,9 +6,10 @@
 //! next, faults, and judges that know the truth ([`oracle`]). First a phase in which anything may happen, then the world
 //! heals, and everything must converge.
 //!
-//! Deliberately not here: threads (loom models them), bytes that hostile peers invent (fuzzers and property tests do),
+//! Deliberately not here: threads that run side by side (loom models them), bytes that hostile peers invent (fuzzers and property tests do),
 //! real I/O (process tests do).
 
+pub mod cascade;
 pub mod cohort;
 pub mod coverage;
 pub mod disk;

@@ -105,6 +105,35 @@ pub fn following(plan: &mut Plan) {
     plan.keep = 3;
 }
 
+/// Machines with nothing but the store follow the volumes, beside failovers, merges, and retention that keeps next to nothing.
+pub fn cascades(plan: &mut Plan) {
+    failovers(plan);
+    // Most often much is published.
+    if plan.queues > 1 {
+        only(plan, &[Fault::Crash, Fault::Reset, Fault::ReceiverCrash, Fault::ReceiverPower, Fault::StalledWriter, Fault::Pin]);
+        plan.fault_rate = 0.004;
+        plan.boot_rate = 0.5;
+        plan.receiver_rate = 0.1;
+        plan.publish_every = 0;
+        plan.store_speed = None;
+        plan.tight = false;
+    }
+    plan.cascades = 3;
+    plan.compactors = 1;
+    plan.keep = 1;
+    plan.span_ms = 0;
+}
+
+/// The same without failovers, and the store goes back to an earlier moment.
+pub fn rewound_cascades(plan: &mut Plan) {
+    only(plan, &[Fault::StoreRollback, Fault::Reset, Fault::ReceiverCrash]);
+    plan.trial = Trial::None;
+    plan.full = false;
+    plan.cascades = 2;
+    plan.keep = 2;
+    plan.span_ms = 0;
+}
+
 /// Several hosts whose groups are cut as one, and which die, hang and are cut off at any moment. None goes back to an earlier one: what was
 /// complete is there for ever.
 pub fn cohorts(plan: &mut Plan) {
@@ -243,6 +272,8 @@ pub const PLANS: &[(&str, Directed)] = &[
     ("failovers", failovers),
     ("failbacks", failbacks),
     ("followers", following),
+    ("cascades", cascades),
+    ("rewound-cascades", rewound_cascades),
     ("cohorts", cohorts),
     ("calm-cohorts", calm_cohorts),
     ("kept-cohorts", kept_cohorts),
@@ -545,6 +576,12 @@ pub const MUTATIONS: &[Mutation] = &[
         STORE,
         "follower_tests::another_disk_of_that_name_is_not_written_to",
     ),
+    // The same by who has nothing but the store.
+    seeds("a cascade looks before it takes its lease", 400, Some(cascades)),
+    seeds("a cascade trusts its look after its lease ran out", 200, Some(cascades)),
+    seeds("a cascade goes on from a position that the store does not hold", 400, Some(rewound_cascades)),
+    seeds("a cascade takes what was merged for old", 400, Some(cascades)),
+    seeds("a cascade wakes by what it knew", 50, Some(cascades)),
     // What is written over a point.
     story(
         "an overlay's bits come before its data",

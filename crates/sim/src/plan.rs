@@ -248,6 +248,8 @@ pub struct Plan {
     pub compactors: usize,
     /// A disk beside the receiver follows each volume. Not by chance either.
     pub follows: bool,
+    /// So many machines with nothing but the store keep a disk equal to a volume's points. Not by chance either.
+    pub cascades: usize,
     /// Whoever was failed over is brought to what was published since, again and again, and much happens meanwhile. Not by chance either.
     pub fails_back: bool,
     /// It is one host of several that are cut as one. Not by chance either.
@@ -333,6 +335,7 @@ impl Plan {
             publish_every: rng.clone().pick(&[0, 0, 20_000_000, 150_000_000]),
             compactors: 0,
             follows: false,
+            cascades: 0,
             fails_back: false,
             cohort: None,
         }

@@ -11,6 +11,7 @@
 //! What belongs here is the order of durable steps: a part is reported landed when it is durable under its name; parts are
 //! in the store before the slot that names them is written; files are deleted only after the record that gives them up.
 
+mod collector;
 mod compactor;
 mod fence;
 
@@ -43,7 +44,7 @@ use fence::Fencing;
 pub const RESERVE_BYTES: u64 = 8_000;
 
 /// Slots that a checkpoint covers.
-const CHECKPOINT_SLOTS: u64 = 32;
+pub const CHECKPOINT_SLOTS: u64 = 32;
 
 /// One process of the receiver.
 pub struct Receiver {
@@ -539,7 +540,7 @@ impl Receiver {
         }
         let slot = attempt.slot().0;
         let bytes = |(record, _): &(Record, _)| record.encode().expect("records of the simulator are small").bytes;
-        let put = world.store.borrow_mut().put(slot, attempt.records.iter().map(bytes).collect());
+        let put = world.store.borrow_mut().put(slot, attempt.records.iter().map(bytes).collect(), attempt.bytes.clone());
         let result = steps.get(|| world.store.borrow_mut().take(put)).await;
         steps.pause().await; // a crash here: the answer is lost
         if result == PutResult::Exists {
@@ -611,6 +612,7 @@ impl Receiver {
     fn checkpoint(&self) {
         let next = self.group.borrow().state().next_slot();
         if next.0.is_multiple_of(CHECKPOINT_SLOTS) {
+            collector::write_checkpoints(&self.world, next.0);
             self.world.store.borrow_mut().cover(next.0);
             let gone = self.group.borrow_mut().covered(next);
             if !gone.is_empty() {
@@ -631,6 +633,9 @@ impl Receiver {
         self.world.ends.borrow_mut().retain(|key, _| self.group.borrow().state().layer(key).is_none());
         for Part { name, .. } in given_up {
             let Some(volume) = self.world.volume_of(name.layer.volume) else { continue };
+            if self.world.plan.cascades > 0 {
+                continue; // somebody may read it
+            }
             self.delete((volume, name.layer.term.0, name.layer.seq.0, name.number));
         }
     }
@@ -642,8 +647,7 @@ impl Receiver {
         let debris = |n: &SegmentKey| group.is_debris(&PartName { layer: layer_key(world, n), number: n.3 });
         // In landing also what the target never heard of: its session was gone when the file was.
         world.landing.borrow_mut().retain(|n, _| !debris(n));
-        let names: Vec<SegmentKey> = world.store.borrow().names().filter(|n| debris(n)).copied().collect();
-        for segment in names {
+        for segment in collector::unread_debris(world, &group) {
             world.met("a sweep in operation");
             self.delete(segment);
         }
@@ -794,8 +798,7 @@ pub fn replay(world: &World, end: u64) -> GroupImage {
 /// T4: what no record names and none can any more.
 fn sweep(world: &World, group: &GroupImage) {
     let debris = |n: &SegmentKey| group.is_debris(&PartName { layer: layer_key(world, n), number: n.3 });
-    let names: Vec<SegmentKey> = world.store.borrow().names().filter(|n| debris(n)).copied().collect();
-    for name in names {
+    for name in collector::unread_debris(world, group) {
         world.say(|| format!("sweep: segment {name:?}"));
         world.store.borrow_mut().delete(&name);
     }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use farside_ledger::Memory;
 use farside_replication::failback::At;
 
+use crate::cascade::Cascades;
 use crate::failback::Failback;
 use crate::failback::held::Folder;
 use crate::faults::{HostSnapshot, StoreSnapshot};
@@ -114,6 +115,8 @@ pub(crate) struct Run {
     pub(crate) was: Option<(u64, At)>,
     /// Disks that follow the volumes.
     pub(crate) followers: Vec<Followed>,
+    /// Machines that follow with nothing but the store.
+    pub(crate) cascades: Cascades,
 }
 
 impl Run {
@@ -164,9 +167,11 @@ impl Run {
             branches: Vec::new(),
             was: None,
             followers: Vec::new(),
+            cascades: Cascades::default(),
             world,
         };
         run.followers_begin();
+        run.cascades_begin();
         if run.world.plan.steady || !run.world.plan.alone {
             run.receiver = Some(Receiver::start(&run.world));
         }
@@ -292,6 +297,9 @@ impl Run {
             self.followers_settle();
         }
         if world.bad().is_none() {
+            self.cascades_settle();
+        }
+        if world.bad().is_none() {
             self.judge_branches();
         }
         self.judge.final_checks(&world, self.receiver.as_deref());
@@ -357,6 +365,7 @@ impl Run {
         self.kill_unsynced();
         self.revive();
         self.followers_go_on();
+        self.cascades_go_on();
         self.judge.look(&world, self.sources.iter().flatten(), self.receiver.as_deref());
     }
 

@@ -22,6 +22,8 @@ use crate::trace::Trace;
 
 /// Bytes in a sector of a backing disk: the smallest host write.
 pub const SECTOR: usize = 16;
+/// How fast the clock of the store's service goes: a lease of six hours lives a fifth of a second.
+const SERVICE_MS_PER_US: u64 = 100;
 /// Granules are 2^6 bytes, regions 2^2 granules.
 pub const GRANULE_SHIFT: u8 = 6;
 /// See [`GRANULE_SHIFT`].
@@ -311,6 +313,11 @@ impl World {
     /// Milliseconds since 1970, as a clock without faults would show them.
     pub fn wall_ms(&self) -> i64 {
         1_700_000_000_000 + (self.now_us.get() / 1000) as i64
+    }
+
+    /// What the clock of the store's service says, in milliseconds since 1970. It goes fast, so that leases run out.
+    pub fn service_ms(&self) -> i64 {
+        1_700_000_000_000 + (self.now_us.get() * SERVICE_MS_PER_US) as i64
     }
 
     /// The original.

@@ -154,6 +154,39 @@ fn followers_break_no_law() {
     break_no_law(farside_sim::mutations::following, seeds_of("FARSIDE_SIM_FOLLOWERS", 0..200), MET_BY_FOLLOWERS);
 }
 
+/// Machines with nothing but the store follow the volumes, killed or stalled at every operation, while what they read is given up, merged and
+/// deleted as far as no lease keeps it.
+#[test]
+fn cascades_break_no_law() {
+    break_no_law(farside_sim::mutations::cascades, seeds_of("FARSIDE_SIM_CASCADES", 0..80), MET_BY_CASCADES);
+}
+
+/// The same while the store goes back to an earlier moment: what they hold is of another history then.
+#[test]
+fn rewound_cascades_break_no_law() {
+    let met = [("a cascade arrives", 100), ("a cascade holds a point of another history", 1), ("rollback of the store", 5)];
+    break_no_law(farside_sim::mutations::rewound_cascades, seeds_of("FARSIDE_SIM_CASCADES", 0..50), &met);
+}
+
+/// What these runs must meet.
+const MET_BY_CASCADES: &[(&str, u64)] = &[
+    ("a cascade arrives", 300),
+    ("a cascade is killed", 60),
+    ("a cascade is where it should be", 1000),
+    ("a cascade may not write to the store", 15),
+    ("a cascade stalls", 60),
+    ("a cascade stalls for long", 20),
+    ("a cascade's disk fails", 60),
+    ("a checkpoint covers a merge", 5),
+    ("a checkpoint is written", 15),
+    ("a collector deletes", 100),
+    ("a lease keeps what was given up", 200),
+    ("a merge is written", 80),
+    ("a point is taken away from a cascade", 5),
+    ("the store does not answer a cascade", 300),
+    ("what a cascade reads is gone", 1),
+];
+
 /// Several hosts are cut as one, while they, whoever conducts, and all connections between them come and go; and each goes on by itself.
 #[test]
 fn cohorts_break_no_law() {
