@@ -165,7 +165,7 @@ fn cascades_break_no_law() {
 #[test]
 fn rewound_cascades_break_no_law() {
     let met = [("a cascade arrives", 100), ("a cascade holds a point of another history", 1), ("rollback of the store", 5)];
-    break_no_law(farside_sim::mutations::rewound_cascades, seeds_of("FARSIDE_SIM_CASCADES", 0..50), &met);
+    break_no_law(farside_sim::mutations::rewound_cascades, seeds_of("FARSIDE_SIM_CASCADES", 0..80), &met);
 }
 
 /// What these runs must meet.
