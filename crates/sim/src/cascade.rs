@@ -4,7 +4,7 @@
 //! [`RestingGroup`]: farside_store::RestingGroup
 //! [`Follower`]: farside_store::Follower
 //!
-//! Each is a process that goes on by one request to the store, or one write to its disk, at a time ([`process`]). Between two of them it may be
+//! Each is a process that goes on by one request to the store, or one write to its disk, at a time (`cascade/process.rs`). Between two of them it may be
 //! killed, with its disk's power or without, or stall for longer than a lease lives; the service may be away, or not let it write; and the gateway's
 //! collector, the product's as well, looks and deletes in between. What the judge knows:
 //!
