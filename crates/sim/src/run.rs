@@ -30,7 +30,7 @@ use crate::{cohort, exec};
 const QUIET_STEPS_MAX: u64 = 6_000;
 const HEAL_STEPS_MAX: u64 = 40_000;
 /// Replay forgets soon: the ledgers of the simulator are short.
-const SHORT_MEMORY: Memory = Memory { every: 16, layers: 4, slots: 64 };
+pub(crate) const SHORT_MEMORY: Memory = Memory { every: 16, layers: 4, slots: 64 };
 
 /// What a run came to.
 #[derive(Clone, Debug, Default)]

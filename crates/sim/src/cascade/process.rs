@@ -22,6 +22,7 @@ use farside_store::{
 
 use crate::follower::{Inner, Machine};
 use crate::receiver::CHECKPOINT_SLOTS;
+use crate::run::SHORT_MEMORY;
 
 /// How often it is looked whether somebody else has gone on, before this thread sleeps.
 const SPINS: usize = 200;
@@ -452,6 +453,7 @@ impl Process {
         let (desk, mistakes) = (Arc::new(Desk::default()), mutation::all());
         let line = Line(Arc::clone(&desk));
         let run = move || {
+            farside_ledger::Memory::set(Some(SHORT_MEMORY));
             mutation::set(&mistakes.iter().map(String::as_str).collect::<Vec<_>>());
             set_checkpoint_span(CHECKPOINT_SLOTS);
             live(Arc::new(line));
