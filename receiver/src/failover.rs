@@ -196,6 +196,14 @@ impl Failover {
         self.former.iter().copied().chain(this).collect()
     }
 
+    /// The newest point from before it. † Also one that was not brought up: of what is above the point that was, nobody may have published anything since.
+    fn newest_before(&self) -> Option<Slot> {
+        match self.stage {
+            Stage::Fencing => None,
+            Stage::Fenced { point } | Stage::Promoted { point } => self.parted.max(point),
+        }
+    }
+
     fn point(&self) -> Option<Slot> {
         match self.stage {
             Stage::Fencing => self.wanted,
@@ -302,7 +310,7 @@ impl Failovers {
             let is_through = matches!(known.stage, Stage::Promoted { .. });
             let newest = if is_through { look(receiver, &group, None)?.newest.map(|newest| newest.id) } else { None };
             if let (Stage::Promoted { point: Some(point) }, None, Some(newest)) = (known.stage, &stand_in, newest)
-                && newest.slot > known.parted.map_or(point.0, |parted| parted.0.max(point.0))
+                && Some(Slot(newest.slot)) > known.newest_before()
                 // † Nobody else of a cohort is fenced for a cut that this one has left behind.
                 && (!request.plan || request.cut.is_some())
             {
@@ -439,7 +447,8 @@ impl Failovers {
                 let message = format!("nobody publishes {names} in place of its source");
                 return refused(message, "farside failover --stand-in HOST first; or --force, if it is to be replicated no more");
             };
-            if status.newest.is_none() || status.newest == status.point {
+            let parted = known.as_ref().and_then(Failover::newest_before).map(|parted| parted.0);
+            if status.newest.as_ref().map(|newest| newest.id.slot) <= parted {
                 let message = format!("{stand_in} has published nothing of {names} yet: its source may be the only one that can");
                 return refused(message, "wait for its first point (`farside point list`), or say --force");
             }
@@ -565,10 +574,10 @@ impl Failovers {
         lock(&self.all).get(names).map(|one| one.standing(None).stand_in.clone())
     }
 
-    /// The generation of the failover that stands, and the point that was brought up. `highest`: of the ledger, in which its claims may be though that is
-    /// not noted.
+    /// The generation of the failover that stands, and the newest point from before it. `highest`: of the ledger, in which its claims may be though that
+    /// is not noted.
     pub(crate) fn promotion(&self, names: &GroupNames, highest: Generation) -> Option<(Generation, Option<Slot>)> {
-        let of = |one: &Failover| (Generation(one.generation), one.point());
+        let of = |one: &Failover| (Generation(one.generation), one.newest_before());
         lock(&self.all).get(names).map(|one| of(one.standing(Some(highest))))
     }
 

@@ -116,10 +116,10 @@ impl Group {
         if ranges(&members) > PULL_RANGES_MAX {
             members.iter_mut().for_each(|one| one.told.touched = None);
         }
-        let (promotion, promoted) = self.receiver.failovers.promotion(&self.names, state.highest_generation()).unzip();
+        let (promotion, parted) = self.receiver.failovers.promotion(&self.names, state.highest_generation()).unzip();
         // † Not by whose term the newest claim is: a host that stands in claims anew whenever it is started.
-        let is_since = match promoted.flatten() {
-            Some(promoted) => point.slot > promoted,
+        let is_since = match parted.flatten() {
+            Some(parted) => point.slot > parted,
             None => {
                 point.members.iter().all(|member| state.volume(member.key.volume).is_some_and(|v| v.term() == member.key.term))
             }

@@ -234,6 +234,38 @@ async fn a_host_that_stands_in_publishes_until_its_source_is_back() {
     gateway.check_store();
 }
 
+/// What a source had published after an older point that was brought up is nothing that was published since.
+#[tokio::test]
+async fn what_is_above_an_older_point_is_from_before_the_failover() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    let mut points = Vec::new();
+    for seq in 1..=3 {
+        points.push(source.publish(&volume, seq, &granules(0, 20), LayerKind::Point).await);
+    }
+    drop(source);
+    let client = gateway.client();
+    let older = FailoverRequest { point: Some(points[0].slot.0), ..request(Some("host2")) };
+    let other = gateway.pair("host2").await;
+    let begun = client.failover(&older).await.expect("begun");
+    assert_eq!(begun.point.map(|point| point.id.slot), Some(points[0].slot.0));
+    let mut pull = host.pulling("host1", "default").await;
+    let now = begin(&mut pull, None).await;
+    assert_eq!((now.position, now.is_since), (points[2], false), "nobody has published anything since");
+    let commit = FailoverRequest { commit: Some(true), force: false, ..request(None) };
+    let refused = client.failover(&commit).await.expect_err("its stand-in has nothing").to_string();
+    assert!(refused.contains("has published nothing"), "{refused}");
+
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    assert!(!begin(&mut pull, None).await.is_since);
+    client.failover(&commit).await.expect_err("it has still nothing");
+    let newest = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    let now = begin(&mut pull, None).await;
+    assert_eq!((now.position, now.is_since), (newest, true));
+    client.failover(&commit).await.expect("it has published");
+    gateway.check_store();
+}
+
 /// As soon as one volume is taken back, whoever stood in publishes nothing of the others: what their source has is the newest then, and stays so.
 #[tokio::test]
 async fn who_takes_back_one_volume_is_not_overtaken_in_the_others() {
