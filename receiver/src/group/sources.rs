@@ -97,6 +97,14 @@ impl Group {
                     );
                     return self.turn_away(&link, RefusalCode::Store, &text);
                 }
+                if self.is_above_what_it_stands_in_for(here, &request.claim, &link.peer()) {
+                    let peer = link.peer();
+                    let text = format!(
+                        "{peer} stands in for {}, and claims a volume above its failover: only the source itself takes a history back; update farsided on {peer}",
+                        self.names
+                    );
+                    return self.turn_away(&link, RefusalCode::Unknown, &text);
+                }
                 if self.is_new_beside_a_failover(here, &request.claim, &link.peer()) {
                     // Its session goes on: the others may be taken back over it.
                     let (id, volume) = (request.id, request.claim.volume.id);
@@ -162,6 +170,13 @@ impl Group {
             tracing::warn!(group = %self.names, %volume, "a new volume of a source that was failed over waits until its history is taken back");
         }
         is_it
+    }
+
+    /// Whether a host that stands in claims a volume above its failover. † That would count as its source's, which takes its history back: the failover would
+    /// be over, and whoever claimed shut out with it.
+    fn is_above_what_it_stands_in_for(&self, here: &Here, claim: &farside_ledger::Claim, peer: &farside_region::Name) -> bool {
+        let promotion = self.receiver.failovers.promotion(&self.names, here.store.state().highest_generation());
+        *peer != self.names.source && promotion.is_some_and(|(promotion, _)| claim.volume.generation > promotion)
     }
 
     /// Ends the session of whoever is neither the source nor stands in for it, and that of the source where it was failed over for good.

@@ -266,6 +266,29 @@ async fn what_is_above_an_older_point_is_from_before_the_failover() {
     gateway.check_store();
 }
 
+/// Only the source takes its history back: whoever stands in for it, and claims above the failover, ends no failover.
+#[tokio::test]
+async fn a_stand_in_that_claims_above_the_failover_takes_nothing_back() {
+    let (gateway, _, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let other = gateway.pair("host2").await;
+    let client = gateway.client();
+    client.failover(&request(Some("host2"))).await.expect("begun");
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    stands_in.claim_raw("data", |claim| claim.volume.generation = Generation(3)).await;
+    let refusal = stands_in.refusal().await;
+    assert!(refusal.text.contains("only the source itself"), "{}", refusal.text);
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &theirs, Generation(2)).await;
+    stands_in.publish(&theirs, 1, &granules(3, 8), LayerKind::Point).await;
+    let failovers = client.failovers().await.expect("listed");
+    assert_eq!(failovers.iter().map(|one| one.generation).collect::<Vec<_>>(), [2], "it stands");
+    gateway.check_store();
+}
+
 /// As soon as one volume is taken back, whoever stood in publishes nothing of the others: what their source has is the newest then, and stays so.
 #[tokio::test]
 async fn who_takes_back_one_volume_is_not_overtaken_in_the_others() {

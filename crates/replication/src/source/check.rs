@@ -261,7 +261,11 @@ impl Source {
         // A person took the history back: that is a promotion as well, and fences whoever was promoted before.
         volume.claims_as = None;
         if current.meta.generation > volume.meta.generation {
-            let takes_up = self.config.stands_in && volume.is_new_here() && !mutation::on("L6 a stand-in fences the promotion");
+            // † A stand-in that had published before, and was asked about the next promotion, takes that one up, too: only the source takes a history back.
+            let is_asked_about = volume.outranks == Some(current.meta.generation);
+            let takes_up = self.config.stands_in
+                && (volume.is_new_here() || is_asked_about)
+                && !mutation::on("L6 a stand-in fences the promotion");
             let next = if takes_up || mutation::on("L6 who takes a history back fences nobody") { 0 } else { 1 };
             volume.claims_as = Some(Generation(current.meta.generation.0.saturating_add(next)));
         }

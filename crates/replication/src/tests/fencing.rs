@@ -242,3 +242,19 @@ fn l6_a_stand_in_publishes_under_the_promotion_and_is_fenced_by_the_next() {
         assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None));
     });
 }
+
+/// One that stood in before, and is let in again after the next promotion, takes that one up on a person's word; it takes no history back.
+#[test]
+fn l6_a_stand_in_that_published_before_fences_no_later_promotion() {
+    tell(&[("L6 a stand-in fences the promotion", "under the later promotion itself")], || {
+        let mut host = Host::of(super::world::source_limits(), true);
+        host.add(1, Some(9), Some(10), RegionSet::new(), Start::Unclean);
+        host.connect();
+        host.answer_ledger(1, Vec::new(), promoted(3), Some(12));
+        assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None), "a person is asked");
+        host.event(Event::Accept { volume: volume(1) });
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, Vec::new(), promoted(3), Some(12));
+        assert_eq!(claim(&mut host).expect("claimed").1, Generation(3), "under the later promotion itself");
+    });
+}
