@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use farside_control::client::{ClientError, Daemon};
-use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
+use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus, LeftOut};
 use farside_control::follower::FollowerState;
 use farside_control::routes::PointsQuery;
 use farside_control::{Address, Client, ErrorCode, PointRef};
@@ -175,7 +175,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
     } else {
         print::out(&done(&now, (!begun).then_some(rto_ms)))?;
     }
-    not_through(&now).map_or(Ok(()), Err)
+    not_through(&planned, &now).map_or(Ok(()), Err)
 }
 
 /// Asks how far one is until nothing more may come.
@@ -213,8 +213,15 @@ async fn ask_until_through(
     Ok(now)
 }
 
-/// What it is if not every follower holds the point.
-fn not_through(now: &FailoverStatus) -> Option<Failure> {
+/// What it is if the point lacks a volume that the plan had, or not every follower holds it.
+fn not_through(planned: &FailoverStatus, now: &FailoverStatus) -> Option<Failure> {
+    let was_there = |left: &&LeftOut| !planned.left_out.iter().any(|known| known.volume == left.volume);
+    if let Some(left) = now.left_out.iter().find(was_there) {
+        let group = format!("{}/{}", now.source, now.group);
+        let message = format!("{} is fenced, and volume {} is not in the point that was brought up", now.source, left.volume);
+        let what = format!("restore that volume from an older point: farside point list {group}/{}", left.volume);
+        return Some(Failure::new(Exit::Failed, message, what));
+    }
     let member = now.members.iter().find(|m| m.follower.is_some() && m.state != Some(FollowerState::Promoted))?;
     let message = format!("{} is fenced, and the follower of {} does not hold the point", now.source, member.volume);
     let what = format!("see `farside follower show {}`; or restore the volume", member.follower.as_deref().unwrap_or(NOTHING));
@@ -288,14 +295,20 @@ fn loss(planned: &FailoverStatus) -> String {
     if let Some(newest) = planned.newest.as_ref().filter(|newest| *newest != point) {
         text.push_str(&format!("! not the newest: that is {}, cut {}\n", newest.id, print::time(newest.cut_wall)));
     }
-    for left in &planned.left_out {
+    text.push_str(&left_out(planned));
+    text
+}
+
+/// Which volumes its point does not have.
+fn left_out(one: &FailoverStatus) -> String {
+    let line = |left: &LeftOut| {
         let newest = left.newest.as_ref().map_or_else(
             || "no point holds it".to_owned(),
             |point| format!("its own newest is {}, cut {}", point.id, print::time(point.cut_wall)),
         );
-        text.push_str(&format!("! volume {} is not in it: {newest}\n", left.volume));
-    }
-    text
+        format!("! volume {} is not in it: {newest}\n", left.volume)
+    };
+    one.left_out.iter().map(line).collect()
 }
 
 /// That its point is degraded, if it is.
@@ -348,11 +361,12 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
     let group = format!("{}/{}", now.source, now.group);
     let point = now.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string());
     format!(
-        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}{}\n{}the way back, on {}: farside failback {}; or, with \
+        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}{}{}\n{}the way back, on {}: farside failback {}; or, with \
          its disks as they are: farside rollback {}; if it is not to come back: farside commit {group}\n",
         now.source,
         now.generation,
         degraded(now),
+        left_out(now),
         steps(now),
         rto_ms.map_or_else(String::new, |ms| format!("RTO {}\n", print::duration_ms(ms))),
         match &now.stand_in {

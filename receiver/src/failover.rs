@@ -124,9 +124,20 @@ pub(crate) struct Failover {
     /// Whoever forced it was told that its point is degraded, and may have another such one. `None`: noted by an earlier build.
     #[serde(default)]
     takes_degraded: Option<bool>,
+    /// The newest point when it was begun, if that was to be brought up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shown: Option<Shown>,
     /// The one that stands until this one has fenced somebody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     before: Option<Box<Failover>>,
+}
+
+/// What a person was shown of the newest point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Shown {
+    point: Slot,
+    /// The volumes that it holds.
+    members: Vec<String>,
 }
 
 /// A failover that another one took the place of.
@@ -194,6 +205,15 @@ impl Failover {
     fn with_former(&self) -> Vec<Former> {
         let this = self.point().map(|point| Former { generation: self.generation, point });
         self.former.iter().copied().chain(this).collect()
+    }
+
+    /// What it brings up. † Of a newest one that comes while it waits nobody has seen that it lacks volumes: it has those that were shown.
+    fn brings_up(&self, takes_degraded: bool) -> Wanted {
+        match (&self.shown, self.point()) {
+            (Some(shown), None) => Wanted::NewestWith { members: shown.members.clone(), takes_degraded },
+            (None, None) if !takes_degraded => Wanted::NewestWith { members: Vec::new(), takes_degraded },
+            (_, point) => point.map_or(Wanted::Newest, Wanted::Point),
+        }
     }
 
     /// The newest point from before it. † Also one that was not brought up: of what is above the point that was, nobody may have published anything since.
@@ -328,8 +348,8 @@ impl Failovers {
                     self.let_stand_in(receiver, &names, stand_in)?;
                 }
                 // What is shown of it by now is what is forced.
-                let is_degraded =
-                    || look(receiver, &group, known.point()).is_ok_and(|look| look.point.is_some_and(|point| point.degraded));
+                let shown = || look_for(receiver, &group, known.brings_up(true));
+                let is_degraded = || shown().is_ok_and(|look| look.point.is_some_and(|point| point.degraded));
                 let takes_degraded = request.force && known.stage == Stage::Fencing && is_degraded();
                 let is_more = (request.force && !known.forced) || (request.lose_staged && !known.lose_staged);
                 if is_more || (takes_degraded && known.takes_degraded != Some(true)) {
@@ -367,6 +387,10 @@ impl Failovers {
             committed: known.as_ref().is_some_and(|known| known.committed),
             settled: false,
             takes_degraded: Some(request.force && look.point.as_ref().is_some_and(|point| point.degraded)),
+            shown: look.point.as_ref().filter(|_| request.point.is_none()).map(|point| Shown {
+                point: point.slot,
+                members: point.members.iter().map(|(volume, _)| volume.clone()).collect(),
+            }),
             before: known.clone().map(Box::new),
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
@@ -550,9 +574,10 @@ impl Failovers {
         lock(&self.all).contains_key(names)
     }
 
-    /// The point that a group is about to be failed over to, which is not pinned yet.
+    /// The point that a group is about to be failed over to, which is not pinned yet; or the newest that was shown, until it is known which.
     pub(crate) fn wanted(&self, names: &GroupNames) -> Option<Slot> {
-        lock(&self.all).get(names).filter(|one| !one.settled).and_then(Failover::point)
+        let shown = |one: &Failover| one.shown.as_ref().filter(|_| one.stage == Stage::Fencing).map(|shown| shown.point);
+        lock(&self.all).get(names).filter(|one| !one.settled).and_then(|one| one.point().or_else(|| shown(one)))
     }
 
     /// Whether a group was failed over for good, and who has it now.
@@ -653,13 +678,9 @@ impl Failovers {
                 Stage::Fencing => {
                     // Now none can be added.
                     failover.parted = look(receiver, &group, None)?.newest.map(|newest| Slot(newest.id.slot));
-                    let point = match failover.wanted {
-                        // † What was staged until now may be degraded, and nobody has seen it: also if it was forced for another reason.
-                        None if !failover.takes_degraded.unwrap_or(failover.forced) => {
-                            look_for(receiver, &group, Wanted::NewestWhole)?.point
-                        }
-                        wanted => look(receiver, &group, wanted)?.point,
-                    };
+                    // † What was staged until now may be degraded, and nobody has seen it: also if it was forced for another reason.
+                    let wanted = failover.brings_up(failover.takes_degraded.unwrap_or(failover.forced));
+                    let point = look_for(receiver, &group, wanted)?.point;
                     if let Some(point) = &point {
                         let change = PointChange::OwnPin { reason: failover.pin_reason() };
                         receiver.runtime.block_on(group.change(point.shown.id, change))?;
@@ -738,7 +759,7 @@ impl Failovers {
         let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
         let failover = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
         let looked = handle(receiver, names).and_then(|group| {
-            let looked = look(receiver, &group, failover.point());
+            let looked = look_for(receiver, &group, failover.brings_up(true));
             // Of one that is for good the point goes as policy says.
             let is_gone = looked.as_ref().is_err_and(|error| failover.settled && error.code == ErrorCode::NotFound);
             Ok((if is_gone { look(receiver, &group, None)? } else { looked? }, group))

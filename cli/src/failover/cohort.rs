@@ -83,7 +83,7 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
         let all: String = groups.iter().map(|one| super::done(one, None)).collect();
         print::out(&format!("{all}cohort {name} is at cut {}\nRTO {}\n", cut.id, print::duration_ms(rto_ms)))?;
     }
-    groups.iter().find_map(not_through).map_or(Ok(()), Err)
+    planned.iter().zip(&groups).find_map(|(planned, now)| not_through(planned, now)).map_or(Ok(()), Err)
 }
 
 /// The one that is meant: what was said, or what was begun with, or the newest.

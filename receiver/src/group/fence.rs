@@ -16,11 +16,14 @@ use super::{Group, Place};
 const TRIED_MAX: u32 = 8;
 
 /// Which point a promotion would bring up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Wanted {
     Newest,
-    /// Of those of which the source could read all.
-    NewestWhole,
+    /// Of those that hold all of these volumes, if there is one; and of which the source could read all, unless it takes degraded ones.
+    NewestWith {
+        members: Vec<String>,
+        takes_degraded: bool,
+    },
     Point(Slot),
 }
 
@@ -106,17 +109,24 @@ impl Group {
     pub(super) fn promotion_look(&self, wanted: Wanted) -> Result<PromotionLook, ApiError> {
         let state = self.writable()?.state();
         let newest = state.points().values().next_back();
-        let chosen = match wanted {
-            Wanted::Point(slot) => Some(state.points().get(&slot).ok_or_else(|| {
-                ApiError::not_found("point", &slot.to_string(), "`farside point list` shows those that are kept")
-            })?),
-            Wanted::Newest => newest,
-            Wanted::NewestWhole => state.points().values().rev().find(|point| !point.degraded),
-        };
         let name = |point: &Point| {
             let named =
                 point.members.iter().filter_map(|m| Some((state.volume(m.key.volume)?.meta().name.to_string(), m.volume_bytes)));
             named.collect::<Vec<_>>()
+        };
+        let chosen = match &wanted {
+            Wanted::Point(slot) => Some(state.points().get(slot).ok_or_else(|| {
+                ApiError::not_found("point", &slot.to_string(), "`farside point list` shows those that are kept")
+            })?),
+            Wanted::Newest => newest,
+            Wanted::NewestWith { members, takes_degraded } => {
+                let mut newest_first = state.points().values().rev().filter(|point| *takes_degraded || !point.degraded);
+                let has_all = |point: &&Point| {
+                    let has = name(point);
+                    members.iter().all(|wanted| has.iter().any(|(name, _)| name == wanted))
+                };
+                newest_first.clone().find(has_all).or_else(|| newest_first.next())
+            }
         };
         let has = |point: &Point, id| point.members.iter().any(|m| m.key.volume == id);
         let left_out =

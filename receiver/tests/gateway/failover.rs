@@ -327,3 +327,36 @@ async fn a_stand_in_that_is_lost_is_failed_over_again() {
     let given_up = client.failover(&FailoverRequest { abort: true, ..request() }).await.expect_err("it has fenced").to_string();
     assert!(given_up.contains("its source is fenced"), "{given_up}");
 }
+
+/// While a failover waits, its source is back and publishes a point that lacks a volume: nobody was shown that one.
+#[tokio::test]
+async fn a_failover_brings_up_no_fewer_volumes_than_were_shown() {
+    let mut gateway = Gateway::new("fence_after = \"1h\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let (data, log) = (source.claim("data").await, source.claim("log").await);
+    source.set_keep(1).await;
+    let members = vec![source.send_layer(&data, 1, &granules(5, 30)).await, source.send_layer(&log, 1, &granules(0, 3)).await];
+    source.end(members, LayerKind::Point).await;
+    let shown = source.published(&log, 1).await;
+    drop(source);
+    gateway.stop();
+    gateway.start().await;
+    let client = gateway.client();
+    wait_until("its group to be open", async || !gateway.points(None).await.is_empty()).await;
+    let waits = client.failover(&request()).await.expect("it waits for who may be alive");
+    assert_eq!((waits.stage, waits.members.len()), (FailoverStage::Fencing, 2), "{waits:?}");
+
+    let mut source = host.connect_when_ready("default").await;
+    let data = source.claim_above("data", &data).await;
+    let newer = source.publish(&data, 1, &granules(5, 30), LayerKind::Point).await;
+    let now = client.failovers().await.expect("listed").remove(0);
+    assert_eq!((now.stage, now.members.len(), now.left_out.len()), (FailoverStage::Fencing, 2, 0), "{now:?}");
+    assert_eq!(now.newest.map(|newest| newest.id.slot), Some(newer.slot.0));
+    client.failover(&FailoverRequest { force: true, ..request() }).await.expect("forced");
+    let done = promoted(&gateway).await;
+    assert_eq!(done.point.as_ref().map(|point| point.id.slot), Some(shown.slot.0), "{done:?}");
+    assert_eq!((done.members.len(), done.left_out.len()), (2, 0), "{done:?}");
+    gateway.check_store();
+}
