@@ -166,10 +166,7 @@ enum End {
 /// How one ended that is not there any more. † What is said of it sends people to take down the host that stands in.
 async fn ended(client: &Client, last: &FailbackStatus, step: FailbackStep) -> Result<End, Failure> {
     let group = &last.group;
-    if step == FailbackStep::Abort {
-        return Ok(End::Aborted);
-    }
-    if last.stage == FailbackStage::Aborting {
+    if step != FailbackStep::Abort && last.stage == FailbackStage::Aborting {
         let message = format!("the failback of group {group} was given up from elsewhere");
         return Err(Failure::new(Exit::Failed, message, "its volumes are served as their disks are, fenced: farside status"));
     }
@@ -183,6 +180,17 @@ async fn ended(client: &Client, last: &FailbackStatus, step: FailbackStep) -> Re
         is_returned || matches!(state, Some(VolumeState::Behind { .. } | VolumeState::Streaming))
     };
     let are_back = !last.members.is_empty() && last.members.iter().all(is_back);
+    if step == FailbackStep::Abort {
+        // What was handed over was never failed over, as far as is known here.
+        let is_published = |member: &&FailbackMember| {
+            let state = volumes.iter().find(|volume| volume.name == member.volume).map(|volume| &volume.state);
+            matches!(state, Some(VolumeState::Behind { .. } | VolumeState::Streaming))
+        };
+        let published = last.members.iter().find(is_published).filter(|_| last.stage == FailbackStage::Returning);
+        let Some(member) = published else { return Ok(End::Aborted) };
+        let message = format!("the failback of group {group} was not given up: volume {} is published here", member.volume);
+        return Err(Failure::new(Exit::Failed, message, "`farside status` says how the others are"));
+    }
     if are_back {
         return Ok(End::Back);
     }

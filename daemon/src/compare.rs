@@ -146,6 +146,15 @@ impl Control {
         self.resync_by(id, Some(accept), Some(Event::TakeBack { volume: id, at }), done);
     }
 
+    /// What was said of a refusal holds no more. `false`: the history was taken back from that promotion by it, or may have been.
+    pub(crate) fn withdraw(&mut self, id: VolumeId, from: Generation) -> bool {
+        let may_have = self.source.may_have_taken_back(id, from);
+        if !may_have {
+            self.step(Event::Withdraw { volume: id });
+        }
+        !may_have
+    }
+
     pub(crate) fn verify(&mut self, id: VolumeId) -> anyhow::Result<VerifyStatus> {
         let status = self.source.status(monotonic_ns());
         let volume = status.volumes.into_iter().find(|v| v.volume == id);

@@ -108,6 +108,8 @@ struct Failback {
     key: Arc<tokio::sync::Mutex<Option<GroupKey>>>,
     /// Who has it may write to the disks.
     disks: tokio::sync::Mutex<Disks>,
+    /// Volumes are asked to take the history back, or that is given up.
+    taking_back: tokio::sync::Mutex<()>,
 }
 
 impl Failback {
@@ -120,6 +122,7 @@ impl Failback {
             suspects: Arc::default(),
             key: Arc::default(),
             disks: tokio::sync::Mutex::default(),
+            taking_back: tokio::sync::Mutex::default(),
         }
     }
 
@@ -353,6 +356,12 @@ impl Daemon {
             }
             _ => {}
         }
+        // Nobody is asked to take anything back between that and the note.
+        let mut _taking_back = None;
+        if !request.plan && request.step == FailbackStep::Abort {
+            _taking_back = Some(known.taking_back.lock().await);
+            self.give_up_taking_back(&known).await?;
+        }
         if !request.plan {
             match request.step {
                 FailbackStep::Begin if request.discard_branch => self.discard_branch(&known).await,
@@ -377,6 +386,35 @@ impl Daemon {
             known.told.notify_one();
         }
         Ok(known.show())
+    }
+
+    /// † What volumes were asked to take back, and have not claimed while their line is down, they would claim when it is there again.
+    ///
+    /// # Errors
+    /// When one has claimed, or may have.
+    async fn give_up_taking_back(&self, failback: &Failback) -> Result<(), ApiError> {
+        let note = locked(&failback.note).clone();
+        if !matches!(note.course.stage, Stage::Returning { served: true, .. }) {
+            return Ok(());
+        }
+        for name in note.held().iter().map(|held| &held.name) {
+            let is_withdrawn = match self.ask(name, |id, reply| Ask::Withdraw(id, Generation(note.generation), reply)).await {
+                Err(error) if error.code == ErrorCode::NotFound => true, // it is not served
+                answer => answer?,
+            };
+            if !is_withdrawn {
+                let group = &note.group;
+                let message = format!(
+                    "volume {name} has taken its history back already, or may have: the failback of group {group} is not given up"
+                );
+                let what = format!(
+                    "it goes on when the gateway is there: `farside failback --list`; `farside rollback {group}` takes back what is left, with its \
+                     disks as they are"
+                );
+                return Err(ApiError::new(ErrorCode::Conflict, message, what));
+            }
+        }
+        Ok(())
     }
 
     /// A person says that the disks which are there now are meant: all of them are compared.
@@ -904,7 +942,13 @@ impl Daemon {
         let mut from = Generation(shown);
         // At most once more: by then it is known whose generation that is.
         for _ in 0..2 {
-            match self.ask(name, |id, reply| Ask::TakeBack(id, from, at, reply)).await? {
+            let taking_back = failback.taking_back.lock().await;
+            if locked(&failback.note).course.abort {
+                return Ok(());
+            }
+            let asked = self.ask(name, |id, reply| Ask::TakeBack(id, from, at, reply)).await?;
+            drop(taking_back);
+            match asked {
                 TakenBack::Begun(done) => {
                     return done.await.unwrap_or_else(|_| anyhow::bail!("volume {name} was closed meanwhile"));
                 }

@@ -411,6 +411,7 @@ pub const MUTATIONS: &[Mutation] = &[
         CORE,
         "fencing::l6_what_is_said_twice_of_a_history_holds_as_it_was_said",
     ),
+    story("L6 what was given up is taken back all the same", CORE, "fencing::l6_what_was_given_up_is_not_taken_back"),
     seeds("L6 a claim whose verdict was lost is another's promotion", 600, Some(failovers)),
     seeds("L6 who claimed is forgotten with its line", 2000, Some(failovers)),
     seeds("L6 a stand-in fences the promotion", 100, Some(failovers)),

@@ -94,6 +94,8 @@ pub(crate) enum Ask {
     Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
     /// From that promotion, and from no other; and only if the newest point is that one.
     TakeBack(VolumeId, Generation, LedgerPosition, oneshot::Sender<anyhow::Result<TakenBack>>),
+    /// What was said of a refusal holds no more. `false`: the history was taken back from that promotion by it, or may have been.
+    Withdraw(VolumeId, Generation, oneshot::Sender<anyhow::Result<bool>>),
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
     Settings(GroupConfig),
     /// A point of all volumes, with that title; and whether hooks run for it.

@@ -298,6 +298,12 @@ pub enum Event {
         /// Where that point is.
         at: LedgerPosition,
     },
+    /// What was said of a refusal ([`Event::Accept`], [`Event::TakeBack`]) is taken back: it stands again, unless something may have been claimed by it
+    /// ([`Source::may_have_taken_back`](super::Source::may_have_taken_back)).
+    Withdraw {
+        /// Which volume.
+        volume: VolumeId,
+    },
     /// A person asks to compare everything.
     Resync {
         /// Which volume.

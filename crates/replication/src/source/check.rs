@@ -357,7 +357,7 @@ impl Source {
         let position = match verdict.outcome {
             ClaimOutcome::Accepted { position } => position,
             ClaimOutcome::Void { reason: VoidReason::Fenced { current } } => {
-                volume.fenced_by = Some(current);
+                (volume.fenced_by, volume.claims_as) = (Some(current), None);
                 return self.refuse(now, id, RefusedWhy::Fenced, out);
             }
             ClaimOutcome::Void { reason: VoidReason::ClaimShape(_) | VoidReason::ClaimShrinks { .. } } => {
@@ -591,6 +591,30 @@ impl Source {
         if may && !volume.heat.0.contains(&HeatFor::Accept) {
             self.heat(now, id, HeatFor::Accept, out);
         }
+    }
+
+    /// What was said of a refusal holds no more. What was claimed by it stays claimed, and nobody can tell before the verdict.
+    pub(super) fn withdraw(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if volume.may_have_claimed() || mutation::on("L6 what was given up is taken back all the same") {
+            return;
+        }
+        let is_promoted = volume.outranks.is_some();
+        (volume.outranks, volume.takes_back_at) = (None, None);
+        volume.heat.0.retain(|why| *why != HeatFor::Accept);
+        if volume.reclaim == Some(Reclaim::Accepted) {
+            volume.reclaim = None;
+            if volume.standing == Standing::Good {
+                let why = if is_promoted { RefusedWhy::Fenced } else { RefusedWhy::Forked };
+                self.refuse(now, id, why, out);
+            }
+        }
+    }
+
+    /// Whether the history of a volume was taken back from that promotion, or may have been: a claim was said by a person's word, and there was no
+    /// verdict yet.
+    pub fn may_have_taken_back(&self, id: VolumeId, from: Generation) -> bool {
+        self.volumes.get(&id).is_some_and(|volume| volume.meta.generation > from || volume.may_have_claimed())
     }
 
     /// Everything is going to be compared: every bit first.

@@ -228,6 +228,7 @@ impl Source {
             Event::Resume { volume } => self.set_service(volume, Service::Running),
             Event::Accept { volume } => self.accept(now, volume, actions),
             Event::TakeBack { volume, at } => self.take_back(now, volume, at, actions),
+            Event::Withdraw { volume } => self.withdraw(now, volume, actions),
             Event::Resync { volume } => self.heat(now, volume, HeatFor::Resync, actions),
             Event::SetEpochInterval { interval } => self.config.limits.epoch_interval = interval,
             Event::SetPolicy { policy, is_said } => {

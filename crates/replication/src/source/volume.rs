@@ -372,6 +372,12 @@ impl Volume {
         self.held.or(self.header.confirmed).is_none()
     }
 
+    /// Whether a claim above another promotion, or of what was accepted, was said, and its verdict is not here.
+    pub(super) fn may_have_claimed(&self) -> bool {
+        let is_by_word = self.reclaim == Some(Reclaim::Accepted);
+        is_by_word && (self.claims_as.is_some() || matches!(self.check, Check::Claiming { .. }))
+    }
+
     pub(super) fn new(setup: VolumeSetup) -> Self {
         let VolumeSetup { meta, confirmed, position, inherited, start, tracking_lost, paused } = setup;
         let compare = match start {

@@ -258,3 +258,44 @@ fn l6_a_stand_in_that_published_before_fences_no_later_promotion() {
         assert_eq!(claim(&mut host).expect("claimed").1, Generation(3), "under the later promotion itself");
     });
 }
+
+/// A person gives up what he said while the line is down: nothing is claimed by it when that is back. What was claimed already is said to be.
+#[test]
+fn l6_what_was_given_up_is_not_taken_back() {
+    tell(&[("L6 what was given up is taken back all the same", "it was given up")], || {
+        // Before every bit is set, and after.
+        for all_hot in [false, true] {
+            let mut host = fenced();
+            host.event(Event::TakeBack { volume: volume(1), at: at(10) });
+            if all_hot {
+                host.event(Event::AllHot { volume: volume(1) });
+            }
+            host.event(Event::Disconnected { connection: host.connection() });
+            assert!(!host.source.may_have_taken_back(volume(1), Generation(2)));
+            host.event(Event::Withdraw { volume: volume(1) });
+            host.event(Event::AllHot { volume: volume(1) });
+            host.reconnect();
+            assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None), "it was given up");
+            // It may be said anew.
+            host.event(Event::Accept { volume: volume(1) });
+            host.event(Event::AllHot { volume: volume(1) });
+            host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
+            assert_eq!(claim(&mut host).expect("claimed").1, Generation(3));
+        }
+        let mut host = fenced();
+        host.event(Event::Accept { volume: volume(1) });
+        host.event(Event::AllHot { volume: volume(1) });
+        host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
+        let (id, generation) = claim(&mut host).expect("claimed");
+        for _ in 0..2 {
+            assert!(host.source.may_have_taken_back(volume(1), Generation(2)), "there is no verdict yet");
+            host.event(Event::Withdraw { volume: volume(1) });
+            assert_eq!(refused(&host, 1), None);
+        }
+        let outcome = ClaimOutcome::Accepted { position: at(11) };
+        host.hear(ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume: volume(1), outcome }));
+        assert!(host.source.may_have_taken_back(volume(1), Generation(2)), "it is claimed");
+        host.event(Event::Withdraw { volume: volume(1) });
+        assert_eq!((refused(&host, 1), generation), (None, Generation(3)));
+    });
+}
