@@ -18,7 +18,7 @@
 //! - † What the disks hold and no point does is kept before it is overwritten ([`branch`]): the first point that they are brought to is the one that they
 //!   went their own way from, and what differs from that is their branch. A point after that overwrites nothing but points.
 //! - The history is taken back from the promotion that was shown to a person, and from the point that the disks were brought to: not if there is more,
-//!   whatever is forced.
+//!   whatever is forced, but for points of which their source could not read all, and which a person passed over.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -708,7 +708,7 @@ impl Daemon {
                 match why_not(&point, note.generation).filter(|_| !finish.force) {
                     Some(why) => locked(&failback.view).why = Some(why),
                     None => {
-                        if self.go_back(failback, &held, have, Some(point.promotion)).await?.is_some() {
+                        if self.go_back(failback, &held, have, Some(&point)).await?.is_some() {
                             connected.is_over();
                             return Ok(());
                         }
@@ -726,7 +726,7 @@ impl Daemon {
         failback: &Failback,
         held: &[Held],
         have: Option<LedgerPosition>,
-        promotion: Option<Option<Generation>>,
+        told: Option<&PullPoint>,
     ) -> anyhow::Result<Option<()>> {
         // Nothing is given up meanwhile: they stay open, and locked.
         let disks = failback.disks.lock().await;
@@ -736,7 +736,8 @@ impl Daemon {
         self.change(failback, |note| {
             note.course.returns(at);
             // What was forced is to end the newest of all.
-            note.generation = promotion.flatten().map_or(note.generation, |promotion| promotion.0);
+            note.generation = told.and_then(|point| point.promotion).map_or(note.generation, |promotion| promotion.0);
+            note.passes = told.and_then(|point| point.passed_over);
         })?;
         Ok(Some(()))
     }
@@ -921,17 +922,18 @@ impl Daemon {
         };
         self.heard(failback, &point);
         let is_right = point.position == at.position && (forced || why_not(&point, note.generation).is_none());
-        if !is_right {
-            self.turn(failback, held_again)?;
-        }
+        self.change(failback, |note| match is_right {
+            true => note.passes = point.passed_over,
+            false => note.course.stage = held_again,
+        })?;
         Ok(is_right)
     }
 
     /// Has one volume take its history back, as long as that point is the newest.
     async fn take_back(self: &Arc<Self>, failback: &Arc<Failback>, name: &Name, at: LedgerPosition) -> anyhow::Result<()> {
-        let (group, shown) = {
+        let (group, shown, passes) = {
             let note = locked(&failback.note);
-            (note.group.clone(), note.generation)
+            (note.group.clone(), note.generation, note.passes)
         };
         let newer = || {
             anyhow::anyhow!(
@@ -946,7 +948,7 @@ impl Daemon {
             if locked(&failback.note).course.abort {
                 return Ok(());
             }
-            let asked = self.ask(name, |id, reply| Ask::TakeBack(id, from, at, reply)).await?;
+            let asked = self.ask(name, |id, reply| Ask::TakeBack(id, from, (at, passes), reply)).await?;
             drop(taking_back);
             match asked {
                 TakenBack::Begun(done) => {

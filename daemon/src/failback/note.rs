@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use farside_blockio::Identity;
 use farside_control::source::LastPoint;
-use farside_region::{Generation, Name};
+use farside_region::{Generation, Name, Slot};
 use farside_replication::failback::{At, Branch, Course, Stage};
 use farside_store::Seen;
 use serde::{Deserialize, Serialize};
@@ -48,13 +48,16 @@ pub(super) struct Note {
     /// The promotion that a person was shown.
     pub(super) generation: u64,
     pub(super) volumes: Vec<Held>,
+    /// Newer points, up to that slot, which a person passed over when it was finished: their source could not read all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) passes: Option<Slot>,
     #[serde(flatten)]
     pub(super) course: Course,
 }
 
 impl Note {
     pub(super) fn new(group: Name, volumes: Vec<Held>) -> Self {
-        Self { version: VERSION, group, generation: 0, volumes, course: Course::new(Branch::Wanted { base: None }) }
+        Self { version: VERSION, group, generation: 0, volumes, passes: None, course: Course::new(Branch::Wanted { base: None }) }
     }
 
     /// Those that are part of it.
@@ -244,7 +247,7 @@ pub(crate) fn hold(state_dir: &Path, volume: &str, backing: &Path) -> impl FnOnc
 
 #[cfg(test)]
 mod tests {
-    use farside_region::{LedgerPosition, RecordDigest, Slot};
+    use farside_region::{LedgerPosition, RecordDigest};
     use farside_replication::failback::Kept;
 
     use super::*;

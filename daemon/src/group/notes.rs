@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crossbeam::channel::Sender;
 use farside_control::source::{Accept, VerifyStatus};
-use farside_region::{EpochId, Generation, LedgerPosition, Term, VolumeId};
+use farside_region::{EpochId, Generation, LedgerPosition, Slot, Term, VolumeId};
 use farside_wire::{CohortAsk, PointAnswer, PointQueryKind, ReceiverMessage};
 use tokio::sync::oneshot;
 
@@ -92,8 +92,8 @@ pub(crate) enum Ask {
     StandAside(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
     Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
-    /// From that promotion, and from no other; and only if the newest point is that one.
-    TakeBack(VolumeId, Generation, LedgerPosition, oneshot::Sender<anyhow::Result<TakenBack>>),
+    /// From that promotion, and from no other; and only if the newest point is that one, or one that a person passed over for it, up to that slot.
+    TakeBack(VolumeId, Generation, (LedgerPosition, Option<Slot>), oneshot::Sender<anyhow::Result<TakenBack>>),
     /// What was said of a refusal holds no more. `false`: the history was taken back from that promotion by it, or may have been.
     Withdraw(VolumeId, Generation, oneshot::Sender<anyhow::Result<bool>>),
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
