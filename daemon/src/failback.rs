@@ -48,6 +48,7 @@ use disks::{Disks, Known};
 use keys::{fits, names_of};
 use note::{Held, Note, notes, shown};
 use pull::{PullError, PulledVolume, Puller, Traffic};
+use turns::Turns;
 
 mod branch;
 mod cutover;
@@ -56,6 +57,7 @@ mod keep;
 mod keys;
 mod note;
 mod pull;
+mod turns;
 
 #[cfg(test)]
 pub(crate) use note::hold;
@@ -74,8 +76,8 @@ pub(crate) struct Failbacks {
     all: Mutex<BTreeMap<Name, Arc<Failback>>>,
     /// Why the last cutover of a group was given up, for whoever asks too late.
     given_up: Mutex<BTreeMap<Name, String>>,
-    /// One begins at a time.
-    beginning: tokio::sync::Mutex<()>,
+    /// One step at a time, of each group.
+    turns: Turns,
 }
 
 /// A failback holds the disk of this volume.
@@ -131,11 +133,12 @@ impl Failback {
     }
 
     /// Has what pulls stop, and nothing of it go on as long as this is held.
-    async fn stop_for_a_moment(&self) -> tokio::sync::MutexGuard<'_, Disks> {
-        self.traffic.interrupt.fetch_add(1, Ordering::SeqCst);
-        let disks = self.disks.lock().await;
-        self.traffic.interrupt.fetch_sub(1, Ordering::SeqCst);
-        disks
+    ///
+    /// # Errors
+    /// When it does not: nothing of it was changed.
+    async fn stop_for_a_moment(&self) -> Result<tokio::sync::MutexGuard<'_, Disks>, ApiError> {
+        let group = locked(&self.note).group.to_string();
+        turns::interrupted(&self.disks, &self.traffic.interrupt, (&group, turns::PATIENCE)).await
     }
 
     fn show(&self) -> FailbackStatus {
@@ -331,7 +334,7 @@ impl Daemon {
     /// # Errors
     /// What stands against it; nothing was changed then.
     pub(crate) async fn failback(self: &Arc<Self>, request: &FailbackRequest) -> Result<FailbackStatus, ApiError> {
-        let _one = self.failbacks.beginning.lock().await;
+        let _one = self.failbacks.turns.of(&request.group, turns::PATIENCE).await?;
         let Some(known) = self.failbacks.of(&request.group) else {
             return match request.step {
                 FailbackStep::Begin => self.begin_failback(request).await,
@@ -364,7 +367,7 @@ impl Daemon {
         }
         if !request.plan {
             match request.step {
-                FailbackStep::Begin if request.discard_branch => self.discard_branch(&known).await,
+                FailbackStep::Begin if request.discard_branch => self.discard_branch(&known).await?,
                 FailbackStep::Begin => Ok(()),
                 FailbackStep::Finish => {
                     let finish = Some(Finish { force: request.force });
@@ -377,10 +380,10 @@ impl Daemon {
                         let note = locked(&known.note);
                         note.course.branch.is_due() && !note.course.abort
                     };
-                    let _disks = if is_due { Some(known.stop_for_a_moment().await) } else { None };
+                    let _disks = if is_due { Some(known.stop_for_a_moment().await?) } else { None };
                     self.change(&known, |note| (note.course.finish, note.course.abort) = (None, true))
                 }
-                FailbackStep::AcceptDisks => self.accept_disks(&known).await,
+                FailbackStep::AcceptDisks => self.accept_disks(&known).await?,
             }
             .map_err(unkept)?;
             known.told.notify_one();
@@ -418,18 +421,18 @@ impl Daemon {
     }
 
     /// A person says that the disks which are there now are meant: all of them are compared.
-    async fn accept_disks(&self, failback: &Failback) -> anyhow::Result<()> {
-        let mut disks = failback.stop_for_a_moment().await;
+    async fn accept_disks(&self, failback: &Failback) -> Result<anyhow::Result<()>, ApiError> {
+        let mut disks = failback.stop_for_a_moment().await?;
         // They are opened anew.
         disks.let_go();
         let held = locked(&failback.note).held();
-        let are_same = tokio::task::spawn_blocking(move || held.iter().all(disks::is_same)).await?;
-        self.change(failback, |note| {
+        let are_same = tokio::task::spawn_blocking(move || held.iter().all(disks::is_same)).await.map_err(ApiError::internal)?;
+        Ok(self.change(failback, |note| {
             for held in &mut note.volumes {
                 (held.identity, held.seen) = (None, None);
             }
             note.course.accepts(are_same);
-        })
+        }))
     }
 
     async fn begin_failback(self: &Arc<Self>, request: &FailbackRequest) -> Result<FailbackStatus, ApiError> {
@@ -983,7 +986,7 @@ impl Daemon {
         if !locked(&failback.note).volumes.iter().any(|held| held.name == *name) {
             return Ok(false); // it is new to the group, and waits
         }
-        let mut disks = failback.stop_for_a_moment().await;
+        let mut disks = failback.stop_for_a_moment().await?;
         let change = |note: &mut Note| note.volumes.iter_mut().filter(|v| v.name == *name).for_each(|v| v.leaving = true);
         self.change(&failback, change).map_err(unkept)?;
         disks.open.remove(name);

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
@@ -412,14 +413,25 @@ impl KeptVolume {
     }
 }
 
-/// Puts back onto a disk what was kept of it.
+/// Puts back onto a disk what was kept of it, and says how much that is. `None`: somebody wants it to stop; it is to begin anew.
 ///
 /// # Errors
 /// What the disk or the file system says: it may be in part what it was then, and can be put back again.
-pub(super) fn put_back(state_dir: &Path, (group, id): (&Name, &Name), volume: &Name, target: &FileTarget) -> anyhow::Result<u64> {
+pub(super) fn put_back(
+    state_dir: &Path,
+    (group, id): (&Name, &Name),
+    (volume, target): (&Name, &FileTarget),
+    interrupt: &AtomicU64,
+) -> anyhow::Result<Option<u64>> {
+    let is_interrupted = || interrupt.load(Ordering::SeqCst) > 0;
+    let mut gave_way = false;
     let overlay = reopen(&folder_of(state_dir, group, id), volume)?;
     let mut failed = None;
     let given = overlay.give(|extent, content| {
+        if is_interrupted() {
+            gave_way = true;
+            return Err(Errno::EINTR);
+        }
         target.write_at(extent.offset, content).map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
             failed = Some(error);
@@ -429,9 +441,12 @@ pub(super) fn put_back(state_dir: &Path, (group, id): (&Name, &Name), volume: &N
     if let Some(error) = failed {
         return Err(error).with_context(|| target.path().display().to_string());
     }
+    if gave_way {
+        return Ok(None);
+    }
     given?;
     target.sync()?;
-    Ok(overlay.written_bytes())
+    Ok(Some(overlay.written_bytes()))
 }
 
 /// All that are kept.
@@ -647,10 +662,13 @@ mod tests {
         std::fs::create_dir(&at).and_then(|()| std::fs::copy(aside.join(DESCRIPTION), at.join(DESCRIPTION))).expect("in part");
         let missing = open(&state, &id, &disk, &suspects).expect_err("its overlay is not there").to_string();
         assert!(missing.contains("mounted") && !at.join("data").exists(), "{missing}");
-        assert!(put_back(&state, (&name("db"), &id), &name("data"), &target(&disk)).is_err());
+        assert!(put_back(&state, (&name("db"), &id), (&name("data"), &target(&disk)), &AtomicU64::new(0)).is_err());
         std::fs::remove_dir_all(&at).and_then(|()| std::fs::rename(&aside, &at)).expect("back");
 
-        put_back(&state, (&name("db"), &id), &name("data"), &target(&disk)).expect("put back");
+        // Who has to stop gives way at once, and begins anew.
+        let stopped = put_back(&state, (&name("db"), &id), (&name("data"), &target(&disk)), &AtomicU64::new(1));
+        assert!(stopped.expect("nothing is wrong").is_none());
+        put_back(&state, (&name("db"), &id), (&name("data"), &target(&disk)), &AtomicU64::new(0)).expect("put back");
         assert!(std::fs::read(&disk).expect("read") == content);
         let whole = open(&state, &id, &disk, &suspects).expect("there").end().expect("ended");
         assert!(whole && all(&state).iter().any(|one| one.whole && one.bytes == 5 * 4096 && one.partial.is_empty()));
@@ -697,7 +715,7 @@ mod tests {
         }
         let file = std::fs::File::options().write(true).open(&disk).expect("open");
         file.set_len(BYTES).and_then(|()| file.write_all_at(&[1; 8192], 8 << 20)).expect("overwritten");
-        put_back(&state, (&name("db"), &id), &name("data"), &target(&disk)).expect("what there is");
+        put_back(&state, (&name("db"), &id), (&name("data"), &target(&disk)), &AtomicU64::new(0)).expect("what there is");
         let left = is_put_back(&state, &name("db"), &id, &[held(&disk)]).expect("kept");
         assert_eq!(left, Left::Places(format!("8192 bytes at {} of volume data", 8 << 20)));
         let shown = all(&state);

@@ -29,7 +29,7 @@ use tracing::{error, info, warn};
 use super::keys::names_of;
 use super::note::Note;
 use super::pull::PullError;
-use super::{Failback, SERVED, conflict, unkept};
+use super::{Failback, SERVED, conflict, turns, unkept};
 use crate::config::VolumeConfig;
 use crate::group::{self, Ask, Ending, Stopped};
 use crate::locked;
@@ -49,7 +49,7 @@ impl Daemon {
     /// # Errors
     /// What stands against it; nothing was changed then.
     pub(crate) async fn cutover(self: &Arc<Self>, request: &CutoverRequest) -> Result<FailbackStatus, ApiError> {
-        let _one = self.failbacks.beginning.lock().await;
+        let _one = self.failbacks.turns.of(&request.group, turns::PATIENCE).await?;
         match (self.failbacks.of(&request.group), request.step) {
             (None, CutoverStep::Begin) => self.begin_cutover(request).await,
             (None, CutoverStep::Abort) => {

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use super::branch::{self, Keeping, Left};
 use super::note::{Held, Note, shown};
 use super::pull::{PullError, Puller};
-use super::{Failback, conflict, fits};
+use super::{Failback, conflict, fits, turns};
 use crate::locked;
 use crate::supervisor::Daemon;
 
@@ -27,9 +27,9 @@ const UNPIN: Duration = Duration::from_secs(5);
 
 impl Daemon {
     /// A person gives up what the disks hold and no point does. What is kept of it by now stays.
-    pub(super) async fn discard_branch(&self, failback: &Failback) -> anyhow::Result<()> {
-        let _disks = failback.stop_for_a_moment().await;
-        self.change(failback, |note| note.course.branch = Branch::Discarded)
+    pub(super) async fn discard_branch(&self, failback: &Failback) -> Result<anyhow::Result<()>, ApiError> {
+        let _disks = failback.stop_for_a_moment().await?;
+        Ok(self.change(failback, |note| note.course.branch = Branch::Discarded))
     }
 
     /// The first of these points that is there and holds these volumes, or else the newest from before the failover. Over this connection, or the next,
@@ -94,8 +94,9 @@ impl Daemon {
             for held in &held {
                 let target = disks.open.get(&held.name).cloned().ok_or_else(|| anyhow::anyhow!("{} is closed", held.name))?;
                 let (state_dir, group, id, name) = (state_dir.clone(), group.clone(), id.clone(), held.name.clone());
-                let put = tokio::task::spawn_blocking(move || branch::put_back(&state_dir, (&group, &id), &name, &target));
-                let bytes = put.await??;
+                let traffic = failback.traffic.clone();
+                let put = move || branch::put_back(&state_dir, (&group, &id), (&name, &target), &traffic.interrupt);
+                let Some(bytes) = tokio::task::spawn_blocking(put).await?? else { return Ok(()) };
                 info!(volume = %held.name, bytes, "what was overwritten is put back");
             }
             let mut is_over = false;
@@ -180,7 +181,8 @@ impl Daemon {
                 };
                 let store = connected.as_ref().expect("it has just answered").store();
                 // Nobody removes it before it is noted.
-                let _one = self.failbacks.beginning.lock().await;
+                let turn = self.failbacks.turns.of(group.as_str(), turns::PATIENCE).await;
+                let _one = turn.map_err(|busy| anyhow::anyhow!("{}", busy.message))?;
                 if !is_as_it_was(&locked(&failback.note)) {
                     return Ok(());
                 }
@@ -229,7 +231,7 @@ impl Daemon {
     /// # Errors
     /// When there is none, a failback is at it, somebody has it open, or it cannot be removed.
     pub(crate) async fn remove_branch(&self, id: &str) -> Result<BranchStatus, ApiError> {
-        let _one = self.failbacks.beginning.lock().await;
+        let _one = self.failbacks.turns.of(id.split('/').next().unwrap_or(id), turns::PATIENCE).await?;
         let found = self.branches().into_iter().find(|branch| branch.id == id);
         let branch = found.ok_or_else(|| ApiError::not_found("branch", id, "`farside branch list` lists them"))?;
         let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
