@@ -181,12 +181,15 @@ fn plan(planned: &FailbackStatus) -> String {
 
 fn outcome(last: &FailbackStatus, host: &str) -> String {
     let group = &last.group;
+    // † Who stands in publishes under the name of the source, whose group was failed over once.
+    let source = last.source.as_deref().unwrap_or(host);
+    let again = if source == host { "" } else { " --again" };
     let point = last
         .holds
         .as_ref()
         .map_or_else(String::new, |point| format!(", as point {}, cut {}", point.id, print::time(point.cut_wall)));
     format!(
-        "{group} is handed over{point}: all that was written here is published\nnext, on the gateway: farside failover {host}/{group}\nlater: \
+        "{group} is handed over{point}: all that was written here is published\nnext, on the gateway: farside failover {source}/{group}{again}\nlater: \
          `farside failback {group}` brings it back here; before the failover, `farside cutover {group} --abort` serves it here again\n"
     )
 }

@@ -48,7 +48,8 @@ says that it does not come back.
 that is whole, or of --cut ID. Nobody is fenced unless all can be, as far as can be known before;
 then each group has its own failover, as if it had been named, and goes on by itself. If one is not
 taken after others were, no more are begun; the same command goes on with what is left, to the
-same cut.
+same cut. --again there fails those over once more that were failed over before, and are older than
+the cut.
 
 Just after a start of the gateway, or after its store was away, nobody is connected, alive or not:
 it waits for the rest of 30 seconds then (`fence_after` in receiver.toml). A source that comes back
@@ -70,7 +71,7 @@ pub(crate) struct FailoverArgs {
     #[arg(required_unless_present_any = ["list", "cohort"])]
     group: Option<Address>,
     /// Every group of this cohort, each to its point of one cut: the newest that is whole, or `--cut`.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["group", "point", "abort", "stand_in", "again", "list"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["group", "point", "abort", "stand_in", "list"])]
     cohort: Option<String>,
     /// The id of the cut, as `farside cohort cuts NAME` has it.
     #[arg(long, value_name = "ID", requires = "cohort", value_parser = parse_cut)]
@@ -87,7 +88,7 @@ pub(crate) struct FailoverArgs {
     /// Also to a point that is not the newest or not whole, and also while the source is connected.
     #[arg(long)]
     force: bool,
-    /// The group was failed over before, and what was published since is to be brought up now.
+    /// The group, or some of the cohort, was failed over before, and what was published since is to be brought up now.
     #[arg(long)]
     again: bool,
     /// Also if points that are on the gateway cannot be published, because the store does not take them: they are lost then.
@@ -161,7 +162,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
         if !global.json {
             eprint!("{}", loss(&planned));
         }
-        let question = format!("Fence {} and bring this point up?", planned.source);
+        let question = format!("Fence {} and bring this point up?", fences(&planned));
         confirm::confirm(&question, "nothing was changed", args.yes)?;
     }
     let since = Instant::now();
@@ -279,15 +280,15 @@ fn loss(planned: &FailoverStatus) -> String {
     let is_newest = planned.newest.as_ref() == Some(point);
     text.push_str(&match planned.lag_ms.filter(|_| is_newest) {
         _ if planned.all_published => {
-            format!("{} had published all when it stopped: nothing is lost, unless it served again since\n", planned.source)
+            format!("{} had published all when it stopped: nothing is lost, unless it served again since\n", fences(planned))
         }
         Some(ms) => format!("what was written in the last {} may be lost to the copy\n", print::duration_ms(ms)),
         None => "what was written after that is lost to the copy\n".to_owned(),
     });
     match (&planned.connected_from, planned.silent_ms) {
-        (Some(from), _) => text.push_str(&format!("! {} is connected, from {from}\n", planned.source)),
-        (None, Some(ms)) => text.push_str(&format!("{} has been silent for {}\n", planned.source, print::duration_ms(ms))),
-        (None, None) => text.push_str(&format!("{} was not heard of since the receiver started\n", planned.source)),
+        (Some(from), _) => text.push_str(&format!("! {} is connected, from {from}\n", fences(planned))),
+        (None, Some(ms)) => text.push_str(&format!("{} has been silent for {}\n", fences(planned), print::duration_ms(ms))),
+        (None, None) => text.push_str(&format!("{} was not heard of since the receiver started\n", fences(planned))),
     }
     if let Some(ms) = planned.waits_ms {
         text.push_str(&waits(planned, ms));
@@ -297,6 +298,11 @@ fn loss(planned: &FailoverStatus) -> String {
     }
     text.push_str(&left_out(planned));
     text
+}
+
+/// Who is fenced by it: after a failover that is the host that stands in. (An older receiver does not say.)
+fn fences(one: &FailoverStatus) -> &str {
+    one.fences.as_deref().unwrap_or(&one.source)
 }
 
 /// Which volumes its point does not have.
@@ -324,7 +330,7 @@ fn waits(one: &FailoverStatus, ms: u64) -> String {
     format!(
         "! {0} may be alive: the gateway opened its group, or ended its connections, a moment ago. It is fenced in {1}, by itself, unless it comes back; \
          --force fences it at once\n",
-        one.source,
+        fences(one),
         print::duration_ms(ms)
     )
 }

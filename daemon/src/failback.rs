@@ -100,6 +100,8 @@ struct View {
 
 #[derive(Debug)]
 struct Failback {
+    /// Whose history it is.
+    source: Name,
     note: Mutex<Note>,
     view: Mutex<View>,
     traffic: Arc<Traffic>,
@@ -115,8 +117,9 @@ struct Failback {
 }
 
 impl Failback {
-    fn new(note: Note) -> Self {
+    fn new(source: Name, note: Note) -> Self {
         Self {
+            source,
             note: Mutex::new(note),
             view: Mutex::default(),
             traffic: Arc::default(),
@@ -166,6 +169,7 @@ impl Failback {
         let traffic = &self.traffic;
         FailbackStatus {
             group: note.group.to_string(),
+            source: Some(self.source.to_string()),
             stage,
             finishing: note.course.finish.is_some(),
             generation: note.generation,
@@ -299,7 +303,7 @@ impl Daemon {
                 note.forget(&self.state_path())?; // it ends with the process that began it
                 continue;
             }
-            locked(&self.failbacks.all).insert(note.group.clone(), Arc::new(Failback::new(note)));
+            locked(&self.failbacks.all).insert(note.group.clone(), Arc::new(Failback::new(self.source_of(&note.group), note)));
         }
         Ok(())
     }
@@ -450,7 +454,8 @@ impl Daemon {
                 "`farside failover` on the gateway comes first; `farside volume list` shows the states",
             ));
         }
-        let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect()));
+        let note = Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect());
+        let failback = Failback::new(self.source_of(&group), note);
         let puller = self.puller(&group, &failback).await.map_err(unreachable)?;
         let point = puller.point(None).await.map_err(unreachable)?;
         self.heard(&failback, &point);

@@ -606,6 +606,13 @@ impl Failovers {
         lock(&self.all).get(names).map(|one| of(one.standing(Some(highest))))
     }
 
+    /// Whether the source is fenced by the failover that stands, and has taken nothing back since. `highest`: of the ledger.
+    pub(crate) fn has_fenced(&self, names: &GroupNames, highest: Generation) -> bool {
+        let all = lock(&self.all);
+        let standing = all.get(names).map(|one| one.standing(Some(highest)));
+        standing.is_some_and(|one| (one.stage != Stage::Fencing || one.claimed) && highest.0 <= one.generation)
+    }
+
     /// From which generation on nothing may be claimed: that of a failover that follows another, and waits. Such a claim would be taken for its fence.
     pub(crate) fn nobody_from(&self, names: &GroupNames) -> Option<Generation> {
         let all = lock(&self.all);
@@ -848,7 +855,8 @@ fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatu
         return Ok(());
     }
     if let Some(from) = &planned.connected_from {
-        let message = format!("{} is connected, from {from}: it is alive, or was seconds ago", names.source);
+        let alive = planned.fences.as_deref().unwrap_or(names.source.as_str());
+        let message = format!("{alive} is connected, from {from}: it is alive, or was seconds ago");
         return refused(message, "stop it first, or wait until its silence is noticed; if it must not go on, say --force");
     }
     if request.cut.is_none() && look.newest.as_ref().is_some_and(|newest| *newest != point.shown) {
@@ -864,7 +872,15 @@ fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatu
 
 fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &PromotionLook) -> FailoverStatus {
     let view = group.view();
-    let (silent, connected_from) = view.heard();
+    // † Of a source that is fenced already it says nothing that it is there: another host is alive, or not.
+    let is_fenced = failover.before.as_ref().is_some_and(|before| look.generation.0 <= before.generation);
+    let (host, silent, connected_from) = match view.heard_beside(Some(&failover.source).filter(|_| is_fenced)) {
+        Some((host, silent, from)) => (Some(host), Some(silent), from),
+        None => (None, None, None),
+    };
+    let stood_in = || failover.before.as_ref().and_then(|before| before.stand_in.clone());
+    let fences = host.filter(|_| connected_from.is_some()).or_else(stood_in).filter(|_| failover.stage == Stage::Fencing);
+    let fences = fences.unwrap_or_else(|| failover.source.clone());
     let is_over = failover.is_taken_back(look);
     let point = look.point.as_ref();
     let member = |(volume, bytes): &(String, u64)| {
@@ -883,7 +899,11 @@ fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &Pr
         point: point.map(|point| point.shown.clone()),
         degraded: point.is_some_and(|point| point.degraded),
         newest: look.newest.clone(),
+        published_since: failover
+            .newest_before()
+            .is_some_and(|before| look.newest.as_ref().is_some_and(|newest| newest.id.slot > before.0)),
         lag_ms: view.lag_ms(),
+        fences: Some(fences.to_string()),
         silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
         waits_ms: look
             .waits

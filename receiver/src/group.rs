@@ -257,7 +257,7 @@ impl Group {
                 let listening = self.listening;
                 self.refuse_stranger(&session);
                 self.listening = listening;
-                if self.sessions.contains_key(&session.id) {
+                if self.sessions.contains_key(&session.id) && self.fenced() != Some(session.peer()) {
                     self.listening.hears();
                     self.receiver.failovers.comes_back(&self.receiver.state_dir, &self.names, &session.peer());
                 }

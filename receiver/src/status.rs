@@ -11,7 +11,7 @@ use farside_control::{
     Address, Code, Consistency, Point, PointCut, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow,
 };
 use farside_ledger::{Proof, group_id};
-use farside_region::VolumeId;
+use farside_region::{Name, VolumeId};
 use farside_replication::target::{self, Target};
 use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
 use jiff::Timestamp;
@@ -48,6 +48,8 @@ pub(crate) struct Ages {
 pub(crate) struct GroupView {
     pub(crate) names: GroupNames,
     pub(crate) connected_from: Option<String>,
+    /// When each host that may speak for it was heard last, and from where it is connected, while it is.
+    pub(crate) hosts: BTreeMap<Name, (Instant, Option<String>)>,
     pub(crate) carrier: Option<Carrier>,
     pub(crate) heard: Option<Instant>,
     /// It was opened, and no volume was ever claimed in it.
@@ -66,6 +68,7 @@ impl GroupView {
         Self {
             names: names.clone(),
             connected_from: None,
+            hosts: BTreeMap::new(),
             carrier: None,
             heard: None,
             is_empty: false,
@@ -218,9 +221,11 @@ impl GroupView {
         self.is_empty && self.connected_from.is_none()
     }
 
-    /// How long nothing was heard of its source, and from where that is connected.
-    pub(crate) fn heard(&self) -> (Option<Duration>, Option<String>) {
-        (self.heard.map(|heard| heard.elapsed()), self.connected_from.clone())
+    /// Who but that one was heard last: how long ago, and from where it is connected. Whoever is connected comes first.
+    pub(crate) fn heard_beside(&self, fenced: Option<&Name>) -> Option<(Name, Duration, Option<String>)> {
+        let others = self.hosts.iter().filter(|(host, _)| Some(*host) != fenced);
+        let newest = others.max_by_key(|(_, (heard, from))| (from.is_some(), *heard));
+        newest.map(|(host, (heard, from))| (host.clone(), heard.elapsed(), from.clone()))
     }
 
     /// How old what its newest point holds is, now.

@@ -11,7 +11,7 @@ use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
 use farside_control::routes::PointsQuery;
 use serde::Serialize;
 
-use super::{FailoverArgs, ask_until_through, loss, not_through, steps};
+use super::{FailoverArgs, ask_until_through, fences, loss, not_through, steps};
 use crate::args::Global;
 use crate::confirm;
 use crate::failure::{Exit, Failure};
@@ -41,12 +41,13 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
             point: Some(part.point.slot),
             cut: Some(cut.id.clone()),
             force: args.force,
+            again: args.again && is_older(&begun, &part.group, part.point.slot),
             lose_staged: args.lose_staged,
             plan: true,
             ..FailoverRequest::default()
         })
         .collect();
-    let (planned, refused) = plan(client, cut, &requests, args.force).await?;
+    let (planned, refused) = plan(client, cut, (&requests, &begun), args.force).await?;
     if args.plan {
         if global.json {
             return print::json(&All { cohort: name, cut, groups: &planned, rto_ms: None });
@@ -59,8 +60,7 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
         let message = format!("cohort {name} is not failed over, nothing was changed: {}", refused.join("; "));
         return Err(Failure::new(Exit::Refused, message, "stop those hosts first; if they must not go on, say --force"));
     }
-    let fresh: Vec<&str> =
-        planned.iter().filter(|one| one.stage == FailoverStage::Planned).map(|one| one.source.as_str()).collect();
+    let fresh: Vec<&str> = planned.iter().filter(|one| one.stage == FailoverStage::Planned).map(fences).collect();
     if !fresh.is_empty() {
         if !global.json {
             eprint!("{}", text_of_plan(name, cut, &planned));
@@ -86,14 +86,25 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
     planned.iter().zip(&groups).find_map(|(planned, now)| not_through(planned, now)).map_or(Ok(()), Err)
 }
 
+/// Whether a group was failed over to an older point than that, and is to be once more.
+fn is_older(begun: &[FailoverStatus], group: &str, slot: u64) -> bool {
+    let of_group = |one: &&FailoverStatus| group.split_once('/') == Some((&one.source, &one.group));
+    begun
+        .iter()
+        .find(of_group)
+        .is_some_and(|one| one.stage == FailoverStage::Promoted && one.point.as_ref().is_some_and(|point| point.id.slot < slot))
+}
+
 /// The one that is meant: what was said, or what was begun with, or the newest.
 fn choose<'c>(cuts: &'c [CohortCut], wanted: Option<&str>, begun: &[FailoverStatus]) -> Option<&'c CohortCut> {
     if let Some(wanted) = wanted {
         return cuts.iter().find(|cut| cut.id == wanted);
     }
-    // † A newer one may be whole by now, of what was staged when the first groups were fenced: they are at this one.
+    // † A newer one may be whole by now, of what was staged when the first groups were fenced: they are at this one. Where something was published
+    // since, it was another failover that brought them there.
+    let stands = |one: &&FailoverStatus| one.stage != FailoverStage::Over && !one.committed && !one.published_since;
     let is_at = |cut: &&CohortCut| {
-        begun.iter().filter(|one| one.stage != FailoverStage::Over && !one.committed).any(|one| {
+        begun.iter().filter(stands).any(|one| {
             let (group, at) = (format!("{}/{}", one.source, one.group), one.point.as_ref().map(|point| point.id));
             cut.points.iter().any(|part| part.group == group && Some(part.point) == at)
         })
@@ -114,7 +125,7 @@ pub(crate) fn no_cut(name: &str, wanted: Option<&str>, instead: &str) -> Failure
 async fn plan(
     client: &Client,
     cut: &CohortCut,
-    requests: &[FailoverRequest],
+    (requests, begun): (&[FailoverRequest], &[FailoverStatus]),
     force: bool,
 ) -> Result<(Vec<FailoverStatus>, Vec<String>), Failure> {
     let (mut planned, mut refused) = (Vec::new(), Vec::new());
@@ -122,11 +133,16 @@ async fn plan(
         let one = client.failover(request).await.map_err(|error| {
             let failure = Failure::from(error);
             let message = format!("{}: {}; nothing was changed", part.group, failure.message);
-            Failure { message, ..failure }
+            // What is said of one group goes for the cohort here.
+            let what_to_do = match request.again || !is_older(begun, &part.group, part.point.slot) {
+                true => failure.what_to_do.clone(),
+                false => "--again fails over once more what is older than the cut; `farside failover --list` shows it".to_owned(),
+            };
+            Failure { message, what_to_do, ..failure }
         })?;
         let is_new = one.stage == FailoverStage::Planned;
         if let Some(from) = one.connected_from.as_ref().filter(|_| is_new && !force) {
-            refused.push(format!("{} is connected, from {from}", one.source));
+            refused.push(format!("{} is connected, from {from}", fences(&one)));
         }
         if one.stage == FailoverStage::Over {
             refused.push(format!("{} was failed over to it once, and that is over", part.group));
@@ -215,10 +231,21 @@ mod tests {
         assert_eq!(chosen(None, &[failover("b", 102, FailoverStage::Over)]), Some(3), "that is history");
         let settled = FailoverStatus { committed: true, ..failover("b", 102, FailoverStage::Promoted) };
         assert_eq!(chosen(None, &[settled]), Some(3));
+        let stood_in = FailoverStatus { published_since: true, ..failover("b", 102, FailoverStage::Promoted) };
+        assert_eq!(chosen(None, &[stood_in]), Some(3), "it went on since");
         assert_eq!(chosen(None, &[failover("c", 102, FailoverStage::Promoted)]), Some(3), "of another group");
         assert_eq!(chosen(Some(&cuts[2].id), &[failover("b", 102, FailoverStage::Promoted)]), Some(1), "as it was said");
         assert_eq!(chosen(Some("00"), &[]), None);
         assert_eq!(choose(&[], None, &[]), None);
+    }
+
+    #[test]
+    fn only_what_is_older_than_the_cut_is_failed_over_again() {
+        let older = |slot, stage| is_older(&[failover("b", 102, stage)], "b/g", slot);
+        assert!(older(103, FailoverStage::Promoted));
+        assert!(!older(102, FailoverStage::Promoted), "it is at this cut");
+        assert!(!older(103, FailoverStage::Fencing), "it goes on");
+        assert!(!is_older(&[failover("b", 102, FailoverStage::Promoted)], "a/g", 103), "it was never failed over");
     }
 
     #[test]

@@ -94,6 +94,8 @@ pub enum FailbackStage {
 pub struct FailbackStatus {
     /// The group.
     pub group: String,
+    /// The source of its history: another host where this one stands in for it.
+    pub source: Option<String>,
     /// How far it is.
     pub stage: FailbackStage,
     /// It was told to finish.

@@ -70,11 +70,15 @@ pub struct FailoverStatus {
     pub degraded: bool,
     /// The newest point that there is.
     pub newest: Option<LastPoint>,
+    /// It is from after the failover: another host publishes in place of the source, or did.
+    pub published_since: bool,
     /// How old what the newest point holds is, which is what may be lost with it; `None`: not known.
     pub lag_ms: Option<u64>,
-    /// How long nothing was heard of the source; `None`: not since the receiver started.
+    /// Who is fenced by it: the host that is connected, or published last; once nobody is, the source.
+    pub fences: Option<String>,
+    /// How long nothing was heard of that host; `None`: not since the receiver started.
     pub silent_ms: Option<u64>,
-    /// From where the source is connected, while it is.
+    /// From where it is connected, while it is.
     pub connected_from: Option<String>,
     /// How long it is still waited for the source before it is fenced: the gateway was started a moment ago, or ended its connections, and whoever is
     /// alive comes back by then. `None`: not at all.

@@ -95,7 +95,8 @@ impl Daemon {
         let wait = request.wait_seconds.map_or(WAIT, |seconds| Duration::from_secs(seconds.into())).min(WAIT_MAX);
         let (group, volumes) = self.configured_group(&request.group)?;
         self.may_be_handed_over(&group, &volumes).await?;
-        let failback = Failback::new(Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect()));
+        let note = Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect());
+        let failback = Failback::new(self.source_of(&group), note);
         locked(&failback.note).course.stage = Stage::HandingOver;
         let puller = self.puller(&group, &failback).await.map_err(super::unreachable)?;
         let point = puller.point(None).await.map_err(super::unreachable)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use farside_control::source::LastPoint;
 use farside_control::{ApiError, ErrorCode};
 use farside_ledger::{Body, Point};
-use farside_region::{Generation, Slot};
+use farside_region::{Generation, Name, Slot};
 use farside_replication::target::Event;
 use farside_store::{Dated, GroupStore, StoreError};
 
@@ -221,7 +221,9 @@ impl Group {
     /// † Whether somebody is connected now says little: when the store is given up, and when the gateway starts, nobody is.
     fn refuse_alive(&self) -> Result<(), ApiError> {
         let what = "--force fences it all the same; --abort gives the failover up";
-        if let Some(alive) = self.sessions.values().map(|session| session.peer()).next() {
+        let fenced = self.fenced();
+        let mut peers = self.sessions.values().map(|session| session.peer());
+        if let Some(alive) = peers.find(|peer| fenced.as_ref() != Some(peer)) {
             return Err(ApiError::new(ErrorCode::Refused, format!("{alive} is connected: it is alive"), what));
         }
         match self.receiver.failovers.came_back(&self.names) {
@@ -235,7 +237,19 @@ impl Group {
 
     /// For how long still a source that is alive may not have been able to show itself.
     fn silence_left(&self) -> Option<Duration> {
-        self.listening.left(self.receiver.config().fence_after, Instant::now()).filter(|_| self.sessions.is_empty())
+        let fenced = self.fenced();
+        let is_fenced = |peer: Name| fenced.as_ref() == Some(&peer);
+        let left = self.listening.left(self.receiver.config().fence_after, Instant::now());
+        left.filter(|_| self.sessions.values().all(|session| is_fenced(session.peer())))
+    }
+
+    /// The source, if a failover that stands has fenced it. † That it is there says nothing of the host that stands in, which a next one would fence.
+    pub(super) fn fenced(&self) -> Option<Name> {
+        let Place::Here(here) = &self.place else { return None };
+        self.receiver
+            .failovers
+            .has_fenced(&self.names, here.store.state().highest_generation())
+            .then(|| self.names.source.clone())
     }
 
     /// The store, if records can be put into this ledger.

@@ -78,6 +78,10 @@ impl Group {
         view.connected_from = newest.map(|s| s.address());
         view.carrier = newest.map(|s| s.carrier());
         view.heard = newest.map(|s| s.heard()).or(self.view.load().heard);
+        view.hosts = self.view.load().hosts.iter().map(|(host, (heard, _))| (host.clone(), (*heard, None))).collect();
+        let mut sessions: Vec<_> = self.sessions.values().collect();
+        sessions.sort_by_key(|session| session.heard());
+        view.hosts.extend(sessions.into_iter().map(|session| (session.peer(), (session.heard(), Some(session.address())))));
         match &self.place {
             Place::Away { words, .. } => view.away(words),
             Place::Here(here) => {

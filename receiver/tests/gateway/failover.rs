@@ -328,6 +328,34 @@ async fn a_stand_in_that_is_lost_is_failed_over_again() {
     assert!(given_up.contains("its source is fenced"), "{given_up}");
 }
 
+/// The source that was fenced is there again, and the host that stands in is gone: it is that one which is asked about, and nobody is called alive for it.
+#[tokio::test]
+async fn a_source_that_is_fenced_does_not_pass_for_its_stand_in() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let other = gateway.pair("host2").await;
+    let client = gateway.client();
+    let first = FailoverRequest { stand_in: Some("host2".into()), force: true, ..request() };
+    assert!(!client.failover(&first).await.expect("begun").published_since);
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    assert!(client.failovers().await.expect("listed")[0].published_since);
+    let _woken = host.connect_when_ready("default").await;
+    let again = FailoverRequest { again: true, ..request() };
+    let refused = client.failover(&again).await.expect_err("it is connected").to_string();
+    assert!(refused.contains("host2 is connected"), "{refused}");
+    drop(stands_in);
+    let plan = async || client.failover(&FailoverRequest { plan: true, ..again.clone() }).await.expect("a plan");
+    wait_until("it to be gone", async || plan().await.connected_from.is_none()).await;
+    let planned = plan().await;
+    assert_eq!((planned.fences.as_deref(), planned.silent_ms.is_some()), (Some("host2"), true), "{planned:?}");
+    client.failover(&again).await.expect("begun");
+    assert_eq!(promoted(&gateway).await.generation, 3);
+    gateway.check_store();
+}
+
 /// While a failover waits, its source is back and publishes a point that lacks a volume: nobody was shown that one.
 #[tokio::test]
 async fn a_failover_brings_up_no_fewer_volumes_than_were_shown() {
