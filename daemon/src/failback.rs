@@ -45,7 +45,7 @@ use crate::locked;
 use crate::supervisor::{Claimed, Daemon};
 use branch::{Keeping, Suspects};
 use disks::{Disks, Known};
-use keys::{fits, names_of};
+use keys::{fits, ids_of, names_of};
 use note::{Held, Note, notes, shown};
 use pull::{PullError, PulledVolume, Puller, Traffic};
 use turns::Turns;
@@ -457,7 +457,7 @@ impl Daemon {
         let note = Note::new(group.clone(), volumes.iter().map(|volume| self.held(volume)).collect());
         let failback = Failback::new(self.source_of(&group), note);
         let puller = self.puller(&group, &failback).await.map_err(unreachable)?;
-        let point = puller.point(None).await.map_err(unreachable)?;
+        let point = self.newest(&failback, &puller, None).await.map_err(unreachable)?;
         self.heard(&failback, &point);
         locked(&failback.note).generation = point.promotion.unwrap_or(point.generation).0;
         let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
@@ -566,6 +566,13 @@ impl Daemon {
     /// A connection that pulls.
     async fn puller(&self, group: &Name, failback: &Failback) -> Result<Arc<Puller>, PullError> {
         self.puller_of((&self.source_of(group), group), failback.traffic.clone()).await
+    }
+
+    /// The newest point that holds all volumes of it, if there is one.
+    async fn newest(&self, failback: &Failback, puller: &Puller, have: Option<LedgerPosition>) -> Result<PullPoint, PullError> {
+        let volumes = ids_of(&failback.source, &locked(&failback.note));
+        puller.wants(volumes).await?;
+        puller.point(have).await
     }
 
     async fn puller_of(&self, names: (&Name, &Name), traffic: Arc<Traffic>) -> Result<Arc<Puller>, PullError> {
@@ -682,7 +689,7 @@ impl Daemon {
                     Some(connected) => Arc::clone(connected),
                     None => puller.insert(self.puller(&note.group, failback).await?).clone(),
                 };
-                let point = connected.point(have).await?;
+                let point = self.newest(failback, &connected, have).await?;
                 Ok::<_, PullError>((connected, point))
             };
             let (connected, point) = match told.await {
@@ -922,7 +929,10 @@ impl Daemon {
         if !is_still {
             return Ok(false);
         }
-        let told = async { self.puller(&note.group, failback).await?.point(have).await };
+        let told = async {
+            let puller = self.puller(&note.group, failback).await?;
+            self.newest(failback, &puller, have).await
+        };
         let point = match told.await {
             Ok(point) => point,
             Err(_) if forced => return Ok(true),
@@ -965,7 +975,8 @@ impl Daemon {
                 TakenBack::Newer => return Err(newer()),
                 TakenBack::From(by) => {
                     // † It may be the claim of an earlier attempt, whose verdict a broken line or a crash took.
-                    let point = self.puller(&group, failback).await?.point(Some(at)).await?;
+                    let puller = self.puller(&group, failback).await?;
+                    let point = self.newest(failback, &puller, Some(at)).await?;
                     if let Some(promotion) = point.promotion.filter(|promotion| promotion.0 != shown) {
                         anyhow::bail!(
                             "the group was failed over again meanwhile (generation {promotion}): --abort, and begin anew"
@@ -1087,7 +1098,8 @@ fn why_not(point: &PullPoint, generation: u64) -> Option<String> {
     }
     if let Some(newer) = point.passed_over {
         return Some(format!(
-            "newer points, up to {newer}, hold what their source could not read, and this is point {position}: mend that disk, or --force"
+            "newer points, up to {newer}, hold what their source could not read, or lack a volume, and this is point {position}: mend that disk, or wait \
+             until the volume is in them again, or --force"
         ));
     }
     (!point.is_since).then(|| "nothing was published since the failover; --force to go on with what was before".to_owned())

@@ -116,6 +116,7 @@ async fn answer_all(
     say(connection, &ReceiverMessage::Hello(ReceiverHello { version, features: Features::PULLS, store })).await;
     let open = Arc::new(Semaphore::new(PULL_OPEN_MAX));
     let mut members: Arc<Vec<Pullable>> = Arc::default();
+    let mut volumes = Vec::new();
     // What encrypted members were unlocked with; and members that are not unlocked yet.
     let (mut unlocking, mut waiting): (Option<Arc<Unlocking>>, Option<Vec<Pullable>>) = (None, None);
     while let Ok(frame) = connection.recv().await {
@@ -133,7 +134,7 @@ async fn answer_all(
             _ => None,
         };
         if let Some((id, wanted)) = asked {
-            let ask = PullAsk { asker: asker.clone(), connection: number, wanted };
+            let ask = PullAsk { asker: asker.clone(), connection: number, volumes: volumes.clone(), wanted };
             let look = {
                 let _one = host.begins.lock().await;
                 tokio::time::sleep(BEGIN_AGAIN).await;
@@ -156,6 +157,7 @@ async fn answer_all(
             continue;
         }
         match message {
+            SourceMessage::PullVolumes(asked) => volumes = asked.volumes,
             SourceMessage::KeyWanted => {
                 let late = || Err(format!("{NO_KEY}{} yet: what keeps its key has not answered", group.names()));
                 let key = tokio::time::timeout(KEY_WAIT, group.key()).await.unwrap_or_else(|_| late());

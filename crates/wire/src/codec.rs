@@ -77,8 +77,10 @@ impl Features {
     /// That nobody said how many points are to be kept may be said: [`SourceMessage::DefaultRetention`](crate::SourceMessage::DefaultRetention)
     /// is understood.
     pub const DEFAULTS: Self = Self(1024);
+    /// In a receiver's greeting on a connection that pulls: [`SourceMessage::PullVolumes`](crate::SourceMessage::PullVolumes) is understood.
+    pub const PULL_VOLUMES: Self = Self(2048);
     /// What a receiver of this build can do on a connection that pulls.
-    pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0 | Self::AT_REST.0);
+    pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0 | Self::AT_REST.0 | Self::PULL_VOLUMES.0);
     /// What this build can do on a connection that publishes.
     pub const OURS: Self = Self(
         Self::GRID.0

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CohortAsk, CohortSay, DecodeError, Features, PointAnswer, PointQuery, PullBegin, PullChunk, PullFork, PullPoint, PullQuery,
-    VersionRange,
+    PullVolumes, VersionRange,
 };
 
 /// The most granules that one [`DigestQuery`] may ask for (32 real regions).
@@ -96,6 +96,8 @@ pub enum SourceMessage {
     /// In place of [`Self::Retention`], where nobody has said at the source what to keep: it holds only where nothing was ever said of the
     /// group. Where both have [`Features::DEFAULTS`].
     DefaultRetention(Policy),
+    /// Which volumes the asker has disks for: before [`Self::PullBegin`] and [`Self::PullFork`]. Where the receiver has [`Features::PULL_VOLUMES`].
+    PullVolumes(PullVolumes),
 }
 
 /// From the receiver.
@@ -653,6 +655,7 @@ impl SourceMessage {
             }
             Self::WrappedKey(bytes) if bytes.len() > WRAPPED_KEY_BYTES_MAX => Err(DecodeError::Limit("bytes of a wrapped key")),
             Self::Pull(query) => query.check_limits(),
+            Self::PullVolumes(asked) => asked.check_limits(),
             Self::Cohort(say) => say.check_limits(),
             Self::Points(query) if query.text_bytes() > TEXT_BYTES_MAX => {
                 Err(DecodeError::Limit("the reason in a question about points"))

@@ -42,6 +42,20 @@ pub struct PullFork {
     pub pin: ForkPin,
 }
 
+/// Which volumes a point must hold to be of use to the asker: the answers to his [`PullBegin`] and [`PullFork`] from then on are the newest that hold
+/// all of them, where there is one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullVolumes {
+    /// At most [`PULL_MEMBERS_MAX`].
+    pub volumes: Vec<VolumeId>,
+}
+
+impl PullVolumes {
+    pub(crate) fn check_limits(&self) -> Result<(), DecodeError> {
+        if self.volumes.len() > PULL_MEMBERS_MAX { Err(DecodeError::Limit("volumes to be pulled")) } else { Ok(()) }
+    }
+}
+
 /// Whether a point is kept for a branch. A branch is worth nothing without its point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ForkPin {
@@ -77,7 +91,7 @@ pub struct PullPoint {
     pub promotion: Option<Generation>,
     /// Whether it was published since that failover; otherwise it is from before.
     pub is_since: bool,
-    /// The newest point of all, if it is another one: the source could not read all of it.
+    /// The newest point of all, if it is another one: the source could not read all of it, or it lacks a volume that the asker named.
     pub passed_over: Option<Slot>,
     /// Another host that may have more to publish.
     pub other: Option<PullOther>,

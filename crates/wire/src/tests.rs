@@ -120,6 +120,7 @@ fn from_source() -> Vec<SourceMessage> {
         SourceMessage::Cohort(CohortSay::HasCut { cut: [0x5c; 16], was_held: true, held_us: 300 }),
         SourceMessage::Cohort(CohortSay::Not { cut: [0x5c; 16], why: "busy".to_owned() }),
         SourceMessage::DefaultRetention(Policy::without_grid(10, 86_400_000)),
+        SourceMessage::PullVolumes(PullVolumes { volumes: vec![volume] }),
     ]
 }
 
@@ -544,7 +545,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 29] = [
+const GOLDEN_SOURCE: [&str; 30] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -574,6 +575,7 @@ const GOLDEN_SOURCE: [&str; 29] = [
     "1402[5c*16]01ac02",
     "1403[5c*16]0462757379",
     "150a80b8992900",
+    "1601[aa*16]",
 ];
 const GOLDEN_RECEIVER: [&str; 23] = [
     "000100[22*16]",

@@ -99,7 +99,7 @@ impl Daemon {
         let failback = Failback::new(self.source_of(&group), note);
         locked(&failback.note).course.stage = Stage::HandingOver;
         let puller = self.puller(&group, &failback).await.map_err(super::unreachable)?;
-        let point = puller.point(None).await.map_err(super::unreachable)?;
+        let point = self.newest(&failback, &puller, None).await.map_err(super::unreachable)?;
         self.heard(&failback, &point);
         locked(&failback.note).generation = point.generation.0;
         let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
@@ -322,7 +322,7 @@ impl Daemon {
         let group = &note.group;
         refuse_aborted(&note)?;
         let puller = self.puller(group, failback).await.map_err(super::unreachable)?;
-        let point = puller.point(at.as_ref().map(|at| at.position)).await.map_err(super::unreachable)?;
+        let point = self.newest(failback, &puller, at.as_ref().map(|at| at.position)).await.map_err(super::unreachable)?;
         self.heard(failback, &point);
         let promoted = point.promotion.map_or(point.generation, |promotion| promotion.max(point.generation));
         if promoted <= Generation(note.generation) {

@@ -47,6 +47,9 @@ impl Daemon {
                 Some(connected) => connected,
                 None => self.puller(group, failback).await?,
             };
+            puller
+                .wants(held.iter().map(|held| farside_ledger::volume_id(&failback.source, group, &held.name)).collect())
+                .await?;
             match puller.fork(over, ForkPin::Leave).await {
                 // It ends the connection, too.
                 Err(PullError::Refused(_)) if over.is_some() => {}

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use farside_keys::{ContentKeys, GroupKey};
 use farside_ledger::VolumeMeta;
-use farside_region::{Name, Seal, SealMode};
+use farside_region::{Name, Seal, SealMode, VolumeId};
 use farside_wire::PullPoint;
 
 use super::Failback;
-use super::note::Held;
+use super::note::{Held, Note};
 use super::pull::{PullError, Puller};
 use crate::supervisor::Daemon;
 use crate::{keys, locked};
@@ -31,6 +31,11 @@ pub(super) fn fits(volume: &Name, point: &PullPoint) -> Result<(), String> {
 
 pub(super) fn names_of(held: &[Held]) -> Vec<Name> {
     held.iter().map(|held| held.name.clone()).collect()
+}
+
+/// As the ledger has them.
+pub(super) fn ids_of(source: &Name, note: &Note) -> Vec<VolumeId> {
+    note.held().iter().map(|held| farside_ledger::volume_id(source, &note.group, &held.name)).collect()
 }
 
 /// Holds what a receiver says of a volume against what this host knows of it.

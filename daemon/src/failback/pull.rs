@@ -14,8 +14,8 @@ use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LedgerPo
 use farside_store::{FileTarget, RestoreTarget as _, StoreError};
 use farside_transport::Connection;
 use farside_wire::{
-    DigestRun, Features, ForkPin, InstanceId, NO_KEY, PULL_OPEN_MAX, PullBegin, PullChunk, PullFork, PullPoint, PullQuery,
-    ReceiverMessage, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
+    DigestRun, Features, ForkPin, InstanceId, NO_KEY, PULL_MEMBERS_MAX, PULL_OPEN_MAX, PullBegin, PullChunk, PullFork, PullPoint,
+    PullQuery, PullVolumes, ReceiverMessage, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
@@ -106,6 +106,8 @@ pub(super) struct Puller {
     /// The receiver's.
     features: Features,
     store: [u8; 16],
+    /// As it was told.
+    wants: Mutex<Vec<VolumeId>>,
 }
 
 impl Drop for Puller {
@@ -161,7 +163,17 @@ impl Puller {
         let open = Arc::<Mutex<Open>>::default();
         let reader = tokio::spawn(read(connection.clone(), open.clone(), traffic.clone()));
         let (asked, features, store) = (AtomicU64::new(0), hello.features, hello.store);
-        Ok(Self { connection, open, asked, traffic, reader, features, store })
+        Ok(Self { connection, open, asked, traffic, reader, features, store, wants: Mutex::default() })
+    }
+
+    /// Which volumes there are disks for: a point that lacks one is of no use. (An older receiver does not look at that.)
+    pub(super) async fn wants(&self, volumes: Vec<VolumeId>) -> Result<(), PullError> {
+        if !self.features.has(Features::PULL_VOLUMES) || volumes.len() > PULL_MEMBERS_MAX || *locked(&self.wants) == volumes {
+            return Ok(());
+        }
+        self.send(&SourceMessage::PullVolumes(PullVolumes { volumes: volumes.clone() })).await?;
+        *locked(&self.wants) = volumes;
+        Ok(())
     }
 
     /// The newest point that can be pulled, and where it may differ from what the disks are.

@@ -1,7 +1,7 @@
 //! Pulls, as far as the group's thread is concerned: which point, and what may differ in it.
 
-use farside_ledger::{EpochInfo, State};
-use farside_region::{Generation, LedgerPosition, Name, RegionSet, Slot};
+use farside_ledger::{EpochInfo, Point, State};
+use farside_region::{Generation, LedgerPosition, Name, RegionSet, Slot, VolumeId};
 use farside_replication::failback::touched;
 use farside_store::LazyPointReader;
 use farside_wire::{PULL_MEMBERS_MAX, PULL_RANGES_MAX, PullMember, PullOther};
@@ -20,6 +20,8 @@ pub(crate) struct PullAsk {
     pub(crate) asker: Name,
     /// Its connection.
     pub(crate) connection: u64,
+    /// What it has disks for.
+    pub(crate) volumes: Vec<VolumeId>,
     /// Which point.
     pub(crate) wanted: PullWanted,
 }
@@ -55,7 +57,7 @@ pub(crate) struct Pullable {
 }
 
 impl Group {
-    /// The newest point of which the source could read all, or of those from before the failover; which is kept for that host from here on.
+    /// The newest point of which the source could read all, and which holds the volumes that are asked for, or of those from before the failover; which is kept for that host from here on.
     pub(super) fn pull(&self, ask: &PullAsk) -> Result<PullLook, String> {
         let here = match &self.place {
             Place::Here(here) => here,
@@ -65,9 +67,16 @@ impl Group {
             return Err(gone_for_good(&self.names, &winner));
         }
         let state = here.store.state();
+        // † One that lacks a volume is of no use to who has its disk, whatever is newer. Where none has all, what they lack is said of the newest.
+        let newest_below = |below: Option<Slot>| {
+            let whole = || state.points_below(below).filter(|point| !point.degraded);
+            let has = |point: &Point, volume| point.members.iter().any(|member| member.key.volume == volume);
+            let has_all = |point: &&Point| ask.volumes.iter().all(|volume| has(point, *volume));
+            whole().find(has_all).or_else(|| whole().next())
+        };
         let point = match &ask.wanted {
             PullWanted::Newest { .. } => {
-                let newest = state.points_below(None).find(|point| !point.degraded);
+                let newest = newest_below(None);
                 newest.ok_or_else(|| format!("{} has no point that is whole", self.names))?
             }
             PullWanted::Fork { over: None, .. } => {
@@ -77,7 +86,7 @@ impl Group {
                         self.names
                     )
                 })?;
-                let newest = state.points_below(Some(Slot(parted.0 + 1))).find(|point| !point.degraded);
+                let newest = newest_below(Some(Slot(parted.0 + 1)));
                 newest.ok_or_else(|| format!("{} has no point from before its failover any more that is whole", self.names))?
             }
             PullWanted::Fork { over: Some(over), pins, .. } => {

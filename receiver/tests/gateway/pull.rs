@@ -5,8 +5,8 @@ use farside_layer::{Footer, granule_digest};
 use farside_ledger::{LayerKind, VoidReason};
 use farside_region::{Generation, GranuleIndex, LedgerPosition, RegionIndex, VolumeId};
 use farside_wire::{
-    ClaimOutcome, DigestRun, PULL_OPEN_MAX, PullBegin, PullPoint, PullQuery, ReceiverMessage, RefusalCode, RequestId,
-    SourceMessage,
+    ClaimOutcome, DigestRun, ForkPin, PULL_OPEN_MAX, PullBegin, PullFork, PullPoint, PullQuery, PullVolumes, ReceiverMessage,
+    RefusalCode, RequestId, SourceMessage,
 };
 
 use crate::site::{Gateway, Session, Volume, granules, noise, wait_until};
@@ -357,4 +357,41 @@ async fn a_gateway_that_forgot_who_stood_in_says_so() {
     assert_eq!(now.promotion, None);
     let other = now.other.expect("somebody may have more");
     assert_eq!((other.name, other.connected), (None, false));
+}
+
+/// Where the newest point lacks a volume that the asker has a disk for, an older one has it; where none has all, the newest is told.
+#[tokio::test]
+async fn a_point_that_lacks_a_volume_is_passed_over() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let (data, log) = (source.claim("data").await, source.claim("log").await);
+    let members = vec![source.send_layer(&data, 1, &granules(5, 3)).await, source.send_layer(&log, 1, &granules(0, 3)).await];
+    source.end(members, LayerKind::Point).await;
+    let both = source.published(&log, 1).await;
+    let newest = source.publish(&data, 2, &granules(5, 3), LayerKind::Point).await;
+    let mut pull = host.pulling("host1", "default").await;
+    let now = begin(&mut pull, None).await;
+    assert_eq!((now.position, now.passed_over), (newest, None), "nobody said what for");
+    for (volumes, position, passed_over) in [
+        (vec![data.id, log.id], both, Some(newest.slot)),
+        (vec![data.id], newest, None),
+        (vec![data.id, log.id, VolumeId([9; 16])], newest, None),
+    ] {
+        pull.send(SourceMessage::PullVolumes(PullVolumes { volumes })).await;
+        let now = begin(&mut pull, None).await;
+        assert_eq!((now.position, now.passed_over), (position, passed_over));
+    }
+    // And of what the disks went their own way from.
+    drop(source);
+    gateway.client().failover(&request(None)).await.expect("begun");
+    pull.send(SourceMessage::PullVolumes(PullVolumes { volumes: vec![data.id, log.id] })).await;
+    pull.send(SourceMessage::PullFork(PullFork { id: RequestId(2), over: None, pin: ForkPin::Leave })).await;
+    let fork = pull.expect("a point", |m| match m {
+        ReceiverMessage::PullPoint(point) => Some(point.position),
+        _ => None,
+    });
+    assert_eq!(fork.await, both);
+    gateway.check_store();
 }

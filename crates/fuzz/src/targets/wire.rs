@@ -118,6 +118,7 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         SourceMessage::Cohort(CohortSay::HasCut { cut: [2; 16], was_held: true, held_us: 300 }),
         SourceMessage::Cohort(CohortSay::Not { cut: [2; 16], why: "busy".to_owned() }),
         SourceMessage::DefaultRetention(Policy::without_grid(10, 86_400_000)),
+        SourceMessage::PullVolumes(PullVolumes { volumes: vec![of] }),
     ]
 }
 
