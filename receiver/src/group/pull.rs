@@ -57,7 +57,8 @@ pub(crate) struct Pullable {
 }
 
 impl Group {
-    /// The newest point of which the source could read all, and which holds the volumes that are asked for, or of those from before the failover; which is kept for that host from here on.
+    /// The newest point of which the source could read all, and which holds the volumes that are asked for, or of those from before the failover; which is
+    /// kept for that host from here on.
     pub(super) fn pull(&self, ask: &PullAsk) -> Result<PullLook, String> {
         let here = match &self.place {
             Place::Here(here) => here,
