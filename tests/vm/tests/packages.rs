@@ -95,7 +95,7 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     let restored = receiver.download("/srv/points/newest.img");
     assert!(restored == machine.disk_content("data"), "the newest point is not what the disk holds");
 
-    // Removed only when nobody uses it; purged, it leaves nothing but disks and points.
+    // Removed only when nobody uses it; purged, it leaves nothing but disks, points, and what is in neither.
     host.run("mount /srv/data");
     let refused = host.attempt("dpkg --remove farsided");
     assert_ne!(refused.code, 0, "{refused:?}");
@@ -107,7 +107,13 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     install(&mut host, &["farside", "farsided"]);
     host.wait_until("test -e /dev/farside/data");
     host.run("systemctl restart farsided && test -e /var/lib/farside/volumes/default/data/backing.json");
-    host.run("dpkg --purge farsided && test ! -e /var/lib/farside && test ! -e /etc/farside");
+    let branch = "/var/lib/farside/branches/default/20260301T120000Z-9f3c2a/data";
+    host.run(&format!("mkdir -p {branch} && echo only-here >{branch}/data && cp /var/lib/dpkg/info/farsided.postrm /run/purge"));
+    let purged = host.attempt("dpkg --purge farsided");
+    assert_eq!(purged.code, 0, "{purged:?}");
+    assert!(purged.stderr.contains("/var/lib/farside/branches is left as it is"), "{purged:?}");
+    assert_eq!(host.run(&format!("cat {branch}/data && ls -A /var/lib/farside")), "only-here\nbranches\n");
+    host.run(&format!("test ! -e /etc/farside && rm {branch}/data && sh /run/purge purge && test ! -e /var/lib/farside"));
     is_the_hosts_own(&mut host);
     // By its UUID, at the next boot without any of it.
     host.run("sed -i '/farside/d' /etc/fstab");
