@@ -4,7 +4,7 @@
 
 use farside_control::{Grid, GridError, Rate, RateError, parse_duration, parse_span};
 use farside_keys::Keeper;
-use farside_ledger::Policy;
+use farside_ledger::{Grid as Rules, Policy};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use farside_store::{GroupNames, Keepers};
 use farside_wire::{COHORT_HOLD_US_MAX, END_MEMBERS_MAX};
 use serde::Deserialize;
 
+use crate::floor::FloorSaid;
 use crate::locks::{LockProgram, REFLINK};
 
 /// Where the configuration is unless the command line says otherwise.
@@ -443,13 +444,18 @@ impl Config {
     /// # Errors
     /// When a file cannot be read, a key is unknown, or a value makes no sense, with file, line and key: nothing is ignored.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let mut config = Self::default();
+        Ok(Self::load_said(path)?.0)
+    }
+
+    /// And what each file says of the floor of retention, in their order.
+    pub(crate) fn load_said(path: &Path) -> Result<(Self, Vec<FloorSaid>), ConfigError> {
+        let (mut config, mut floor) = (Self::default(), Vec::new());
         for mut file in files::read::<FileText>(path, path == Path::new(DEFAULT_PATH))? {
             let FileText { receiver, limits, retention, verify, merge, lock, key, at_rest, cohort } =
                 std::mem::take(&mut file.content);
             config.lay_receiver(&file, receiver)?;
             config.lay_limits(&file, &limits)?;
-            config.lay_retention(&file, retention)?;
+            floor.push(config.lay_retention(&file, retention)?);
             config.lay_verify(&file, &verify)?;
             config.lay_merge(&file, &merge)?;
             config.lay_locks(&file, lock)?;
@@ -457,7 +463,7 @@ impl Config {
             config.lay_at_rest(&file, at_rest)?;
             config.lay_cohorts(&file, cohort)?;
         }
-        Ok(config)
+        Ok((config, floor))
     }
 
     fn lay_receiver(&mut self, file: &File<FileText>, table: ReceiverTable) -> Result<(), ConfigError> {
@@ -548,7 +554,7 @@ impl Config {
         range("credit_mib", limits.credit_mib.into(), 64, u64::MAX)
     }
 
-    fn lay_retention(&mut self, file: &File<FileText>, table: RetentionTable) -> Result<(), ConfigError> {
+    fn lay_retention(&mut self, file: &File<FileText>, table: RetentionTable) -> Result<FloorSaid, ConfigError> {
         let fault = |key: &str, what: String| file.fault(&[Step::Key("retention"), Step::Key(key)], what);
         let retention = &mut self.retention;
         if table.keep == Some(0) {
@@ -561,8 +567,16 @@ impl Config {
         if let Some(grid) = table.grid {
             retention.grid = grid.parse().map_err(|e: GridError| fault("grid", e.to_string()))?;
         }
+        let mut said = FloorSaid {
+            file: file.path.clone(),
+            is_blank: file.is_blank(),
+            keep: table.at_least_keep,
+            span_ms: None,
+            grid: None,
+        };
         if let Some(grid) = table.at_least_grid {
             retention.at_least_grid = grid.parse().map_err(|e: GridError| fault("at_least_grid", e.to_string()))?;
+            said.grid = Some(Rules::of(retention.at_least_grid.pairs()));
         }
         if let Some(interval) = table.interval {
             retention.interval = parse_duration(&interval).map_err(|e| fault("interval", e.to_string()))?;
@@ -570,8 +584,9 @@ impl Config {
         retention.at_least_keep = table.at_least_keep.unwrap_or(retention.at_least_keep);
         if let Some(span) = table.at_least_span {
             retention.at_least_span = parse_span(&span).map_err(|e| fault("at_least_span", e.to_string()))?;
+            said.span_ms = Some(u64::try_from(retention.at_least_span.as_millis()).unwrap_or(u64::MAX));
         }
-        Ok(())
+        Ok(said)
     }
 
     fn lay_verify(&mut self, file: &File<FileText>, table: &VerifyTable) -> Result<(), ConfigError> {

@@ -546,7 +546,7 @@ impl Group {
         }
         let Some(policy) = &self.policy else { return };
         let config = self.receiver.config();
-        let policy = config.retention.floor(policy);
+        let Some(policy) = self.receiver.floor.over(&config, policy) else { return };
         let forgotten = self.receiver.cohorts.forgotten(&config);
         if let Some(body) = here.store.prune_plan_keeping(&policy, &self.kept_points(), &forgotten) {
             self.submit(body);

@@ -24,6 +24,7 @@
 //! | `keys` | keys of encrypted groups that this gateway was given |
 //! | `follow` | followers: files and devices that are kept equal to points |
 //! | `locks` | what a follower holds is kept under another name, round by round |
+//! | `floor` | what retention keeps at least, whatever files are away |
 //! | `pull` | hosts that are brought to a point, over the network |
 //! | `failover` | a copy takes the place of a source that is gone |
 //! | `status`, `metrics`, `api` | what is shown, and where |
@@ -37,6 +38,7 @@ mod cohort;
 pub mod config;
 mod door;
 mod failover;
+mod floor;
 mod follow;
 mod found;
 mod group;

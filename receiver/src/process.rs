@@ -29,6 +29,7 @@ use crate::budget::Budget;
 use crate::cohort::Cohorts;
 use crate::config::{Config, ConfigError, ListenTcp};
 use crate::failover::{self, Failovers};
+use crate::floor::{Floor, FloorSaid};
 use crate::follow::Followers;
 use crate::keys::Keys;
 use crate::landing::{LANDER_BYTES, Memory};
@@ -108,6 +109,7 @@ pub(crate) struct Receiver {
     pub(crate) failovers: Failovers,
     pub(crate) keys: Keys,
     pub(crate) cohorts: Cohorts,
+    pub(crate) floor: Floor,
     pub(crate) budget: Budget,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) started: Instant,
@@ -207,15 +209,20 @@ impl Receiver {
     pub(crate) fn reload(self: &Arc<Self>) -> Result<Reloaded, ConfigError> {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         systemd::reloading();
-        let taken = Config::load(&self.path).map(|new| self.config().take_over(&new));
+        let taken = Config::load_said(&self.path).map(|(new, said)| {
+            let news = self.floor.take_up(&self.state_dir, &said);
+            let (config, mut changes) = self.config().take_over(&new);
+            news.correct(&mut changes);
+            (config, changes, news)
+        });
         systemd::ready("receiving");
         let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
-        let (config, changes) = taken.inspect_err(|error| {
+        let (config, changes, news) = taken.inspect_err(|error| {
             tracing::error!("the running configuration stays: {error}");
             *stale = vec![format!("the configuration on disk is not valid, the one before stays: {error}")];
         })?;
         let words = |what: &String| format!("{what}: changed on disk; the value before stays until the receiver is restarted");
-        *stale = changes.needs_restart.iter().map(words).collect();
+        *stale = changes.needs_restart.iter().map(words).chain(news.words).collect();
         let config = Arc::new(config);
         self.config.store(Arc::clone(&config));
         // † Not before: whoever asks in between would have what was taken out kept.
@@ -319,16 +326,16 @@ impl Receiver {
 pub fn run(path: &Path) -> Result<(), RunError> {
     // What is encrypted may be read here, and its keys are.
     refuse_core_dumps().unwrap_or_else(|error| tracing::warn!("{error}"));
-    let config = Config::load(path)?;
+    let (config, said) = Config::load_said(path)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("receiver").build();
     let runtime = runtime.map_err(RunError::Runtime)?;
     let handle = runtime.handle().clone();
-    let result = runtime.block_on(serve(config, path, handle));
+    let result = runtime.block_on(serve((config, said), path, handle));
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
 }
 
-async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> Result<(), RunError> {
+async fn serve((config, said): (Config, Vec<FloorSaid>), path: &Path, runtime: tokio::runtime::Handle) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
@@ -371,6 +378,9 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
     let listener = bound.map_err(|source| RunError::Listen { address: config.listen, source })?;
     let listener = Arc::new(listener);
     warn_of_small_buffers(&listener);
+    // † Before any group gives up anything.
+    let floor = Floor::default();
+    let news = floor.take_up(&state_dir, &said);
     let receiver = Arc::new(Receiver {
         state_dir,
         vault,
@@ -389,6 +399,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         failovers: Failovers::default(),
         keys: Keys::default(),
         cohorts: Cohorts::default(),
+        floor,
         budget: Budget::default(),
         runtime,
         started: Instant::now(),
@@ -397,7 +408,7 @@ async fn serve(config: Config, path: &Path, runtime: tokio::runtime::Handle) -> 
         config: ArcSwap::from_pointee(config),
         path: path.to_owned(),
         reloading: Mutex::default(),
-        stale: Mutex::default(),
+        stale: Mutex::new(news.words),
     });
     receiver.followers.load(&receiver.state_dir);
     receiver.failovers.load(&receiver.state_dir);

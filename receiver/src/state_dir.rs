@@ -16,6 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::failover::Failover;
+use crate::floor::KeptFloor;
 use crate::follow::{Definition, Holds};
 use crate::found::Found;
 
@@ -119,6 +120,14 @@ impl Versioned for KnownFound {
     }
 }
 
+impl Versioned for KnownFloor {
+    const READS: u32 = FLOOR_VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
 impl Versioned for ForgottenCohorts {
     const READS: u32 = FORGOTTEN_VERSION;
 
@@ -147,6 +156,16 @@ struct ForgottenCohorts {
 
 /// Of it.
 const FORGOTTEN_VERSION: u32 = 1;
+
+/// `retention-floor.json`.
+#[derive(Serialize, Deserialize)]
+struct KnownFloor {
+    version: u32,
+    floor: KeptFloor,
+}
+
+/// Of it.
+const FLOOR_VERSION: u32 = 1;
 
 /// Of `found/`.
 const FOUND_VERSION: u32 = 1;
@@ -283,6 +302,19 @@ impl StateDir {
 
     pub(crate) fn remember_cohorts_forgotten(&self, cohorts: &BTreeSet<Name>) -> Result<(), StateError> {
         write(&self.cohorts_forgotten_path(), &ForgottenCohorts { version: FORGOTTEN_VERSION, cohorts: cohorts.clone() })
+    }
+
+    /// The floor of retention that was in force; `None` before the first.
+    pub(crate) fn floor(&self) -> Result<Option<KeptFloor>, StateError> {
+        Ok(read_current::<KnownFloor>(&self.floor_path())?.map(|known| known.floor))
+    }
+
+    pub(crate) fn remember_floor(&self, floor: &KeptFloor) -> Result<(), StateError> {
+        write(&self.floor_path(), &KnownFloor { version: FLOOR_VERSION, floor: floor.clone() })
+    }
+
+    fn floor_path(&self) -> PathBuf {
+        self.path.join("retention-floor.json")
     }
 
     fn cohorts_forgotten_path(&self) -> PathBuf {

@@ -93,8 +93,8 @@ pub struct Grid(Vec<Rule>);
 #[error("the rules of a grid become coarser, and there are at most {}", Grid::RULES_MAX)]
 pub struct GridError;
 
-// The gateway's and the host's together.
-const _: () = assert!(2 * Grid::RULES_SAID_MAX <= Grid::RULES_MAX);
+// The gateway's, the one before that it holds on to, and the host's together.
+const _: () = assert!(3 * Grid::RULES_SAID_MAX <= Grid::RULES_MAX);
 
 impl Grid {
     /// As many as a record may carry: those of two people ([`Grid::RULES_SAID_MAX`]) and some.

@@ -72,6 +72,11 @@ pub enum Step<'a> {
 }
 
 impl<T> File<T> {
+    /// Whether there is not a word in it, as there is none in a file that is being written anew.
+    pub fn is_blank(&self) -> bool {
+        self.text.trim().is_empty()
+    }
+
     /// What is wrong with the value at `way`, with its line.
     pub fn fault(&self, way: &[Step<'_>], what: impl Into<String>) -> FileError {
         let line = self.span(way).map_or(1, |span| line_of(&self.text, span.start));

@@ -68,7 +68,8 @@ impl Group {
             let _ = reply.send(MergeNext::Nothing);
             return;
         }
-        let Some(policy) = self.policy.as_ref().map(|policy| self.receiver.config().retention.floor(policy)) else {
+        let floor = |policy| self.receiver.floor.over(&self.receiver.config(), policy);
+        let Some(policy) = self.policy.as_ref().and_then(floor) else {
             let _ = reply.send(MergeNext::Nothing);
             return;
         };

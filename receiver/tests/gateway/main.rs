@@ -355,6 +355,50 @@ async fn a_ledger_that_is_whole_again_is_noticed() {
     gateway.check_store();
 }
 
+/// A file is away for a moment while an editor or a tool puts another in its place: a reload just then gives up nothing.
+#[tokio::test]
+async fn a_floor_of_retention_holds_on_while_its_file_is_away() {
+    let mut gateway = Gateway::new("[retention]\ninterval = \"0s\"\n");
+    let (file, away) = (gateway.path("receiver.d/x.toml"), gateway.path("away"));
+    std::fs::create_dir(gateway.path("receiver.d")).expect("made");
+    std::fs::write(&file, "[retention]\nat_least_keep = 5\n").expect("written");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.set_keep(1).await;
+    for seq in 1..=4 {
+        source.publish(&volume, seq, &granules(seq, 2), LayerKind::Point).await;
+    }
+    std::fs::rename(&file, &away).expect("moved");
+    let changed = gateway.client().reload().await.expect("reloaded").changed;
+    assert!(changed.is_empty(), "{changed:?}");
+    source.publish(&volume, 5, &granules(5, 2), LayerKind::Point).await;
+    gateway.stop();
+    gateway.start().await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim_above("data", &volume).await;
+    source.set_keep(1).await;
+    source.publish(&volume, 1, &granules(6, 2), LayerKind::Point).await;
+    site::wait_until("pruning, down to the floor", async || gateway.points(None).await.len() == 5).await;
+    source.publish(&volume, 2, &granules(7, 2), LayerKind::Point).await;
+    site::wait_until("pruning, down to the floor again", async || {
+        let points = gateway.points(None).await;
+        assert!(points.len() >= 5, "{points:?}");
+        points.len() == 5
+    })
+    .await;
+    let is_held =
+        |r: &farside_control::Reason| r.code == "configuration_stale" && r.message.contains("receiver.d/x.toml said it");
+    assert!(gateway.status().await.reasons.iter().any(is_held));
+    // Said to be less it is less.
+    std::fs::write(&file, "[retention]\nat_least_keep = 2\n").expect("written");
+    gateway.client().reload().await.expect("reloaded");
+    assert!(!gateway.status().await.reasons.iter().any(is_held));
+    source.publish(&volume, 3, &granules(8, 2), LayerKind::Point).await;
+    site::wait_until("pruning, as it is said now", async || gateway.points(None).await.len() == 2).await;
+}
+
 /// Who took over a host has its key; what it says of retention must not cost the history that is to help then.
 #[tokio::test]
 async fn a_source_cannot_give_up_more_history_than_the_gateway_allows() {
