@@ -1,11 +1,15 @@
 //! Freezes a file system, and thaws it.
 //!
 //! ```text
-//!  begin ──► FIFREEZE ──► frozen ──(order)──► FITHAW ──► thawed
-//!               │ late: the order is given in advance, so that it thaws as soon as it is frozen
+//!  begin ──► syncfs ──► FIFREEZE ──► frozen ──(order)──► FITHAW ──► thawed
+//!               │ late      │ late: the order is given in advance, so that it thaws as soon as it is frozen
+//!               └► it is not frozen
 //! ```
 //!
-//! Both calls wait in the kernel, where nothing can be stopped, and so does opening a directory of a file system that hangs. So each
+//! † FIFREEZE stops writers first, and then writes all that is in memory: with gigabytes of it on a slow disk whoever writes waits for minutes.
+//! So that is written before, while they go on, and what is left for it is what they wrote meanwhile.
+//!
+//! All calls wait in the kernel, where nothing can be stopped, and so does opening a directory of a file system that hangs. So each
 //! file system has a thread of its own from the first to the last of it, and the guard waits for what that reports no longer than it
 //! wants to. The thread is there before anything is frozen: a thaw needs nothing new.
 
@@ -16,6 +20,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::{Builder, JoinHandle};
 
@@ -42,6 +47,8 @@ pub(crate) trait FileSystems: Send + Sync {
 
 /// A mounted file system.
 pub(crate) trait FileSystem {
+    /// Writes what is in memory, while whoever uses it goes on.
+    fn sync(&self) -> Result<(), Errno>;
     /// `EBUSY`: it is frozen already.
     fn freeze(&self) -> Result<(), Errno>;
     /// `EINVAL`: it is not frozen.
@@ -88,6 +95,10 @@ impl FileSystems for Mounted {
 }
 
 impl FileSystem for File {
+    fn sync(&self) -> Result<(), Errno> {
+        nix::unistd::syncfs(self.as_fd())
+    }
+
     fn freeze(&self) -> Result<(), Errno> {
         kernel::freeze(self.as_fd())
     }
@@ -205,6 +216,22 @@ pub(crate) struct Freeze {
     wake: Arc<EventFd>,
     worker: JoinHandle<()>,
     state: State,
+    step: Arc<Step>,
+}
+
+/// What the thread and the guard agree on, once: whether FIFREEZE is called.
+#[derive(Debug, Default)]
+struct Step(AtomicU8);
+
+impl Step {
+    const SYNCING: u8 = 0;
+    const FREEZING: u8 = 1;
+    const GIVEN_UP: u8 = 2;
+
+    /// False: the other was first.
+    fn take(&self, next: u8) -> bool {
+        self.0.compare_exchange(Self::SYNCING, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,7 +239,7 @@ enum State {
     /// FIFREEZE has not returned, or was never asked for.
     Begun,
     Frozen,
-    /// FIFREEZE failed.
+    /// FIFREEZE failed, or is not called any more.
     NotOurs,
     /// It was late, and thaws by itself.
     Late,
@@ -225,11 +252,16 @@ impl Freeze {
     /// There is no thread for it, and nothing was begun.
     pub(crate) fn begin(systems: Arc<dyn FileSystems>, mount_point: &Path) -> Result<Self, String> {
         let path = mount_point.to_owned();
-        Self::spawn(move |orders, reports| {
+        let step = Arc::<Step>::default();
+        Self::spawn(step.clone(), move |orders, reports| {
             let system = match systems.open(&path) {
                 Ok(system) => system,
                 Err(why) => return reports.send(Report::Frozen(Err(why))),
             };
+            let _ = system.sync(); // what cannot be written is said by the freeze, which has to write it
+            if !step.take(Step::FREEZING) {
+                return; // nobody listens
+            }
             if let Err(errno) = system.freeze() {
                 return reports.send(Report::Frozen(Err(not_frozen(&path, errno))));
             }
@@ -245,13 +277,13 @@ impl Freeze {
     /// There is no thread for it, and nothing was begun.
     pub(crate) fn end_forgotten(systems: Arc<dyn FileSystems>, mount_point: &Path) -> Result<Self, String> {
         let path = mount_point.to_owned();
-        Self::spawn(move |_, reports| match systems.open(&path) {
+        Self::spawn(Arc::default(), move |_, reports| match systems.open(&path) {
             Ok(system) => reports.send(thaw(&*system, &path)),
             Err(why) => reports.send(Report::Thawed(Err(why), Was::Frozen)),
         })
     }
 
-    fn spawn(work: impl FnOnce(Receiver<()>, Reports) + Send + 'static) -> Result<Self, String> {
+    fn spawn(step: Arc<Step>, work: impl FnOnce(Receiver<()>, Reports) + Send + 'static) -> Result<Self, String> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake = Arc::new(wake.map_err(|errno| format!("nothing can be waited for: {errno}"))?);
         let (order, orders) = mpsc::channel();
@@ -259,10 +291,10 @@ impl Freeze {
         let their = Reports { to, wake: wake.clone() };
         let worker = Builder::new().name("freeze".into()).stack_size(STACK_BYTES).spawn(move || work(orders, their));
         let worker = worker.map_err(|error| format!("there is no thread for it: {error}"))?;
-        Ok(Self { order, reports, wake, worker, state: State::Begun })
+        Ok(Self { order, reports, wake, worker, state: State::Begun, step })
     }
 
-    /// Waits until it is frozen. If that is late, it is thawed as soon as it is frozen.
+    /// Waits until it is frozen. If that is late, it is not frozen at all; or, if the kernel is about it, thawed as soon as it is frozen.
     ///
     /// # Errors
     /// Why it is not frozen, or not in time.
@@ -277,6 +309,10 @@ impl Freeze {
                 Err(why)
             }
             Ok(Report::Thawed(..)) => Err("it was thawed at once".to_owned()),
+            Err(late) if self.step.take(Step::GIVEN_UP) => {
+                self.state = State::NotOurs;
+                Err(format!("{late}; what was written there was not on its disk by then, so it was not frozen"))
+            }
             Err(late) => {
                 self.state = State::Late;
                 let _ = self.order.send(()); // the thread is there, or has thawed it

@@ -36,7 +36,12 @@ impl World {
         self.changed.notify_all();
     }
 
+    /// But for the syncs.
     fn log(&self) -> Vec<String> {
+        self.whole_log().into_iter().filter(|did| !did.starts_with("sync ")).collect()
+    }
+
+    fn whole_log(&self) -> Vec<String> {
         self.seen.lock().unwrap().0.clone()
     }
 
@@ -83,6 +88,11 @@ impl FakeSystem {
 }
 
 impl FileSystem for FakeSystem {
+    fn sync(&self) -> Result<(), Errno> {
+        self.call("sync");
+        Ok(())
+    }
+
     fn freeze(&self) -> Result<(), Errno> {
         self.call("freeze");
         if self.1 == Path::new("/busy") { Err(Errno::EBUSY) } else { Ok(()) }
@@ -214,6 +224,34 @@ fn a_freeze_that_is_late_holds_up_nobody_and_is_thawed_when_it_comes() {
     guard.join().unwrap();
     assert_eq!(site.world.log()[3..], ["freeze /slow", "thaw /slow"]);
     assert!(!site.note().exists());
+}
+
+/// The kernel would stop writers first, and then write all that is in memory.
+#[test]
+fn what_is_in_memory_is_written_before_the_freeze_and_if_that_is_late_nothing_is_frozen() {
+    let site = Site::new();
+    site.world.hold_back("sync /slow");
+    let (mut run, guard) = site.start(&site.plan(vec![freeze("/a"), short(freeze("/slow"))]));
+    let why = run.ready().unwrap_err();
+    assert!(why.contains("hook slow failed: it was not done after 100ms") && why.contains("so it was not frozen"), "{why}");
+    assert!(!run.end(false).held);
+    guard.join().unwrap();
+    assert_eq!(site.world.whole_log(), ["prepare", "sync /a", "freeze /a", "thaw /a"]);
+    assert!(!site.note().exists(), "nothing is left to be done");
+    // Nor when that comes to an end.
+    let file_system = Arc::downgrade(&site.world);
+    site.world.let_go("sync /slow");
+    let (mut run, guard) = site.start(&site.plan(vec![freeze("/slow")]));
+    run.ready().unwrap();
+    run.end(true);
+    guard.join().unwrap();
+    // Each thread has one, and so has the site.
+    while file_system.strong_count() > 1 {
+        thread::yield_now();
+    }
+    let log = site.world.whole_log();
+    assert_eq!(log.iter().filter(|did| *did == "sync /slow").count(), 2, "{log:?}");
+    assert_eq!(log.iter().filter(|did| *did == "freeze /slow").count(), 1, "{log:?}");
 }
 
 #[test]
