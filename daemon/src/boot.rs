@@ -189,6 +189,12 @@ impl List {
     }
 }
 
+/// Names under which volumes were made, as the list beside a configuration says them.
+pub(crate) fn sources(config: &Path) -> Vec<Name> {
+    let list = List::load(&config.with_file_name(LIST)).unwrap_or_default();
+    list.source.into_iter().chain(list.volumes.into_iter().filter_map(|backing| backing.source)).collect()
+}
+
 impl Backing {
     /// What is kept of its volume.
     fn folder(&self, state_dir: &Path) -> PathBuf {

@@ -13,7 +13,7 @@ use farside_control::{Grid, GridError, RateError, RateLimit, WindowError, parse_
 use farside_hooks::{Hook, What};
 use farside_keys::Keeper;
 use farside_layer::Compression;
-use farside_region::{Name, NameError, SealMode};
+use farside_region::{Name, SealMode};
 use farside_service::files::{self, File, FileError, Step};
 use farside_transport::Carriers;
 use farside_ublk::QUEUES_MAX;
@@ -24,6 +24,7 @@ use crate::bandwidth::{Bandwidth, RateWindow};
 use crate::compression::Choice;
 use crate::hooks::{self, HookText};
 use crate::keys::Encryption;
+use crate::source_name;
 use crate::tap::TapConfig;
 
 /// Everything that the files say.
@@ -764,13 +765,11 @@ impl Merge {
         let source = self.source.take().map(|x| x.0);
         let get = |f: fn(&SourceText) -> Option<PathBuf>| source.as_ref().and_then(f);
         let api_socket = get(|s| s.api_socket.clone()).unwrap_or_else(|| Path::new(RUN_DIR).join("farsided.sock"));
-        let name = match source.as_ref().and_then(|s| s.name.clone()) {
-            Some(name) => name,
-            None => host_name().map_err(|e| value(path, format!("set `name` in [source]: the host name does not serve: {e}")))?,
-        };
+        let state_dir = get(|s| s.state_dir.clone()).unwrap_or_else(|| STATE_DIR.into());
+        let said = source.as_ref().and_then(|s| s.name.clone());
         let source = SourceConfig {
-            name,
-            state_dir: get(|s| s.state_dir.clone()).unwrap_or_else(|| STATE_DIR.into()),
+            name: said.map_or_else(|| source_name::unsaid(&state_dir, path), Ok)?,
+            state_dir,
             api_group: source.as_ref().and_then(|s| s.api_group.clone()),
             accept_faults: source.as_ref().map_or_else(Vec::new, |s| s.accept_faults.clone()),
             carrier: source.as_ref().map_or_else(Carriers::default, |s| s.carrier),
@@ -881,20 +880,11 @@ fn check_limits(limits: &LimitsConfig, fault: impl Fn(&str, String) -> FileError
     range("cool_after_seconds", (1..=86_400).contains(&limits.cool_after_seconds), "1 to 86400")
 }
 
-fn value(path: &Path, what: String) -> ConfigError {
-    ConfigError::Value { path: path.to_owned(), what }
-}
-
 fn twice(what: &str, first: Option<PathBuf>, second: &Path) -> Result<(), ConfigError> {
     match first {
         None => Ok(()),
         Some(first) => Err(ConfigError::Twice { what: what.to_owned(), first, second: second.to_owned() }),
     }
-}
-
-fn host_name() -> Result<Name, NameError> {
-    let name = nix::unistd::gethostname().unwrap_or_default();
-    name.to_string_lossy().parse()
 }
 
 /// Temp file, fsync, rename, fsync of the folder.

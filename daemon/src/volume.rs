@@ -45,6 +45,7 @@ use crate::node::{self, Place};
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
+use crate::source_name;
 use crate::state_dir::Mark;
 use crate::tap::{self, Ended, Prepared};
 use crate::threads::Threads;
@@ -881,9 +882,24 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
         Ok(text) => {
             let meta: VolumeMeta = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
             if meta.id != id {
+                let (config_path, state_dir) = {
+                    let config = crate::locked(&around.config);
+                    (config.path.clone(), config.source.state_dir.clone())
+                };
+                if let Some(name) = source_name::of_volume(&state_dir, &config_path, &meta, &config.group) {
+                    bail!(
+                        "{} is of source {name}, and this host is {} now: say `name = \"{name}\"` in [source] of {} and restart farsided; \
+                         or remove the volume and add it, and it is another one",
+                        path.display(),
+                        around.source,
+                        config_path.display()
+                    );
+                }
                 bail!(
-                    "{} belongs to another source, group or volume name: a volume is renamed by removing and adding it",
-                    path.display()
+                    "{} belongs to another source, group or volume name: a volume is renamed by removing and adding it; if it is the host \
+                     that was renamed, say its old `name` in [source] of {} and restart farsided",
+                    path.display(),
+                    config_path.display()
                 );
             }
             Ok(VolumeMeta { geometry, ..meta })

@@ -30,6 +30,16 @@ struct Running {
     _dir: tempfile::TempDir,
 }
 
+/// Stops a daemon; whoever has the folder can start another.
+async fn end(daemon: Arc<Daemon>) {
+    daemon.stop_groups().await;
+    let state = daemon.state.clone();
+    drop(daemon);
+    while Arc::strong_count(&state) > 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
 impl Running {
     async fn new() -> Self {
         Self::of(Backings::of).await
@@ -37,15 +47,24 @@ impl Running {
 
     /// On a host with these disks.
     async fn of(backings: impl FnOnce(&Config) -> Backings) -> Self {
-        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let running = Self::begin(tempfile::tempdir_in(".").expect("temp dir"), "name='h1'", backings);
+        running.await.expect("data is served")
+    }
+
+    /// With what `[source]` says; or why `data` is not served, and the folder.
+    async fn begin(
+        dir: tempfile::TempDir,
+        said: &str,
+        backings: impl FnOnce(&Config) -> Backings,
+    ) -> Result<Self, (tempfile::TempDir, String)> {
         let at = dir.path().canonicalize().expect("there");
         for volume in ["data", "late", "other"] {
             std::fs::write(at.join(volume), vec![0; 8 << 20]).expect("written");
         }
-        std::fs::create_dir(at.join("run")).expect("made");
+        std::fs::create_dir_all(at.join("run")).expect("made");
         let path = at.join("farsided.toml");
         let text = format!(
-            "[source]\nname='h1'\nstate_dir='{at}/state'\napi_socket='{at}/run/api.sock'\n\
+            "[source]\n{said}\nstate_dir='{at}/state'\napi_socket='{at}/run/api.sock'\n\
              [[volume]]\nname='data'\nbacking='{at}/data'\ntap='nbd:unix:{at}/tap'\n",
             at = at.display()
         );
@@ -57,9 +76,20 @@ impl Running {
         let mut daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices).expect("a daemon");
         Arc::get_mut(&mut daemon).expect("nobody else's yet").around.backings = backings;
         daemon.start_all().join_all().await;
-        let (data, group, id) = daemon.find("data").expect("served");
+        let Ok((data, group, id)) = daemon.find("data") else {
+            let why = format!("{:?}", daemon.status().await);
+            end(daemon).await;
+            return Err((dir, why));
+        };
         let inbox = locked(&daemon.groups)[&group].inbox.clone();
-        Self { at, daemon, noticed, data, id, inbox, _dir: dir }
+        Ok(Self { at, daemon, noticed, data, id, inbox, _dir: dir })
+    }
+
+    /// Stops it, and leaves the folder.
+    async fn end(self) -> tempfile::TempDir {
+        let Self { daemon, _dir, .. } = self;
+        end(daemon).await;
+        _dir
     }
 
     fn folder(&self, volume: &str) -> PathBuf {
@@ -678,4 +708,35 @@ async fn what_could_not_be_opened_is_tried_again_until_it_is_served_or_not_wante
     assert!(daemon.reload().await.expect("valid").failed.is_empty());
     assert!(daemon.volumes.is_served(&late));
     daemon.stop_groups().await;
+}
+
+/// What a host is called is changed by hostnamectl, or by a DHCP server at a boot.
+#[tokio::test]
+async fn a_host_that_is_called_otherwise_serves_its_volumes_as_before() {
+    let call = |name: &str| crate::source_name::tests::HOST.set(Some(name.to_owned()));
+    let begin = async |dir, said| Running::begin(dir, said, Backings::of).await;
+    call("a");
+    let first = begin(tempfile::tempdir_in(".").expect("temp dir"), "").await.expect("served");
+    let (id, mut dir) = (first.id, first.end().await);
+    for host in ["b", "not a name"] {
+        call(host);
+        let again = begin(dir, "").await.expect("served");
+        assert_eq!((again.id, again.daemon.around.source.as_str()), (id, "a"));
+        dir = again.end().await;
+    }
+    // A person who says another is told which it was.
+    let Err((dir, why)) = begin(dir, "name='b'").await else { panic!("it is served under another name") };
+    assert!(why.contains("is of source a") && why.contains("this host is b now"), "{why}");
+    // A build before kept none: the name that fits is the host's.
+    call("a");
+    std::fs::remove_file(dir.path().join("state/source-name")).expect("it was kept");
+    let dir = begin(dir, "").await.expect("served").end().await;
+    call("b");
+    let again = begin(dir, "").await.expect("served");
+    assert_eq!(again.id, id);
+    // Or that of boot.json, if it was renamed before the build that keeps it came.
+    let dir = again.end().await;
+    std::fs::remove_file(dir.path().join("state/source-name")).expect("it was kept");
+    std::fs::write(dir.path().join("boot.json"), r#"{"state_dir": "/x", "source": "a", "volumes": []}"#).expect("written");
+    assert_eq!(begin(dir, "").await.expect("served").id, id);
 }

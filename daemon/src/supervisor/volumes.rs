@@ -32,6 +32,7 @@ use crate::group::{Ask, Farewell, GroupStart, Leaving, Note};
 use crate::keys::KeyMissing;
 use crate::locked;
 use crate::loss::LossNote;
+use crate::source_name;
 use crate::state_dir::Mark;
 use crate::strangers::{Strangers, left_in};
 use crate::tap::{self, TapConfig, Unused};
@@ -381,6 +382,10 @@ impl Daemon {
         let (strangers, dir) =
             (self.volumes.strangers.get().expect("set before the first"), self.state.volume_path(&group, &name));
         strangers.admit(&dir)?;
+        let is_own = source == self.around.source;
+        if is_own {
+            source_name::before_a_volume(self.state.path(), &source)?;
+        }
         let settings = locked(&self.config).group(&group); // never both locks at once
         let inbox = {
             let mut groups = locked(&self.groups);
@@ -405,6 +410,9 @@ impl Daemon {
         inbox.send(Note::Ask(Ask::Add(volume, reply)));
         answer.await.context("the group's thread has ended")??;
         strangers.serves(&dir);
+        if is_own {
+            source_name::serves(self.state.path(), &self.around.source);
+        }
         locked(&self.volumes.served).insert(name, (group, id));
         Ok(())
     }
