@@ -87,22 +87,33 @@ impl Source {
         };
         let (key, state) = (layer.key, ReadingState::Going);
         let volume = self.volumes.get_mut(&id).expect("looked at above");
-        volume.reading = Some(Reading { key, part, waited: 0, seen_at: now, reserved: bytes_max, state, asked: Vec::new() });
+        volume.reading =
+            Some(Reading { key, part, begun: now, waited: 0, seen_at: now, reserved: bytes_max, state, asked: Vec::new() });
         out.push(Action::ReadPart(Box::new(action)));
     }
 
     /// A slice that takes too long ends with the part it is at. Not one that has sent nothing to a gateway that is full: what is
     /// equal there is one record, and each takes room that it does not have.
+    ///
+    /// Of a layer whose end is no slice's (a cut, also one that was demoted, and what is read again) only the part ends. What was sent
+    /// of a part is lost with its connection: over a slow line that breaks every few minutes no whole one would ever arrive.
     pub(super) fn end_slow_slices(&mut self, now: Nanos, out: &mut Vec<Action>) {
-        let slice_time = self.config.limits.slice_time;
+        let (slice_time, parts_max) = (self.config.limits.slice_time, self.config.limits.layer_parts_max);
         let is_full = self.gateway_is_full();
         for volume in self.volumes.values_mut() {
             let Some(reading) = &mut volume.reading else { continue };
             let Some(layer) = volume.layers.iter().find(|l| l.key == reading.key) else { continue };
             let is_pass = self.epochs.get(&layer.epoch).is_some_and(|e| e.kind == Kind::Pass);
-            let late = now >= layer.begun.saturating_add(slice_time) || volume.service != Service::Running;
+            let ends_slice = is_pass && layer.until.is_none();
+            let is_slow = now >= reading.begun.saturating_add(slice_time)
+                && layer.parts() < parts_max
+                && !mutation::on("a slow part ends of a slice only");
+            let late = match ends_slice {
+                true => now >= layer.begun.saturating_add(slice_time) || volume.service != Service::Running,
+                false => is_slow,
+            };
             let spares_records = is_full && layer.bytes() == 0 && volume.service == Service::Running;
-            if is_pass && late && !spares_records && layer.until.is_none() && reading.state == ReadingState::Going {
+            if late && !spares_records && reading.state == ReadingState::Going {
                 reading.state = ReadingState::Finishing;
                 out.push(Action::FinishPart { key: reading.key, part: reading.part });
             }

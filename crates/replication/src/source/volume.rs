@@ -313,6 +313,7 @@ pub(super) struct Read {
 pub(super) struct Reading {
     pub(super) key: LayerKey,
     pub(super) part: u32,
+    pub(super) begun: Nanos,
     /// How long it was seen to wait for its disk so far, all together.
     pub(super) waited: Nanos,
     /// Up to when that is known.

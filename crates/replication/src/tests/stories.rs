@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use farside_ledger::{Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, PartEntry, Record, Stamp, State, Verdict};
 use farside_region::{
-    BootId, GranuleIndex, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Slot, Term, VolumeId, mutation,
+    BootId, GranuleIndex, GranuleSet, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Slot, Term,
+    VolumeId, mutation,
 };
 use farside_wire::{LayerFate, Published, ReceiverMessage, SaidEnd, SourceMessage, Staged};
 
 use super::directed::{self, Host, key};
 use super::world::{Content, GRANULES, Turn, World, entry, layer_digest, meta, name, target_config, volume};
-use crate::source::{self, RefusedWhy, State as Standing};
+use crate::source::{self, Action, Event, PartRead, RefusedWhy, SentPart, State as Standing};
 use crate::target::{self, AppendOutcome, Target};
 
 use mutation::tell;
@@ -738,6 +739,64 @@ fn l10_lag_counts_from_what_is_published() {
 fn t17_a_volume_without_header_whose_ledger_has_layers_is_forked() {
     let story = directed::a_ledger_that_lost_the_position_is_rewound_and_one_without_header_is_forked;
     tell(&[("T17 no header, layers there: not refused", "T17")], story);
+}
+
+/// A burst is in a cut, and the line breaks before it carried a whole part of it, again and again. What arrived of a part goes with its
+/// connection: the same would be sent for ever, and no cut could begin beside it.
+#[test]
+fn what_is_read_again_gets_over_a_slow_line_that_breaks() {
+    tell(&[("a slow part ends of a slice only", "no part of it arrived")], || {
+        let slice_time = source::Limits::default().slice_time;
+        let mut host = Host::streaming();
+        host.tick(&[1]);
+        host.switch(vec![(1, directed::granules(0, 8 * 4)), (2, GranuleSet::new())]);
+        let mut arrived = 0;
+        for connection in 0.. {
+            assert!(connection < 8, "no part of it arrived, or not enough of them: {arrived}");
+            let order = |host: &mut Host| {
+                host.did(|a| match a {
+                    Action::ReadPart(p) if p.key.volume == volume(1) => Some((p.key, p.part, p.from)),
+                    _ => None,
+                })
+            };
+            let (key, part, from) = order(&mut host).expect("it is read on");
+            assert_eq!(part, arrived, "from where it was");
+            // Two regions in this time, and it breaks before there are four.
+            host.now += slice_time;
+            host.tick(&[]);
+            let next = RegionIndex((from.0 + 2).min(8));
+            if host.did(|a| matches!(a, Action::FinishPart { .. }).then_some(())).is_some() || next.0 == 8 {
+                let read = PartRead {
+                    connection: host.connection(),
+                    key,
+                    part,
+                    sent: Some(SentPart { bytes: 16, footer_digest: [1; 32] }),
+                    next,
+                    done: next.0 == 8,
+                    cut_held: true,
+                    granules: 1,
+                    left: GranuleSet::new(),
+                    unreadable: GranuleSet::new(),
+                    zero_regions: RegionSet::new(),
+                };
+                host.event(Event::PartRead(Box::new(read)));
+                arrived += 1;
+                if next.0 == 8 {
+                    break;
+                }
+                order(&mut host).expect("the next part");
+            }
+            host.reconnect();
+            host.did.clear();
+            for n in [1, 2] {
+                host.answer_ledger(n, Vec::new(), directed::current(n, u64::from(n) - 1, false), Some(1));
+            }
+            host.answer_resume(1, 0, vec![(1, directed::landing(arrived, None, false))]);
+            host.answer_resume(2, 1, vec![(1, directed::landing(0, None, false))]);
+        }
+        let end = host.end();
+        assert_eq!((end.kind, end.members[0].parts), (LayerKind::Fuzzy, 4));
+    });
 }
 
 /// A volume joins a group of busy ones. In a cut, its first sync holds up every point of the others until it is done; in a pass
