@@ -480,6 +480,11 @@ async fn answer(
     tokio::select! {
         read = reads => read,
         () = writes => Ok(()),
+    if connection.peer().name == names.source && receiver.failovers.is_fenced(names) {
+        // † It would take the place of who stands in, who would take it back, for ever: no cut of the cohort would be whole.
+        let text = format!("{names} was failed over: its source is in no cut of a cohort until it has its history back");
+        return Err((RefusalCode::Session, text));
+    }
     }
 }
 

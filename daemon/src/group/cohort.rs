@@ -61,7 +61,8 @@ impl Control {
     /// Whether there is to be a connection, and what is late.
     pub(super) fn look_after_cohort(&mut self, now: Instant) {
         let is_understood = self.link.is_some() && self.source.features().has(Features::COHORTS);
-        let is_wanted = self.config.cohort_hold.is_some() && !self.stopping && is_understood;
+        // Who stands in for this host has its place.
+        let is_wanted = self.config.cohort_hold.is_some() && !self.stopping && is_understood && !self.source.is_fenced();
         match (&self.cohort.link, is_wanted) {
             (Some(link), false) => {
                 let number = link.number;

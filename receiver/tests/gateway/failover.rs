@@ -281,6 +281,39 @@ async fn a_target_that_diverged_is_promoted_once_it_is_healed() {
     assert!(std::fs::read(&target).expect("read") == image(&content));
 }
 
+/// Source and stand-in are the same group to the gateway: each would take the other's place in the cohort, and no cut would be whole.
+#[tokio::test]
+async fn a_source_that_is_fenced_takes_nobodys_place_in_its_cohort() {
+    let mut gateway = Gateway::new("[[cohort]]\nname = \"erp\"\ngroups = [\"host1/default\", \"host3/default\"]\n");
+    gateway.start().await;
+    let (host, other) = (gateway.pair("host1").await, gateway.pair("host2").await);
+    let greeted = |m: ReceiverMessage| matches!(m, ReceiverMessage::Hello(_)).then_some(());
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    host.cohort_hello("host1", "default").await.expect("a greeting", greeted).await;
+    drop(source);
+    let client = gateway.client();
+    client.failover(&FailoverRequest { stand_in: Some("host2".into()), force: true, ..request() }).await.expect("begun");
+    promoted(&gateway).await;
+    let mut stands_in = other.cohort_hello("host1", "default").await;
+    stands_in.expect("a greeting", greeted).await;
+    for _ in 0..3 {
+        let refused = host.cohort_hello("host1", "default").await.refusal().await;
+        assert!(refused.text.contains("host1/default was failed over"), "{}", refused.text);
+    }
+    // It still has its place: whoever comes after it takes that.
+    let mut again = other.cohort_hello("host1", "default").await;
+    again.expect("a greeting", greeted).await;
+    stands_in.closed().await;
+    // Until the source has the history back.
+    let mut source = host.connect("default").await;
+    source.claim_back("data", &volume, Generation(3)).await;
+    wait_until("the failover to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    host.cohort_hello("host1", "default").await.expect("a greeting", greeted).await;
+    again.closed().await;
+}
+
 /// Whoever stood in is lost as well: what it published is brought up, once somebody asks for that.
 #[tokio::test]
 async fn a_stand_in_that_is_lost_is_failed_over_again() {

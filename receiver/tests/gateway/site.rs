@@ -298,6 +298,11 @@ impl Source {
         self.hello_with(source, group, InstanceId([7; 16]), Features::PULL).await
     }
 
+    /// Connects to be cut with others, and greets; whatever the answer.
+    pub(crate) async fn cohort_hello(&self, source: &str, group: &str) -> Session {
+        self.hello_with(source, group, InstanceId([8; 16]), Features::COHORT).await
+    }
+
     /// Connects to pull, and is let in.
     pub(crate) async fn pulling(&self, source: &str, group: &str) -> Session {
         let mut session = self.pull_hello(source, group).await;

@@ -371,6 +371,11 @@ impl Source {
         self.everything_is_quiet()
     }
 
+    /// Whether a newer generation has the history of a volume.
+    pub fn is_fenced(&self) -> bool {
+        self.volumes.values().any(|volume| volume.standing == volume::Standing::Refused(RefusedWhy::Fenced))
+    }
+
     /// What both sides can do, on the newest connection; nothing before its greeting.
     pub fn features(&self) -> Features {
         match self.link {
