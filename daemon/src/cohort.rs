@@ -15,9 +15,12 @@ use farside_wire::{
 use tokio::sync::mpsc;
 
 use crate::group::{Inbox, Note};
+use crate::link::WAITING_MAX;
 
 /// For the greeting.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Answers that may wait for a gateway that does not read.
+const ANSWERS_MAX: usize = 64;
 /// Numbers connections, over the whole process.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
@@ -55,7 +58,8 @@ impl HoldTimer {
 #[derive(Debug)]
 pub(crate) struct CohortLink {
     pub(crate) number: u64,
-    outbox: mpsc::UnboundedSender<Bytes>,
+    outbox: mpsc::Sender<Bytes>,
+    inbox: Inbox,
     task: tokio::task::AbortHandle,
 }
 
@@ -83,20 +87,25 @@ impl CohortLink {
         inbox: Inbox,
     ) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
-        let (outbox, outgoing) = mpsc::unbounded_channel();
+        let (outbox, outgoing) = mpsc::channel(ANSWERS_MAX);
         let (versions, features) = (VersionRange::OURS, Features::COHORT);
         let hello = SourceHello { versions, features, instance, connection: number, source, group };
+        let notes = inbox.clone();
         let task = runtime.spawn(async move {
-            let why = converse(&*dial, hello, number, &inbox, outgoing).await;
-            inbox.send(Note::CohortEnded(number, why));
+            let why = converse(&*dial, hello, number, &notes, outgoing).await;
+            notes.send(Note::CohortEnded(number, why));
         });
-        Self { number, outbox, task: task.abort_handle() }
+        Self { number, outbox, inbox, task: task.abort_handle() }
     }
 
-    /// What it asks for bounds the queue.
+    /// A receiver that asks and does not read the answers is let go.
     pub(crate) fn say(&self, say: CohortSay) {
         let payload = encode_payload(&SourceMessage::Cohort(say)).expect("an answer fits a frame");
-        let _ = self.outbox.send(payload); // the end of the connection is told on its own way
+        // The end of the connection is told on its own way.
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.outbox.try_send(payload) {
+            self.task.abort();
+            self.inbox.send(Note::CohortEnded(self.number, "the receiver asks, and does not read what is answered".to_owned()));
+        }
     }
 }
 
@@ -106,7 +115,7 @@ async fn converse(
     hello: SourceHello,
     number: u64,
     inbox: &Inbox,
-    mut outgoing: mpsc::UnboundedReceiver<Bytes>,
+    mut outgoing: mpsc::Receiver<Bytes>,
 ) -> String {
     let connection = match dial.dial().await {
         Ok(connection) => Closes(connection),
@@ -142,6 +151,9 @@ async fn converse(
                 Ok(_) => return "the receiver sent what has no place on a connection of a cohort".to_owned(),
                 Err(error) => return error.to_string(),
             }
+            while inbox.len() > WAITING_MAX {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
     };
     let writes = async {
@@ -161,6 +173,21 @@ async fn converse(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_receiver_that_asks_and_does_not_read_is_let_go() {
+        let (inbox, notes) = Inbox::pair();
+        let (outbox, waiting) = mpsc::channel(ANSWERS_MAX);
+        let task = tokio::spawn(std::future::pending::<()>());
+        let link = CohortLink { number: 7, outbox, inbox, task: task.abort_handle() };
+        for _ in 0..=ANSWERS_MAX {
+            assert!(notes.is_empty());
+            link.say(CohortSay::Not { cut: [1; 16], why: "no".to_owned() });
+        }
+        assert_eq!(waiting.len(), ANSWERS_MAX);
+        assert!(matches!(notes.try_recv(), Ok(Note::CohortEnded(7, _))));
+        assert!(task.await.expect_err("it was given up").is_cancelled());
+    }
 
     #[test]
     fn a_hold_ends_by_itself() {

@@ -65,7 +65,7 @@ pub(crate) enum Stopped {
 }
 
 /// The way into a control thread.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Inbox(Sender<Note>);
 
 impl Inbox {

@@ -17,7 +17,7 @@ use crate::group::{Inbox, Note};
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 /// Messages that may wait for the control thread before the receiver is made to wait.
-const WAITING_MAX: usize = 4096;
+pub(crate) const WAITING_MAX: usize = 4096;
 
 /// A connection as the control thread holds it.
 #[derive(Debug, Clone)]

@@ -25,7 +25,7 @@ use farside_wire::{
     decode_payload, encode_payload,
 };
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::config::{Cohort, Config};
@@ -36,6 +36,8 @@ use crate::state_dir::StateDir;
 
 /// Questions that may wait for a host: a conductor asks no more before it is answered.
 const ASKS_MAX: usize = 16;
+/// What hosts say of a group may wait for the conductor so often, over all connections: honest ones answer what they are asked.
+const SAID_MAX: usize = 16;
 /// A host that takes nothing for so long has gone.
 const SEND_WAIT: Duration = Duration::from_secs(10);
 /// Hosts that are just connecting are waited for so long.
@@ -49,6 +51,8 @@ const LATE: Duration = Duration::from_secs(30);
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
 type Event = CohortEvent<GroupNames>;
+/// An event, and the room that it takes until it was heard.
+type Happened = (Event, Option<OwnedSemaphorePermit>);
 type Whole = WholeCut<GroupNames, PointId>;
 
 /// All cohorts of the configuration, and all hosts that are there for one.
@@ -80,7 +84,9 @@ struct Here {
 struct Running {
     config: Cohort,
     /// It ends, and says so to whoever was asked, when this is dropped.
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedSender<Happened>,
+    /// Room for what is said of each group. Connections come and go no faster than handshakes are made.
+    room: BTreeMap<GroupNames, Arc<Semaphore>>,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -115,11 +121,11 @@ impl Cohorts {
             }
             let (events, happened) = mpsc::unbounded_channel();
             for (group, here) in inner.here.iter().filter(|(group, _)| cohort.groups.contains(group)) {
-                let _ = events.send(CohortEvent::Joined { group: group.clone(), connection: here.number });
+                let _ = events.send((CohortEvent::Joined { group: group.clone(), connection: here.number }, None));
             }
             let seen = Arc::<Mutex<Seen>>::default();
             receiver.runtime.spawn(conduct(Arc::clone(receiver), cohort.clone(), happened, Arc::clone(&seen)));
-            let running = Running { config: cohort.clone(), events, seen };
+            let running = Running::new(cohort.clone(), events, seen);
             inner.running.insert(cohort.name.clone(), running);
         }
     }
@@ -177,8 +183,19 @@ impl Cohorts {
     fn tell(&self, group: &GroupNames, event: Event) {
         let inner = self.lock();
         if let Some(running) = inner.running.values().find(|running| running.config.groups.contains(group)) {
-            let _ = running.events.send(event); // it ends with the configuration
+            let _ = running.events.send((event, None)); // it ends with the configuration
         }
+    }
+
+    /// The same of what a host says. False: it says more than anybody asked for.
+    fn said(&self, group: &GroupNames, connection: u64, say: CohortSay) -> bool {
+        let inner = self.lock();
+        let Some((running, room)) = inner.running.values().find_map(|running| Some((running, running.room.get(group)?))) else {
+            return true; // to nobody
+        };
+        let Ok(room) = Arc::clone(room).try_acquire_owned() else { return false };
+        let _ = running.events.send((CohortEvent::Said { group: group.clone(), connection, say }, Some(room)));
+        true
     }
 
     fn joined(&self, group: &GroupNames, number: u64, asks: mpsc::Sender<CohortAsk>) {
@@ -257,7 +274,14 @@ impl Cohorts {
     pub(crate) fn wanted(&self, name: &str) -> bool {
         let inner = self.lock();
         let running = inner.running.iter().find(|(known, _)| known.as_str() == name);
-        running.is_some_and(|(_, running)| running.events.send(CohortEvent::Wanted).is_ok())
+        running.is_some_and(|(_, running)| running.events.send((CohortEvent::Wanted, None)).is_ok())
+    }
+}
+
+impl Running {
+    fn new(config: Cohort, events: mpsc::UnboundedSender<Happened>, seen: Arc<Mutex<Seen>>) -> Self {
+        let room = config.groups.iter().map(|group| (group.clone(), Arc::new(Semaphore::new(SAID_MAX)))).collect();
+        Self { config, events, room, seen }
     }
 }
 
@@ -280,7 +304,12 @@ fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 }
 
 /// Conducts the cuts of one cohort, for ever.
-async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::UnboundedReceiver<Event>, seen: Arc<Mutex<Seen>>) {
+async fn conduct(
+    receiver: Arc<Receiver>,
+    cohort: Cohort,
+    mut happened: mpsc::UnboundedReceiver<Happened>,
+    seen: Arc<Mutex<Seen>>,
+) {
     let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     let started = Instant::now();
     let now = || nanos(started.elapsed());
@@ -298,7 +327,7 @@ async fn conduct(receiver: Arc<Receiver>, cohort: Cohort, mut happened: mpsc::Un
     loop {
         let until_due = Duration::from_nanos(conductor.due().saturating_sub(now())).min(LOOK);
         match tokio::time::timeout(until_due, happened.recv()).await {
-            Ok(Some(event)) => conductor.step(now(), event, &mut actions),
+            Ok(Some((event, _room))) => conductor.step(now(), event, &mut actions),
             Ok(None) => {
                 conductor.end(now(), &mut actions);
                 for action in actions {
@@ -451,6 +480,11 @@ async fn answer(
     number: u64,
     versions: VersionRange,
 ) -> Result<(), (RefusalCode, String)> {
+    if connection.peer().name == names.source && receiver.failovers.is_fenced(names) {
+        // † It would take the place of who stands in, who would take it back, for ever: no cut of the cohort would be whole.
+        let text = format!("{names} was failed over: its source is in no cut of a cohort until it has its history back");
+        return Err((RefusalCode::Session, text));
+    }
     let version = VersionRange::OURS.negotiate(versions).map_err(|error| (RefusalCode::Version, error.to_string()))?;
     let store = receiver.vault.id().ok_or_else(|| (RefusalCode::Store, "the store is not open".to_owned()))?;
     if !say(connection, &ReceiverMessage::Hello(ReceiverHello { version, features: Features::COHORT, store })).await {
@@ -465,7 +499,9 @@ async fn answer(
                 let text = "a message that has no place on a connection of a cohort";
                 return Err((RefusalCode::Protocol, text.to_owned()));
             };
-            receiver.cohorts.tell(names, CohortEvent::Said { group: names.clone(), connection: number, say: printable(said) });
+            if !receiver.cohorts.said(names, number, printable(said)) {
+                return Err((RefusalCode::Protocol, "it says more than it is asked for".to_owned()));
+            }
         }
         Ok(())
     };
@@ -480,11 +516,6 @@ async fn answer(
     tokio::select! {
         read = reads => read,
         () = writes => Ok(()),
-    if connection.peer().name == names.source && receiver.failovers.is_fenced(names) {
-        // † It would take the place of who stands in, who would take it back, for ever: no cut of the cohort would be whole.
-        let text = format!("{names} was failed over: its source is in no cut of a cohort until it has its history back");
-        return Err((RefusalCode::Session, text));
-    }
     }
 }
 
@@ -730,7 +761,7 @@ mod tests {
         assert!(cohorts.knows(&config, &names("web3"), |_| false), "a group of no cohort");
         assert!(!cohorts.knows(&config, &names("web3"), |name| *name == cohort.name), "it has left, and has points of its cuts");
         let (events, _happened) = mpsc::unbounded_channel();
-        let running = Running { config: cohort.clone(), events, seen: Arc::default() };
+        let running = Running::new(cohort.clone(), events, Arc::default());
         cohorts.lock().running.insert(cohort.name.clone(), running);
         assert!(!cohorts.knows(&config, &names("web1"), |_| false), "it is conducted, and nobody has looked");
         let another = Cohort { groups: vec![names("web1")], ..cohort.clone() };
@@ -740,5 +771,22 @@ mod tests {
         assert!(!cohorts.knows(&config, &names("web1"), |_| false), "not all of them answered");
         cohorts.keep(&cohort, &Found::default(), true);
         assert!(cohorts.knows(&config, &names("web1"), |_| false) && cohorts.knows(&config, &names("web2"), |_| false));
+    }
+
+    /// A conductor hears nothing while it waits for a group that does not answer.
+    #[test]
+    fn what_a_host_says_unasked_is_not_kept() {
+        let cohort =
+            Cohort { name: "shop".parse().expect("a name"), groups: vec![names("web1"), names("web2")], every: LOOK, hold: LOOK };
+        let cohorts = Cohorts::default();
+        let not = || CohortSay::Not { cut: [1; 16], why: "no".to_owned() };
+        assert!(cohorts.said(&names("web1"), 1, not()), "nobody is told");
+        let (events, mut happened) = mpsc::unbounded_channel();
+        cohorts.lock().running.insert(cohort.name.clone(), Running::new(cohort, events, Arc::default()));
+        let heard = (0..1_000_000).filter(|n| cohorts.said(&names("web1"), n / 100, not())).count();
+        assert_eq!((heard, happened.len()), (SAID_MAX, SAID_MAX), "whatever connection it is on");
+        assert!(cohorts.said(&names("web2"), 2, not()), "another host's room is its own");
+        drop(happened.try_recv().expect("there is one"));
+        assert!(cohorts.said(&names("web1"), 1, not()) && !cohorts.said(&names("web1"), 1, not()), "what was heard makes room");
     }
 }
