@@ -128,7 +128,7 @@ impl QuicDialer {
         let reached = async {
             match by {
                 By::Any => caller.reach(&pin.addresses, &self.route).await,
-                By::Udp => caller.reach(&pin.addresses, &Route::new(Carriers::Udp)).await,
+                By::Udp => caller.reach(&pin.addresses, &self.route.over_udp()).await,
                 By::One(address, carrier) => {
                     let unanswered = DialError::Unreachable { address: address.to_string() };
                     timeout(self.limits.handshake_timeout, caller.reach_by(address, carrier)).await.unwrap_or(Err(unanswered))
@@ -351,20 +351,27 @@ struct Caller<'a, F> {
 type Reached = Result<(Made, Answer), DialError>;
 
 impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
-    /// Tries every address in turn; the most telling error is kept.
+    /// Tries every address in turn, that where it was reached last first: those of a token may be of networks that this host is not on, and
+    /// each takes the whole time of a handshake. The most telling error is kept.
     async fn reach(&self, addresses: &[String], route: &Route) -> Reached {
         let mut worst = None;
-        for address in addresses {
-            let resolved = match tokio::net::lookup_host(address).await {
+        let last = route.reached();
+        let was_it = |address: &&String| last.as_ref().is_some_and(|(known, _)| known == *address);
+        for address in addresses.iter().filter(was_it).chain(addresses.iter().filter(|address| !was_it(address))) {
+            let mut resolved = match tokio::net::lookup_host(address).await {
                 Ok(resolved) => resolved.take(8).collect::<Vec<_>>(),
                 Err(error) => {
                     worst = Some(telling(worst, DialError::Unresolved { address: address.clone(), reason: error.to_string() }));
                     continue;
                 }
             };
+            resolved.sort_by_key(|at| last.as_ref().is_none_or(|(_, known)| known != at));
             for socket_address in resolved {
                 match timeout(self.limits.handshake_timeout, self.reach_one(socket_address, route)).await {
-                    Ok(Ok(made)) => return Ok(made),
+                    Ok(Ok(made)) => {
+                        route.was_reached(address, socket_address);
+                        return Ok(made);
+                    }
                     Ok(Err(error)) => worst = Some(telling(worst, error)),
                     Err(_) => worst = Some(telling(worst, DialError::Unreachable { address: socket_address.to_string() })),
                 }

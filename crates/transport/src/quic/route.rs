@@ -10,6 +10,7 @@
 //!
 //! It deliberately makes no connection and reads no clock: the dialer does.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,8 @@ pub struct Route {
 struct State {
     /// Whom all this is about.
     receiver: Option<Fingerprint>,
+    /// Where it was reached last: an address of its pin, and what that stood for.
+    reached: Option<(String, SocketAddr)>,
     /// UDP was not answered when it was tried last.
     is_silent: bool,
     /// UDP is left alone so long, and why.
@@ -230,6 +233,26 @@ impl Route {
         if state.receiver != Some(receiver) {
             *state = State { receiver: Some(receiver), ..State::default() };
         }
+    }
+
+    /// What begins with this one, and knows where the receiver was reached, for an attempt over UDP alone.
+    pub(super) fn over_udp(&self) -> Self {
+        let route = Self::with_timing(Carriers::Udp, self.timing);
+        let (receiver, reached) = {
+            let state = self.lock();
+            (state.receiver, state.reached.clone())
+        };
+        *route.lock() = State { receiver, reached, ..State::default() };
+        route
+    }
+
+    pub(super) fn was_reached(&self, address: &str, at: SocketAddr) {
+        self.lock().reached = Some((address.to_owned(), at));
+    }
+
+    /// Where it was reached last.
+    pub(super) fn reached(&self) -> Option<(String, SocketAddr)> {
+        self.lock().reached.clone()
     }
 
     pub(super) fn is_tried(&self) -> bool {

@@ -562,6 +562,29 @@ async fn a_connection_ends_with_the_pairing_it_was_made_under() {
     assert!(matches!(error, DialError::Replaced), "{error}");
 }
 
+/// A token has all addresses of its gateway, also of networks that a host is not on.
+#[tokio::test]
+async fn where_the_receiver_was_reached_last_is_tried_first() {
+    let gateway = Gateway::start(limits());
+    let identity = Identity::ephemeral().expect("made");
+    let pin = pair(&gateway.token(60), &identity, &name("db1"), &Route::default(), &limits()).await.expect("paired");
+    assert!(matches!(gateway.event().await, ListenerEvent::Paired { .. }));
+    let pins = watch::Sender::new(Some(pin.clone()));
+    let source = QuicDialer::new(identity, name("db1"), pins.subscribe(), Route::default(), limits());
+    let first = source.dial().await.expect("connected");
+    let silent = [(); 2].map(|()| std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound"));
+    let at = |socket: &std::net::UdpSocket| socket.local_addr().expect("bound").to_string();
+    let addresses = silent.iter().map(at).chain(pin.addresses).collect();
+    pins.send_replace(Some(Pin::new(pin.receiver, pin.fingerprint, addresses)));
+    let again = source.dial().await.expect("connected");
+    assert_eq!(again.peer().address, first.peer().address);
+    for socket in silent {
+        socket.set_nonblocking(true).expect("set");
+        let heard = socket.recv(&mut [0; 2048]).map_err(|error| error.kind());
+        assert_eq!(heard, Err(std::io::ErrorKind::WouldBlock), "it was tried before");
+    }
+}
+
 #[tokio::test]
 async fn nobody_home_is_unreachable() {
     let quick = Limits { handshake_timeout: Duration::from_millis(50), ..limits() };
