@@ -40,7 +40,7 @@ pub(crate) fn unsaid(state_dir: &Path, config: &Path) -> Result<Name, ConfigErro
 }
 
 /// Says that a host is called otherwise than its volumes are filed.
-pub(crate) fn warn_of_another(state_dir: &Path, source: &Name) {
+pub(crate) fn say_of_another(state_dir: &Path, source: &Name) {
     let is_kept = || kept(state_dir).ok().flatten().is_some_and(|kept| kept == *source);
     let host = host_name().map_or_else(|error| format!("a name that does not serve ({error})"), |name| name.to_string());
     if host != source.as_str() && is_kept() {

@@ -90,7 +90,7 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     refuse_core_dumps().unwrap_or_else(|error| warn!("{error}"));
     let config = Config::load(config)?;
     let state = Arc::new(StateDir::open(&config.source.state_dir)?);
-    source_name::warn_of_another(state.path(), &config.source.name);
+    source_name::say_of_another(state.path(), &config.source.name);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let links = links()?;
     let result = runtime.block_on(async {
