@@ -635,7 +635,7 @@ but for --ttl and SIGTERM, after which its users see I/O errors. Otherwise any N
 
 Examples:
   farside point open data latest
-  farside point open data latest --device                # and: mount -o ro /dev/nbd0 /mnt
+  farside point open data latest --device                # and: mount -o ro /dev/ublkb0 /mnt
   farside point open data@-1h --store /srv/farside --export nbd:unix:/run/yesterday.nbd
   farside point open web1/data latest --store /srv/farside --writable --ttl 8h
   farside point open data latest --writable --hydrate data.img",
@@ -654,9 +654,9 @@ pub(crate) struct OpenArgs {
     /// current folder.
     #[arg(long, value_name = "nbd:PATH", value_parser = parse_export)]
     pub(crate) export: Option<PathBuf>,
-    /// A block device of this machine's kernel over it, /dev/nbdN: as root, with the kernel's module nbd.
-    #[arg(long)]
-    pub(crate) device: bool,
+    /// A block device of this machine's kernel over it, as root: by ublk where the kernel has it, else by its NBD client; or as you say.
+    #[arg(long, value_name = "BY", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
+    pub(crate) device: Option<crate::device::By>,
     /// Take writes, and keep them in a folder of their own.
     #[arg(long, group = "kept")]
     pub(crate) writable: bool,
@@ -737,9 +737,9 @@ pub(crate) struct DrillStartArgs {
     /// End by itself after so long.
     #[arg(long, default_value = "2h", value_name = "DURATION", value_parser = farside_control::parse_duration)]
     pub(crate) ttl: Duration,
-    /// Block devices of this machine's kernel, /dev/nbdN: as root, with the kernel's module nbd.
-    #[arg(long)]
-    pub(crate) device: bool,
+    /// Block devices of this machine's kernel, as `point open` makes them.
+    #[arg(long, value_name = "BY", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
+    pub(crate) device: Option<crate::device::By>,
     /// Print the steps, and change nothing.
     #[arg(long)]
     pub(crate) plan: bool,

@@ -1,52 +1,96 @@
-//! An open point as a block device of this machine's kernel: `/dev/nbdN`, while the command lasts that serves it.
+//! An open point as a block device of this machine's kernel, while the command lasts that serves it: `/dev/ublkbN`, or `/dev/nbdN` where
+//! the kernel has no ublk that will do.
 //!
 //! Nobody serves such a device after its process: what waits in it then fails at once, and it is gone when its users are. What a killed
-//! process left is swept by the next one. The device's identifier names the process and when it began, for numbers come again.
+//! process left is swept by the next one. A device carries who made it: the process, and when that began, for numbers come again.
 //!
 //! † No thread of a process that serves a device may wait in the kernel for it: killed then, neither would ever end. So what its page cache
 //! holds is written by a process of its own, and only then is it opened here.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+mod nbd;
+mod ublk;
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use farside_blockio::openers;
 use farside_nbd::Handle;
-use farside_nbd::kernel::{self, Keeper, KernelDevice, KernelError, Spec};
+use farside_nbd::kernel::{self, Claim, KernelError};
+use farside_store::LazyPointReader;
+use farside_view::View;
 
 use crate::failure::{Exit, Failure, OrFail as _};
 
-const IDENTIFIER: &str = "farside-open:";
-const MODULE: &str = "nbd";
+/// The first argument of a process that does only that.
+const WRITE_BACK: &str = "write-back-for-farside";
+/// Whoever only looks at a device that has changed is soon done.
+const OPENERS_WAIT: Duration = Duration::from_secs(2);
+const OPENERS_POLL: Duration = Duration::from_millis(20);
+
+/// A point that is served.
+pub(crate) type PointView = View<Arc<LazyPointReader>>;
+
+/// Which of the kernel's drivers makes a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum By {
+    /// ublk where this kernel's will do, else its NBD client.
+    Auto,
+    /// ublk: /dev/ublkbN, with the kernel's module ublk_drv.
+    Ublk,
+    /// The kernel's NBD client: /dev/nbdN, with its module nbd.
+    #[value(alias = "nbd-device")]
+    Nbd,
+}
+
+impl By {
+    /// As it is written on a command line.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Ublk => "ublk",
+            Self::Nbd => "nbd",
+        }
+    }
+}
 
 /// Dropped, what still uses it sees errors.
-pub(crate) struct Device(Option<Keeper>);
+pub(crate) enum Device {
+    Ublk(ublk::Device),
+    Nbd(nbd::Device),
+}
 
 impl Device {
-    /// Makes one over a server that runs. `block`: of the device, in bytes.
-    pub(crate) fn attach(server: &Handle, block: u32) -> Result<Self, Failure> {
-        if matches!(kernel::probe(), Err(KernelError::NoClient)) && nix::unistd::geteuid().is_root() {
-            // Whether that helped is seen below.
-            let _ =
-                Command::new("modprobe").arg(MODULE).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        }
-        let pid = std::process::id();
-        let began = began(pid).or_fail("when this process began is not known")?;
-        let identifier = format!("{IDENTIFIER}{pid}:{began}");
-        let spec = Spec { identifier, block, rotational: false, dead_connection: Duration::ZERO };
-        let attach = || {
-            sweep()?;
-            let device = KernelDevice::attach(&spec, server)?;
-            let kept = device.keep(spec.clone(), server.clone(), |lost| eprintln!("farside: {lost}"));
-            kept.map_err(|source| KernelError::Io { what: "start a thread for", path: "the device".into(), source })
+    /// Makes one of a view that a server serves. `block`: of the device, in bytes; `threads`: as many as carry out its requests.
+    pub(crate) fn attach(
+        by: By,
+        view: &Arc<PointView>,
+        server: &Handle,
+        (block, threads): (u32, usize),
+    ) -> Result<Self, Failure> {
+        let owner = Owner::this().or_fail("when this process began is not known")?;
+        let no_ublk = match by {
+            By::Nbd => None,
+            By::Auto | By::Ublk => match ublk::Device::attach(by, view, (block, threads), owner) {
+                Ok(device) => return Ok(Self::Ublk(device)),
+                Err(failure) if by == By::Ublk => return Err(failure),
+                Err(failure) => Some(failure),
+            },
         };
-        match attach() {
-            Ok(keeper) => Ok(Self(Some(keeper))),
-            Err(error) => Err(Failure::from_error(Exit::Failed, &error, "run it as root, or without --device: over NBD")),
-        }
+        nbd::Device::attach(server, block, owner).map(Self::Nbd).map_err(|failure| match no_ublk {
+            Some(no_ublk) => Failure { message: format!("{}; nor by ublk: {}", failure.message, no_ublk.message), ..failure },
+            None => failure,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.0.as_ref().expect("it is there until it is dropped").path()
+        match self {
+            Self::Ublk(device) => device.path(),
+            Self::Nbd(device) => device.path(),
+        }
     }
 
     /// Takes it away, if nobody uses it; or, by `force`, from whoever does. What was written to it has reached its server then.
@@ -54,32 +98,44 @@ impl Device {
     /// # Errors
     /// Refused where somebody uses it: then it stays.
     pub(crate) fn detach(&mut self, force: bool) -> Result<(), Failure> {
+        if matches!(self, Self::Ublk(device) if device.is_over()) {
+            return Ok(()); // its name may be another one's by now
+        }
         write_back(self.path())?;
-        let keeper = self.0.take().expect("it is there until it is dropped");
-        let claimed = keeper.claim();
-        let ended = match (claimed, force) {
-            (Ok(claim), _) => keeper.detach(claim),
-            (Err(_), true) => keeper.tear_away(),
-            (Err(error), false) => Err((keeper, error)),
+        let claim = match claim_unused(self.path()) {
+            Ok(claim) => Some(claim),
+            Err(_) if force => None,
+            Err(failure) => return Err(failure),
         };
-        ended.map_err(|(keeper, error)| {
-            self.0 = Some(keeper);
-            Failure::from_error(Exit::Refused, &error, "")
-        })
+        match self {
+            Self::Ublk(device) => device.end(claim),
+            Self::Nbd(device) => device.end(claim),
+        }
     }
 }
 
-impl Drop for Device {
-    fn drop(&mut self) {
-        if let Some(keeper) = self.0.take() {
-            let _ = keeper.tear_away(); // its process ends
+/// If this process was started to write a device back, that is done now.
+pub(crate) fn as_helper() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != WRITE_BACK {
+        return None;
+    }
+    let device = arguments.next().unwrap_or_default();
+    // Not for writing: udev looks at a device that was open for that anew, which may be about to go.
+    match File::open(device).and_then(|node| node.sync_all()) {
+        Ok(()) => Some(ExitCode::SUCCESS),
+        Err(error) => {
+            eprintln!("{error}");
+            Some(ExitCode::FAILURE)
         }
     }
 }
 
 /// What the page cache of a device holds.
 fn write_back(device: &Path) -> Result<(), Failure> {
-    let said = Command::new("sync").arg(device).stdin(Stdio::null()).output().or_fail("sync cannot be started")?;
+    // Whatever has become of its file meanwhile.
+    let mut helper = Command::new("/proc/self/exe");
+    let said = helper.arg(WRITE_BACK).arg(device).stdin(Stdio::null()).output().or_fail("a helper cannot be started")?;
     if said.status.success() {
         return Ok(());
     }
@@ -87,30 +143,75 @@ fn write_back(device: &Path) -> Result<(), Failure> {
     Err(Failure::new(Exit::Failed, message, "is there room for what is written? end it by SIGTERM to lose it"))
 }
 
-/// Whether somebody uses the device of an open point: a file system, or what is built on it.
+/// Claims a device that nobody has mounted, built upon or open.
+///
+/// † The kernel's claim is granted beside whoever has it open without one, as virtual machines and databases do.
+fn claim_unused(device: &Path) -> Result<Claim, Failure> {
+    let claim = kernel::claim(device).map_err(|error| match error {
+        KernelError::InUse { .. } => Failure::from_error(Exit::Refused, &error, ""),
+        error => Failure::from_error(Exit::Failed, &error, ""),
+    })?;
+    let until = Instant::now() + OPENERS_WAIT;
+    loop {
+        let openers = openers(device);
+        if openers.is_empty() {
+            return Ok(claim);
+        }
+        if Instant::now() >= until {
+            let message = format!("{} is open in {}", device.display(), openers.join(", "));
+            return Err(Failure::new(Exit::Refused, message, "end what uses it"));
+        }
+        std::thread::sleep(OPENERS_POLL);
+    }
+}
+
+/// Whether somebody uses the device of an open point: a file system, what is built on it, or a process that has it open.
 ///
 /// # Errors
 /// Where it cannot be opened.
 pub(crate) fn is_used(device: &Path) -> Result<bool, Failure> {
-    match kernel::claim(device) {
+    if !device.exists() {
+        return Ok(false); // somebody else has ended it
+    }
+    match claim_unused(device) {
         Ok(_) => Ok(false),
-        Err(KernelError::InUse { .. }) => Ok(true),
-        Err(error) => Err(Failure::from_error(Exit::Failed, &error, "")),
+        Err(failure) if failure.exit == Exit::Refused => Ok(true),
+        Err(failure) => Err(failure),
     }
 }
 
-/// Takes away what killed processes have left and nobody uses.
-pub(crate) fn sweep() -> Result<Vec<PathBuf>, KernelError> {
-    let mut left = kernel::identifiers()?;
-    left.retain(|identifier| is_left(identifier));
-    // Nobody serves these any more: whoever has one open meets errors or waits, and is better told the former.
-    kernel::disconnect_unused(&left, |_| true)
+/// Takes away what killed processes have left and nobody uses; of ublk also what is used, whose users see errors already.
+///
+/// # Errors
+/// What a driver says; the other one's are gone all the same.
+pub(crate) fn sweep() -> Result<Vec<PathBuf>, Failure> {
+    let (ublk, nbd) = (ublk::sweep(), nbd::sweep());
+    let mut gone = ublk.map_err(|error| Failure::from_error(Exit::Failed, &error, ""))?;
+    gone.extend(nbd.map_err(|error| Failure::from_error(Exit::Failed, &error, ""))?);
+    Ok(gone)
 }
 
-fn is_left(identifier: &str) -> bool {
-    let of = identifier.strip_prefix(IDENTIFIER).and_then(|of| of.split_once(':'));
-    let of = of.and_then(|(pid, then)| Some((pid.parse::<u32>().ok()?, then.parse::<u64>().ok()?)));
-    of.is_some_and(|(pid, then)| began(pid).is_ok_and(|now| now != then) || !Path::new(&format!("/proc/{pid}")).exists())
+/// A process that made a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner {
+    pid: u32,
+    /// In the kernel's own unit.
+    began: u64,
+}
+
+impl Owner {
+    fn this() -> std::io::Result<Self> {
+        let pid = std::process::id();
+        Ok(Self { pid, began: began(pid)? })
+    }
+
+    /// `same`: of when it began, what is known of it.
+    fn is_gone(self, same: impl Fn(u64) -> u64) -> bool {
+        match began(self.pid) {
+            Ok(now) => same(now) != same(self.began),
+            Err(_) => !Path::new(&format!("/proc/{}", self.pid)).exists(),
+        }
+    }
 }
 
 /// When a process began, in the kernel's own unit. (proc_pid_stat(5): the 22nd; the second is a name, with anything in it.)
@@ -125,16 +226,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_was_left_if_its_process_is_not_the_one_that_made_it() {
-        let pid = std::process::id();
-        let began = began(pid).expect("it runs");
-        assert!(!is_left(&format!("{IDENTIFIER}{pid}:{began}")), "it lives");
-        assert!(is_left(&format!("{IDENTIFIER}{pid}:{}", began + 1)), "another one had its number");
+    fn an_owner_is_gone_if_its_number_is_free_or_another_one_s() {
+        let this = Owner::this().expect("it runs");
+        assert!(!this.is_gone(|began| began), "it lives");
+        assert!(Owner { began: this.began + 1, ..this }.is_gone(|began| began), "another one had its number");
         let mut child = Command::new("true").spawn().expect("it starts");
         child.wait().expect("it ends");
-        assert!(is_left(&format!("{IDENTIFIER}{}:{began}", child.id())));
-        for of_others in ["farside:7e57", "farside-open:", "farside-open:x:1", "data"] {
-            assert!(!is_left(of_others), "{of_others}");
+        assert!(Owner { pid: child.id(), ..this }.is_gone(|began| began));
+    }
+
+    #[test]
+    fn a_device_is_made_by_what_the_configuration_of_taps_calls_it() {
+        for (word, by) in [("auto", By::Auto), ("ublk", By::Ublk), ("nbd", By::Nbd), ("nbd-device", By::Nbd)] {
+            assert_eq!(By::from_str(word, false), Ok(by));
         }
+        for by in By::value_variants() {
+            assert_eq!(By::from_str(by.as_str(), false), Ok(*by));
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_not_used() {
+        assert!(!is_used(Path::new("/dev/no-such-device")).expect("known"));
     }
 }

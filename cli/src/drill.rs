@@ -234,8 +234,8 @@ impl Servers {
             command.args(["point", "open", "--json", "--writable", "--until-stdin-ends"]);
             command.arg(format!("{}/{volume}@{}", drill.group, drill.point.id));
             command.arg("--export").arg(opened::export_of(socket)).arg("--overlay").arg(overlay);
-            if args.device {
-                command.arg("--device");
+            if let Some(by) = args.device {
+                command.arg(format!("--device={}", by.as_str()));
             }
             if let Some(url) = &args.store {
                 command.args(["--store", url]);

@@ -55,7 +55,7 @@ use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 
 fn main() -> ExitCode {
-    if let Some(code) = farside_daemon::as_helper() {
+    if let Some(code) = farside_daemon::as_helper().or_else(device::as_helper) {
         return code;
     }
     let cli = Cli::try_parse().unwrap_or_else(|error| wrong_usage(&error));

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::args::{Global, OpenArgs};
-use crate::device::Device;
+use crate::device::{By, Device, PointView};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::hydrate::{self, Hydration};
@@ -211,8 +211,8 @@ struct Serving<'a> {
     socket: &'a Path,
     opened: &'a Opened,
     ttl: Option<Duration>,
-    /// Whether it is a block device of this machine's kernel, too.
-    device: bool,
+    /// By what it is a block device of this machine's kernel, too.
+    device: Option<By>,
     base: Arc<LazyPointReader>,
     /// It is known already what is where.
     is_indexed: bool,
@@ -236,7 +236,7 @@ impl Serving<'_> {
     /// and its device are gone then. What fills it meanwhile begins when it is served.
     async fn run(
         &self,
-        view: &Arc<View<Arc<LazyPointReader>>>,
+        view: &Arc<PointView>,
         owner: Option<oneshot::Receiver<()>>,
         caller: &mut Option<UnixStream>,
         behind: &mut Option<Behind>,
@@ -254,7 +254,7 @@ impl Serving<'_> {
         let description = format!("{} at {}", self.opened.volume, self.opened.point.id);
         let (server, handle) = Server::new(listener, self.volume, &description, Limits::default(), waker);
         let mut server: Running = tokio::task::spawn_blocking(move || server.run(queue).map(drop));
-        let over = match self.attach(&handle, block).await {
+        let over = match self.attach(view, &handle, (block, threads)).await {
             Ok(device) => self.until_over(view, device, &mut server, owner, &mut signals, (&mut *caller, behind)).await,
             Err(failure) => Err(failure),
         };
@@ -277,19 +277,17 @@ impl Serving<'_> {
         ended.or_fail("serving ended early")?.or_fail("it cannot be served")
     }
 
-    async fn attach(&self, server: &Handle, block: u32) -> Result<Option<Device>, Failure> {
-        if !self.device {
-            return Ok(None);
-        }
-        let server = server.clone();
-        let attached = tokio::task::spawn_blocking(move || Device::attach(&server, block)).await;
+    async fn attach(&self, view: &Arc<PointView>, server: &Handle, how: (u32, usize)) -> Result<Option<Device>, Failure> {
+        let Some(by) = self.device else { return Ok(None) };
+        let (view, server) = (view.clone(), server.clone());
+        let attached = tokio::task::spawn_blocking(move || Device::attach(by, &view, &server, how)).await;
         attached.or_fail("cannot start")?.map(Some)
     }
 
     /// Says where it is, and waits until it is to end, and may. Gives how its server ended if that was by itself.
     async fn until_over(
         &self,
-        view: &Arc<View<Arc<LazyPointReader>>>,
+        view: &Arc<PointView>,
         mut device: Option<Device>,
         server: &mut Running,
         mut owner: Option<oneshot::Receiver<()>>,

@@ -150,8 +150,9 @@ fn ublk(accepted: &[String]) -> Finding {
     match kernel.allows(accepted) {
         Ok(()) => {
             let Choice { path, why } = kernel.data_path_of_devices(accepted);
+            let points = if kernel.allows_without_recovery().is_ok() { ", and open points as their device" } else { "" };
             let found = format!(
-                "the kernel has it (features {:#x}): new volumes of block devices have it as their tap; data path {}: {why}",
+                "the kernel has it (features {:#x}): new volumes of block devices have it as their tap{points}; data path {}: {why}",
                 kernel.features,
                 path.as_str()
             );

@@ -30,10 +30,10 @@ use crate::uapi::{self, DeviceInfo, DeviceState, Discard, Params, SECTOR, attrib
 /// Where the kernel lists its ublk devices.
 const LIST: &str = "/sys/class/ublk-char";
 /// How long a dead server may take to be gone: its ring is torn down after its process.
-const PATIENCE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const POLL: Duration = Duration::from_millis(5);
 /// The longest discard or zeroing that one request asks for.
-const ZERO_BYTES_MAX: u64 = 1 << 30;
+pub(crate) const ZERO_BYTES_MAX: u64 = 1 << 30;
 
 /// As many queues as a device may have: more than anybody has a use for.
 pub const QUEUES_MAX: u16 = 64;
@@ -184,6 +184,12 @@ impl Device {
         })
     }
 
+    /// One that was just added.
+    pub(crate) fn made(control: Control, info: DeviceInfo, scan: Scan, data_path: Choice) -> Self {
+        let slots = None;
+        Self { control, info, recovered: false, grows_to: None, can_grow: false, is_small: false, scan, data_path, slots }
+    }
+
     /// How its data comes and goes, and why.
     pub fn data_path(&self) -> &Choice {
         &self.data_path
@@ -328,28 +334,31 @@ impl Held {
     }
 }
 
-fn block_path(id: u32) -> PathBuf {
+pub(crate) fn block_path(id: u32) -> PathBuf {
     PathBuf::from(format!("/dev/ublkb{id}"))
 }
 
 /// The device with the token.
 fn find(control: &mut Control, token: u64) -> Result<Option<DeviceInfo>, UblkError> {
+    Ok(list(control)?.into_iter().find(|info| info.token == token))
+}
+
+/// All ublk devices, whoever's.
+pub(crate) fn list(control: &mut Control) -> Result<Vec<DeviceInfo>, UblkError> {
     let failed = |source| UblkError::Io { what: "list", path: LIST.into(), source };
     let list = match std::fs::read_dir(LIST) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         list => list.map_err(failed)?,
     };
+    let mut all = Vec::new();
     for entry in list {
         let name = entry.map_err(failed)?.file_name();
         let id = name.to_str().and_then(|name| name.strip_prefix("ublkc")).and_then(|id| id.parse().ok());
-        if let Some(id) = id
-            && let Some(info) = control.info(id)?
-            && info.token == token
-        {
-            return Ok(Some(info));
+        if let Some(id) = id {
+            all.extend(control.info(id)?);
         }
     }
-    Ok(None)
+    Ok(all)
 }
 
 /// The volume's locks are ours already: a server that still seems to live is dying.

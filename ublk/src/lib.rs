@@ -6,10 +6,11 @@
 //! | `control` | `/dev/ublk-control`: one command at a time |
 //! | [`Kernel`] | what the driver can do, and what is known to be wrong with it |
 //! | [`Device`] | the life of a device: made or taken over, started, removed |
+//! | `without_recovery` | devices that end with their server ([`Device::without_recovery`]) |
 //! | [`Server`] | one queue: one thread, one ring that carries the kernel's commands and the backing's I/O |
 //! | `opening` | the moment at which all queues of a device begin |
 //!
-//! Invariants. *A device outlives its server*: whoever dies leaves it quiesced, requests wait, and what was not answered is
+//! Invariants. *A volume's device outlives its server*: whoever dies leaves it quiesced, requests wait, and what was not answered is
 //! given to the successor again ([`uapi::feature::USER_RECOVERY_REISSUE`]); only [`Held::remove`] ends one. *Nobody takes over
 //! a foreign device*: each carries its owner's token. *The cache is volatile*: flushes and FUA come to us, whatever the backing
 //! says of its own.
@@ -25,6 +26,7 @@ mod kernel;
 mod opening;
 mod server;
 pub mod uapi;
+mod without_recovery;
 
 use std::path::PathBuf;
 
@@ -37,6 +39,7 @@ pub use device::{Device, Held, QUEUES_MAX, Spec, held};
 pub use kernel::{Choice, DataPath, Effect, FAULTS, Fault, Kernel, Version};
 pub use server::{Broken, Counters, Handle, Server};
 pub use uapi::{DeviceInfo, DeviceState};
+pub use without_recovery::{Shape, delete, sweep};
 
 /// Why there is no device.
 #[derive(Debug, Error)]
@@ -68,6 +71,15 @@ pub enum UblkError {
     NoRecovery {
         /// What it can.
         features: u64,
+    },
+    /// A deleted device stays for its users.
+    #[error(
+        "this kernel ({release}) keeps a ublk device that is deleted until its last user is gone: Linux 6.9 or newer is needed for \
+         one that ends with its server; use the kernel's NBD client"
+    )]
+    LateDeletion {
+        /// Of the kernel.
+        release: String,
     },
     /// Its driver is known to be bad.
     #[error(

@@ -24,6 +24,7 @@ pub(crate) mod control {
     pub(crate) const START_USER_RECOVERY: u32 = read_write(0x10);
     pub(crate) const END_USER_RECOVERY: u32 = read_write(0x11);
     pub(crate) const GET_FEATURES: u32 = read(0x13);
+    pub(crate) const DEL_DEV_ASYNC: u32 = read(0x14);
     pub(crate) const UPDATE_SIZE: u32 = read_write(0x15);
 }
 
@@ -212,6 +213,7 @@ pub(crate) struct Discard {
 
 /// `UBLK_ATTR_*`.
 pub(crate) mod attribute {
+    pub(crate) const READ_ONLY: u32 = 1 << 0;
     pub(crate) const ROTATIONAL: u32 = 1 << 1;
     pub(crate) const VOLATILE_CACHE: u32 = 1 << 2;
     pub(crate) const FUA: u32 = 1 << 3;
@@ -367,7 +369,7 @@ mod tests {
         assert_eq!([control::ADD_DEV, control::DEL_DEV], [0xc020_7504, 0xc020_7505]);
         assert_eq!([control::START_DEV, control::STOP_DEV, control::SET_PARAMS], [0xc020_7506, 0xc020_7507, 0xc020_7508]);
         assert_eq!([control::START_USER_RECOVERY, control::END_USER_RECOVERY], [0xc020_7510, 0xc020_7511]);
-        assert_eq!(control::UPDATE_SIZE, 0xc020_7515);
+        assert_eq!([control::DEL_DEV_ASYNC, control::UPDATE_SIZE], [0x8020_7514, 0xc020_7515]);
         assert_eq!([io::FETCH, io::COMMIT_AND_FETCH], [0xc010_7520, 0xc010_7521]);
         assert_eq!(DESCRIPTORS_STRIDE, 98_304);
     }

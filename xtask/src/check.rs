@@ -84,6 +84,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "farside-daemon",
             "farside-receiver",
             "farside-nbd",
+            "farside-ublk",
             "farside-blockio",
             "farside-view",
         ],

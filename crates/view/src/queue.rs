@@ -20,7 +20,7 @@ const BLOCK_SHIFT_MAX: u32 = 9;
 /// What reading less than costs the same.
 const BLOCK_PREFERRED: u32 = 4096;
 
-/// A view that is served. Dropped, it waits for the requests that are under way.
+/// A view that is served, or one of its servers' share in that. Dropped, it waits for the requests that are under way.
 pub struct ViewQueue<B: Base> {
     view: Arc<View<B>>,
     /// None while it is dropped.
@@ -38,7 +38,8 @@ impl<B: Base> fmt::Debug for ViewQueue<B> {
 }
 
 impl<B: Base + 'static> ViewQueue<B> {
-    /// The queue of a view, with so many threads. `waker`: the server's, which then calls [`BlockQueue::reap`].
+    /// A queue of a view, with so many threads. `waker`: the server's, which then calls [`BlockQueue::reap`]. A view may have several, of a
+    /// server each; the first one fetches ahead for all of them.
     ///
     /// # Errors
     /// When the system gives no threads.
@@ -72,15 +73,19 @@ impl<B: Base + 'static> ViewQueue<B> {
             })
         };
         let threads = (0..threads.max(1)).map(work).collect::<io::Result<_>>()?;
-        // Nobody waits for these: at the end they may be waiting for a store.
-        (0..AHEAD_THREADS).map(fetch).collect::<io::Result<Vec<_>>>()?;
-        Ok(Self { view, requests: Some(requests), done, ahead: Some(ahead), threads })
+        let is_first = view.begin_queue();
+        let queue = Self { view: view.clone(), requests: Some(requests), done, ahead: Some(ahead), threads };
+        if is_first {
+            // Nobody waits for these: at the end they may be waiting for a store.
+            (0..AHEAD_THREADS).map(fetch).collect::<io::Result<Vec<_>>>()?;
+        }
+        Ok(queue)
     }
 }
 
 impl<B: Base> Drop for ViewQueue<B> {
     fn drop(&mut self) {
-        self.view.end_ahead();
+        self.view.end_queue();
         (self.requests, self.ahead) = (None, None);
         for thread in self.threads.drain(..) {
             let _ = thread.join(); // one that panicked has said so

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use farside_blockio::{Extent, ExtentKind};
+use farside_blockio::{Extent, ExtentKind, Waker};
 use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex, mutation};
 use farside_store::{AlignedBytes, StoreError};
 use nix::errno::Errno;
@@ -147,6 +147,17 @@ fn who_reads_in_sequence_finds_what_was_fetched_ahead() {
     assert_eq!((fetch(), reads.load(Ordering::SeqCst)), (0, 6));
     assert!(is_right(6 * region));
     assert_eq!(fetch(), 1);
+}
+
+#[test]
+fn a_view_is_fetched_ahead_until_its_last_queue_ends() {
+    let view = Arc::new(Fake::new().view(None));
+    let queue = || ViewQueue::new(Arc::clone(&view), 1, &Waker::new().expect("a waker")).expect("threads");
+    let (socket, device) = (queue(), queue());
+    drop(device);
+    assert!(view.fetches_ahead(), "the other one is served on");
+    drop(socket);
+    assert!(!view.fetches_ahead());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -136,6 +136,8 @@ pub struct View<B> {
     /// Regions that clients have read from the base lately, for who fills the overlay.
     asked: (Sender<RegionIndex>, Receiver<RegionIndex>),
     ahead: Ahead,
+    /// That serve it.
+    queues: AtomicUsize,
     is_read_only: bool,
     told: Mutex<HashSet<RegionIndex>>,
     is_deleted: AtomicBool,
@@ -162,6 +164,7 @@ impl<B: Base> View<B> {
             writes: [const { Mutex::new(()) }; SHARDS],
             asked: bounded(ASKED_MAX),
             ahead: Ahead::new(regions),
+            queues: AtomicUsize::new(0),
             is_read_only: false,
             told: Mutex::default(),
             is_deleted: AtomicBool::new(false),
@@ -221,9 +224,21 @@ impl<B: Base> View<B> {
         self.ahead.wanted()
     }
 
-    /// Nothing is fetched ahead any more.
-    pub(crate) fn end_ahead(&self) {
-        self.ahead.end();
+    /// One more queue serves it. Whether it is the first.
+    pub(crate) fn begin_queue(&self) -> bool {
+        self.queues.fetch_add(1, Ordering::SeqCst) == 0
+    }
+
+    /// A queue serves it no longer. After the last one nothing is fetched ahead any more.
+    pub(crate) fn end_queue(&self) {
+        if self.queues.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.ahead.end();
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn fetches_ahead(&self) -> bool {
+        !self.ahead.is_over()
     }
 
     /// Fetches a region that nobody waits for yet. What goes wrong is said to who has come to wait for it.
@@ -286,6 +301,11 @@ impl<B: Base> View<B> {
     /// Its size.
     pub fn bytes(&self) -> u64 {
         self.base.geometry().volume_bytes()
+    }
+
+    /// Of what is fetched, filled and discarded as a whole.
+    pub fn granule_bytes(&self) -> u64 {
+        self.base.geometry().granule_bytes()
     }
 
     /// What was written, if it can be.

@@ -149,12 +149,20 @@ impl Gateway {
     /// When there is no such point.
     pub fn restore(&mut self, volume: &str, point: &str) -> Vec<u8> {
         self.run(&format!("farside restore {volume} --point {point} --store {FOLDER}/store --to {FOLDER}/restored.img"));
-        let content = match &mut self.place {
-            Place::Here(here) => std::fs::read(here.dir.path().join("restored.img")).expect("it is there"),
-            Place::Emulated(emulated) => emulated.guest.download(&format!("{EMULATED_FOLDER}/restored.img")),
-        };
+        let content = self.download("restored.img");
         self.run(&format!("rm {FOLDER}/restored.img"));
         content
+    }
+
+    /// A file of its folder.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn download(&mut self, name: &str) -> Vec<u8> {
+        match &mut self.place {
+            Place::Here(here) => std::fs::read(here.dir.path().join(name)).expect("it is there"),
+            Place::Emulated(emulated) => emulated.guest.download(&format!("{EMULATED_FOLDER}/{name}")),
+        }
     }
 
     /// A token for a host.

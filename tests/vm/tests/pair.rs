@@ -108,7 +108,7 @@ fn is_drilled(gateway: &mut Guest) {
     let refused = gateway.attempt(stop);
     assert!(refused.code == 4 && refused.stderr.contains(&format!("is in use at {device}")), "{refused:?}");
     let refused = gateway.attempt(&format!("farside point close {device}"));
-    assert!(refused.code == 4 && refused.stderr.contains("stays open"), "{refused:?}");
+    assert!(refused.code == 4 && refused.stderr.contains(&format!("stays open: {device} is in use")), "{refused:?}");
     gateway.run("echo still served >/mnt/served && umount /mnt");
     gateway.run(&format!("{stop} && ! {is_there} && test -z \"$(ls /store/drills)\""));
     gateway.wait_for_end(owner);

@@ -1,13 +1,14 @@
 //! The ublk tap on kernels that have it: a real block device, from its geometry to the death of its server. File systems and
 //! programs on it see one device and no error, whatever happens to the process behind it.
 
-use farside_tests::Endurance;
 use farside_tests::verify::Rng;
+use farside_tests::{Endurance, wait_until};
 use farside_vm::conformance::{self, DEVICE, UBLK, boot, unmount_and_shut_down, with_load};
 use farside_vm::counted::{Bare, load};
-use farside_vm::gateway::FOLDER;
+use farside_vm::gateway::{FOLDER, md5_of};
 use farside_vm::protected::{CLI, Host, Setup, is_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine};
+use serde_json::Value;
 
 const KILLS: u64 = 20;
 /// Of a daemon that stays, after eight that do not.
@@ -139,11 +140,100 @@ fn a_data_path_is_chosen_shown_and_kept() {
             host.wait_for_group("the last writes", is_quiet);
             host.assert_newest_point_is_the_disk();
             what_a_closed_volume_left_is_ended(&mut host);
-            host.shut_down();
         } else {
-            host.shut_down();
+            host.guest.run(&format!("/bin/mke2fs -q -t ext4 {DEVICE}"));
+            host.wait_for_group("the file system", is_quiet);
         }
+        a_point_is_a_device(&mut host);
+        host.shut_down();
     }
+}
+
+const OPEN: &str = "cd /run && exec farside point open host1/default/data latest --store /run/store --json";
+
+/// Opens the newest point of the store beside the host, as a device. Gives that, and the process that serves it.
+fn open_point(guest: &mut Guest, options: &str) -> (String, u32) {
+    guest.run("rm -f /run/open.log");
+    let owner = guest.start_command(&format!("{OPEN} {options}"), "/run/open.log");
+    let opened = wait_until("the point to be open", || {
+        let said = String::from_utf8(guest.download("/run/open.log")).expect("text");
+        assert!(guest.lives(owner), "it ended: {said}");
+        serde_json::from_str::<Value>(&said).map_err(|_| said)
+    });
+    let device = opened["device"].as_str().unwrap_or_else(|| panic!("no device: {opened}")).to_owned();
+    assert!(device.starts_with("/dev/ublkb"), "the kernel has ublk: {device}");
+    (device, owner)
+}
+
+/// A point is a device that ends with its server: what is restored from it, byte for byte; what was written to it is there when it is
+/// opened again; it does not go while it is used, and it is gone, with its number, however its server ends.
+fn a_point_is_a_device(host: &mut Host) {
+    let restored = md5_of(&host.gateway.restore("data", "latest"));
+    host.gateway.run(&format!("tar -C {FOLDER} -cf {FOLDER}/store.tar store"));
+    let store = host.gateway.download("store.tar");
+    let guest = &mut host.guest;
+    guest.upload("/run/store.tar", &store, 0o600);
+    guest.run("tar -C /run -xf /run/store.tar && rm /run/store.tar");
+    let queue = |guest: &mut Guest, device: &str, file: &str| {
+        guest.run(&format!("cat /sys/block/{}/queue/{file}", device.trim_start_matches("/dev/"))).trim().to_owned()
+    };
+
+    let (device, owner) = open_point(guest, "--device");
+    guest.announce(&device["/dev/".len()..]); // its users see errors below
+    let number = device.trim_start_matches("/dev/ublkb").to_owned();
+    let is_there = format!("test -e {device} -o -e /dev/ublkc{number}");
+    let read = guest.run(&format!("dd if={device} bs=1M iflag=direct 2>/dev/null | md5sum"));
+    assert_eq!(read.split(' ').next(), Some(&*restored), "it is not what is restored");
+    for (what, value) in [("getro", 1), ("getss", 512), ("getsize64", 64 << 20)] {
+        assert_eq!(guest.run(&format!("blockdev --{what} {device}")).trim(), value.to_string(), "{what}");
+    }
+    assert_eq!(queue(guest, &device, "discard_max_bytes"), "0");
+    assert_ne!(guest.attempt(&format!("dd if=/dev/zero of={device} bs=4k count=1 oflag=direct")).code, 0);
+    guest.run(&format!("farside point close {device} && ! {is_there}"));
+    guest.wait_for_end(owner);
+
+    let (device, owner) = open_point(guest, "--writable --device=ublk");
+    for (file, value) in [("write_cache", "write back"), ("fua", "1"), ("discard_granularity", "4096")] {
+        assert_eq!(queue(guest, &device, file), value, "{file}");
+    }
+    guest.run(&format!("mount -t ext4 {device} /mnt && dd if=/dev/urandom of=/mnt/tried bs=64k count=32 conv=fsync 2>/dev/null"));
+    let tried = guest.run("md5sum </mnt/tried");
+    let refused = guest.attempt(&format!("farside point close {device}"));
+    assert!(refused.code == 4 && refused.stderr.contains("is in use: unmount it"), "{refused:?}");
+    guest.run("umount /mnt");
+    let user = guest.start_command(&format!("exec sleep 1000 <{device}"), "/run/user.log");
+    guest.wait_until(&format!("readlink /proc/{user}/fd/0 | grep -q ublkb"));
+    let refused = guest.attempt(&format!("farside point close {device}"));
+    assert!(refused.code == 4 && refused.stderr.contains(&format!("is open in process {user}")), "{refused:?}");
+    guest.run(&format!("kill {user}"));
+    guest.wait_for_end(user);
+    guest.run(&format!("farside point close {device} && ! {is_there}"));
+    guest.wait_for_end(owner);
+
+    // Killed while it is mounted and read: the disk goes by itself, and what is left of it with the next one.
+    let (device, owner) = open_point(guest, "--writable --device");
+    guest.run(&format!("mount -t ext4 {device} /mnt && test \"$(md5sum </mnt/tried)\" = '{}'", tried.trim()));
+    let reader = format!("while dd if={device} of=/dev/null bs=256k iflag=direct 2>/dev/null; do :; done");
+    let reader = guest.start_command(&reader, "/run/reader.log");
+    guest.run(&format!("kill -9 {owner}"));
+    guest.wait_for_end(owner);
+    guest.wait_for_end(reader);
+    guest.wait_until(&format!("test ! -e {device}"));
+    guest.run(&format!("umount /mnt && {is_there} && farside drill stop --all --dir /run/drills && ! {is_there}"));
+
+    // Asked for its end while it is mounted and read: what was synced is kept, and its users see errors.
+    let (device, owner) = open_point(guest, "--writable --device");
+    guest.run(&format!("mount -t ext4 {device} /mnt && echo kept >/mnt/kept && sync"));
+    let reader = format!("while dd if={device} of=/dev/null bs=256k iflag=direct 2>/dev/null; do :; done");
+    let reader = guest.start_command(&reader, "/run/reader.log");
+    guest.run(&format!("kill {owner}"));
+    guest.wait_for_end(owner);
+    guest.wait_for_end(reader);
+    guest.run(&format!("umount /mnt && ! {is_there}"));
+    let (device, owner) = open_point(guest, "--writable --device");
+    guest.run(&format!("mount -t ext4 {device} /mnt && grep -qx kept /mnt/kept && umount /mnt"));
+    guest.run(&format!("farside point close {device} && ! {is_there}"));
+    guest.wait_for_end(owner);
 }
 
 /// A volume was closed to be made larger, cannot be opened for now, and its file goes meanwhile: whoever uses its device waits and is served on,
