@@ -14,10 +14,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use farside_blockio::openers;
+use farside_blockio::{open_still, openers};
 use farside_nbd::Handle;
 use farside_nbd::kernel::{self, Claim, KernelError};
 use farside_store::LazyPointReader;
@@ -27,9 +26,6 @@ use crate::failure::{Exit, Failure, OrFail as _};
 
 /// The first argument of a process that does only that.
 const WRITE_BACK: &str = "write-back-for-farside";
-/// Whoever only looks at a device that has changed is soon done.
-const OPENERS_WAIT: Duration = Duration::from_secs(2);
-const OPENERS_POLL: Duration = Duration::from_millis(20);
 
 /// A point that is served.
 pub(crate) type PointView = View<Arc<LazyPointReader>>;
@@ -151,18 +147,12 @@ fn claim_unused(device: &Path) -> Result<Claim, Failure> {
         KernelError::InUse { .. } => Failure::from_error(Exit::Refused, &error, ""),
         error => Failure::from_error(Exit::Failed, &error, ""),
     })?;
-    let until = Instant::now() + OPENERS_WAIT;
-    loop {
-        let openers = openers(device);
-        if openers.is_empty() {
-            return Ok(claim);
-        }
-        if Instant::now() >= until {
-            let message = format!("{} is open in {}", device.display(), openers.join(", "));
-            return Err(Failure::new(Exit::Refused, message, "end what uses it"));
-        }
-        std::thread::sleep(OPENERS_POLL);
+    let openers = open_still(|| openers(device));
+    if openers.is_empty() {
+        return Ok(claim);
     }
+    let message = format!("{} is open in {}", device.display(), openers.join(", "));
+    Err(Failure::new(Exit::Refused, message, "end what uses it"))
 }
 
 /// Whether somebody uses the device of an open point: a file system, what is built on it, or a process that has it open.

@@ -1046,7 +1046,7 @@ impl<I> PointReader<I> {
             return Ok(state.head().filter(|head| *head > self.point).map(Gone::Point));
         }
         let is_given_up = |part: &Part| {
-            let PartName { layer, number } = &part.name;
+            let crate::liveness::PartName { layer, number } = &part.name;
             state.is_given_up(layer, *number) || state.may_be_forgotten(layer)
         };
         Ok(self.parts.get(&no).filter(|part| is_given_up(part)).map(|_| Gone::Part))

@@ -188,7 +188,7 @@ impl GroupStore {
         for (part, born) in due {
             // † Whoever reads a point that was given up long ago may need what replay knows nothing of any more.
             let is_read =
-                self.image.state().may_be_forgotten(&part.layer) && held.holds(part.layer.volume, born_at_least(&part.layer));
+                self.image.state().may_be_forgotten(&part.layer) && !held.frees(part.layer.volume, born_at_least(&part.layer));
             let may_go = match (born, self.dead.get_mut(&part)) {
                 (None, Some(_)) if is_read && !mutation::on("L4 a lease does not keep what was forgotten") => false,
                 (Some(born), _) => held.frees(part.layer.volume, born),

@@ -285,6 +285,10 @@ impl RestoreTarget for Target<'_> {
         self.pass();
         self.machine.sync()
     }
+
+    fn read_anew(&self) -> io::Result<()> {
+        self.machine.read_anew()
+    }
 }
 
 impl FollowTarget for Target<'_> {
@@ -298,10 +302,6 @@ impl FollowTarget for Target<'_> {
 
     fn resize(&self, bytes: u64) -> io::Result<()> {
         self.machine.resize(bytes)
-    }
-
-    fn read_anew(&self) -> io::Result<()> {
-        self.machine.read_anew()
     }
 
     fn identity(&self) -> io::Result<Identity> {
