@@ -675,7 +675,47 @@ fn who_holds_a_forgotten_point_of_another_history_is_told() {
             matches!(look, Err(StoreError::TargetOfAnotherHistory { slot, .. }) if slot == at.slot),
             "it is written to: {look:?}"
         );
+        // A bit of its record flips, which nobody reads any more.
+        let record = world.store.path().join(format!("groups/host/default/ledger/0/{}", at.slot));
+        let mut bytes = std::fs::read(&record).expect("read");
+        bytes[40] ^= 1;
+        std::fs::write(&record, bytes).expect("write");
         world.arrives(&machine, newest);
+    });
+}
+
+/// What a repair gave up is no history of ours, though its bytes are still there.
+#[test]
+fn a_forgotten_point_that_a_repair_gave_up_is_of_another_history() {
+    tell(&[("L6 what a repair gave up tells of old positions", "it is written to")], || {
+        const KEEP_2: Policy = Policy::without_grid(2, 0);
+        let mut world = World::new();
+        let machine = Machine::new(GRANULES * GRANULE);
+        world.point(&[(0, 5, Fill::Byte(1))]);
+        world.point(&[(9, 5, Fill::Byte(2))]);
+        let lost = world.point(&[(3, 5, Fill::Byte(3))]);
+        let held = world.point(&[(1, 5, Fill::Byte(4))]);
+        world.point(&[(7, 5, Fill::Byte(5))]);
+        world.arrives(&machine, held);
+        let World { store, group, volume, points } = world;
+        drop(group);
+        let record = store.path().join(format!("groups/host/default/ledger/0/{lost}"));
+        let bytes = std::fs::read(&record).expect("read");
+        std::fs::write(&record, vec![0; bytes.len()]).expect("lost");
+        let mut group = store.group();
+        group.repair_torn().expect("given up, and what follows with it");
+        let mut world = World { store, group, volume, points };
+        world.volume.claim(&mut world.group);
+        for turn in 0..130 {
+            world.point(&[(turn % 50, 3, Fill::Byte(turn as u8))]);
+            world.group.prune(&KEEP_2).expect("prune");
+        }
+        let stage = machine.noted().stage;
+        let FollowStage::At(at) = &stage else { panic!("{stage:?}") };
+        assert_eq!(world.group.state().held(at), None, "it is forgotten");
+        let newest = *world.group.state().points().keys().next_back().expect("there is one");
+        let look = world.group.follow_look(newest, world.volume.id(), &stage);
+        assert!(matches!(look, Err(StoreError::TargetOfAnotherHistory { .. })), "it is written to: {look:?}");
     });
 }
 
