@@ -9,9 +9,9 @@
 //! The product's own: what is decided, from what is durable and what is known of the disks (`farside_replication::failback`), which regions a
 //! point may differ in (`touched`), how a branch is written, found again and put back ([`farside_view::Overlay`]), and that a history is taken
 //! back from the point that the disks hold and from no other. Modelled, in the order that `daemon/src/failback.rs`, `keep.rs` and `pull.rs` have: a
-//! round, which runs in one step of the world. It may die in the middle of any operation, by a kill or with its power; syncs fail; persons
-//! give it up, finish it, discard the branch or accept the disks between any two rounds; strangers write to the disks; whoever stands in dies, and
-//! the group is failed over once more. The judge knows what the disks held, what points hold, and what strangers wrote:
+//! round, which runs in one step of the world. It may die in the middle of any operation, by a kill or with its power; syncs fail; persons give it
+//! up, finish it, discard the branch or accept the disks between any two rounds; strangers write to the disks, and their syncs fail, too; whoever
+//! stands in dies, and the group is failed over once more. The judge knows what the disks held, what points hold, and what strangers wrote:
 //!
 //! - what is said to be a point is that point, durably, in every sector;
 //! - what is served is the point that is said, or what the disks held when they were taken; but for what strangers wrote since;
@@ -111,6 +111,7 @@ impl Failback {
 
     /// Looks what the disks are.
     fn look(&mut self, world: &World) -> Result<Option<LedgerPosition>, Ended> {
+        self.disks.open();
         let seen = self.disks.sync_and_see(world)?;
         let noted = self.course.says().map(|at| at.position);
         self.known = match self.known.take() {
@@ -382,9 +383,6 @@ impl Run {
         }
         if let Some(ending) = failback.course.ending() {
             return self.end_held(failback, ending);
-        }
-        if !failback.taken {
-            failback.disks.read_anew();
         }
         let have = failback.look(&world)?;
         if !failback.taken {

@@ -192,6 +192,14 @@ pub fn failbacks(plan: &mut Plan) {
     plan.fails_back = true;
 }
 
+/// Of those, runs in which syncs fail, also those of strangers who write to its disks.
+pub fn unsynced_failbacks(plan: &mut Plan) {
+    failbacks(plan);
+    only(plan, &[Fault::Promote, Fault::Rejoin, Fault::FlushError]);
+    plan.faults[0].1 = 2.0;
+    plan.fault_rate = 0.03;
+}
+
 /// Of those, runs in which records of a receiver that died wake up beside its successor's.
 fn overtaken_fences(plan: &mut Plan) {
     failovers(plan);
@@ -271,6 +279,7 @@ pub const PLANS: &[(&str, Directed)] = &[
     ("merges", merging),
     ("failovers", failovers),
     ("failbacks", failbacks),
+    ("unsynced-failbacks", unsynced_failbacks),
     ("followers", following),
     ("cascades", cascades),
     ("rewound-cascades", rewound_cascades),
@@ -637,6 +646,8 @@ pub const MUTATIONS: &[Mutation] = &[
     story("a point that was begun is taken for done", CORE, "failback::mistakes_of_a_course_are_noticed"),
     seeds("a failback does not look for strangers", 1500, Some(failbacks)),
     seeds("what a disk lacked of one point is forgotten at the next", 1500, Some(failbacks)),
+    seeds("a failback believes the cache after a failed sync", 1500, Some(failbacks)),
+    seeds("a failback believes the cache of who was there before", 1500, Some(unsynced_failbacks)),
     // What happens while nobody serves a volume.
     seeds("T12 growth keeps the bits that there were", 400, Some(|p| grows(p, false))),
     seeds("the backing is judged after the map has grown", 400, Some(|p| grows(p, true))),

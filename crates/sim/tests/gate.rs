@@ -127,6 +127,13 @@ fn failbacks_break_no_law() {
     break_no_law(farside_sim::mutations::failbacks, seeds_of("FARSIDE_SIM_FAILBACKS", 0..200), MET_BY_FAILBACKS);
 }
 
+/// The same where syncs fail, also those of strangers: what they wrote is in the cache then, and not on the disk.
+#[test]
+fn unsynced_failbacks_break_no_law() {
+    let met = [("a sync of a disk that is held fails", 200), ("a stranger's write to a disk that is held is lost", 5)];
+    break_no_law(farside_sim::mutations::unsynced_failbacks, seeds_of("FARSIDE_SIM_FAILBACKS", 0..200), &met);
+}
+
 /// What these runs must meet.
 const MET_BY_FAILBACKS: &[(&str, u64)] = &[
     ("a branch comes to nothing", 20),

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use farside_region::{ByteExtent, GranuleIndex, GranuleRun, LedgerPosition, Name};
+use farside_region::{ByteExtent, GranuleIndex, GranuleRun, LedgerPosition, Name, mutation};
 use farside_store::Seen;
 use farside_view::{Medium, Overlay};
 use nix::errno::Errno;
@@ -278,6 +278,8 @@ pub(super) struct Disks {
     marks: Vec<u64>,
     boot: u64,
     tells: Vec<Tells>,
+    /// By the process that is there now.
+    are_open: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,7 +294,7 @@ impl Disks {
         let volumes = world.volumes();
         let tells = (0..volumes)
             .map(|_| world.rng.borrow_mut().pick(&[Tells::Always, Tells::UntilABoot, Tells::UntilABoot, Tells::Nothing]));
-        Self { site, power: Power::new(), marks: vec![0; volumes], boot: 0, tells: tells.collect() }
+        Self { site, power: Power::new(), marks: vec![0; volumes], boot: 0, tells: tells.collect(), are_open: false }
     }
 
     /// Sick disks are another matter: those that are held are sound.
@@ -304,8 +306,13 @@ impl Disks {
         self.site.all_disks().all(|disk| disk.borrow().quiet())
     }
 
-    pub(super) fn read_anew(&self) {
-        self.site.disks.iter().for_each(|disk| disk.borrow_mut().read_anew());
+    /// Opens those that are not, as each process does before it looks at them.
+    pub(super) fn open(&mut self) {
+        if !std::mem::replace(&mut self.are_open, true) && !mutation::on("a failback believes the cache of who was there before")
+        {
+            // † What is in the cache after a sync that failed is not on the disk, and whoever opens it now does not hear of that.
+            self.site.disks.iter().for_each(|disk| disk.borrow_mut().read_anew());
+        }
     }
 
     /// What a read sees.
@@ -342,7 +349,9 @@ impl Disks {
             let op = disk.flush();
             if let Err(ended) = carry_out(disk, &mut world.rng.borrow_mut(), op, true) {
                 world.met("a sync of a disk that is held fails");
-                disk.read_anew();
+                if !mutation::on("a failback believes the cache after a failed sync") {
+                    disk.read_anew();
+                }
                 return Err(ended);
             }
             let is = |since: String| Seen { since, marks: self.marks[volume].to_string() };
@@ -361,6 +370,7 @@ impl Disks {
         let rng = &mut *world.rng.borrow_mut();
         self.site.disks.iter().for_each(|disk| after_death(&mut disk.borrow_mut(), rng, power));
         self.boot += u64::from(power);
+        self.are_open = false;
         self.power.ends_after(usize::MAX);
     }
 
@@ -378,7 +388,13 @@ impl Disks {
         disk.take(op);
         let op = disk.flush();
         disk.advance(op, true, rng);
-        disk.take(op);
+        if disk.take(op) == Some(Done::Failed) {
+            // What the stranger wrote is lost with the cache; only whoever has the disk open hears of it, too, with the next sync.
+            world.met("a stranger's write to a disk that is held is lost");
+            if self.are_open {
+                disk.fail_flush();
+            }
+        }
         self.marks[volume] += 1;
         Some(sector)
     }
