@@ -103,6 +103,8 @@ impl Device {
             Err(_) if force => None,
             Err(failure) => return Err(failure),
         };
+        // † Who had it open until a moment ago may have written since.
+        write_back(self.path())?;
         match self {
             Self::Ublk(device) => device.end(claim),
             Self::Nbd(device) => device.end(claim),

@@ -144,9 +144,13 @@ impl Control {
         self.resync_by(id, Some(accept), Some(Event::TakeBack { volume: id, at }), done);
     }
 
-    /// What was said of a refusal holds no more. `false`: the history was taken back from that promotion by it, or may have been.
-    pub(crate) fn withdraw(&mut self, id: VolumeId, from: Generation) -> bool {
-        let may_have = self.source.may_have_taken_back(id, from);
+    /// What was said of a refusal holds no more. `false`: the history was taken back from that promotion by it, or may have been. `was_asked`: by an earlier
+    /// process, which may not have lived to hear that its claim was taken; only the ledger tells.
+    pub(crate) fn withdraw(&mut self, id: VolumeId, (from, was_asked): (Generation, bool)) -> bool {
+        let status = self.source.status(monotonic_ns());
+        let volume = status.volumes.iter().find(|volume| volume.volume == id);
+        let is_fenced = volume.is_some_and(|v| v.state == State::Refused(RefusedWhy::Fenced) && v.fenced_by == Some(from));
+        let may_have = self.source.may_have_taken_back(id, from) || (was_asked && !is_fenced);
         if !may_have {
             self.step(Event::Withdraw { volume: id });
         }

@@ -20,7 +20,7 @@
 //! - The history is taken back from the promotion that was shown to a person, and from the point that the disks were brought to: not if there is more,
 //!   whatever is forced, but for points of which their source could not read all, and which a person passed over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -30,7 +30,8 @@ use farside_control::failback::{BranchKeeps, FailbackMember, FailbackRequest, Fa
 use farside_control::source::{LastPoint, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_keys::GroupKey;
-use farside_region::{Generation, LedgerPosition, Name, RegionSet};
+use farside_ledger::VolumeMeta;
+use farside_region::{Generation, LedgerPosition, Name, RegionSet, Slot};
 use farside_replication::failback::{At, Branch, Finish, Kept, Stage, lacks};
 use farside_store::FollowTarget as _;
 use farside_transport::{Dial, QuicDialer};
@@ -42,6 +43,7 @@ use crate::backing;
 use crate::config::VolumeConfig;
 use crate::group::{Ask, TakenBack};
 use crate::locked;
+use crate::state_dir::volume_path;
 use crate::supervisor::{Claimed, Daemon};
 use branch::{Keeping, Suspects};
 use disks::{Disks, Known};
@@ -91,6 +93,8 @@ struct View {
     taken: bool,
     point: Option<LastPoint>,
     is_since: bool,
+    /// The newest of all points, if it was passed over.
+    passed_over: Option<Slot>,
     other: Option<String>,
     /// The point that the disks went their own way from, if something is to be kept.
     over: Option<LastPoint>,
@@ -114,6 +118,8 @@ struct Failback {
     disks: tokio::sync::Mutex<Disks>,
     /// Volumes are asked to take the history back, or that is given up.
     taking_back: tokio::sync::Mutex<()>,
+    /// Those that this process asked, and of which it knows what became of that.
+    asked_here: Mutex<BTreeSet<Name>>,
 }
 
 impl Failback {
@@ -128,6 +134,7 @@ impl Failback {
             key: Arc::default(),
             disks: tokio::sync::Mutex::default(),
             taking_back: tokio::sync::Mutex::default(),
+            asked_here: Mutex::default(),
         }
     }
 
@@ -375,7 +382,11 @@ impl Daemon {
                 FailbackStep::Begin => Ok(()),
                 FailbackStep::Finish => {
                     let finish = Some(Finish { force: request.force });
-                    self.change(&known, |note| (note.course.finish, note.course.abort) = (finish, false))
+                    let passed_over = locked(&known.view).passed_over.filter(|_| request.force);
+                    self.change(&known, |note| {
+                        (note.course.finish, note.course.abort) = (finish, false);
+                        note.may_pass = passed_over;
+                    })
                 }
                 // What is a part of a point is served by nobody: it is done when they are at one.
                 FailbackStep::Abort => {
@@ -405,8 +416,14 @@ impl Daemon {
             return Ok(());
         }
         for name in note.held().iter().map(|held| &held.name) {
-            let is_withdrawn = match self.ask(name, |id, reply| Ask::Withdraw(id, Generation(note.generation), reply)).await {
-                Err(error) if error.code == ErrorCode::NotFound => true, // it is not served
+            let generation = Generation(note.generation);
+            // † What another process asked for may have been claimed, and this one has not heard the verdict.
+            let was_asked = note.was_asked(name) && !locked(&failback.asked_here).contains(name);
+            let is_withdrawn = match self.ask(name, |id, reply| Ask::Withdraw(id, (generation, was_asked), reply)).await {
+                // It is not served, and asks for nothing: what it has taken back is in its folder.
+                Err(_) if !self.is_served(name) => {
+                    !was_asked && self.generation_of(&note.group, name).is_none_or(|of| of <= generation)
+                }
                 answer => answer?,
             };
             if !is_withdrawn {
@@ -422,6 +439,12 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// Under which generation a volume was claimed last, as far as its folder says.
+    fn generation_of(&self, group: &Name, name: &Name) -> Option<Generation> {
+        let text = std::fs::read_to_string(volume_path(&self.state_path(), group, name).join("meta.json")).ok()?;
+        serde_json::from_str(&text).ok().map(|meta: VolumeMeta| meta.generation)
     }
 
     /// A person says that the disks which are there now are meant: all of them are compared.
@@ -533,6 +556,7 @@ impl Daemon {
             identity: backing::kept(&self.volume_path(volume)),
             seen: None,
             beyond: None,
+            was_asked: false,
             leaving: false,
         }
     }
@@ -585,6 +609,7 @@ impl Daemon {
         let mut view = locked(&failback.view);
         view.point = Some(shown(&At::from(point)));
         view.is_since = point.is_since;
+        view.passed_over = point.passed_over;
         view.other = point.other.as_ref().map(|other| named(other.name.as_ref()));
         view.bytes = point.members.iter().map(|member| (member.meta.name.clone(), member.volume_bytes)).collect();
     }
@@ -748,11 +773,17 @@ impl Daemon {
         let looked = locked(&failback.note).clone();
         let goes_back = looked.course.goes_back(have, disks.lacks_something());
         let Some(at) = goes_back.filter(|_| looked.held() == held) else { return Ok(None) };
+        // † What came after a person's word nobody has passed over.
+        let passed_over = told.and_then(|point| point.passed_over);
+        if let Some(newer) = passed_over.filter(|_| passed_over > looked.may_pass) {
+            locked(&failback.view).why = Some(says_again(newer));
+            return Ok(None);
+        }
         self.change(failback, |note| {
             note.course.returns(at);
             // What was forced is to end the newest of all.
             note.generation = told.and_then(|point| point.promotion).map_or(note.generation, |promotion| promotion.0);
-            note.passes = told.and_then(|point| point.passed_over);
+            note.passes = passed_over;
         })?;
         Ok(Some(()))
     }
@@ -939,11 +970,12 @@ impl Daemon {
             Err(error) => anyhow::bail!("{error}; to serve the disks without its word: --finish --force"),
         };
         self.heard(failback, &point);
-        let is_right = point.position == at.position && (forced || why_not(&point, note.generation).is_none());
-        self.change(failback, |note| match is_right {
-            true => note.passes = point.passed_over,
-            false => note.course.stage = held_again,
-        })?;
+        // † Whoever stands in may have gone on since: what came then nobody has passed over.
+        let is_passed = point.passed_over <= note.passes;
+        let is_right = point.position == at.position && is_passed && (forced || why_not(&point, note.generation).is_none());
+        if !is_right {
+            self.change(failback, |note| note.course.stage = held_again)?;
+        }
         Ok(is_right)
     }
 
@@ -965,6 +997,10 @@ impl Daemon {
             let taking_back = failback.taking_back.lock().await;
             if locked(&failback.note).course.abort {
                 return Ok(());
+            }
+            locked(&failback.asked_here).insert(name.clone());
+            if !locked(&failback.note).was_asked(name) {
+                self.change(failback, |note| note.asks(name))?;
             }
             let asked = self.ask(name, |id, reply| Ask::TakeBack(id, from, (at, passes), reply)).await?;
             drop(taking_back);
@@ -1066,10 +1102,27 @@ fn refuse_unpublished(group: &Name, point: &PullPoint, force: bool) -> Result<()
     if point.is_since || force {
         return Ok(());
     }
+    // † Days of a stand-in's work may lie in points that lack one volume of this host's.
+    if let Some(newer) = point.passed_over {
+        let message = format!(
+            "points up to {newer} of group {group} are newer than the failover's, and none of them holds all volumes of this host in whole"
+        );
+        let what = format!(
+            "protect on the stand-in what is missing, or remove it here (`farside point show {newer}` on the gateway says what they hold, `farside volume \
+             remove`); --force to have the disks as they were then, without any of those points"
+        );
+        return Err(ApiError::new(ErrorCode::Refused, message, what));
+    }
     let message = format!("nothing was published of group {group} since it was failed over");
     let what =
         "protect the copy first (stand_in_for; see `farside failover --help`); --force to have the disks as they were then";
     Err(ApiError::new(ErrorCode::Refused, message, what))
+}
+
+fn says_again(newer: Slot) -> String {
+    format!(
+        "points up to {newer}, which would be passed over, came after --force was said, or were not known then: --finish --force once more"
+    )
 }
 
 fn named(host: Option<&Name>) -> String {

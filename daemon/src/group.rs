@@ -914,7 +914,7 @@ impl Control {
             }
             Ask::Resync(volume, accept, reply) => self.resync(volume, accept, reply),
             Ask::TakeBack(volume, generation, at, reply) => self.take_back(volume, generation, at, reply),
-            Ask::Withdraw(volume, generation, reply) => drop(reply.send(Ok(self.withdraw(volume, generation)))),
+            Ask::Withdraw(volume, from, reply) => drop(reply.send(Ok(self.withdraw(volume, from)))),
             Ask::Verify(volume, reply) => {
                 let _ = reply.send(self.verify(volume));
             }

@@ -458,7 +458,7 @@ fn done(name: &Name, outcome: CohortOutcome<GroupNames>, seen: &Mutex<Seen>) {
 pub(crate) async fn serve(receiver: Arc<Receiver>, connection: Arc<dyn Connection>, group: GroupHandle, hello: SourceHello) {
     let names = group.names().clone();
     let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-    if let Err((code, text)) = answer(&receiver, &connection, &names, number, hello.versions).await {
+    if let Err((code, text)) = answer(&receiver, &connection, &group, number, hello.versions).await {
         tracing::warn!(group = %names, %text, "a connection of a cohort was refused");
         let _ = tokio::time::timeout(SEND_WAIT, say(&connection, &ReceiverMessage::Refusal(refusal(code, &text)))).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
@@ -476,11 +476,13 @@ async fn say(connection: &Arc<dyn Connection>, message: &ReceiverMessage) -> boo
 async fn answer(
     receiver: &Arc<Receiver>,
     connection: &Arc<dyn Connection>,
-    names: &GroupNames,
+    group: &GroupHandle,
     number: u64,
     versions: VersionRange,
 ) -> Result<(), (RefusalCode, String)> {
-    if connection.peer().name == names.source && receiver.failovers.is_fenced(names) {
+    let names = group.names();
+    // Not while a note stands: it does for a volume that the source has removed since, and that nobody takes back.
+    if connection.peer().name == names.source && receiver.failovers.has_fenced(names, group.view().highest_generation()) {
         // † It would take the place of who stands in, who would take it back, for ever: no cut of the cohort would be whole.
         let text = format!("{names} was failed over: its source is in no cut of a cohort until it has its history back");
         return Err((RefusalCode::Session, text));

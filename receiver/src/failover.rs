@@ -574,11 +574,6 @@ impl Failovers {
         lock(&self.all).contains_key(names)
     }
 
-    /// Whether its source is fenced, as far as that is noted.
-    pub(crate) fn is_fenced(&self, names: &GroupNames) -> bool {
-        lock(&self.all).get(names).is_some_and(|one| one.standing(None).stage != Stage::Fencing)
-    }
-
     /// The point that a group is about to be failed over to, which is not pinned yet; or the newest that was shown, until it is known which.
     pub(crate) fn wanted(&self, names: &GroupNames) -> Option<Slot> {
         let shown = |one: &Failover| one.shown.as_ref().filter(|_| one.stage == Stage::Fencing).map(|shown| shown.point);

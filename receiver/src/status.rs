@@ -11,7 +11,7 @@ use farside_control::{
     Address, Code, Consistency, Point, PointCut, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow,
 };
 use farside_ledger::{Proof, group_id};
-use farside_region::{Name, VolumeId};
+use farside_region::{Generation, Name, VolumeId};
 use farside_replication::target::{self, Target};
 use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
 use jiff::Timestamp;
@@ -236,6 +236,11 @@ impl GroupView {
     /// The newest slot of its ledger.
     pub(crate) fn head(&self) -> Option<u64> {
         self.group.head_slot
+    }
+
+    /// The highest of its volumes.
+    pub(crate) fn highest_generation(&self) -> Generation {
+        Generation(self.group.volumes.iter().map(|volume| volume.generation).max().unwrap_or(0))
     }
 
     /// Whether the address names one of its volumes.

@@ -175,8 +175,10 @@ async fn begin_all(
                 let message = format!("{}: {}; {so_far}", request.group, failure.message);
                 let what = format!(
                     "{}; `farside failover --list` shows what was begun, which this one may be, too; to go on with all: farside failover \
-                     --cohort {name} --cut {}",
-                    failure.what_to_do, cut.id
+                     --cohort {name} --cut {}{}",
+                    failure.what_to_do,
+                    cut.id,
+                    if requests.iter().any(|request| request.again) { " --again" } else { "" }
                 );
                 return Err(Failure { message, what_to_do: what.trim_start_matches("; ").to_owned(), ..failure });
             }

@@ -239,8 +239,10 @@ enum State {
     /// FIFREEZE has not returned, or was never asked for.
     Begun,
     Frozen,
-    /// FIFREEZE failed, or is not called any more.
+    /// FIFREEZE failed.
     NotOurs,
+    /// FIFREEZE is not called any more; its thread may be about what comes before it.
+    GivenUp,
     /// It was late, and thaws by itself.
     Late,
 }
@@ -310,7 +312,7 @@ impl Freeze {
             }
             Ok(Report::Thawed(..)) => Err("it was thawed at once".to_owned()),
             Err(late) if self.step.take(Step::GIVEN_UP) => {
-                self.state = State::NotOurs;
+                self.state = State::GivenUp;
                 Err(format!("{late}; what was written there was not on its disk by then, so it was not frozen"))
             }
             Err(late) => {
@@ -325,6 +327,9 @@ impl Freeze {
     pub(crate) fn thaw(&mut self, limit: &Limit, waiting: &mut Waiting) -> Thaw {
         match self.state {
             State::NotOurs => return Thaw::NotOurs,
+            // † A process that cannot end stays as long as its lock: or there would be one more with each cut.
+            State::GivenUp if self.worker.is_finished() => return Thaw::NotOurs,
+            State::GivenUp => return Thaw::Late("what was written there is still on its way to its disk".to_owned()),
             // The others do not wait for it.
             State::Late => return self.late_end().unwrap_or_else(|| Thaw::Late("it is still being frozen".to_owned())),
             State::Begun | State::Frozen => drop(self.order.send(())),

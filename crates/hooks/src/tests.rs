@@ -235,12 +235,17 @@ fn what_is_in_memory_is_written_before_the_freeze_and_if_that_is_late_nothing_is
     let why = run.ready().unwrap_err();
     assert!(why.contains("hook slow failed: it was not done after 100ms") && why.contains("so it was not frozen"), "{why}");
     assert!(!run.end(false).held);
-    guard.join().unwrap();
     assert_eq!(site.world.whole_log(), ["prepare", "sync /a", "freeze /a", "thaw /a"]);
-    assert!(!site.note().exists(), "nothing is left to be done");
-    // Nor when that comes to an end.
+    // As long as it hangs there is one guard, and not one more with each cut.
+    assert!(!guard.is_finished());
+    let (mut second, refused) = site.start(&site.plan(vec![freeze("/a")]));
+    assert!(second.ready().unwrap_err().contains("still at work"));
+    refused.join().unwrap();
+    // Nor is anything frozen when that comes to an end.
     let file_system = Arc::downgrade(&site.world);
     site.world.let_go("sync /slow");
+    guard.join().unwrap();
+    assert!(!site.note().exists(), "nothing is left to be done");
     let (mut run, guard) = site.start(&site.plan(vec![freeze("/slow")]));
     run.ready().unwrap();
     run.end(true);

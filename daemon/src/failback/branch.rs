@@ -592,7 +592,15 @@ mod tests {
     }
 
     fn held(path: &Path) -> Held {
-        Held { name: name("data"), backing: path.to_owned(), identity: None, seen: None, beyond: None, leaving: false }
+        Held {
+            name: name("data"),
+            backing: path.to_owned(),
+            identity: None,
+            seen: None,
+            beyond: None,
+            was_asked: false,
+            leaving: false,
+        }
     }
 
     fn point() -> PullPoint {

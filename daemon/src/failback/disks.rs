@@ -145,7 +145,7 @@ mod tests {
 
     fn held(path: &std::path::Path, identity: Option<Identity>) -> Held {
         let name = "data".parse().expect("a name");
-        Held { name, backing: path.to_owned(), identity, seen: None, beyond: None, leaving: false }
+        Held { name, backing: path.to_owned(), identity, seen: None, beyond: None, was_asked: false, leaving: false }
     }
 
     /// Whatever came in place of a disk is neither written to nor taken for it; what somebody wrote to is no point.

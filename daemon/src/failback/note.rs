@@ -36,6 +36,9 @@ pub(super) struct Held {
     /// The disk was larger when it was taken than at the point over which its branch lies: what is beyond so many bytes is in no point and no branch.
     #[serde(default)]
     pub(super) beyond: Option<u64>,
+    /// It was asked to take the history back: it may have claimed it, whatever is known here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) was_asked: bool,
     /// A person removes it: it is no part of this any more, and served by nobody until that is done.
     pub(super) leaving: bool,
 }
@@ -51,13 +54,34 @@ pub(super) struct Note {
     /// Newer points, up to that slot, which a person passed over when it was finished: their source could not read all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) passes: Option<Slot>,
+    /// As far as a person knew of such points when that was forced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) may_pass: Option<Slot>,
     #[serde(flatten)]
     pub(super) course: Course,
 }
 
 impl Note {
     pub(super) fn new(group: Name, volumes: Vec<Held>) -> Self {
-        Self { version: VERSION, group, generation: 0, volumes, passes: None, course: Course::new(Branch::Wanted { base: None }) }
+        Self {
+            version: VERSION,
+            group,
+            generation: 0,
+            volumes,
+            passes: None,
+            may_pass: None,
+            course: Course::new(Branch::Wanted { base: None }),
+        }
+    }
+
+    /// Whether a volume was asked to take the history back.
+    pub(super) fn was_asked(&self, volume: &Name) -> bool {
+        self.volumes.iter().any(|held| held.name == *volume && held.was_asked)
+    }
+
+    /// A volume is about to be asked that.
+    pub(super) fn asks(&mut self, volume: &Name) {
+        self.volumes.iter_mut().filter(|held| held.name == *volume).for_each(|held| held.was_asked = true);
     }
 
     /// Those that are part of it.
@@ -238,7 +262,8 @@ fn is_same_disk(one: &Path, other: &Path) -> bool {
 #[cfg(test)]
 pub(crate) fn hold(state_dir: &Path, volume: &str, backing: &Path) -> impl FnOnce() {
     let name = volume.parse().expect("a name");
-    let held = Held { name, backing: backing.to_owned(), identity: None, seen: None, beyond: None, leaving: false };
+    let held =
+        Held { name, backing: backing.to_owned(), identity: None, seen: None, beyond: None, was_asked: false, leaving: false };
     let note = Note::new("g".parse().expect("a name"), vec![held]);
     note.keep(state_dir).expect("kept");
     let state_dir = state_dir.to_owned();
@@ -258,7 +283,15 @@ mod tests {
 
     fn note(stage: Stage, backing: &Path) -> Note {
         let (identity, seen) = (None, None);
-        let held = Held { name: name("data"), backing: backing.to_owned(), identity, seen, beyond: None, leaving: false };
+        let held = Held {
+            name: name("data"),
+            backing: backing.to_owned(),
+            identity,
+            seen,
+            beyond: None,
+            was_asked: false,
+            leaving: false,
+        };
         with(stage, false, Branch::Wanted { base: None }, Note::new(name("db"), vec![held]))
     }
 

@@ -95,7 +95,7 @@ pub(crate) enum Ask {
     /// From that promotion, and from no other; and only if the newest point is that one, or one that a person passed over for it, up to that slot.
     TakeBack(VolumeId, Generation, (LedgerPosition, Option<Slot>), oneshot::Sender<anyhow::Result<TakenBack>>),
     /// What was said of a refusal holds no more. `false`: the history was taken back from that promotion by it, or may have been.
-    Withdraw(VolumeId, Generation, oneshot::Sender<anyhow::Result<bool>>),
+    Withdraw(VolumeId, (Generation, bool), oneshot::Sender<anyhow::Result<bool>>),
     Verify(VolumeId, oneshot::Sender<anyhow::Result<VerifyStatus>>),
     Settings(GroupConfig),
     /// A point of all volumes, with that title; and whether hooks run for it.

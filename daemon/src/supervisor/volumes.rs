@@ -645,6 +645,11 @@ impl Daemon {
         failed
     }
 
+    /// Whether a volume is served, as far as is known here.
+    pub(crate) fn is_served(&self, name: &Name) -> bool {
+        self.volumes.is_served(name)
+    }
+
     pub(super) fn find(&self, name: &str) -> Result<(Name, Name, VolumeId), ApiError> {
         let missing = || ApiError::not_found("volume", name, "`farside volume list` shows them");
         let parsed: Name = name.parse().map_err(|_| missing())?;
