@@ -172,7 +172,7 @@ pub(crate) fn is_used(device: &Path) -> Result<bool, Failure> {
     }
 }
 
-/// Takes away what killed processes have left and nobody uses; of ublk also what is used, whose users see errors already.
+/// Takes away what killed processes have left, also from whoever uses it and sees errors already.
 ///
 /// # Errors
 /// What a driver says; the other one's are gone all the same.

@@ -1,6 +1,7 @@
 //! By the kernel's NBD client: `/dev/nbdN` over the server of the point, in which nothing waits for a successor. Its identifier says whose
 //! it is.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::failure::{Exit, Failure};
 
 const IDENTIFIER: &str = "farside-open:";
 const MODULE: &str = "nbd";
+const NODES: &str = "/dev";
 
 /// Dropped, what still uses it sees errors.
 pub(crate) struct Device(Option<Keeper>);
@@ -26,7 +28,8 @@ impl Device {
         }
         let spec = Spec { identifier: identifier(owner), block, rotational: false, dead_connection: Duration::ZERO };
         let attach = || {
-            sweep()?;
+            let one = one_at_a_time()?;
+            sweep_alone(&one)?;
             let device = KernelDevice::attach(&spec, server)?;
             let kept = device.keep(spec.clone(), server.clone(), |lost| eprintln!("farside: {lost}"));
             kept.map_err(|source| KernelError::Io { what: "start a thread for", path: "the device".into(), source })
@@ -63,12 +66,23 @@ impl Drop for Device {
     }
 }
 
-/// Takes away what killed processes have left and nobody uses.
+/// Takes away what killed processes have left. Nobody serves it any more: whoever has one open meets errors or waits, and is better told the former.
 pub(super) fn sweep() -> Result<Vec<PathBuf>, KernelError> {
+    sweep_alone(&one_at_a_time()?)
+}
+
+fn sweep_alone(_one: &File) -> Result<Vec<PathBuf>, KernelError> {
     let mut left = kernel::identifiers()?;
     left.retain(|identifier| is_left(identifier));
-    // Nobody serves these any more: whoever has one open meets errors or waits, and is better told the former.
-    kernel::disconnect_unused(&left, |_| true)
+    kernel::disconnect_left(&left)
+}
+
+/// † Between the look at a device and its end nobody else may make one of that number.
+fn one_at_a_time() -> Result<File, KernelError> {
+    let failed = |source| KernelError::Io { what: "lock", path: NODES.into(), source };
+    let nodes = File::open(NODES).map_err(failed)?;
+    nodes.lock().map_err(failed)?;
+    Ok(nodes)
 }
 
 fn identifier(owner: Owner) -> String {

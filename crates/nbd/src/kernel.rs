@@ -384,6 +384,26 @@ pub fn disconnect_unused(identifiers: &[String], is_free: impl Fn(&Path) -> bool
     Ok(gone)
 }
 
+/// Disconnects the devices with these identifiers, whose servers are gone, from whoever uses them: what they ask of these fails already, or waits for
+/// ever. Gives their nodes.
+///
+/// † Opens none of them: who opens a device reads its partition table first, all others wait for that, and what a server was asked before it was killed nobody
+/// answers until the device is disconnected.
+///
+/// # Errors
+/// What the kernel says.
+pub fn disconnect_left(identifiers: &[String]) -> Result<Vec<PathBuf>, KernelError> {
+    let looking = |source| KernelError::Io { what: "look at", path: "/sys/block".into(), source };
+    let mut gone = Vec::new();
+    for identifier in identifiers {
+        let Some(shown) = sysfs::find(identifier).map_err(looking)? else { continue };
+        let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
+        speak()?.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, shown.index)).map_err(refused)?;
+        gone.push(path_of(shown.index));
+    }
+    Ok(gone)
+}
+
 /// Disconnects the device with this identifier, if there is one and nobody uses it. May wait for a server that is gone: call it
 /// where nobody waits for it. Gives its node.
 ///
