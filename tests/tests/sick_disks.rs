@@ -212,8 +212,9 @@ fn an_add_whose_client_went_away_ends_whole() {
         let groups = status["groups"].as_array()?;
         groups.iter().flat_map(|g| g["volumes"].as_array().into_iter().flatten()).find(|v| v["name"] == "other").map(drop)
     });
-    // Served: then it is configured too, and can be removed like any other.
-    run(site.farside().args(["volume", "remove", "other", "--yes"]));
+    // Served: then it is configured too, and can be removed like any other, as soon as that is done.
+    let remove = || site.farside().args(["volume", "remove", "other", "--yes"]).output().expect("it starts").status;
+    wait_for("it to be removed", || remove().success().then_some(()));
     assert!(!site.path("host/state/volumes/default/other").exists());
     site.daemon.take().expect("it runs").stop();
 }
