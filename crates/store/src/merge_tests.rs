@@ -86,7 +86,6 @@ pub(super) fn in_bucket(bucket: &Arc<Memory>, dir: &tempfile::TempDir) -> GroupS
 
 /// One of a volume of which something may be merged, in a new bucket, and its newest point.
 pub(super) fn bucket_of(bucket: &Arc<Memory>) -> (tempfile::TempDir, GroupStore, TestVolume, Slot) {
-    crate::testkit::forget_soon();
     Store::init_bucket(&(Arc::clone(bucket) as Arc<dyn Backend>)).expect("init");
     let dir = tempfile::tempdir().expect("temp dir");
     let mut group = in_bucket(bucket, &dir);

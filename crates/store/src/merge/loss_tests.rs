@@ -328,6 +328,7 @@ fn a_damaged_part_of_a_merge_keeps_nothing_else_from_going() {
 
 fn a_damaged_merge() {
     SPAN.set(8);
+    crate::testkit::forget_soon();
     let bucket = Arc::new(Memory::default());
     let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
     let (dir, mut group, mut volume, point) = bucket_of(&bucket);
