@@ -315,6 +315,24 @@ mod tests {
         }
     }
 
+    /// A restart in the middle of taking the history back must know which volumes may have claimed it; a note of before says nothing of that.
+    #[test]
+    fn who_was_asked_to_take_the_history_back_is_known_after_a_restart() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut note = note(Stage::Returning { at: at(), served: true }, &dir.path().join("disk"));
+        note.may_pass = Some(Slot(9));
+        note.keep(dir.path()).expect("kept");
+        let text = std::fs::read_to_string(note.path(dir.path())).expect("kept");
+        assert!(!text.contains("was_asked"), "a build that knows nothing of it reads it as before");
+        note.asks(&name("another"));
+        assert!(!note.was_asked(&name("data")));
+        note.asks(&name("data"));
+        note.keep(dir.path()).expect("kept");
+        let read = notes(dir.path()).expect("readable");
+        assert!(read[0].was_asked(&name("data")) && !read[0].was_asked(&name("another")));
+        assert_eq!(read[0].may_pass, Some(Slot(9)));
+    }
+
     /// A disk is the same under whatever name, and nobody sees one that holds a part of a point.
     #[test]
     fn a_disk_that_is_half_done_is_known_by_any_name() {
