@@ -154,7 +154,7 @@ impl State {
         }
         let mut over: BTreeSet<LayerKey> = BTreeSet::new();
         for (id, volume) in self.volumes() {
-            let old = volume.all_layers().rev().skip(memory.layers.max(1));
+            let old = volume.layers.values().rev().skip(memory.layers.max(1));
             let is_over =
                 |layer: &&LayerFact| layer.pruned.len() == layer.part_count as usize && !self.points().contains_key(&layer.slot);
             over.extend(old.filter(is_over).map(|layer| layer.key));
@@ -171,9 +171,9 @@ impl State {
         }
         let loose: Vec<Slot> = over.iter().filter_map(|key| self.forget_one(key)).collect();
         if !loose.is_empty() {
-            let merges: BTreeSet<Slot> =
-                self.volumes().flat_map(|(_, volume)| volume.merges.values()).map(|merge| merge.slot).collect();
-            let is_named = |slot: &Slot| merges.contains(slot) || self.volumes.values().any(|volume| volume.names(*slot));
+            let merges = self.volumes().flat_map(|(_, volume)| volume.merges.values()).map(|merge| merge.slot);
+            let others: BTreeSet<Slot> = merges.chain(self.proved()).collect();
+            let is_named = |slot: &Slot| others.contains(slot) || self.volumes.values().any(|volume| volume.names(*slot));
             let nameless: Vec<Slot> = loose.into_iter().filter(|slot| !is_named(slot)).collect();
             nameless.iter().for_each(|slot| _ = self.old_digests.remove(slot));
         }

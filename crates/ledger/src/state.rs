@@ -929,11 +929,6 @@ impl VolumeState {
         self.last_layer().is_some_and(|l| l.kind == LayerKind::Fuzzy)
     }
 
-    /// All layers that are known, oldest first.
-    pub(crate) fn all_layers(&self) -> impl DoubleEndedIterator<Item = &LayerFact> {
-        self.layers.values()
-    }
-
     /// The accepted layers above a slot (`None`: all), oldest first; without those that were [forgotten](Self::forgotten_above).
     pub fn layers_above(&self, above: Option<Slot>) -> impl DoubleEndedIterator<Item = &LayerFact> {
         let from = above.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);

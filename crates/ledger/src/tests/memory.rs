@@ -113,6 +113,28 @@ fn digests_are_forgotten_but_for_those_that_positions_name() {
     });
 }
 
+/// Which point was verified last is told by its name, long after it is gone.
+#[test]
+fn the_digest_of_the_newest_verified_point_outlives_it() {
+    short(|| {
+        let mut w = claimed();
+        let point = w.point(&[1]);
+        let digest = w.state.digest_at(point);
+        assert_eq!(w.put(Body::Verified(Verified { point, how: VerifiedHow::ReadBack })), Verdict::Accepted);
+        (0..6).for_each(|_| _ = w.fuzzy(1));
+        let newest = w.point(&[1]);
+        for _ in 0..6 {
+            go_on(&mut w);
+        }
+        let first = keys(&w, 1)[0];
+        assert_eq!(prune(&mut w, &[point], &[first]), Verdict::Accepted);
+        a_day_passes(&mut w);
+        go_on(&mut w);
+        assert!(w.state.layer(&first).is_none() && !w.state.points().contains_key(&point) && newest > point);
+        assert_eq!((w.state.digest_at(point), w.state.digest_at(point).is_some()), (digest, true));
+    });
+}
+
 #[test]
 fn a_merge_is_named_soon_after_it_began_or_never() {
     short(|| {
