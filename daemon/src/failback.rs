@@ -30,7 +30,6 @@ use farside_control::failback::{BranchKeeps, FailbackMember, FailbackRequest, Fa
 use farside_control::source::{LastPoint, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_keys::GroupKey;
-use farside_ledger::VolumeMeta;
 use farside_region::{Generation, LedgerPosition, Name, RegionSet, Slot};
 use farside_replication::failback::{At, Branch, Finish, Kept, Stage, lacks};
 use farside_store::FollowTarget as _;
@@ -43,7 +42,7 @@ use crate::backing;
 use crate::config::VolumeConfig;
 use crate::group::{Ask, TakenBack};
 use crate::locked;
-use crate::state_dir::volume_path;
+use crate::state_dir::{volume_meta, volume_path};
 use crate::supervisor::{Claimed, Daemon};
 use branch::{Keeping, Suspects};
 use disks::{Disks, Known};
@@ -443,8 +442,7 @@ impl Daemon {
 
     /// Under which generation a volume was claimed last, as far as its folder says.
     fn generation_of(&self, group: &Name, name: &Name) -> Option<Generation> {
-        let text = std::fs::read_to_string(volume_path(&self.state_path(), group, name).join("meta.json")).ok()?;
-        serde_json::from_str(&text).ok().map(|meta: VolumeMeta| meta.generation)
+        volume_meta(&volume_path(&self.state_path(), group, name)).ok().flatten().map(|meta| meta.generation)
     }
 
     /// A person says that the disks which are there now are meant: all of them are compared.
@@ -974,7 +972,7 @@ impl Daemon {
         let is_passed = point.passed_over <= note.passes;
         let is_right = point.position == at.position && is_passed && (forced || why_not(&point, note.generation).is_none());
         if !is_right {
-            self.change(failback, |note| note.course.stage = held_again)?;
+            self.turn(failback, held_again)?;
         }
         Ok(is_right)
     }

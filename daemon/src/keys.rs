@@ -24,7 +24,7 @@ use farside_region::{DigestKey, KeyId, Name, Seal, SealMode, VolumeId};
 use tracing::{error, info};
 
 use crate::config::sync_dir;
-use crate::state_dir::volumes_path;
+use crate::state_dir::{volume_meta, volume_path, volumes_path};
 
 /// A key that could not be had is asked for again after so long.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -186,13 +186,8 @@ pub(crate) fn known(state_dir: &Path, group: &Name, keeper: &Keeper, wanted: Key
 /// # Errors
 /// When they cannot be read: then nobody can tell.
 pub(crate) fn seal_here(state_dir: &Path, group: &Name, volume: &Name) -> anyhow::Result<Option<Option<Seal>>> {
-    let path = volumes_path(state_dir).join(group.as_str()).join(volume.as_str()).join("meta.json");
-    let bytes = match std::fs::read(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        read => read.with_context(|| path.display().to_string())?,
-    };
-    let meta: VolumeMeta = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
-    Ok(Some(meta.digest_key.seal().copied()))
+    let meta = volume_meta(&volume_path(state_dir, group, volume))?;
+    Ok(meta.map(|meta| meta.digest_key.seal().copied()))
 }
 
 fn unwrap(folder: &Path, there: &InFolder, keeper: &Keeper) -> anyhow::Result<GroupKey> {
@@ -333,8 +328,7 @@ impl GroupKeys {
         for entry in entries {
             let entry = entry.with_context(|| group.display().to_string())?;
             // One that cannot be read is nothing that was encrypted by a key that is gone: its opening says what is wrong.
-            let meta = std::fs::read(entry.path().join("meta.json")).ok();
-            let meta = meta.and_then(|bytes| serde_json::from_slice::<VolumeMeta>(&bytes).ok());
+            let meta = volume_meta(&entry.path()).ok().flatten();
             if meta.is_some_and(|meta| meta.digest_key.seal().is_some_and(|seal| seal.mode == SealMode::EndToEnd)) {
                 return Ok(Some(entry.file_name().to_string_lossy().into_owned()));
             }

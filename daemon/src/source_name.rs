@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::boot;
 use crate::config::{ConfigError, write_atomically};
-use crate::state_dir::volumes_path;
+use crate::state_dir::{meta_path, volume_meta, volumes_path};
 
 fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("source-name")
@@ -53,7 +53,7 @@ pub(crate) fn say_of_another(state_dir: &Path, source: &Name) {
 /// # Errors
 /// When it is not.
 pub(crate) fn before_a_volume(state_dir: &Path, source: &Name) -> Result<(), ConfigError> {
-    if kept(state_dir)?.is_some() || meta_paths(state_dir).any(|(_, path)| path.exists()) {
+    if kept(state_dir)?.is_some() || volume_dirs(state_dir).any(|(_, dir)| meta_path(&dir).exists()) {
         return Ok(());
     }
     write_atomically(&path(state_dir), source.as_str())
@@ -98,14 +98,13 @@ fn has_volume_of(state_dir: &Path, source: &Name) -> bool {
 
 /// Of the volumes that were served at some time, with their groups.
 fn metas(state_dir: &Path) -> impl Iterator<Item = (Name, VolumeMeta)> {
-    let read = |path: &Path| serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok();
-    meta_paths(state_dir).filter_map(move |(group, path)| Some((group, read(&path)?)))
+    volume_dirs(state_dir).filter_map(|(group, dir)| Some((group, volume_meta(&dir).ok()??)))
 }
 
-fn meta_paths(state_dir: &Path) -> impl Iterator<Item = (Name, PathBuf)> {
+fn volume_dirs(state_dir: &Path) -> impl Iterator<Item = (Name, PathBuf)> {
     let list = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let groups = list(&volumes_path(state_dir)).filter_map(|folder| Some((folder.file_name()?.to_str()?.parse().ok()?, folder)));
-    groups.flat_map(move |(group, folder): (Name, PathBuf)| list(&folder).map(move |dir| (group.clone(), dir.join("meta.json"))))
+    groups.flat_map(move |(group, folder): (Name, PathBuf)| list(&folder).map(move |dir| (group.clone(), dir)))
 }
 
 fn host_name() -> Result<Name, NameError> {

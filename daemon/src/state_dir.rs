@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+use farside_ledger::VolumeMeta;
 use farside_region::Name;
 use thiserror::Error;
 use tracing::warn;
@@ -142,6 +144,24 @@ const VOLUMES: &str = "volumes";
 /// Where groups have the folders of their volumes in a state directory, also in one that is not opened.
 pub(crate) fn volumes_path(state_dir: &Path) -> PathBuf {
     state_dir.join(VOLUMES)
+}
+
+/// Where it is kept in a volume's folder what the volume is.
+pub(crate) fn meta_path(dir: &Path) -> PathBuf {
+    dir.join("meta.json")
+}
+
+/// What a volume is, as its folder has it; `None`: nothing is kept.
+///
+/// # Errors
+/// When it cannot be read, or is damaged: then nobody can tell.
+pub(crate) fn volume_meta(dir: &Path) -> anyhow::Result<Option<VolumeMeta>> {
+    let path = meta_path(dir);
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.with_context(|| path.display().to_string())?,
+    };
+    Ok(Some(serde_json::from_str(&text).with_context(|| path.display().to_string())?))
 }
 
 /// Where a volume's folder is in a state directory, also in one that is not opened.

@@ -46,7 +46,7 @@ use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::source_name;
-use crate::state_dir::Mark;
+use crate::state_dir::{Mark, meta_path, volume_meta};
 use crate::tap::{self, Ended, Prepared};
 use crate::threads::Threads;
 use crate::watch::{Left, Noticed};
@@ -866,10 +866,6 @@ pub(crate) fn device_of(config: &VolumeConfig, dir: &Path) -> PathBuf {
     was
 }
 
-fn meta_path(dir: &Path) -> PathBuf {
-    dir.join("meta.json")
-}
-
 fn save_meta(dir: &Path, meta: &VolumeMeta) -> anyhow::Result<()> {
     Ok(write_atomically(&meta_path(dir), &serde_json::to_string(meta)?)?)
 }
@@ -878,9 +874,8 @@ fn save_meta(dir: &Path, meta: &VolumeMeta) -> anyhow::Result<()> {
 fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry: Geometry) -> anyhow::Result<VolumeMeta> {
     let path = meta_path(dir);
     let id = farside_ledger::volume_id(&around.source, &config.group, &config.name);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            let meta: VolumeMeta = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    match volume_meta(dir)? {
+        Some(meta) => {
             if meta.id != id {
                 let (config_path, state_dir) = {
                     let config = crate::locked(&around.config);
@@ -904,13 +899,12 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
             }
             Ok(VolumeMeta { geometry, ..meta })
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+        None => {
             let digest_key = around.keys.of_new_volume(id)?;
             let meta = VolumeMeta { id, name: config.name.clone(), geometry, digest_key, generation: Generation(1) };
             save_meta(dir, &meta)?;
             Ok(meta)
         }
-        Err(e) => Err(e).with_context(|| path.display().to_string()),
     }
 }
 

@@ -397,8 +397,7 @@ pub fn disconnect_left(identifiers: &[String]) -> Result<Vec<PathBuf>, KernelErr
     let mut gone = Vec::new();
     for identifier in identifiers {
         let Some(shown) = sysfs::find(identifier).map_err(looking)? else { continue };
-        let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
-        speak()?.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, shown.index)).map_err(refused)?;
+        ask_to_disconnect(shown.index)?;
         gone.push(path_of(shown.index));
     }
     Ok(gone)
@@ -420,9 +419,13 @@ pub fn disconnect(identifier: &str, is_free: impl Fn(&Path) -> bool) -> Result<O
     if !is_free(&device) {
         return Err(KernelError::InUse { device });
     }
-    let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
-    speak()?.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, shown.index)).map_err(refused)?;
+    ask_to_disconnect(shown.index)?;
     Ok(Some(device))
+}
+
+fn ask_to_disconnect(index: u32) -> Result<(), KernelError> {
+    let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
+    speak()?.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, index)).map(drop).map_err(refused)
 }
 
 /// Claims a device exclusively, if nobody uses it. Opens it: not for a process that serves it, unless one of another has done so before.
@@ -587,14 +590,9 @@ impl Keeper {
     }
 
     fn leave(mut self, claim: Option<Claim>) -> Result<(), (Self, KernelError)> {
-        let disconnect = || {
-            let refused = |errno| KernelError::Refused { what: "disconnect a device", errno };
-            let mut family = speak()?;
-            self.orders.leaving.store(true, Ordering::SeqCst);
-            family.ask(nbd::DISCONNECT, Attributes::default().u32(nbd::INDEX, self.index)).map_err(refused)
-        };
-        match disconnect() {
-            Ok(_) => {
+        self.orders.leaving.store(true, Ordering::SeqCst);
+        match ask_to_disconnect(self.index) {
+            Ok(()) => {
                 drop(claim);
                 self.stop();
                 Ok(())

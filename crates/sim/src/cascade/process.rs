@@ -256,7 +256,7 @@ impl Target<'_> {
 
 impl RestoreTarget for Target<'_> {
     fn path(&self) -> &Path {
-        Path::new("/dev/target")
+        self.machine.path()
     }
 
     fn begin(&self, first: ByteExtent) -> io::Result<()> {
