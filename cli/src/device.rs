@@ -129,6 +129,11 @@ pub(crate) fn as_helper() -> Option<ExitCode> {
     }
 }
 
+/// Has the kernel load a driver. Whether that helped is seen by who asks for it next.
+fn load(module: &str) {
+    let _ = Command::new("modprobe").arg(module).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+}
+
 /// What the page cache of a device holds.
 fn write_back(device: &Path) -> Result<(), Failure> {
     // Whatever has become of its file meanwhile.

@@ -3,13 +3,12 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use farside_nbd::Handle;
 use farside_nbd::kernel::{self, Claim, Keeper, KernelDevice, KernelError, Spec};
 
-use crate::device::Owner;
+use crate::device::{Owner, load};
 use crate::failure::{Exit, Failure};
 
 const IDENTIFIER: &str = "farside-open:";
@@ -22,9 +21,7 @@ pub(crate) struct Device(Option<Keeper>);
 impl Device {
     pub(super) fn attach(server: &Handle, block: u32, owner: Owner) -> Result<Self, Failure> {
         if matches!(kernel::probe(), Err(KernelError::NoClient)) && nix::unistd::geteuid().is_root() {
-            // Whether that helped is seen below.
-            let _ =
-                Command::new("modprobe").arg(MODULE).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            load(MODULE);
         }
         let spec = Spec { identifier: identifier(owner), block, rotational: false, dead_connection: Duration::ZERO };
         let attach = || {

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
@@ -17,7 +16,7 @@ use farside_nbd::kernel::Claim;
 use farside_ublk::{Broken, Handle, Kernel, Shape, UblkError};
 use farside_view::ViewQueue;
 
-use crate::device::{By, Owner, PointView};
+use crate::device::{By, Owner, PointView, load};
 use crate::failure::{Exit, Failure, OrFail as _};
 
 const MODULE: &str = "ublk_drv";
@@ -108,9 +107,7 @@ impl Drop for Device {
 fn kernel() -> Result<Kernel, UblkError> {
     let kernel = match Kernel::running() {
         Err(UblkError::NotLoaded) if nix::unistd::geteuid().is_root() => {
-            // Whether that helped is seen at once.
-            let _ =
-                Command::new("modprobe").arg(MODULE).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            load(MODULE);
             Kernel::running()?
         }
         kernel => kernel?,
@@ -198,7 +195,7 @@ mod tests {
         assert!(!is_left(token(this)), "it lives");
         assert!(!is_left(token(Owner { began: this.began + FIELD + 1, ..this })), "only the last bits of it are known");
         assert!(is_left(token(Owner { began: this.began + 1, ..this })), "another one had its number");
-        let mut child = Command::new("true").spawn().expect("it starts");
+        let mut child = std::process::Command::new("true").spawn().expect("it starts");
         child.wait().expect("it ends");
         let of_dead = token(Owner { pid: child.id(), ..this });
         assert!(is_left(of_dead));
