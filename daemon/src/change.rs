@@ -189,7 +189,9 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
         return Ok(setting.with_context(|| format!("{ARGUMENT} is for farsided itself"))?.make()?);
     }
     if what == Path::new("disconnect") {
-        if kernel::disconnect(device.to_str().unwrap_or_default(), tap::is_opened_by_nobody)?.is_none() {
+        if kernel::disconnect(device.to_str().unwrap_or_default(), |device| tap::is_awaited_by_nobody(device).then_some(()))?
+            .is_none()
+        {
             print!("{AS_IT_WAS}");
         }
         return Ok(());
@@ -199,7 +201,7 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
         match farside_ublk::held(token.with_context(|| format!("{ARGUMENT} is for farsided itself"))?)? {
             Some(held) => {
                 // † Only now: who has opened it while the kernel kept us waiting may have it.
-                tap::opened_by_nobody(&held.path())?;
+                tap::awaited_by_nobody(&held.path())?;
                 held.remove()?;
             }
             None => print!("{AS_IT_WAS}"),

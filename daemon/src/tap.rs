@@ -10,6 +10,7 @@
 //! Invariant: a tap feeds its requests to a [`BlockQueue`] of the volume on the thread that calls `Tap::run`, and to nobody else.
 //! It deliberately does not know what the queue does with them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
@@ -20,10 +21,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::dm::DevNumber;
-use farside_blockio::{Abandoned, BlockQueue, FileDevice, OpenOptions, RingError, Waker, open_still, openers};
+use farside_blockio::{Abandoned, BlockQueue, FileDevice, OpenOptions, RingError, Waker, living_openers, open_still, openers};
 use farside_insert::stack;
 use farside_nbd::ServeError;
-use farside_nbd::kernel::{Claim, Keeper, KernelDevice};
+use farside_nbd::kernel::{Claim, Keeper, KernelDevice, KernelError};
 use farside_region::{Name, VolumeId};
 use farside_ublk::{Broken, Choice, Held, Kernel, Spec};
 use tracing::{error, info, warn};
@@ -365,6 +366,7 @@ impl Handle {
                 let rotational = backing::is_rotational(device);
                 let identifier = identifier_of(id);
                 let (block, dead_connection) = (device.block_min(), farside_nbd::kernel::DEAD_CONNECTION);
+                locked(&STRAYS).remove(&identifier);
                 let spec = farside_nbd::kernel::Spec { identifier, block, rotational, dead_connection };
                 let shown = KernelDevice::attach(&spec, server)?;
                 let (path, was_there, unsettled) = (shown.path(), shown.was_there(), shown.unsettled(&spec));
@@ -569,8 +571,17 @@ fn sync(volume: &Name, tap: PathBuf, runtime_dir: &Path) {
 /// A claim of the kernel's is granted beside whoever has a device open without one: a virtual machine, a database, the kernel's
 /// own loop devices and targets.
 pub(crate) fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
+    opened_by(device, openers)
+}
+
+/// The same of a device whose server is gone. † Helpers of a killed daemon wait in it and cannot end before it does.
+pub(crate) fn awaited_by_nobody(device: &Path) -> anyhow::Result<()> {
+    opened_by(device, living_openers)
+}
+
+fn opened_by(device: &Path, processes: fn(&Path) -> Vec<String>) -> anyhow::Result<()> {
     let openers = open_still(|| {
-        let mut openers = openers(device);
+        let mut openers = processes(device);
         openers.extend(DevNumber::at(device).map(stack::kernel_users).unwrap_or_default());
         openers
     });
@@ -579,8 +590,8 @@ pub(crate) fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
 }
 
 /// The same, said in the log.
-pub(crate) fn is_opened_by_nobody(device: &Path) -> bool {
-    opened_by_nobody(device).inspect_err(|error| warn!("it stays: {error:#}")).is_ok()
+pub(crate) fn is_awaited_by_nobody(device: &Path) -> bool {
+    awaited_by_nobody(device).inspect_err(|error| warn!("it stays: {error:#}")).is_ok()
 }
 
 /// Ends whatever device an earlier daemon left of a volume that nobody serves, and its name: only then its disk may be seen.
@@ -596,7 +607,7 @@ pub(crate) fn end(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) -> 
     let is_there =
         |number| stack::is_own_tap(number) && (stack::text(number, "backend").is_none() || stack::text(number, "pid").is_some());
     if DevNumber::at(&link).is_ok_and(is_there) {
-        opened_by_nobody(&link)?;
+        awaited_by_nobody(&link)?;
     }
     abolish_ublk(dir, runtime_dir)?;
     abolish_nbd(id, runtime_dir)?;
@@ -668,19 +679,48 @@ pub(crate) fn sweep(configured: &[VolumeId], devices: &[PathBuf], runtime_dir: &
     match farside_nbd::kernel::identifiers() {
         Ok(mut strays) => {
             strays.retain(|identifier| identifier.starts_with(IDENTIFIER) && !known.contains(identifier));
+            locked(&STRAYS).extend(strays);
             // A device whose server is gone may not even be opened in time.
-            std::thread::spawn(move || match farside_nbd::kernel::disconnect_unused(&strays, is_opened_by_nobody) {
-                Ok(devices) => {
-                    devices.iter().for_each(|device| warn!(device = %device.display(), "it belonged to no volume: removed"))
-                }
-                Err(error) => warn!("devices that belong to no volume may have been left: {error:#}"),
-            });
+            std::thread::spawn(disconnect_strays);
         }
         Err(error) => warn!("{error:#}"),
     }
     match farside_insert::sweep(devices, |number| change::is_idle_number(runtime_dir, number).unwrap_or(false)) {
         Ok(twins) => twins.iter().for_each(|twin| warn!(%twin, "it belonged to no volume: removed")),
         Err(error) => warn!("twins of devices may have been left: {error:#}"),
+    }
+}
+
+/// By their identifiers: devices of the kernel's NBD client that an earlier daemon left, of volumes that are not configured. † Who
+/// serves one again takes it out first: somebody may be about to disconnect it.
+static STRAYS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Until nobody uses one of them any more: whoever does waits for a server that does not come, and then lets go of it.
+fn disconnect_strays() {
+    const LOOK_AGAIN_MAX: Duration = Duration::from_secs(300);
+    let mut pause = Duration::from_secs(1);
+    loop {
+        let strays = locked(&STRAYS).clone();
+        if strays.is_empty() {
+            return;
+        }
+        for stray in strays {
+            let free = |device: &Path| {
+                let is_free = is_awaited_by_nobody(device);
+                let strays = locked(&STRAYS);
+                (is_free && strays.contains(&stray)).then_some(strays)
+            };
+            match farside_nbd::kernel::disconnect(&stray, free) {
+                Ok(device) => {
+                    device.iter().for_each(|device| warn!(device = %device.display(), "it belonged to no volume: removed"));
+                }
+                Err(KernelError::InUse { .. }) => continue,
+                Err(error) => warn!("a device that belongs to no volume may have been left: {error:#}"),
+            }
+            locked(&STRAYS).remove(&stray);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LOOK_AGAIN_MAX);
     }
 }
 

@@ -16,12 +16,22 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Other processes that have a device or a partition of it open, as a person would say it: `process 123 (qemu-system-x86)`.
 pub fn openers(device: &Path) -> Vec<String> {
+    openers_but(device, |_| false)
+}
+
+fn openers_but(device: &Path, is_left_out: impl Fn(u32) -> bool) -> Vec<String> {
     let Ok(number) = DevNumber::at(device) else { return Vec::new() };
     let numbers = with_partitions(number);
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let others = pids.filter(|pid| *pid != std::process::id());
-    others.filter(|pid| has_open(*pid, &numbers)).map(process_name).collect()
+    others.filter(|pid| has_open(*pid, &numbers) && !is_left_out(*pid)).map(process_name).collect()
+}
+
+/// The same without those that were killed and only wait in the kernel for what the device owes them: nothing of it reaches
+/// anybody any more. For a device that nobody serves: as long as it is there they cannot end.
+pub fn living_openers(device: &Path) -> Vec<String> {
+    openers_but(device, is_killed)
 }
 
 /// Who has something open still after a moment, as `look` tells: whoever only looks at new devices is soon done.
@@ -43,6 +53,21 @@ fn with_partitions(number: DevNumber) -> Vec<DevNumber> {
     numbers.chain([number]).collect()
 }
 
+/// Whether a process was sent a deadly signal that it could not take yet: the kernel then marks each of its threads with `SIGKILL`,
+/// whatever the signal was.
+fn is_killed(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut states = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok());
+    states.any(|state| awaits_its_end(&state))
+}
+
+/// By `/proc/PID/status` of a thread.
+fn awaits_its_end(state: &str) -> bool {
+    let pending = state.lines().find_map(|line| line.strip_prefix("SigPnd:"));
+    let pending = pending.and_then(|signals| u64::from_str_radix(signals.trim(), 16).ok()).unwrap_or(0);
+    pending >> (nix::libc::SIGKILL - 1) & 1 == 1
+}
+
 fn has_open(pid: u32, numbers: &[DevNumber]) -> bool {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     descriptors.map(|entry| entry.path()).any(|link| {
@@ -52,4 +77,25 @@ fn has_open(pid: u32, numbers: &[DevNumber]) -> bool {
             && std::fs::metadata(&link)
                 .is_ok_and(|node| node.file_type().is_block_device() && numbers.contains(&DevNumber::of(node.rdev())))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_thread_is_told_from_others() {
+        let state = |pending: &str| {
+            format!("Name:\tfarsided\nState:\tD (disk sleep)\nSigQ:\t0/1\nSigPnd:\t{pending}\nShdPnd:\t0000000000000100\n")
+        };
+        assert!(awaits_its_end(&state("0000000000000100")));
+        assert!(awaits_its_end(&state("0000000000004100")), "by another signal");
+        // To a whole process, not yet given to it, or other signals.
+        for other in ["0000000000000000", "0000000000004000", "0000000000000200", "", "what"] {
+            assert!(!awaits_its_end(&state(other)), "{other}");
+        }
+        assert!(!is_killed(std::process::id()), "this one lives");
+        let mine = std::fs::read_to_string("/proc/self/status").expect("there");
+        assert!(mine.contains("\nSigPnd:\t"), "as the kernel writes it: {mine}");
+    }
 }

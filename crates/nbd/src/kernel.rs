@@ -43,6 +43,8 @@ pub const DEAD_CONNECTION: Duration = Duration::from_secs(24 * 3600);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
+/// How long the kernel may need to open a device whose server is gone and that can be opened.
+const OPEN_MAX: Duration = Duration::from_secs(5);
 
 /// Numbers of the kernel's `nbd-netlink.h`.
 mod nbd {
@@ -368,22 +370,6 @@ fn all() -> Result<Vec<(u32, String)>, KernelError> {
     sysfs::all().map_err(|source| KernelError::Io { what: "look at", path: "/sys/block".into(), source })
 }
 
-/// Disconnects the devices with these identifiers that nobody uses. Gives their nodes. May wait for a server that is gone: call
-/// it where nobody waits for it. `is_free`: as for [`disconnect`].
-///
-/// # Errors
-/// [`KernelError`].
-pub fn disconnect_unused(identifiers: &[String], is_free: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>, KernelError> {
-    let mut gone = Vec::new();
-    for identifier in identifiers {
-        match disconnect(identifier, &is_free) {
-            Err(KernelError::InUse { .. }) => {}
-            other => gone.extend(other?),
-        }
-    }
-    Ok(gone)
-}
-
 /// Disconnects the devices with these identifiers, whose servers are gone, from whoever uses them: what they ask of these fails already, or waits for
 /// ever. Gives their nodes.
 ///
@@ -403,24 +389,41 @@ pub fn disconnect_left(identifiers: &[String]) -> Result<Vec<PathBuf>, KernelErr
     Ok(gone)
 }
 
-/// Disconnects the device with this identifier, if there is one and nobody uses it. May wait for a server that is gone: call it
-/// where nobody waits for it. Gives its node.
+/// Disconnects the device with this identifier, whose server is gone, if there is one and nobody uses it. Gives its node.
 ///
-/// `is_free`: † whether nobody has it open without a claim, as virtual machines and databases do; it is asked while we have the claim.
+/// `free`: † `None` if somebody has it open without a claim, as virtual machines and databases do; it is asked while we have the claim.
+/// What it gives is kept until the device has gone.
 ///
 /// # Errors
 /// [`KernelError::InUse`], and what the kernel says.
-pub fn disconnect(identifier: &str, is_free: impl Fn(&Path) -> bool) -> Result<Option<PathBuf>, KernelError> {
+pub fn disconnect<T>(identifier: &str, free: impl FnOnce(&Path) -> Option<T>) -> Result<Option<PathBuf>, KernelError> {
     let found =
         sysfs::find(identifier).map_err(|source| KernelError::Io { what: "look at", path: "/sys/block".into(), source })?;
     let Some(shown) = found else { return Ok(None) };
     let device = path_of(shown.index);
-    let _claim = claim(&device)?;
-    if !is_free(&device) {
-        return Err(KernelError::InUse { device });
-    }
+    let claim = claim_of_the_dead(&device)?;
+    let Some(kept) = free(&device) else { return Err(KernelError::InUse { device }) };
     ask_to_disconnect(shown.index)?;
+    drop((claim, kept));
     Ok(Some(device))
+}
+
+/// `None`: it cannot be opened, and nobody has it. † Who has claimed a device is known to the kernel before it opens it for somebody else:
+/// that is refused at once. Who opens it first reads its partition table, and all others wait for him: if its server is gone, until the
+/// device is disconnected.
+fn claim_of_the_dead(device: &Path) -> Result<Option<Claim>, KernelError> {
+    let (claimed, claim_now) = std::sync::mpsc::channel();
+    let path = device.to_owned();
+    let waits = std::thread::Builder::new().name("nbd-claim".into());
+    waits.spawn(move || claimed.send(claim(&path))).map_err(|source| KernelError::Io {
+        what: "start a thread for",
+        path: device.to_owned(),
+        source,
+    })?;
+    match claim_now.recv_timeout(OPEN_MAX) {
+        Ok(claim) => claim.map(Some),
+        Err(_) => Ok(None),
+    }
 }
 
 fn ask_to_disconnect(index: u32) -> Result<(), KernelError> {

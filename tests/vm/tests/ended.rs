@@ -122,10 +122,17 @@ fn ended_by_somebody_else(kernel: Kernel, tap: &Tap, end: &str) -> Host {
     let refused = host.guest.attempt(&format!("{CLI} volume remove plain --yes"));
     assert!(refused.code != 0 && refused.stderr.contains("loop device /dev/loop0"), "{refused:?}");
     host.guest.run("losetup -d /dev/loop0");
-    // The device of a volume that is not configured any more goes with the next start.
+    // The device of a volume that is not configured any more goes with the next start, perhaps under one who was killed as he waited
+    // for it: he ends when it does.
+    host.guest.run("kill -STOP $(pidof farsided)");
+    let waits = host.guest.start_command(&format!("exec dd if={PLAIN} of=/dev/null bs=4k count=1 iflag=direct"), "/run/waits.log");
+    host.guest.wait_until(&format!("grep -q 'State:.D' /proc/{waits}/status"));
+    host.guest.run(&format!("kill -9 {waits}"));
     host.kill_daemon();
+    assert!(host.guest.lives(waits), "he waits");
     host.guest.run("mv /state/farsided.d/volume-plain.toml /run/");
     host.start_daemon();
+    host.guest.wait_for_end(waits);
     host.guest.wait_until("test -z \"$(ls /dev/ublkb* /sys/block/nbd*/pid 2>/dev/null)\"");
     host.guest.wait_until(&format!("mv /run/volume-plain.toml /state/farsided.d/; {CLI} reload && {CLI} volume show plain"));
     write(&mut host, PLAIN, 300);
