@@ -286,7 +286,10 @@ fn loss(planned: &FailoverStatus) -> String {
         None => "what was written after that is lost to the copy\n".to_owned(),
     });
     match (&planned.connected_from, planned.silent_ms) {
-        (Some(from), _) => text.push_str(&format!("! {} is connected, from {from}\n", fences(planned))),
+        (Some(from), _) => text.push_str(&format!(
+            "! {} is connected, from {from}: without --force this is refused while it is (a planned move: farside cutover, on that host)\n",
+            fences(planned)
+        )),
         (None, Some(ms)) => text.push_str(&format!("{} has been silent for {}\n", fences(planned), print::duration_ms(ms))),
         (None, None) => text.push_str(&format!("{} was not heard of since the receiver started\n", fences(planned))),
     }

@@ -30,8 +30,9 @@ use tracing::warn;
 use crate::change::Change;
 use crate::queue::Counters;
 
-/// How long a tap may take to answer its first write.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a tap may take to answer its first write. † Longer than a disk's driver tries again: the device is published after it, and a
+/// write that is still under way then may come after one of the host's.
+const PATIENCE: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(5);
 const SECTOR: u64 = 512;
 

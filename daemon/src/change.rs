@@ -189,9 +189,7 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
         return Ok(setting.with_context(|| format!("{ARGUMENT} is for farsided itself"))?.make()?);
     }
     if what == Path::new("disconnect") {
-        if kernel::disconnect(device.to_str().unwrap_or_default(), |device| tap::is_awaited_by_nobody(device).then_some(()))?
-            .is_none()
-        {
+        if kernel::disconnect(device.to_str().unwrap_or_default(), tap::is_awaited_by_nobody)?.is_none() {
             print!("{AS_IT_WAS}");
         }
         return Ok(());

@@ -136,7 +136,7 @@ fn io_uring() -> Finding {
 }
 
 fn ublk(accepted: &[String]) -> Finding {
-    let instead = "new volumes are devices of the kernel's NBD client instead";
+    let instead = "new volumes are devices of the kernel's NBD client instead, where that is loaded";
     let kernel = match Kernel::running() {
         Ok(kernel) => kernel,
         Err(_) if !Path::new("/dev/ublk-control").exists() && is_module("ublk_drv") => {

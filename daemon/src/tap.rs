@@ -10,13 +10,13 @@
 //! Invariant: a tap feeds its requests to a [`BlockQueue`] of the volume on the thread that calls `Tap::run`, and to nobody else.
 //! It deliberately does not know what the queue does with them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -24,11 +24,12 @@ use farside_blockio::dm::DevNumber;
 use farside_blockio::{Abandoned, BlockQueue, FileDevice, OpenOptions, RingError, Waker, living_openers, open_still, openers};
 use farside_insert::stack;
 use farside_nbd::ServeError;
-use farside_nbd::kernel::{Claim, Keeper, KernelDevice, KernelError};
+use farside_nbd::kernel::{Claim, Keeper, KernelDevice};
 use farside_region::{Name, VolumeId};
 use farside_ublk::{Broken, Choice, Held, Kernel, Spec};
 use tracing::{error, info, warn};
 
+use crate::boot::unserved;
 use crate::change::{self, Change};
 use crate::config::{DataPath, LimitsConfig, VolumeConfig, write_atomically};
 use crate::node::Place;
@@ -59,6 +60,7 @@ const UBLK_IO_BYTES: u32 = 512 << 10;
 /// How long a device that an earlier daemon left may take to end. Less than a boot waits for one disk
 /// ([`crate::boot::unserved`]).
 const END_WAIT: Duration = Duration::from_secs(10);
+const END_POLL: Duration = Duration::from_millis(20);
 const IDENTIFIER: &str = "farside:";
 
 /// The longest path of a tap: a Unix socket's has 107 bytes, and it is made as `PATH.new` first.
@@ -366,7 +368,9 @@ impl Handle {
                 let rotational = backing::is_rotational(device);
                 let identifier = identifier_of(id);
                 let (block, dead_connection) = (device.block_min(), farside_nbd::kernel::DEAD_CONNECTION);
-                locked(&STRAYS).remove(&identifier);
+                if let Some(stray) = locked(&STRAYS).remove(&identifier).as_deref() {
+                    *locked(stray) = Stray::ServedAgain; // waits for a helper that is about it
+                }
                 let spec = farside_nbd::kernel::Spec { identifier, block, rotational, dead_connection };
                 let shown = KernelDevice::attach(&spec, server)?;
                 let (path, was_there, unsettled) = (shown.path(), shown.was_there(), shown.unsettled(&spec));
@@ -576,6 +580,10 @@ pub(crate) fn opened_by_nobody(device: &Path) -> anyhow::Result<()> {
 
 /// The same of a device whose server is gone. † Helpers of a killed daemon wait in it and cannot end before it does.
 pub(crate) fn awaited_by_nobody(device: &Path) -> anyhow::Result<()> {
+    let number = DevNumber::at(device).with_context(|| format!("cannot look at {}", device.display()))?;
+    // The kernel's claim says so too, of a device that can be opened.
+    ensure!(!unserved::holds_a_mount(number), "something is mounted from {}, or swaps to it", device.display());
+    ensure!(!stack::is_built_on(number), "another device is built on {}", device.display());
     opened_by(device, living_openers)
 }
 
@@ -611,8 +619,13 @@ pub(crate) fn end(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) -> 
     }
     abolish_ublk(dir, runtime_dir)?;
     abolish_nbd(id, runtime_dir)?;
-    // One of which nothing else is known any more.
-    if DevNumber::at(&link).is_ok_and(is_there) {
+    // One of which nothing else is known any more; or who was killed as he waited in it has not let go of it yet.
+    let until = Instant::now() + END_WAIT;
+    while DevNumber::at(&link).is_ok_and(is_there) {
+        if Instant::now() < until {
+            std::thread::sleep(END_POLL);
+            continue;
+        }
         bail!("its device is still there, as {}", link.display());
     }
     node::withdraw(name);
@@ -679,9 +692,9 @@ pub(crate) fn sweep(configured: &[VolumeId], devices: &[PathBuf], runtime_dir: &
     match farside_nbd::kernel::identifiers() {
         Ok(mut strays) => {
             strays.retain(|identifier| identifier.starts_with(IDENTIFIER) && !known.contains(identifier));
-            locked(&STRAYS).extend(strays);
-            // A device whose server is gone may not even be opened in time.
-            std::thread::spawn(disconnect_strays);
+            locked(&STRAYS).extend(strays.into_iter().map(|stray| (stray, Arc::new(Mutex::new(Stray::Left(String::new()))))));
+            let runtime_dir = runtime_dir.to_owned();
+            std::thread::spawn(move || disconnect_strays(&runtime_dir));
         }
         Err(error) => warn!("{error:#}"),
     }
@@ -691,33 +704,46 @@ pub(crate) fn sweep(configured: &[VolumeId], devices: &[PathBuf], runtime_dir: &
     }
 }
 
-/// By their identifiers: devices of the kernel's NBD client that an earlier daemon left, of volumes that are not configured. † Who
-/// serves one again takes it out first: somebody may be about to disconnect it.
-static STRAYS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// Devices of the kernel's NBD client that an earlier daemon left, of volumes that are not configured, by their identifiers. † Who
+/// serves one again takes it out first: somebody may be about to disconnect it, and holds its lock so long.
+static STRAYS: Mutex<BTreeMap<String, Arc<Mutex<Stray>>>> = Mutex::new(BTreeMap::new());
 
-/// Until nobody uses one of them any more: whoever does waits for a server that does not come, and then lets go of it.
-fn disconnect_strays() {
-    const LOOK_AGAIN_MAX: Duration = Duration::from_secs(300);
+#[derive(Debug, PartialEq, Eq)]
+enum Stray {
+    /// What was said last of why it is left.
+    Left(String),
+    ServedAgain,
+}
+
+/// Until nobody uses one of them any more: whoever does waits for a server that does not come, and then lets go of it. By helpers: a
+/// device whose server is gone may not even be opened in time.
+fn disconnect_strays(runtime_dir: &Path) {
+    const LOOK_AGAIN_MAX: Duration = Duration::from_secs(3600);
     let mut pause = Duration::from_secs(1);
     loop {
-        let strays = locked(&STRAYS).clone();
+        let strays: Vec<_> = locked(&STRAYS).iter().map(|(identifier, stray)| (identifier.clone(), stray.clone())).collect();
         if strays.is_empty() {
             return;
         }
-        for stray in strays {
-            let free = |device: &Path| {
-                let is_free = is_awaited_by_nobody(device);
-                let strays = locked(&STRAYS);
-                (is_free && strays.contains(&stray)).then_some(strays)
-            };
-            match farside_nbd::kernel::disconnect(&stray, free) {
-                Ok(device) => {
-                    device.iter().for_each(|device| warn!(device = %device.display(), "it belonged to no volume: removed"));
+        for (identifier, stray) in strays {
+            let mut stray = locked(&stray);
+            let Stray::Left(said) = &mut *stray else { continue };
+            match (Change::Disconnect { identifier: identifier.clone() }).make_within(END_WAIT, runtime_dir) {
+                Ok(is_gone_now) => {
+                    if is_gone_now {
+                        warn!(%identifier, "a device of the kernel's NBD client belonged to no volume: removed");
+                    }
+                    drop(stray);
+                    locked(&STRAYS).remove(&identifier);
                 }
-                Err(KernelError::InUse { .. }) => continue,
-                Err(error) => warn!("a device that belongs to no volume may have been left: {error:#}"),
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    if *said != why {
+                        warn!(%identifier, "a device that belongs to no volume is left until it can be removed: {why}");
+                        *said = why;
+                    }
+                }
             }
-            locked(&STRAYS).remove(&stray);
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(LOOK_AGAIN_MAX);

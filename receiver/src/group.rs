@@ -498,6 +498,7 @@ impl Group {
         self.changing.clear();
         self.unkept.clear();
         self.merges.clear();
+        self.cut_seen.clear(); // what comes back may be of an older moment
         self.receiver.space.forget(&self.names);
         self.place = Place::Away { words, retry_at: Instant::now() + delay };
     }

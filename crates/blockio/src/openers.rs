@@ -57,8 +57,18 @@ fn with_partitions(number: DevNumber) -> Vec<DevNumber> {
 /// whatever the signal was.
 fn is_killed(pid: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let mut states = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok());
-    states.any(|state| awaits_its_end(&state))
+    let states: Vec<String> = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok()).collect();
+    all_await_their_end(states.iter().map(String::as_str))
+}
+
+/// † All that are left: of a process that becomes another program (exec) all threads but one are ended the same way, and it lives on.
+fn all_await_their_end<'a>(states: impl Iterator<Item = &'a str>) -> bool {
+    let has_ended = |state: &&str| {
+        let state = state.lines().find_map(|line| line.strip_prefix("State:"));
+        state.is_some_and(|state| state.trim_start().starts_with(['Z', 'X']))
+    };
+    let mut left = states.filter(|state| !has_ended(state)).peekable();
+    left.peek().is_some() && left.all(awaits_its_end)
 }
 
 /// By `/proc/PID/status` of a thread.
@@ -94,6 +104,11 @@ mod tests {
         for other in ["0000000000000000", "0000000000004000", "0000000000000200", "", "what"] {
             assert!(!awaits_its_end(&state(other)), "{other}");
         }
+        let (killed, lives) = (state("0000000000000100"), state("0000000000000000"));
+        let ended = lives.replace("D (disk sleep)", "Z (zombie)");
+        assert!(all_await_their_end([ended.as_str(), killed.as_str()].into_iter()), "its first thread has ended already");
+        assert!(!all_await_their_end([killed.as_str(), lives.as_str()].into_iter()), "it becomes another program");
+        assert!(!all_await_their_end([ended.as_str()].into_iter()) && !all_await_their_end([].into_iter()), "nothing is known");
         assert!(!is_killed(std::process::id()), "this one lives");
         let mine = std::fs::read_to_string("/proc/self/status").expect("there");
         assert!(mine.contains("\nSigPnd:\t"), "as the kernel writes it: {mine}");

@@ -173,6 +173,13 @@ pub fn has_slaves(device: DevNumber) -> bool {
     !slaves(device).is_empty()
 }
 
+/// Whether another device lies on a device, on a part of it, or on what does.
+pub fn is_built_on(device: DevNumber) -> bool {
+    let blocks = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let mut numbers = blocks.filter_map(|block| DevNumber::parse(std::fs::read_to_string(block.path().join("dev")).ok()?.trim()));
+    numbers.any(|number| number != device && rests_on(number, device))
+}
+
 /// One of its numbers.
 pub fn number(device: DevNumber, file: &str) -> Option<u64> {
     text(device, file)?.parse().ok()

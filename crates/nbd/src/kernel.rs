@@ -19,6 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -389,40 +390,41 @@ pub fn disconnect_left(identifiers: &[String]) -> Result<Vec<PathBuf>, KernelErr
     Ok(gone)
 }
 
-/// Disconnects the device with this identifier, whose server is gone, if there is one and nobody uses it. Gives its node.
+/// Disconnects the device with this identifier, whose server is gone, if there is one and nobody uses it. Gives its node. May wait for
+/// the device: not to be called by the process that is to serve it.
 ///
-/// `free`: † `None` if somebody has it open without a claim, as virtual machines and databases do; it is asked while we have the claim.
-/// What it gives is kept until the device has gone.
+/// `is_free`: † whether nobody has it open without a claim, as virtual machines and databases do, and nothing is mounted from it or
+/// built on it, for a device that cannot be opened cannot be claimed.
 ///
 /// # Errors
 /// [`KernelError::InUse`], and what the kernel says.
-pub fn disconnect<T>(identifier: &str, free: impl FnOnce(&Path) -> Option<T>) -> Result<Option<PathBuf>, KernelError> {
+pub fn disconnect(identifier: &str, is_free: impl FnOnce(&Path) -> bool) -> Result<Option<PathBuf>, KernelError> {
     let found =
         sysfs::find(identifier).map_err(|source| KernelError::Io { what: "look at", path: "/sys/block".into(), source })?;
     let Some(shown) = found else { return Ok(None) };
     let device = path_of(shown.index);
     let claim = claim_of_the_dead(&device)?;
-    let Some(kept) = free(&device) else { return Err(KernelError::InUse { device }) };
+    if !is_free(&device) {
+        return Err(KernelError::InUse { device });
+    }
     ask_to_disconnect(shown.index)?;
-    drop((claim, kept));
+    drop(claim);
     Ok(Some(device))
 }
 
-/// `None`: it cannot be opened, and nobody has it. † Who has claimed a device is known to the kernel before it opens it for somebody else:
-/// that is refused at once. Who opens it first reads its partition table, and all others wait for him: if its server is gone, until the
-/// device is disconnected.
+/// `None`: it cannot be opened. † Whoever opens a device first reads its partition table, and all others wait for him: if its server is
+/// gone, until the device is disconnected. Who has claimed it the kernel finds before it waits, and refuses us; but that it was not
+/// refused in time proves nothing.
 fn claim_of_the_dead(device: &Path) -> Result<Option<Claim>, KernelError> {
+    let failed = |source| KernelError::Io { what: "open", path: device.to_owned(), source };
     let (claimed, claim_now) = std::sync::mpsc::channel();
     let path = device.to_owned();
     let waits = std::thread::Builder::new().name("nbd-claim".into());
-    waits.spawn(move || claimed.send(claim(&path))).map_err(|source| KernelError::Io {
-        what: "start a thread for",
-        path: device.to_owned(),
-        source,
-    })?;
+    waits.spawn(move || claimed.send(claim(&path))).map_err(failed)?;
     match claim_now.recv_timeout(OPEN_MAX) {
         Ok(claim) => claim.map(Some),
-        Err(_) => Ok(None),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => Err(failed(io::Error::other("its thread has ended"))),
     }
 }
 

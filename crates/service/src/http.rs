@@ -69,8 +69,13 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
 
     /// Ready to be served.
     pub fn with_state(self, state: S) -> Router {
-        let unknown =
-            async || Failed(ApiError::new(ErrorCode::NotYet, "no such path", "install the same version of farside here"));
+        let unknown = async || {
+            Failed(ApiError::new(
+                ErrorCode::NotYet,
+                "this daemon knows no such request",
+                "ask the other one (a host's volumes and groups: farsided on that host; a store's points: farside-receiver), or install the same version of farside here",
+            ))
+        };
         self.router.fallback(unknown).layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX)).with_state(state)
     }
 }

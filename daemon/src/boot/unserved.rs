@@ -227,10 +227,20 @@ pub(super) fn is_in_use(number: DevNumber) -> bool {
 }
 
 fn is_number_mounted(number: DevNumber) -> bool {
+    mounted_on(number).any(|mounted| !stack::rests_on_own_tap(mounted))
+}
+
+/// What is mounted from a device, directly or through others.
+fn mounted_on(number: DevNumber) -> impl Iterator<Item = DevNumber> {
     // A service does not see all of them.
     let host = std::fs::read_to_string("/proc/1/mountinfo");
     let mounts = host.or_else(|_| std::fs::read_to_string("/proc/self/mountinfo")).unwrap_or_default();
-    stack::mounted(&mounts).into_iter().any(|mounted| stack::rests_on(mounted, number) && !stack::rests_on_own_tap(mounted))
+    stack::mounted(&mounts).into_iter().filter(move |mounted| stack::rests_on(*mounted, number))
+}
+
+/// Whether something is mounted from a device, or swaps to it, be it a tap of ours.
+pub(crate) fn holds_a_mount(number: DevNumber) -> bool {
+    mounted_on(number).next().is_some() || stack::swaps().into_iter().any(|(_, swap)| stack::rests_on(swap, number))
 }
 
 #[cfg(test)]

@@ -125,7 +125,8 @@ fn ended_by_somebody_else(kernel: Kernel, tap: &Tap, end: &str) -> Host {
     // The device of a volume that is not configured any more goes with the next start, perhaps under one who was killed as he waited
     // for it: he ends when it does.
     host.guest.run("kill -STOP $(pidof farsided)");
-    let waits = host.guest.start_command(&format!("exec dd if={PLAIN} of=/dev/null bs=4k count=1 iflag=direct"), "/run/waits.log");
+    let waits =
+        host.guest.start_command(&format!("exec dd if={PLAIN} of=/dev/null bs=4k count=1 iflag=direct"), "/run/waits.log");
     host.guest.wait_until(&format!("grep -q 'State:.D' /proc/{waits}/status"));
     host.guest.run(&format!("kill -9 {waits}"));
     host.kill_daemon();
