@@ -11,8 +11,8 @@
 //! Invariants: no byte changes, and nobody's write can come between the read and the write: the device is held exclusively, and
 //! udev does not say yet whose it is. So a tap that was there before is never written to, since somebody may use it; nor is one that is to be put
 //! under a device, whose host goes on writing to the same disk beside it: † what is old by then would take the place of an acknowledged write, and
-//! after a kill the kernel would issue it again, minutes later. Only the second row speaks for these. No opening waits long for this: a write that finds its intent map unwritable ends only when
-//! the volume is a member of its group.
+//! after a kill the kernel would issue it again, minutes later. Only the second row speaks for these. No opening waits longer for this than [`PATIENCE`], nor at all
+//! for a write that finds its intent map unwritable: that ends only when the volume is a member of its group.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -189,7 +189,12 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
         return Ok(setting.with_context(|| format!("{ARGUMENT} is for farsided itself"))?.make()?);
     }
     if what == Path::new("disconnect") {
-        if kernel::disconnect(device.to_str().unwrap_or_default(), tap::is_awaited_by_nobody)?.is_none() {
+        let mut user = None;
+        let is_free = |device: &Path| tap::awaited_by_nobody(device).map_err(|error| user = Some(error)).is_ok();
+        let gone = kernel::disconnect(device.to_str().unwrap_or_default(), is_free);
+        // Who uses it says more than that somebody does.
+        let gone = gone.map_err(|error| user.take().unwrap_or_else(|| error.into()))?;
+        if gone.is_none() {
             print!("{AS_IT_WAS}");
         }
         return Ok(());

@@ -597,15 +597,10 @@ fn opened_by(device: &Path, processes: fn(&Path) -> Vec<String>) -> anyhow::Resu
     Ok(())
 }
 
-/// The same, said in the log.
-pub(crate) fn is_awaited_by_nobody(device: &Path) -> bool {
-    awaited_by_nobody(device).inspect_err(|error| warn!("it stays: {error:#}")).is_ok()
-}
-
 /// Ends whatever device an earlier daemon left of a volume that nobody serves, and its name: only then its disk may be seen.
 /// `dir`: the volume's folder, which need not be there.
 ///
-/// Waits no longer than for a helper each that ends a device: whoever holds the doors meanwhile holds up their next owner.
+/// Waits no longer than for a helper each that ends a device, and as long again for one that was ended: whoever holds the doors meanwhile holds up their next owner.
 ///
 /// # Errors
 /// When somebody uses the device, or when it cannot be known in time that there is none.
@@ -617,40 +612,41 @@ pub(crate) fn end(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) -> 
     if DevNumber::at(&link).is_ok_and(is_there) {
         awaited_by_nobody(&link)?;
     }
-    abolish_ublk(dir, runtime_dir)?;
-    abolish_nbd(id, runtime_dir)?;
-    // One of which nothing else is known any more; or who was killed as he waited in it has not let go of it yet.
-    let until = Instant::now() + END_WAIT;
+    let has_ended = abolish_ublk(dir, runtime_dir)? | abolish_nbd(id, runtime_dir)?;
+    // Who was killed as he waited in it may not have let go of it yet.
+    let until = Instant::now() + if has_ended { END_WAIT } else { Duration::ZERO };
     while DevNumber::at(&link).is_ok_and(is_there) {
         if Instant::now() < until {
             std::thread::sleep(END_POLL);
             continue;
         }
+        // One of which nothing else is known any more.
         bail!("its device is still there, as {}", link.display());
     }
     node::withdraw(name);
     Ok(())
 }
 
-/// By a helper, as below: a device whose server is gone may not even be opened in time.
-fn abolish_nbd(id: VolumeId, runtime_dir: &Path) -> anyhow::Result<()> {
+/// By a helper, as below: a device whose server is gone may not even be opened in time. False: there was none.
+fn abolish_nbd(id: VolumeId, runtime_dir: &Path) -> anyhow::Result<bool> {
     let identifier = identifier_of(id);
     match farside_nbd::kernel::identifiers()?.contains(&identifier) {
-        true => Change::Disconnect { identifier }.make_within(END_WAIT, runtime_dir).map(drop),
-        false => Ok(()),
+        true => Change::Disconnect { identifier }.make_within(END_WAIT, runtime_dir),
+        false => Ok(false),
     }
 }
 
-fn abolish_ublk(dir: &Path, runtime_dir: &Path) -> anyhow::Result<()> {
-    if let Some(token) = known_token(dir)? {
-        Change::EndUblk { token }.make_within(END_WAIT, runtime_dir)?;
-    }
+fn abolish_ublk(dir: &Path, runtime_dir: &Path) -> anyhow::Result<bool> {
+    let has_ended = match known_token(dir)? {
+        Some(token) => Change::EndUblk { token }.make_within(END_WAIT, runtime_dir)?,
+        None => false,
+    };
     // Nothing is to be looked for by it any more; a device that is made later has one of its own.
     match std::fs::remove_file(dir.join(TOKEN_FILE)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).context("the name of a device that is gone stays")
         }
-        _ => Ok(()),
+        _ => Ok(has_ended),
     }
 }
 

@@ -403,12 +403,11 @@ pub fn disconnect(identifier: &str, is_free: impl FnOnce(&Path) -> bool) -> Resu
         sysfs::find(identifier).map_err(|source| KernelError::Io { what: "look at", path: "/sys/block".into(), source })?;
     let Some(shown) = found else { return Ok(None) };
     let device = path_of(shown.index);
-    let claim = claim_of_the_dead(&device)?;
+    let _claim = claim_of_the_dead(&device)?;
     if !is_free(&device) {
         return Err(KernelError::InUse { device });
     }
     ask_to_disconnect(shown.index)?;
-    drop(claim);
     Ok(Some(device))
 }
 

@@ -223,7 +223,7 @@ pub(crate) fn is_mounted(device: &Path) -> bool {
 
 /// Whether a device, or a part of it, is mounted as it is, or swap.
 pub(super) fn is_in_use(number: DevNumber) -> bool {
-    is_number_mounted(number) || stack::swaps().into_iter().any(|(_, swap)| stack::rests_on(swap, number))
+    is_number_mounted(number) || is_swapped_to(number)
 }
 
 fn is_number_mounted(number: DevNumber) -> bool {
@@ -240,7 +240,11 @@ fn mounted_on(number: DevNumber) -> impl Iterator<Item = DevNumber> {
 
 /// Whether something is mounted from a device, or swaps to it, be it a tap of ours.
 pub(crate) fn holds_a_mount(number: DevNumber) -> bool {
-    mounted_on(number).next().is_some() || stack::swaps().into_iter().any(|(_, swap)| stack::rests_on(swap, number))
+    mounted_on(number).next().is_some() || is_swapped_to(number)
+}
+
+fn is_swapped_to(number: DevNumber) -> bool {
+    stack::swaps().into_iter().any(|(_, swap)| stack::rests_on(swap, number))
 }
 
 #[cfg(test)]
