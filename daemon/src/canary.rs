@@ -12,7 +12,8 @@
 //! udev does not say yet whose it is. So a tap that was there before is never written to, since somebody may use it; nor is one that is to be put
 //! under a device, whose host goes on writing to the same disk beside it: † what is old by then would take the place of an acknowledged write, and
 //! after a kill the kernel would issue it again, minutes later. Only the second row speaks for these. No opening waits longer for this than [`PATIENCE`], nor at all
-//! for a write that finds its intent map unwritable: that ends only when the volume is a member of its group.
+//! for a write that finds its intent map unwritable: that ends only when the volume is a member of its group. † But nobody is shown the
+//! device before it has ended ([`crate::showing`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,10 +30,10 @@ use tracing::warn;
 
 use crate::change::Change;
 use crate::queue::Counters;
+use crate::showing::FirstWrite;
 
-/// How long a tap may take to answer its first write. † Longer than a disk's driver tries again: the device is published after it, and a
-/// write that is still under way then may come after one of the host's.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long an opening waits for it. What takes longer is waited for before the device is shown ([`crate::showing`]).
+const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 const SECTOR: u64 = 512;
 
@@ -47,16 +48,30 @@ pub(crate) enum Canary {
     Unseen(String),
 }
 
-/// Sends one through a tap that nobody uses, of a volume that takes part in no switch yet.
-pub(crate) fn send(tap: &Path, volume: &Volume, backing: Option<&WriteWatch>, runtime_dir: &Path) -> Canary {
-    let Some(granule) = place(volume) else { return Canary::NotSent("everything is marked already".to_owned()) };
+/// Sends one through a tap that nobody uses, of a volume that takes part in no switch yet. Also gives the write, if it has not ended.
+pub(crate) fn send(
+    tap: &Path,
+    volume: &Volume,
+    backing: Option<&WriteWatch>,
+    runtime_dir: &Path,
+) -> (Canary, Option<FirstWrite>) {
+    let Some(granule) = place(volume) else { return (Canary::NotSent("everything is marked already".to_owned()), None) };
     let counted = || backing.filter(|watch| watch.is_counted()).and_then(WriteWatch::written).map(|written| written.sectors);
     let before = counted();
-    match write_again(tap, granule, volume, runtime_dir) {
-        Ok(true) => judge(volume, granule, before.zip(counted())),
-        Ok(false) => Canary::NotSent("somebody uses it already".to_owned()),
+    let canary = match write_again(tap, granule, volume, runtime_dir) {
+        Ok(Written::Ended(true)) => judge(volume, granule, before.zip(counted())),
+        Ok(Written::Ended(false)) => Canary::NotSent("somebody uses it already".to_owned()),
+        Ok(Written::UnderWay(first)) => return (Canary::NotSent("it has not ended yet".to_owned()), Some(first)),
         Err(error) => Canary::NotSent(format!("{error:#}")),
-    }
+    };
+    (canary, None)
+}
+
+/// What became of the write itself.
+enum Written {
+    /// False: somebody has the tap, and nothing was written.
+    Ended(bool),
+    UnderWay(FirstWrite),
 }
 
 /// A whole granule that is not marked yet, away from what lies at the beginning of a device.
@@ -68,8 +83,7 @@ fn place(volume: &Volume) -> Option<GranuleIndex> {
     from_the_middle.map(GranuleIndex).find(|granule| !marked.contains(geometry, *granule))
 }
 
-/// False: somebody has the tap.
-fn write_again(tap: &Path, granule: GranuleIndex, volume: &Volume, runtime_dir: &Path) -> anyhow::Result<bool> {
+fn write_again(tap: &Path, granule: GranuleIndex, volume: &Volume, runtime_dir: &Path) -> anyhow::Result<Written> {
     let bytes = volume.geometry().granule_bytes();
     let change = Change::WriteAgain { tap: tap.to_owned(), offset: granule.0 * bytes, bytes };
     let (done, end) = bounded(1);
@@ -80,9 +94,10 @@ fn write_again(tap: &Path, granule: GranuleIndex, volume: &Volume, runtime_dir: 
     let until = Instant::now() + PATIENCE;
     loop {
         match end.recv_timeout(POLL) {
-            Ok(end) => return end,
+            Ok(end) => return end.map(Written::Ended),
             Err(RecvTimeoutError::Timeout) if Instant::now() < until && volume.tracking() == Tracking::Sound => {}
-            Err(_) => bail!("its first write has not ended yet"),
+            Err(RecvTimeoutError::Timeout) => return Ok(Written::UnderWay(FirstWrite::Sent(end))),
+            Err(RecvTimeoutError::Disconnected) => bail!("who sends it has ended"),
         }
     }
 }

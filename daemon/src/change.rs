@@ -178,6 +178,9 @@ fn help(arguments: &[PathBuf]) -> anyhow::Result<()> {
     if let (Some("write-again"), [offset, bytes]) = (what.to_str(), &words[3..]) {
         let number = |word: &Path| word.to_str().and_then(|word| word.parse::<u64>().ok());
         let (offset, bytes) = number(offset).zip(number(bytes)).with_context(|| format!("{ARGUMENT} is for farsided itself"))?;
+        // By which a successor knows of it: a killed helper's is held until the kernel has ended its write.
+        let file = open_lock(runtime_dir, device)?;
+        file.lock().context("the device's lock cannot be had")?;
         if !write_again(device, offset, bytes).with_context(|| format!("cannot write {} again", device.display()))? {
             print!("{AS_IT_WAS}");
         }
@@ -281,16 +284,22 @@ fn open_lock_of(runtime_dir: &Path, number: DevNumber) -> anyhow::Result<File> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// What a helper holds of a device at which it works.
+    pub(crate) fn lock(runtime_dir: &Path, device: &Path) -> File {
+        let helper = open_lock(runtime_dir, device).expect("opened");
+        helper.lock().expect("locked");
+        helper
+    }
 
     #[test]
     fn a_device_at_which_a_helper_works_is_not_idle() {
         let dir = tempfile::tempdir().expect("temp dir");
         let device = Path::new("/dev/null");
         assert!(is_idle(dir.path(), device).expect("known"));
-        let helper = open_lock(dir.path(), device).expect("opened");
-        helper.lock().expect("locked");
+        let helper = lock(dir.path(), device);
         assert!(!is_idle(dir.path(), device).expect("known"));
         drop(helper);
         assert!(is_idle(dir.path(), device).expect("known"));

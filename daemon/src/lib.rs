@@ -32,6 +32,7 @@ mod node;
 mod queue;
 mod sender;
 mod sentinel;
+mod showing;
 mod source_name;
 pub mod state_dir;
 mod status;

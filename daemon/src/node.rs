@@ -40,7 +40,7 @@ pub(crate) fn publish(volume: &Name, device: &Path, place: Place) -> io::Result<
     publish_in(Path::new(FOLDER), volume, device)?;
     let tell = || {
         let is_found = place.inserted || boot::is_known_as(DevNumber::at(device)?, volume);
-        note(Path::new(UDEV), volume, device, place)?;
+        note(Path::new(UDEV), volume, device, Some(place))?;
         have_udev_look(device, Look::Changed)?;
         // † udev found it before it was to be seen, and LVM heeds nothing else. Two looks: its links of then, by which LVM is
         // told to overlook it, go with the first.
@@ -58,33 +58,50 @@ pub(crate) fn publish(volume: &Name, device: &Path, place: Place) -> io::Result<
     Ok(())
 }
 
-/// Has udev find the name when it looks at the device for the first time.
-pub(crate) fn announce(volume: &Name, device: &Path, place: Place) {
+/// Has udev find the name when it looks at the device for the first time; or, as `None`, that it is one of ours, and nobody is to look
+/// at it nor find it by that name yet.
+pub(crate) fn announce(volume: &Name, device: &Path, place: Option<Place>) {
     // Said again, and complained of, when the device is there.
     let _ = note(Path::new(UDEV), volume, device, place);
 }
 
+const NAME_KEY: &str = "FARSIDE_NAME";
+const UNSHOWN_KEY: &str = "FARSIDE_UNSHOWN";
+
 /// Leaves the name where the rule looks for it, in one step.
-fn note(folder: &Path, volume: &Name, device: &Path, place: Place) -> io::Result<()> {
+fn note(folder: &Path, volume: &Name, device: &Path, place: Option<Place>) -> io::Result<()> {
     let Some(kernel_name) = device.file_name() else { return Ok(()) };
-    let inserted = if place.inserted { "FARSIDE_INSERTED=1\n" } else { "" };
+    let key = if place.is_some() { NAME_KEY } else { UNSHOWN_KEY };
+    let inserted = if place.is_some_and(|place| place.inserted) { "FARSIDE_INSERTED=1\n" } else { "" };
     std::fs::create_dir_all(folder)?;
     let young = folder.join(format!(".{}.new", kernel_name.to_string_lossy()));
-    std::fs::write(&young, format!("FARSIDE_NAME={volume}\n{inserted}"))?;
+    std::fs::write(&young, format!("{key}={volume}\n{inserted}"))?;
     std::fs::rename(young, folder.join(kernel_name))
 }
 
 /// Takes a volume's name away; it need not be there.
 pub(crate) fn withdraw(volume: &Name) {
     forget(Path::new(UDEV), volume);
+    withdraw_link(volume);
+}
+
+/// The same for who looks into `/dev` only.
+pub(crate) fn withdraw_link(volume: &Name) {
     let _ = std::fs::remove_file(path(volume)); // a name without a device hurts nobody, and is replaced by the next
+}
+
+/// Whether a volume's name points to this device.
+pub(crate) fn is_shown(volume: &Name, device: &Path) -> bool {
+    let is_of = |path: &Path| std::fs::canonicalize(path).ok(); // udev writes it another way than we
+    is_of(&path(volume)).is_some_and(|shown| Some(shown) == is_of(device))
 }
 
 /// † By the name in it: udev takes the link away together with the device, and who reads that comes too late.
 fn forget(folder: &Path, volume: &Name) {
-    let line = format!("FARSIDE_NAME={volume}");
+    let lines = [NAME_KEY, UNSHOWN_KEY].map(|key| format!("{key}={volume}"));
     for note in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        if std::fs::read_to_string(note.path()).is_ok_and(|text| text.lines().any(|found| found == line)) {
+        if std::fs::read_to_string(note.path()).is_ok_and(|text| text.lines().any(|found| lines.iter().any(|line| found == line)))
+        {
             let _ = std::fs::remove_file(note.path());
         }
     }
@@ -120,13 +137,19 @@ mod tests {
         assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 1);
         // udev reads lines of KEY=VALUE.
         let rules = dev.path().join("udev");
-        for (inserted, lines) in [(true, "FARSIDE_NAME=data\nFARSIDE_INSERTED=1\n"), (false, "FARSIDE_NAME=data\n")] {
-            note(&rules, &volume, Path::new("/dev/nbd7"), Place { inserted }).expect("told");
+        let (inserted, place) = (Some(Place { inserted: true }), Some(Place { inserted: false }));
+        for (place, lines) in [
+            (None, "FARSIDE_UNSHOWN=data\n"),
+            (inserted, "FARSIDE_NAME=data\nFARSIDE_INSERTED=1\n"),
+            (place, "FARSIDE_NAME=data\n"),
+        ] {
+            note(&rules, &volume, Path::new("/dev/nbd7"), place).expect("told");
             assert_eq!(std::fs::read_to_string(rules.join("nbd7")).expect("told"), lines);
         }
         assert_eq!(std::fs::read_dir(&rules).expect("a folder").count(), 1);
-        note(&rules, &"data2".parse().expect("a name"), Path::new("/dev/nbd8"), Place { inserted: false }).expect("told");
+        note(&rules, &"data2".parse().expect("a name"), Path::new("/dev/nbd8"), place).expect("told");
+        note(&rules, &volume, Path::new("/dev/nbd9"), None).expect("told");
         forget(&rules, &volume);
-        assert!(!rules.join("nbd7").exists() && rules.join("nbd8").exists());
+        assert!(!rules.join("nbd7").exists() && rules.join("nbd8").exists() && !rules.join("nbd9").exists());
     }
 }

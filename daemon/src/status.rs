@@ -273,6 +273,15 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
         reasons.push(Reason::new(severity, code, message, todo.replace("NAME", name.as_str()).replace("GROUP", group.as_str())));
     };
     let compared = "everything is compared by itself then; points appear again after that, the older ones stay good";
+    if let Some(why) = member.served.tap.lacks_its_name() {
+        let message = format!("its device is served, but has no name yet: {why}");
+        say(
+            Warning,
+            Code::Starting,
+            message,
+            "see the kernel's log for its disk, and the volume's other reasons; it is shown by itself then",
+        );
+    }
     if let Some(why) = &member.sight.unseen {
         let message = format!("whether something goes past its tap cannot be seen: {why}");
         say(Warning, Code::TrackingLost, message, "no point is made meanwhile; see the kernel's log, or restart farsided");

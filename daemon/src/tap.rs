@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,7 @@ use crate::boot::unserved;
 use crate::change::{self, Change};
 use crate::config::{DataPath, LimitsConfig, VolumeConfig, write_atomically};
 use crate::node::Place;
+use crate::showing::{FirstWrite, Showing};
 use crate::volume::Surroundings;
 use crate::{backing, locked, node};
 
@@ -210,7 +212,7 @@ impl Prepared {
             }
             Self::NbdDevice { runtime_dir } => {
                 let (taps, server) = serve(None);
-                (taps, Handle::NbdDevice { server, keeper: Arc::default(), runtime_dir })
+                (taps, Handle::NbdDevice { server, keeper: Arc::default(), runtime_dir, showing: Showing::new() })
             }
             Self::Ublk { device, runtime_dir } => {
                 let path = device.path();
@@ -232,6 +234,7 @@ impl Prepared {
                     waiting,
                     withdrawn,
                     runtime_dir,
+                    showing: Showing::new(),
                 };
                 (taps, handle)
             }
@@ -292,6 +295,7 @@ pub(crate) enum Handle {
         keeper: Arc<Mutex<Option<Keeper>>>,
         /// For who waits for the device.
         runtime_dir: PathBuf,
+        showing: Showing,
     },
     Ublk {
         server: farside_ublk::Handle,
@@ -310,6 +314,7 @@ pub(crate) enum Handle {
         withdrawn: Arc<AtomicBool>,
         /// For who waits for the device.
         runtime_dir: PathBuf,
+        showing: Showing,
     },
 }
 
@@ -350,7 +355,8 @@ pub(crate) enum Way {
 impl Handle {
     /// Shows the volume to the host as a device, if that is its tap's kind, or as the one that a predecessor left and whose
     /// requests wait. Its queue runs already. Gives the device's node. `lost` is told when the device is not served any more.
-    /// `first` gets the node of a device that was made now, before anybody knows whose it is.
+    /// `first` gets the node of a device that was made now, before anybody knows whose it is, and gives what must end before anybody
+    /// does.
     ///
     /// # Errors
     /// Why there is no device, with the remedy.
@@ -360,11 +366,11 @@ impl Handle {
         device: &FileDevice,
         place: Place,
         lost: impl Fn(String) + Send + 'static,
-        first: impl FnOnce(&Path),
+        first: impl FnOnce(&Path) -> Option<FirstWrite>,
     ) -> anyhow::Result<Option<PathBuf>> {
         match self {
             Self::Nbd(_) => Ok(None),
-            Self::NbdDevice { server, keeper, runtime_dir } => {
+            Self::NbdDevice { server, keeper, runtime_dir, showing } => {
                 let rotational = backing::is_rotational(device);
                 let identifier = identifier_of(id);
                 let (block, dead_connection) = (device.block_min(), farside_nbd::kernel::DEAD_CONNECTION);
@@ -380,31 +386,30 @@ impl Handle {
                     let made = Change::Settle(setting).make(runtime_dir);
                     made.map(drop).unwrap_or_else(|error| warn!(volume = %name, device = %path.display(), "{error:#}"));
                 }
-                if !was_there {
-                    first(&path);
-                }
-                if let Err(error) = node::publish(name, &path, place) {
+                let first = if was_there { left_in(name, &path, runtime_dir) } else { before_it_is_shown(name, &path, first) };
+                if let Err(error) = show(showing, name, &path, place, first) {
                     let _ = self.claim().and_then(|unused| self.withdraw(name, unused)); // in use: a predecessor's
                     return Err(error).with_context(|| format!("cannot make {}", node::path(name).display()));
                 }
                 Ok(Some(path))
             }
-            Self::Ublk { waiting, .. } => {
+            Self::Ublk { waiting, runtime_dir, showing, .. } => {
                 let (device, ready) = locked(waiting).take().expect("a tap appears once");
                 for _ in 0..device.queues() {
                     ready.recv().context("the device cannot be served; the daemon's log says why")?;
                 }
                 let (path, was_there) = (device.path(), device.was_there());
+                let left = if was_there { left_in(name, &path, runtime_dir) } else { None };
                 // Nobody is to look at a new one before it is known to see what is written.
-                node::announce(name, &path, if was_there { place } else { Place { inserted: true } });
+                let shown = (was_there && left.is_none()).then_some(place);
+                node::announce(name, &path, shown);
                 device.go_live()?;
-                if !was_there {
-                    first(&path);
-                }
+                let first = if was_there { left } else { before_it_is_shown(name, &path, first) };
                 if was_there {
                     info!(volume = %name, device = %path.display(), "taken over: what waited in it goes on");
                 }
-                node::publish(name, &path, place).with_context(|| format!("cannot make {}", node::path(name).display()))?;
+                show(showing, name, &path, place, first)
+                    .with_context(|| format!("cannot make {}", node::path(name).display()))?;
                 Ok(Some(path))
             }
         }
@@ -465,12 +470,26 @@ impl Handle {
             (_, Unused::Left(why)) => return Err(why),
             _ => return Ok(()),
         }
+        self.showing().into_iter().for_each(Showing::give_up);
         node::withdraw(name);
         Ok(())
     }
 
+    fn showing(&self) -> Option<&Showing> {
+        match self {
+            Self::Nbd(_) => None,
+            Self::NbdDevice { showing, .. } | Self::Ublk { showing, .. } => Some(showing),
+        }
+    }
+
+    /// Why the host does not find its device, if it does not.
+    pub(crate) fn lacks_its_name(&self) -> Option<String> {
+        self.showing()?.lacks()
+    }
+
     /// No new request: what has been taken is finished and answered, then [`Tap::run`] returns.
     pub(crate) fn stop(&self) {
+        self.showing().into_iter().for_each(Showing::give_up);
         match self {
             Self::Nbd(server) | Self::NbdDevice { server, .. } => server.stop(),
             Self::Ublk { server, .. } => server.stop(),
@@ -566,6 +585,26 @@ impl Handle {
 }
 
 /// Has a helper write what a device's page cache holds. A disk that refuses that keeps no device from going.
+/// What a predecessor may have left in its device, and nobody is to come before.
+fn left_in(name: &Name, device: &Path, runtime_dir: &Path) -> Option<FirstWrite> {
+    // One that was shown has had its first write.
+    if node::is_shown(name, device) { None } else { FirstWrite::left(runtime_dir, device) }
+}
+
+/// Gives `first` a device that was made now.
+fn before_it_is_shown(name: &Name, device: &Path, first: impl FnOnce(&Path) -> Option<FirstWrite>) -> Option<FirstWrite> {
+    node::withdraw_link(name); // of a device before it, which may have had the same number
+    first(device)
+}
+
+fn show(showing: &Showing, name: &Name, device: &Path, place: Place, first: Option<FirstWrite>) -> io::Result<()> {
+    if first.is_some() {
+        warn!(volume = %name, device = %device.display(), "its first write has not ended: it is not shown before that");
+    }
+    let (name, device) = (name.clone(), device.to_owned());
+    showing.show(first, move || node::publish(&name, &device, place))
+}
+
 fn sync(volume: &Name, tap: PathBuf, runtime_dir: &Path) {
     if let Err(error) = (Change::Sync { tap }).make(runtime_dir) {
         error!(%volume, "{error:#}");

@@ -497,11 +497,13 @@ impl Served {
         let place = Place { inserted: self.insertion.is_some() };
         let mut canary = None;
         let send = |tap: &Path| {
-            canary = Some(match &self.insertion {
+            let (sent, first) = match &self.insertion {
                 // † Its host goes on writing to the same disk on the device's own table: what was read a moment ago is old by now.
-                Some(_) => Canary::NotSent("its host writes to the device meanwhile".to_owned()),
+                Some(_) => (Canary::NotSent("its host writes to the device meanwhile".to_owned()), None),
                 None => canary::send(tap, &self.volume, self.writes.as_ref(), runtime_dir),
-            });
+            };
+            canary = Some(sent);
+            first
         };
         let shown = self.tap.appear((name, self.meta.id), &self.device, place, lost, send)?;
         self.tap_writes = shown.as_deref().and_then(|tap| TapWatch::new(tap, self.counters.clone()));

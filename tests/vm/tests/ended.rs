@@ -72,6 +72,31 @@ fn a_disk_that_comes_late_is_served_as_soon_as_it_is_there() {
     host.shut_down();
 }
 
+/// A disk that keeps the first write of ours: nobody finds the device before, since that write would come after his.
+#[test]
+fn r13_a_device_has_no_name_before_its_first_write_has_ended() {
+    let mut host = Host::boot(Kernel::Backports, &["ublk_drv", "dm_mod", "dm_delay"]);
+    let disk = host.guest.run("cat /run/backing");
+    let disk = disk.trim();
+    let len = PIECES[0].1;
+    host.guest.run(&format!("echo '0 {len} delay {disk} 0 0 {disk} 0 100000000' | dmsetup create data --uuid one"));
+    host.guest.run(&format!("{CLI} volume add data --backing /dev/mapper/data"));
+    host.guest.run("ls /dev/ublkb0 && test ! -e /dev/farside/data");
+    let shown = host.guest.run(&format!("{CLI} volume show data"));
+    assert!(shown.contains("has no name yet: a first write to it has not ended"), "{shown}");
+    // What is suspended lets go of what it kept.
+    host.guest.run(&format!("echo '0 {len} linear {disk} 0' | dmsetup load data && dmsetup suspend data && dmsetup resume data"));
+    host.guest.wait_until("test -b /dev/farside/data");
+    host.guest.run("grep -q 'its device has its name now' /run/daemon.log");
+    write(&mut host, "/dev/farside/data", 20);
+    host.wait_for_group("everything to be published", is_quiet);
+    let content = host.disk()[..len as usize * 512].to_vec();
+    host.assert_newest_point_is(&content);
+    let shown = host.guest.run(&format!("{CLI} volume show data"));
+    assert!(!shown.contains("has no name"), "{shown}");
+    host.shut_down();
+}
+
 /// A daemon that is started again finds another disk under the volume's name. Its users would write what they remember of the disk
 /// before over it.
 #[test]
