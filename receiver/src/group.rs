@@ -8,7 +8,8 @@
 //!           every session is closed with the reason
 //! ```
 //!
-//! It decides nothing about data. What it may block on: the store's disk. Never a source, never another group.
+//! It decides nothing about data. What it may block on: the store's disk, and small requests of a bucket. Never segments on their way
+//! there ([`uploads`]), never a source, never another group.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -53,6 +54,7 @@ mod pins;
 mod pull;
 mod refused;
 mod sources;
+mod uploads;
 mod view;
 
 /// How often a group looks at its disk and its dues when nothing happens.
@@ -112,7 +114,8 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
             torn_again: None,
             torn_patience: Backoff::new(TORN_AGAIN.0, TORN_AGAIN.1),
-            at_rest: at_rest::AtRest::new(own_mail),
+            at_rest: at_rest::AtRest::new(own_mail.clone()),
+            uploads: uploads::Uploads::new(own_mail),
         };
         group.run(mailbox);
     })?;
@@ -184,6 +187,7 @@ struct Group {
     torn_patience: Backoff,
     /// The key that the group is kept encrypted with.
     at_rest: at_rest::AtRest,
+    uploads: uploads::Uploads,
 }
 
 enum Place {
@@ -217,6 +221,7 @@ impl Group {
                 self.tick();
                 next_tick = Instant::now() + TICK;
             }
+            self.look_at_uploads();
             self.work();
             // A mail is cheap, a picture of the whole group is not.
             if Instant::now() >= next_show {
@@ -231,8 +236,11 @@ impl Group {
             }
         }
         // What is staged need not wait for the next process. If the bucket does not answer, it does, and lies where that finds it.
-        self.happened(Event::Publish);
-        self.work();
+        self.without_uploads(|group| {
+            group.work();
+            group.happened(Event::Publish);
+            group.work();
+        });
         for session in self.sessions.values() {
             session.close(CloseCode::ShuttingDown, "the receiver is stopping");
         }
@@ -329,6 +337,7 @@ impl Group {
             Mail::FollowBase { volume, point, reply } => {
                 let _ = reply.send(self.follow_base(&volume, point));
             }
+            Mail::Uploaded => {} // looked at in any case
             Mail::Stop => unreachable!("the loop ends with it"),
         }
     }
@@ -498,6 +507,7 @@ impl Group {
         self.changing.clear();
         self.unkept.clear();
         self.merges.clear();
+        self.uploads.forget();
         self.cut_seen.clear(); // what comes back may be of an older moment
         self.receiver.space.forget(&self.names);
         self.place = Place::Away { words, retry_at: Instant::now() + delay };

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use farside_s3_servers::{Bucket, Ending, Fault, Faults, Kind, RadosGw};
 use farside_tests::verify::{Rng, Verifier};
@@ -167,6 +168,47 @@ fn points_wait_on_the_gateways_disk_and_are_published_together() {
     site.check_newest("data", &mut client);
     let (_, publications) = counted(&site);
     assert!(ledger.load(Ordering::Relaxed) as u64 >= publications - publications_before, "each is a PUT");
+    site.check_store();
+}
+
+/// What goes into the bucket takes as long as the line does; what comes from the host is staged meanwhile.
+#[test]
+fn l10_what_a_host_writes_is_staged_while_segments_are_on_their_way_to_the_bucket() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let mut site = site(&faults.bucket());
+    site.start_all();
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(16));
+    client.steps(&mut rng, 50);
+    site.check_newest("data", &mut client);
+    let held = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&held);
+    faults.fault(move |request| {
+        let is_segment = request.kind == Kind::Put && ["/packs/", "/segments/"].iter().any(|folder| request.key.contains(folder));
+        if is_segment {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        if is_segment { Fault::Held } else { Fault::Pass }
+    });
+    wait_for("a segment to be on its way", || {
+        client.steps(&mut rng, 5);
+        client.flush();
+        (held.load(Ordering::Relaxed) > 0).then_some(())
+    });
+    let (on_their_way, published) = (held.load(Ordering::Relaxed), site.points("data").len());
+    let since = Instant::now();
+    client.steps(&mut rng, 20);
+    client.flush();
+    wait_for("what was written since to be staged", || {
+        let group = site.status()["groups"][0].clone();
+        let (lag, staged) = (group["lag_ms"].as_u64()?, group["staged_lag_ms"].as_u64()?);
+        let since = since.elapsed().as_millis() as u64;
+        (staged < since && since < lag).then_some(())
+    });
+    // Nothing was given up meanwhile: it was heard while that waited.
+    assert_eq!((held.load(Ordering::Relaxed), site.points("data").len()), (on_their_way, published));
+    faults.fault(|_| Fault::Pass);
+    site.check_newest("data", &mut client);
     site.check_store();
 }
 

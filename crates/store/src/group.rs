@@ -61,11 +61,14 @@ mod packs;
 mod repair;
 #[path = "sweeping.rs"]
 mod sweeping;
+#[path = "uploads.rs"]
+mod uploads;
 
 use merging::Merging;
 #[cfg(test)]
 pub(crate) use merging::set_waiting_bytes_least;
 pub use repair::{Repair, VoidedRecord};
+pub use uploads::{Upload, Uploaded};
 
 /// A record that is in its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

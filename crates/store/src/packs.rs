@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use farside_ledger::{Body, PackId, PackPlaces, PackedPart, PackedParts, PartEntry, Place};
 use farside_region::mutation;
 
-use super::{GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Unseen};
+use super::{GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Segments, Unseen};
 use crate::backend::{Backend, Created, block_on, end_to_end};
 use crate::error::{Result, StoreError};
 use crate::leases::Held;
@@ -30,11 +30,18 @@ const ALONE_BYTES_MIN: u64 = PACK_BYTES_MAX / 2;
 
 /// One that a record is to name.
 #[derive(Clone, Debug)]
-pub(super) struct Pack {
+pub(crate) struct Pack {
     id: PackId,
     parts: Vec<Packed>,
     /// It was put by an attempt whose record failed.
     is_there: bool,
+}
+
+impl Pack {
+    /// Whether it is to be put.
+    pub(super) fn is_new(&self) -> bool {
+        !self.is_there
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -126,13 +133,21 @@ impl GroupStore {
 
     /// Puts those that are not there.
     pub(super) fn put_packs(&mut self, packs: &[Pack]) -> Result<()> {
-        let new: Vec<&Pack> = packs.iter().filter(|pack| !pack.is_there).collect();
-        // Whatever the answer: what became of them is remembered.
-        self.packs.awaited.extend(new.iter().map(|pack| (pack.id, None)));
-        let segments = &self.segments;
-        let answers = at_once(&new, |pack| put(&*segments.backend, &segments.names, pack));
+        let new: Vec<&Pack> = packs.iter().filter(|pack| pack.is_new()).collect();
+        self.await_packs(new.iter().copied());
+        let answers = put_all(&self.segments, &new);
+        self.packs_were_put(new.into_iter().cloned().zip(answers).collect())
+    }
+
+    /// They are about to be put. Whatever the answer: what became of them is remembered.
+    pub(super) fn await_packs<'p>(&mut self, packs: impl Iterator<Item = &'p Pack>) {
+        packs.for_each(|pack| _ = self.packs.awaited.entry(pack.id).or_insert(None));
+    }
+
+    /// Gives the first error.
+    pub(super) fn packs_were_put(&mut self, packs: Vec<(Pack, Result<()>)>) -> Result<()> {
         let mut failed = None;
-        for (pack, answer) in new.into_iter().zip(answers) {
+        for (pack, answer) in packs {
             match answer {
                 Ok(()) => {
                     let at = |part: &Packed| (part.entry, Place { pack: pack.id, offset: part.offset });
@@ -284,6 +299,11 @@ fn end_to_end_parts(parts: Vec<Packed>) -> Vec<Vec<Packed>> {
     }
     packs.retain(|parts| parts.len() > 1);
     packs
+}
+
+/// Puts them side by side, and gives the answers in their order.
+pub(super) fn put_all(segments: &Segments, packs: &[&Pack]) -> Vec<Result<()>> {
+    at_once(packs, |pack| put(&*segments.backend, &segments.names, pack))
 }
 
 fn put(backend: &dyn Backend, names: &GroupNames, pack: &Pack) -> Result<()> {

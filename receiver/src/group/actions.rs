@@ -79,6 +79,13 @@ impl Group {
     }
 
     fn append(&mut self, ticket: Ticket, records: Vec<Dated>) {
+        if let Some(records) = self.upload_first(ticket, records) {
+            self.put_records(ticket, records);
+        }
+    }
+
+    /// Puts what the store does not have yet of what these records name, and then them.
+    pub(super) fn put_records(&mut self, ticket: Ticket, records: Vec<Dated>) {
         let Place::Here(here) = &mut self.place else { return };
         let kind = |body: &Body| match body {
             Body::Layers(layers) => Some(Some(layers.kind)),
@@ -109,19 +116,25 @@ impl Group {
                 self.denied = None;
                 AppendOutcome::Judged { records: appended.into_iter().map(|its| (its.position, its.verdict)).collect() }
             }
-            Err(StoreError::Overtaken { .. }) => AppendOutcome::Collided,
-            Err(error) if error.remedy() == Remedy::Lose => {
-                AppendOutcome::Unusable { layers: error.layer().into_iter().collect(), text: error.to_string() }
-            }
-            Err(error) => {
-                self.store_error(&error);
-                AppendOutcome::Failed { text: error.to_string() }
-            }
+            Err(error) => self.append_failed(error),
         };
         self.events.push_front((Event::Appended { ticket, outcome }, None));
         // Before more is published.
         if let Some(event) = self.budget() {
             self.events.push_front((event, None));
+        }
+    }
+
+    pub(super) fn append_failed(&mut self, error: StoreError) -> AppendOutcome {
+        match error {
+            StoreError::Overtaken { .. } => AppendOutcome::Collided,
+            error if error.remedy() == Remedy::Lose => {
+                AppendOutcome::Unusable { layers: error.layer().into_iter().collect(), text: error.to_string() }
+            }
+            error => {
+                self.store_error(&error);
+                AppendOutcome::Failed { text: error.to_string() }
+            }
         }
     }
 

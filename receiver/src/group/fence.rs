@@ -156,6 +156,10 @@ impl Group {
     ///
     /// Gives the generation under which they are: another one where the source may have taken its history back since it was asked for.
     pub(super) fn fence(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
+        self.without_uploads(|group| group.fence_now(fence))
+    }
+
+    fn fence_now(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
         let generation = self.writable()?.state().fencing_generation(fence.generation);
         if claims_below(self.writable()?, generation).is_none() {
             return Ok(Fenced::Under(generation));

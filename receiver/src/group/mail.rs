@@ -97,6 +97,8 @@ pub(crate) enum Mail {
     GiveKey { reply: oneshot::Sender<KeyAnswer> },
     /// What came of asking for that key.
     KeyObtained { obtained: Box<Obtained> },
+    /// Something that was to be put into the bucket is there, or cannot be put.
+    Uploaded,
     /// The process stops.
     Stop,
 }

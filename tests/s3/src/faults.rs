@@ -16,6 +16,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use nix::libc::linger;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::loopback::{self, Broken, Loopback};
 use crate::{Bucket, endpoint};
@@ -29,6 +30,8 @@ pub enum Fault {
     Before(Ending),
     /// The server carries it out, and its answer is thrown away.
     After(Ending),
+    /// The server hears of it when there is another rule.
+    Held,
 }
 
 /// What the client sees instead of the server's answer.
@@ -119,6 +122,8 @@ type Rule = Box<dyn FnMut(&RequestInfo) -> Fault + Send>;
 struct Plan {
     counts: Counts,
     rule: Rule,
+    /// Of the rules.
+    changes: watch::Sender<()>,
 }
 
 /// A proxy before a server. Without a rule everything passes.
@@ -137,7 +142,11 @@ impl Debug for Faults {
 impl Faults {
     /// Before the server of this bucket.
     pub fn before(bucket: &Bucket) -> Self {
-        let plan = Arc::new(Mutex::new(Plan { counts: Counts::default(), rule: Box::new(|_| Fault::Pass) }));
+        let plan = Arc::new(Mutex::new(Plan {
+            counts: Counts::default(),
+            rule: Box::new(|_| Fault::Pass),
+            changes: watch::Sender::new(()),
+        }));
         let (behind, of_all) = (bucket.address(), plan.clone());
         let front = Loopback::serve(move |client| {
             let connection = Connection { client: Arc::new(Client::of(client)), plan: of_all.clone(), behind };
@@ -148,7 +157,9 @@ impl Faults {
 
     /// From now on, this says what becomes of each request, in the order of their arrival.
     pub fn fault(&self, rule: impl FnMut(&RequestInfo) -> Fault + Send + 'static) {
-        locked(&self.plan).rule = Box::new(rule);
+        let mut plan = locked(&self.plan);
+        plan.rule = Box::new(rule);
+        plan.changes.send_replace(());
     }
 
     /// How many requests there were since the start.
@@ -182,8 +193,13 @@ struct Connection {
 impl Connection {
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Broken> {
         let (parts, body) = loopback::whole(request).await?;
-        match self.decide(&parts, body.len()) {
+        let (fault, mut changes) = self.decide(&parts, body.len());
+        match fault {
             Fault::Pass => self.forward(parts, body).await,
+            Fault::Held => {
+                changes.changed().await?;
+                self.forward(parts, body).await
+            }
             Fault::Before(ending) => self.client.end(ending).await,
             Fault::After(ending) => {
                 self.forward(parts, body).await?;
@@ -197,14 +213,16 @@ impl Connection {
         tokio::spawn(loopback::forward(self.behind, parts, body)).await?
     }
 
-    fn decide(&self, parts: &Parts, bytes: usize) -> Fault {
+    /// And what tells of another rule.
+    fn decide(&self, parts: &Parts, bytes: usize) -> (Fault, watch::Receiver<()>) {
         let mut plan = locked(&self.plan);
         let (kind, key) = kind_and_key(parts);
         let count = plan.counts.of(kind);
         *count += 1;
         let (nth, query) = (*count, parts.uri.query().unwrap_or_default().to_owned());
         let creates_only = parts.headers.get(IF_NONE_MATCH).is_some_and(|value| value == "*");
-        (plan.rule)(&RequestInfo { kind, nth, key: key.to_owned(), query, creates_only, bytes })
+        let fault = (plan.rule)(&RequestInfo { kind, nth, key: key.to_owned(), query, creates_only, bytes });
+        (fault, plan.changes.subscribe())
     }
 }
 
