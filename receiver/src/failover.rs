@@ -26,7 +26,7 @@ use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, PromotionLook, Wanted};
+use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, Promotable, PromotionLook, Wanted};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError, unsaved};
@@ -140,6 +140,12 @@ struct Shown {
     members: Vec<String>,
 }
 
+impl Shown {
+    fn of(point: &Promotable) -> Self {
+        Self { point: point.slot, members: point.members.iter().map(|(volume, _)| volume.clone()).collect() }
+    }
+}
+
 /// A failover that another one took the place of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Former {
@@ -222,6 +228,12 @@ impl Failover {
             Stage::Fencing => None,
             Stage::Fenced { point } | Stage::Promoted { point } => self.parted.max(point),
         }
+    }
+
+    /// Whether the point that a person named was given up before it could be pinned.
+    fn has_lost_its_point(&self, receiver: &Receiver, group: &GroupHandle) -> bool {
+        let wanted = self.wanted.filter(|_| self.stage == Stage::Fencing);
+        wanted.is_some_and(|point| look(receiver, group, Some(point)).is_err_and(|error| error.code == ErrorCode::NotFound))
     }
 
     fn point(&self) -> Option<Slot> {
@@ -317,6 +329,10 @@ impl Failovers {
         }
         let again = request.again && request.goes_on.is_none();
         if let Some(known) = known.as_ref().filter(|known| !again || !matches!(known.stage, Stage::Promoted { .. })) {
+            if request.goes_on.is_none() && request.point.map(Slot) != known.wanted && known.has_lost_its_point(receiver, &group)
+            {
+                return self.with_another_point(receiver, &group, known, request);
+            }
             if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
                 let message = format!("{names} was failed over already, to another point");
                 let what = "`farside failover --list` shows it; another point of it can be restored or opened, or brought up with --again --force";
@@ -387,10 +403,7 @@ impl Failovers {
             committed: known.as_ref().is_some_and(|known| known.committed),
             settled: false,
             takes_degraded: Some(request.force && look.point.as_ref().is_some_and(|point| point.degraded)),
-            shown: look.point.as_ref().filter(|_| request.point.is_none()).map(|point| Shown {
-                point: point.slot,
-                members: point.members.iter().map(|(volume, _)| volume.clone()).collect(),
-            }),
+            shown: look.point.as_ref().filter(|_| request.point.is_none()).map(Shown::of),
             before: known.clone().map(Box::new),
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
@@ -417,13 +430,47 @@ impl Failovers {
         self.show_one(receiver, &names)
     }
 
+    /// Goes on with another point, or the newest, where the one that was wanted is gone: nobody could bring it up any more.
+    fn with_another_point(
+        &self,
+        receiver: &Receiver,
+        group: &GroupHandle,
+        known: &Failover,
+        request: &FailoverRequest,
+    ) -> Result<FailoverStatus, ApiError> {
+        let look = look(receiver, group, request.point.map(Slot))?;
+        let wanted = request.point.map(Slot);
+        let takes_degraded = Some(request.force && look.point.as_ref().is_some_and(|point| point.degraded));
+        let shown = look.point.as_ref().filter(|_| wanted.is_none()).map(Shown::of);
+        let changed = Failover { wanted, takes_degraded, shown: shown.clone(), ..known.clone() };
+        // Whoever is fenced already may be alive.
+        let planned = show(receiver, group, &changed, &look);
+        let connected_from = planned.connected_from.clone().filter(|_| !known.claimed);
+        let planned = FailoverStatus { stage: FailoverStage::Planned, connected_from, ..planned };
+        if request.plan {
+            return Ok(planned);
+        }
+        let names = known.names();
+        refuse(&names, request, &planned, &look)?;
+        self.change(receiver, &names, |known| {
+            if known.stage == Stage::Fencing && known.generation == changed.generation {
+                (known.wanted, known.takes_degraded, known.shown) = (wanted, takes_degraded, shown);
+            }
+        })?;
+        self.go_on(receiver, &names)?;
+        self.show_one(receiver, &names)
+    }
+
     /// Gives one up that has fenced nobody.
     fn abort(&self, receiver: &Receiver, names: &GroupNames) -> Result<FailoverStatus, ApiError> {
         let working = self.working.of(names);
         let _one = turn(&working, names, ANSWER)?;
         let gone = || ApiError::not_found("failover", &names.to_string(), "`farside failover --list` lists them");
         let known = lock(&self.all).get(names).cloned().ok_or_else(gone)?;
-        let look = look(receiver, &handle(receiver, names)?, None)?;
+        let group = handle(receiver, names)?;
+        // † Of a claim whose answer was lost nobody knows, and it would fence a source that is alive, after all was given up.
+        receiver.runtime.block_on(answered(&group, |reply| Mail::Settle { reply }))?;
+        let look = look(receiver, &group, None)?;
         // † Without the one before it, which an earlier build did not keep, nothing would stand.
         let has_lost_another = known.before.is_none() && !known.former.is_empty();
         if known.stage != Stage::Fencing || known.claimed || has_lost_another || look.generation.0 >= known.generation {
@@ -661,6 +708,7 @@ impl Failovers {
                         generation: Generation(failover.generation),
                         forced: failover.forced,
                         lose_staged: failover.lose_staged,
+                        point: failover.wanted,
                     };
                     match receiver.runtime.block_on(answered(&group, |reply| Mail::Fence { fence, reply }))? {
                         // † Not the one that was asked for, if the source took its history back under that one since.
@@ -684,10 +732,19 @@ impl Failovers {
                 }
                 Stage::Fencing => {
                     // Now none can be added.
-                    failover.parted = look(receiver, &group, None)?.newest.map(|newest| Slot(newest.id.slot));
+                    let newest = look(receiver, &group, None)?;
                     // † What was staged until now may be degraded, and nobody has seen it: also if it was forced for another reason.
                     let wanted = failover.brings_up(failover.takes_degraded.unwrap_or(failover.forced));
-                    let point = look_for(receiver, &group, wanted)?.point;
+                    let wanted = look_for(receiver, &group, wanted);
+                    // Where there is nothing to bring up, nothing stands in the way of whoever took it back.
+                    if wanted.as_ref().is_err_and(|error| error.code == ErrorCode::NotFound) && failover.is_taken_back(&newest) {
+                        self.forget(&receiver.state_dir, names).map_err(unnoted)?;
+                        let generation = failover.generation;
+                        tracing::info!(group = %names, generation, "a failover that brought nothing up is over: its history was taken back");
+                        return Ok(None);
+                    }
+                    let point = wanted?.point;
+                    failover.parted = newest.newest.map(|newest| Slot(newest.id.slot));
                     if let Some(point) = &point {
                         let change = PointChange::OwnPin { reason: failover.pin_reason() };
                         receiver.runtime.block_on(group.change(point.shown.id, change))?;
@@ -775,7 +832,7 @@ impl Failovers {
         match looked {
             Ok((look, group)) => Ok(FailoverStatus { why: trouble, ..show(receiver, &group, &failover, &look) }),
             // What is known of it is shown all the same: nobody may think that there is none.
-            Err(error) => Ok(FailoverStatus { why: Some(error.message), ..shown_alone(&failover) }),
+            Err(error) => Ok(FailoverStatus { why: trouble.or(Some(error.message)), ..shown_alone(&failover) }),
         }
     }
 

@@ -28,7 +28,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use self::at_rest::Asker;
 use self::fence::Listening;
-pub(crate) use self::fence::{Fence, Fenced, PromotionLook, Wanted};
+pub(crate) use self::fence::{Fence, Fenced, Promotable, PromotionLook, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
 pub(crate) use self::mail::{BeginPart, CohortCuts, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
@@ -116,6 +116,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             torn_patience: Backoff::new(TORN_AGAIN.0, TORN_AGAIN.1),
             at_rest: at_rest::AtRest::new(own_mail.clone()),
             uploads: uploads::Uploads::new(own_mail),
+            slot: fence::LastSlot::OfOneBefore,
         };
         group.run(mailbox);
     })?;
@@ -188,6 +189,8 @@ struct Group {
     /// The key that the group is kept encrypted with.
     at_rest: at_rest::AtRest,
     uploads: uploads::Uploads,
+    /// Whether a claim that ends what the source may publish can lie there without being in the state.
+    slot: fence::LastSlot,
 }
 
 enum Place {
@@ -330,6 +333,9 @@ impl Group {
             }
             Mail::Fence { fence, reply } => {
                 let _ = reply.send(self.fence(&fence));
+            }
+            Mail::Settle { reply } => {
+                let _ = reply.send(self.settle());
             }
             Mail::StandIn => self.refuse_strangers(),
             Mail::GiveKey { reply } => self.give_key(Asker::Pull(reply)),
@@ -545,6 +551,10 @@ impl Group {
         let interval = if self.prune.short { interval.min(PRUNE_SHORT) } else { interval };
         let waited = self.prune.last.is_none_or(|last| last.elapsed() >= interval);
         let Place::Here(here) = &self.place else { return };
+        // † Each request that a bucket does not answer is a minute in which nobody is heard, and nothing staged; pruning makes no room there.
+        if matches!(self.receiver.config().store, Location::Bucket(_)) && here.target.is_left_alone(self.now()) {
+            return;
+        }
         // Of a cohort of which it is not known what is kept, nothing is given up, however little room there is.
         if !self.prune.due || !waited || !self.knows_its_cohorts(here) {
             return;

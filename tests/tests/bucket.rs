@@ -467,3 +467,62 @@ fn who_reads_keeps_his_point_and_who_may_not_write_is_told_that_he_does_not() {
     watch(false);
     site.check_newest("data", &mut client);
 }
+
+/// A failover that nobody may give up: its fence is in the bucket, and the answer was lost. The source, which came back meanwhile, would be fenced by
+/// what is not there any more.
+#[test]
+fn r9_a_failover_whose_fence_had_no_answer_is_not_given_up() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let mut site = site(&faults.bucket());
+    site.start_all();
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(17));
+    client.steps(&mut rng, 50);
+    site.check_newest("data", &mut client);
+    site.daemon.take().expect("it runs").kill();
+    let failover = |site: &Site, arguments: &[&str]| {
+        let mut command = farside_tests::program("farside");
+        command.arg("--socket").arg(site.path("gateway/api.sock")).args(["failover", "host1/default"]).args(arguments);
+        command.stdin(Stdio::null()).output().expect("it starts")
+    };
+    wait_for("its end to be noticed", || {
+        let plan: Value = serde_json::from_slice(&failover(&site, &["--plan", "--json"]).stdout).ok()?;
+        plan["connected_from"].is_null().then_some(())
+    });
+    // The first record that comes now is carried out, and nothing is answered any more.
+    let fenced = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&fenced);
+    faults.fault(move |request| {
+        let is_record = request.kind == Kind::Put && request.key.contains("/ledger/");
+        match is_record && count.fetch_add(1, Ordering::Relaxed) == 0 {
+            true => Fault::After(Ending::Closed),
+            false => Fault::Before(Ending::Closed),
+        }
+    });
+    let mut command = farside_tests::program("farside");
+    command.arg("--socket").arg(site.path("gateway/api.sock")).args(["failover", "host1/default", "--yes"]);
+    let mut waiting = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    wait_for("the fence to be put", || (fenced.load(Ordering::Relaxed) > 0).then_some(()));
+    site.start_daemon();
+    let list = |site: &Site| {
+        let mut command = farside_tests::program("farside");
+        let output = command.arg("--socket").arg(site.path("gateway/api.sock")).args(["failover", "--list", "--json"]).output();
+        String::from_utf8_lossy(&output.expect("it starts").stdout).into_owned()
+    };
+    // While the store may not be asked, nobody knows.
+    wait_for("the source to be there, or the store to be away", || {
+        let refused = failover(&site, &["--abort"]);
+        assert!(!refused.status.success(), "given up: {refused:?}");
+        String::from_utf8_lossy(&refused.stderr).contains("try again when the store answers").then_some(())
+    });
+    faults.fault(|_| Fault::Pass);
+    // Then it is in the ledger, and goes on.
+    wait_for("the failover to be through", || {
+        let refused = failover(&site, &["--abort"]);
+        assert!(!refused.status.success(), "given up: {refused:?}");
+        list(&site).contains("\"promoted\"").then_some(())
+    });
+    let _ = waiting.wait();
+    wait_for("the source to be fenced", || (site.volume_status("data")["state"]["state"] == "fenced").then_some(()));
+    site.check_store();
+}

@@ -236,3 +236,56 @@ fn a_gateway_that_was_just_started_waits_for_a_source_that_may_be_alive() {
     let forced = json(&mut site.gateway(&["failover", "host1/default", "--yes", "--force"]));
     assert_eq!((&forced["stage"], &forced["generation"]), (&Value::from("promoted"), &Value::from(2)));
 }
+
+/// The point that a person named is given up before anybody is fenced for it: the store was put back. He names another one.
+#[test]
+fn a_failover_whose_point_is_gone_fences_nobody_and_takes_another_one() {
+    let mut site = Site::with_volume(BYTES, "200ms", 100);
+    write(&site, 1, 50);
+    site.wait_quiet();
+    site.receiver.take().expect("it runs").stop();
+    let (store, copy) = (site.store(), site.path("store-before"));
+    let copied = |from: &std::path::Path, to: &std::path::Path| {
+        let _ = std::fs::remove_dir_all(to);
+        run(std::process::Command::new("cp").arg("-aT").arg(from).arg(to));
+    };
+    copied(&store, &copy);
+    let image = std::fs::read(site.backing("data")).expect("its disk");
+    site.start_receiver();
+    write(&site, 2, 50);
+    site.wait_quiet();
+    let lost = newest(&site).to_string();
+    site.daemon.take().expect("it runs").kill();
+    site.receiver.take().expect("it runs").kill();
+    let file = site.path("gateway/receiver.toml");
+    let says = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(&file).expect("written");
+        std::fs::write(&file, text.replace(&format!("fence_after = \"{from}\""), &format!("fence_after = \"{to}\"")))
+            .expect("write");
+    };
+    says("0s", "1h");
+    site.start_receiver();
+    let listed = |site: &Site| json(&mut site.gateway(&["failover", "--list"]))[0].clone();
+    let why = |site: &Site, words: &str| {
+        wait_for(words, || listed(site)["why"].as_str()?.contains(words).then_some(()));
+        assert_eq!(listed(site)["stage"], "fencing");
+    };
+    let null = std::process::Stdio::null;
+    let begun = ["failover", "host1/default", "--yes", "--point", &lost];
+    let mut waiting = wait_for("the group to be open", || {
+        let plan = site.gateway(&["failover", "host1/default", "--plan", "--json"]).output().expect("it starts");
+        plan.status.success().then(|| site.gateway(&begun).stdout(null()).stderr(null()).spawn().expect("it starts"))
+    });
+    why(&site, "may still come back");
+    site.receiver.take().expect("it runs").kill();
+    assert!(!waiting.wait().expect("it ends").success());
+    copied(&copy, &store);
+    says("1h", "0s");
+    site.start_receiver();
+    why(&site, "is not there any more");
+    assert!(listed(&site)["point"].is_null(), "{}", listed(&site));
+
+    let done = json(&mut site.gateway(&["failover", "host1/default", "--yes"]));
+    assert_eq!(done["stage"], "promoted", "{done}");
+    assert_restores_to(&site, &image);
+}

@@ -12,6 +12,7 @@ use farside_wire::{
 };
 
 use super::at_rest::Asker;
+use super::fence::LastSlot;
 use super::{Group, Listening, Place};
 use crate::points::{exact_slice, point_page, wire_run};
 
@@ -98,6 +99,7 @@ impl Group {
         let dated = |said: Dated| farside_store::Dated { body: said.body, ago: Duration::from_nanos(said.ago) };
         let outcome = match here.store.append_all(records.into_iter().map(dated).collect()) {
             Ok(appended) => {
+                self.slot = LastSlot::Decided;
                 self.receiver.space.draw(&self.names, drawn);
                 self.reopen.reset();
                 self.tally.publications += u64::from(kinds.iter().any(|kind| matches!(kind, Some(Some(_)))));

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use farside_control::source::LastPoint;
 use farside_control::{ApiError, ErrorCode};
-use farside_ledger::{Body, Point};
+use farside_ledger::{Body, Point, Unpin};
+use farside_objects::Location;
 use farside_region::{Generation, Name, Slot};
 use farside_replication::target::Event;
 use farside_store::{Dated, GroupStore, StoreError};
@@ -36,6 +37,19 @@ pub(crate) struct Fence {
     pub(crate) forced: bool,
     /// Also if what it has sent cannot be published.
     pub(crate) lose_staged: bool,
+    /// Only while this point is retained; `None`: any is as good.
+    pub(crate) point: Option<Slot>,
+}
+
+/// Whether claims that fence may lie, or come to lie, in the slot after the head without being in the state: the answer of a bucket was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LastSlot {
+    /// None can.
+    Decided,
+    /// Those of a process before this one, if it had any under way as it ended.
+    OfOneBefore,
+    /// Ours.
+    Ours,
 }
 
 /// What came of one that nothing stood against.
@@ -160,6 +174,10 @@ impl Group {
     }
 
     fn fence_now(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
+        if self.slot == LastSlot::Ours {
+            // † Otherwise a source that has come back stands against asking, and nobody ever knows that it is fenced.
+            self.settle()?;
+        }
         let generation = self.writable()?.state().fencing_generation(fence.generation);
         if claims_below(self.writable()?, generation).is_none() {
             return Ok(Fenced::Under(generation));
@@ -194,9 +212,22 @@ impl Group {
         // † What was just published may have been the claim of a source that takes its history back.
         let mut generation = here.store.state().fencing_generation(fence.generation);
         let mut tried = 0;
+        let mut claimed = false;
         while let Some(batch) = claims_below(&here.store, generation) {
-            match here.store.append_all(batch) {
+            // † It is pinned once nothing can be added any more; until now it could be given up. Nobody is fenced for a point that is gone.
+            if let Some(gone) = fence.point.filter(|point| !claimed && !here.store.state().points().contains_key(point)) {
+                let message = format!("point {gone}, to which {} was to be failed over, is not there any more", self.names);
+                let what = "say another --point, or none for the newest; --abort gives the failover up";
+                return Err(ApiError::new(ErrorCode::NotFound, message, what));
+            }
+            self.slot = LastSlot::Ours;
+            let appended = here.store.append_all(batch);
+            if matches!(appended, Ok(_) | Err(StoreError::Overtaken { .. })) {
+                self.slot = LastSlot::Decided;
+            }
+            match appended {
                 Ok(appended) => {
+                    claimed = true;
                     if let Some(void) = appended.iter().find(|one| !one.verdict.is_done()) {
                         let message = format!("a claim that promotes {} is void: {:?}", self.names, void.verdict);
                         return Err(ApiError::new(ErrorCode::Conflict, message, "see `farside status` on this gateway"));
@@ -218,6 +249,33 @@ impl Group {
         self.enter();
         tracing::warn!(group = %self.names, generation = generation.0, "a copy was promoted: the source before is fenced");
         Ok(Fenced::Under(generation))
+    }
+
+    /// Sees to it that the state says whether anybody is fenced: takes the slot in which a claim may come to lie, unless it lies there.
+    ///
+    /// † Reading the slot would not do: the request may be on its way still.
+    pub(super) fn settle(&mut self) -> Result<(), ApiError> {
+        if matches!(self.receiver.config().store, Location::Dir(_)) {
+            self.slot = LastSlot::Decided; // a directory's answers are not lost
+        }
+        if self.slot == LastSlot::Decided {
+            return self.writable().map(drop);
+        }
+        self.writable()?;
+        let Place::Here(here) = &mut self.place else { return Ok(()) };
+        // A record that says nothing.
+        let pin = Slot(u64::MAX);
+        match here.store.append(Body::Unpin(Unpin { pin })) {
+            Ok(_) | Err(StoreError::Overtaken { .. }) => {
+                self.slot = LastSlot::Decided;
+                Ok(())
+            }
+            Err(error) => {
+                self.store_error(&error);
+                let message = format!("whether {} is fenced is not known yet: {error}", self.names);
+                Err(ApiError::new(ErrorCode::Unavailable, message, "try again when the store answers"))
+            }
+        }
     }
 
     /// Somebody is connected, or was since the failover was begun: a person is asked whether it is to be fenced alive.

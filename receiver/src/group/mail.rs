@@ -91,6 +91,8 @@ pub(crate) enum Mail {
     PromotionLook { wanted: Wanted, reply: oneshot::Sender<Result<PromotionLook, ApiError>> },
     /// Nothing of a lower generation is to be published any more.
     Fence { fence: Fence, reply: oneshot::Sender<Result<Fenced, ApiError>> },
+    /// Whether its source is fenced is to be known: no claim that was put may come to pass after this.
+    Settle { reply: oneshot::Sender<Result<(), ApiError>> },
     /// Who may stand in has changed.
     StandIn,
     /// A host that pulls has not the key that the group is kept encrypted with.

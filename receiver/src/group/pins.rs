@@ -1,5 +1,7 @@
 //! What is said about points, pins and that they were verified: records in the ledger, and an answer when they are judged.
 
+use std::time::Instant;
+
 use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{Body, Pin, Unpin, Verdict, Verified, VoidReason};
 use farside_region::Slot;
@@ -105,7 +107,7 @@ impl Group {
         let Some((&last, changing)) = self.changing.range_mut(submission..).next().filter(|(_, c)| c.first <= submission) else {
             if let Some((ErrorCode::Unavailable, text)) = trouble {
                 tracing::warn!(group = %self.names, %text, "nothing was pruned");
-                self.prune.due = true;
+                (self.prune.due, self.prune.last) = (true, Some(Instant::now()));
             }
             return;
         };

@@ -82,7 +82,7 @@ impl Target {
         if let Some((submission, body)) = self.submissions.pop_front() {
             return self.append(now, What::Submission { submission, body: body.clone() }, body, out);
         }
-        if self.trouble.as_ref().is_some_and(|t| now < t.retry_at) {
+        if self.is_left_alone(now) {
             return;
         }
         if self.in_time(now)

@@ -202,6 +202,11 @@ impl Target {
         self.trouble.as_ref().map(|t| t.text.as_str())
     }
 
+    /// Whether the store failed, and is left alone for now. What it still is asked for are submissions.
+    pub fn is_left_alone(&self, now: Nanos) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| now < trouble.retry_at)
+    }
+
     /// Up to when a volume is known unchanged by a heartbeat that still holds, and when that arrived here. Age it by the
     /// arrival, never by the other machine's clock.
     pub fn quiet(&self, state: &State, volume: VolumeId) -> Option<(CutTime, Nanos)> {
