@@ -57,6 +57,7 @@ pages!(
     "segments_damaged",
     "verification_failed",
     "follower_diverged",
+    "follower_in_doubt",
     "follower_failed",
     "failed_over",
     "failing_back",

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use farside_control::client::{ClientError, Daemon};
-use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus, LeftOut};
+use farside_control::failover::{FailoverMember, FailoverRequest, FailoverStage, FailoverStatus, LeftOut};
 use farside_control::follower::FollowerState;
 use farside_control::routes::PointsQuery;
 use farside_control::{Address, Client, ErrorCode, PointRef};
@@ -300,12 +300,25 @@ fn loss(planned: &FailoverStatus) -> String {
         text.push_str(&format!("! not the newest: that is {}, cut {}\n", newest.id, print::time(newest.cut_wall)));
     }
     text.push_str(&left_out(planned));
+    text.push_str(&doubts(planned));
     text
 }
 
 /// Who is fenced by it: after a failover that is the host that stands in. (An older receiver does not say.)
 fn fences(one: &FailoverStatus) -> &str {
     one.fences.as_deref().unwrap_or(&one.source)
+}
+
+/// Which targets nobody can be sure of.
+fn doubts(one: &FailoverStatus) -> String {
+    let line = |member: &FailoverMember| {
+        format!(
+            "! {} is in doubt: an apply of follower {} was cut short, and what it holds was not compared since (farside explain follower_in_doubt)\n",
+            member.target.as_ref().map_or_else(|| member.volume.clone(), |target| target.display().to_string()),
+            member.follower.as_deref().unwrap_or(NOTHING)
+        )
+    };
+    one.members.iter().filter(|member| member.in_doubt).map(line).collect()
 }
 
 /// Which volumes its point does not have.
@@ -370,12 +383,13 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
     let group = format!("{}/{}", now.source, now.group);
     let point = now.point.as_ref().map_or_else(|| NOTHING.to_owned(), |point| point.id.to_string());
     format!(
-        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}{}{}\n{}the way back, on {}: farside failback {}; or, with \
+        "{group} was failed over to point {point}; {} is fenced (generation {})\n{}{}{}{}{}\n{}the way back, on {}: farside failback {}; or, with \
          its disks as they are: farside rollback {}; if it is not to come back: farside commit {group}\n",
         now.source,
         now.generation,
         degraded(now),
         left_out(now),
+        doubts(now),
         steps(now),
         rto_ms.map_or_else(String::new, |ms| format!("RTO {}\n", print::duration_ms(ms))),
         match &now.stand_in {
@@ -389,4 +403,33 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
         now.group,
         now.group
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_in_doubt_is_named_before_it_is_promoted_and_after() {
+        let member = |volume: &str, in_doubt| FailoverMember {
+            volume: volume.to_owned(),
+            follower: Some(format!("web1-{volume}")),
+            target: Some(format!("/srv/{volume}.img").into()),
+            state: Some(FollowerState::Promoted),
+            in_doubt,
+            ..FailoverMember::default()
+        };
+        let point = serde_json::from_value(serde_json::json!({"id": "7-00000000", "cut_wall": "2026-01-01T00:00:00Z"}));
+        let one = FailoverStatus {
+            source: "web1".to_owned(),
+            group: "db".to_owned(),
+            point: Some(point.expect("a point")),
+            members: vec![member("data", true), member("log", false)],
+            ..FailoverStatus::default()
+        };
+        for said in [loss(&one), done(&one, None)] {
+            assert!(said.contains("! /srv/data.img is in doubt: an apply of follower web1-data"), "{said}");
+            assert!(!said.contains("log.img is in doubt"), "{said}");
+        }
+    }
 }

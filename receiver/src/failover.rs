@@ -947,6 +947,9 @@ fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &Pr
             bytes: *bytes,
             target: follower.as_ref().map(|one| one.target.clone()),
             state: follower.as_ref().map(|one| one.state),
+            in_doubt: follower
+                .as_ref()
+                .is_some_and(|one| one.reasons.iter().any(|reason| reason.code == Code::FollowerInDoubt.word())),
             follower: follower.map(|one| one.name),
         }
     };

@@ -40,6 +40,8 @@ use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError, Versioned, unsaved};
 use crate::status::wall;
 
+#[cfg(test)]
+mod doubt_tests;
 mod kept;
 mod locking;
 
@@ -192,6 +194,8 @@ struct View {
     locked: Vec<Locked>,
     /// Why what it holds is not locked.
     unlocked: Option<String>,
+    /// Somebody else may have written to the target beside an apply that was cut short, and all of it was not compared since.
+    in_doubt: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -214,10 +218,12 @@ impl Followers {
             match read {
                 Ok((holds, definition)) => {
                     let kept = (definition.names(), holds.following.stage.points().collect());
-                    let locked = holds.locked;
                     lock(&self.kept).insert(name.clone(), kept);
                     let entry = Entry::new(name.clone(), definition);
-                    lock(&entry.view).locked = locked;
+                    {
+                        let mut view = lock(&entry.view);
+                        (view.in_doubt, view.locked) = (holds.following.is_in_doubt(), holds.locked);
+                    }
                     lock(&self.all).insert(name, Arc::new(entry));
                 }
                 Err(error) => broken(format!("follower {name}: {error}")),
@@ -312,7 +318,7 @@ impl Followers {
         let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
         let of_it = || entries.iter().filter(|entry| entry.is_of(names, volume));
         let told = of_it().find(|entry| entry.promoted_at() == Some(generation));
-        let best = || of_it().filter(|entry| entry.may_be_promoted()).min_by_key(|entry| entry.is_unwell());
+        let best = || of_it().filter(|entry| entry.may_be_promoted()).min_by_key(|entry| entry.shortcoming());
         told.or_else(best).map(|entry| entry.show())
     }
 
@@ -326,7 +332,7 @@ impl Followers {
     ) -> Result<(), StateError> {
         let mut entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
         // Of several of one volume, one that is well.
-        entries.sort_by_key(|entry| entry.is_unwell());
+        entries.sort_by_key(|entry| entry.shortcoming());
         let of_group = || entries.iter().filter(|entry| lock(&entry.definition).names() == *names);
         // Those that were told before a kill.
         let told = of_group().filter(|entry| entry.promoted_at() == Some(generation));
@@ -609,9 +615,10 @@ impl Entry {
         definition.names() == *names && definition.volume.as_str() == volume
     }
 
-    /// Whether it cannot go on as it is.
-    fn is_unwell(&self) -> bool {
-        matches!(lock(&self.view).state, FollowerState::Diverged | FollowerState::Failed)
+    /// Why another one is rather promoted: the least is the best. One that cannot go on as it is holds no point; one that is in doubt may.
+    fn shortcoming(&self) -> impl Ord + use<> {
+        let view = lock(&self.view);
+        (matches!(view.state, FollowerState::Diverged | FollowerState::Failed), view.in_doubt)
     }
 
     /// What was wrong with it before is not said of what it does from here on.
@@ -658,6 +665,18 @@ impl Entry {
                 "the target goes on without it, and it is tried again; mend that, or begin the follower anew without --lock";
             let words = format!("what follower {name} holds is not locked: {words}");
             reasons.push(Reason::new(Severity::Warning, Code::FollowerFailed, words, what));
+        }
+        if view.in_doubt {
+            let words = format!(
+                "follower {name}: an apply was cut short, and nobody can tell whether somebody else wrote to {} beside it",
+                definition.target.display()
+            );
+            let what = if definition.is_released() {
+                "look at what it holds before you rely on it, or restore the point beside it"
+            } else {
+                "all of it is compared by itself as soon as it holds a point; a promotion does not wait for that"
+            };
+            reasons.push(Reason::new(Severity::Warning, Code::FollowerInDoubt, words, what));
         }
         let whole = |one: &Locked| {
             let (id, locked) = (one.id(), wall(one.wall_ms));
@@ -748,7 +767,7 @@ enum Trouble {
 /// Keeps what a target holds.
 struct Keeper<'k> {
     state_dir: &'k StateDir,
-    name: &'k Name,
+    entry: &'k Entry,
     /// With what it held before.
     holds: Holds,
 }
@@ -756,7 +775,9 @@ struct Keeper<'k> {
 impl FollowKeeper for Keeper<'_> {
     fn keep(&self, following: &Following) -> std::io::Result<()> {
         let holds = Holds { version: FOLLOWER_VERSION, following: following.clone(), ..self.holds.clone() };
-        self.state_dir.remember_follower_holds(self.name, &holds).map_err(std::io::Error::other)
+        self.state_dir.remember_follower_holds(&self.entry.name, &holds).map_err(std::io::Error::other)?;
+        lock(&self.entry.view).in_doubt = following.is_in_doubt();
+        Ok(())
     }
 }
 
@@ -1063,7 +1084,7 @@ impl Runner {
         };
         let opened = FileTarget::kept_open(&mut self.target, &path, volume.as_str(), needs, (&following, overwrite));
         let target = opened.map_err(of_store)?;
-        let keeper = Keeper { state_dir: &self.receiver.state_dir, name: &self.entry.name, holds };
+        let keeper = Keeper { state_dir: &self.receiver.state_dir, entry: &self.entry, holds };
         let mut follower = Follower::new(target, &keeper, following, THREADS);
         let done = work(&mut follower);
         let following = follower.following().clone();

@@ -103,6 +103,8 @@ codes! {
     VerificationFailed = "verification_failed",
     /// Somebody else wrote to the target of a follower.
     FollowerDiverged = "follower_diverged",
+    /// Somebody else may have written to the target of a follower beside an apply that was cut short.
+    FollowerInDoubt = "follower_in_doubt",
     /// A follower cannot go on.
     FollowerFailed = "follower_failed",
     /// A copy was promoted.

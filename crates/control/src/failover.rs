@@ -114,6 +114,8 @@ pub struct FailoverMember {
     pub target: Option<PathBuf>,
     /// What the follower does.
     pub state: Option<FollowerState>,
+    /// Somebody else may have written to that target: an apply was cut short, and all of it was not compared since.
+    pub in_doubt: bool,
 }
 
 /// A volume that is not.
