@@ -961,7 +961,8 @@ impl Runner {
             other => {
                 let reader = other.map_err(of_store)?;
                 let progress = |_: FollowProgress| goes_on(&receiver, &entry) && is_given(&receiver, group, &reader);
-                self.with_follower(None, |follower| follower.inspect(&reader, &progress))
+                let again = |slot: Slot| open_base(&receiver, group, &volume, slot);
+                self.with_follower(None, |follower| follower.inspect(&reader, &again, &progress))
             }
         }
     }
@@ -1049,7 +1050,8 @@ impl Runner {
             goes_on(&receiver, &entry) && lock(&entry.definition).promoted.is_none() && is_given(&receiver, group, &reader)
         };
         let now_ms = Timestamp::now().as_millisecond();
-        let compared = self.with_follower(None, |follower| follower.verify(&reader, &progress));
+        let again = |slot: Slot| open_base(&receiver, group, &volume, slot);
+        let compared = self.with_follower(None, |follower| follower.verify(&reader, &again, &progress));
         self.show(|view| view.progress = FollowProgress::default());
         compared?;
         self.verify_wanted = false;

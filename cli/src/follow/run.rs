@@ -294,7 +294,9 @@ impl Run {
             Some(reader) => {
                 let stop = Arc::clone(&self.stop);
                 let heard = Heard::new(&stop, true, self.says.json);
-                self.with_follower(None, |follower| follower.inspect(&reader, &|progress| heard.hear(progress)))
+                self.with_follower(None, |follower| {
+                    follower.inspect(&reader, &|slot| group.base(slot, volume), &|progress| heard.hear(progress))
+                })
             }
         }
     }
@@ -343,7 +345,9 @@ impl Run {
         };
         let stop = Arc::clone(&self.stop);
         let heard = Heard::new(&stop, true, self.says.json);
-        self.with_follower(None, |follower| follower.verify(&reader, &|progress| heard.hear(progress)))?;
+        self.with_follower(None, |follower| {
+            follower.verify(&reader, &|slot| group.base(slot, volume), &|progress| heard.hear(progress))
+        })?;
         drop(heard);
         self.verify_wanted = false;
         self.kept.verified(now_ms)?;

@@ -418,7 +418,7 @@ impl Run {
         let Ok(base) = self.reader(at, volume) else { return };
         let followed = &self.followers[no];
         let mut follower = Follower::new(&followed.machine, &followed.machine, followed.machine.following(), 1);
-        match follower.verify(&base, &|_| true) {
+        match follower.verify(&base, &|slot| self.reader(slot, volume), &|_| true) {
             Ok(()) => {
                 world.met("a follower is compared");
                 let followed = &mut self.followers[no];

@@ -64,7 +64,7 @@ impl GroupReader {
         }
     }
 
-    /// The same for [`Follower::advance`](crate::Follower::advance).
+    /// The same for [`Follower::advance`](crate::Follower::advance), and to open a point again in the middle.
     ///
     /// # Errors
     /// [`StoreError::NoSuchPoint`] also where it went meanwhile; those of [`GroupReader::point_reader_lazily`].

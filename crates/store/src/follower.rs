@@ -322,8 +322,8 @@ impl<'t> Follower<'t> {
         Ok(())
     }
 
-    /// Brings the target to a point. `base` opens the point that it holds, where that is still retained; `progress` hears, from any thread,
-    /// how far that is, and may stop it.
+    /// Brings the target to a point. `base` opens the point that it holds, where that is still retained, and the wanted one again where its parts
+    /// were merged meanwhile; `progress` hears, from any thread, how far that is, and may stop it.
     ///
     /// # Errors
     /// [`StoreError::TargetDiverged`], [`StoreError::TargetTooSmall`], [`StoreError::Degraded`], [`StoreError::Corrupt`],
@@ -358,7 +358,7 @@ impl<'t> Follower<'t> {
         if has != needs && !is_fixed {
             self.target.resize(needs).map_err(|e| self.failed("resizing", e))?;
         }
-        let report = self.apply(look, progress).inspect_err(|_| self.leave())?;
+        let report = self.apply(look, base, progress).inspect_err(|_| self.leave())?;
         let at = FollowStage::At(look.to);
         if mutation::on("a follower arrives before the flush") {
             self.keep(Following { stage: at.clone(), ..self.following.clone() })?;
@@ -425,26 +425,37 @@ impl<'t> Follower<'t> {
     }
 
     /// Looks whether somebody else wrote to the target since it was left at the point that it holds; compares all of it where something says so.
+    /// `again`: see [`Follower::differs`].
     ///
     /// # Errors
     /// [`StoreError::TargetDiverged`], [`StoreError::KeyNeeded`], [`StoreError::Stopped`]; what target and store say.
-    pub fn inspect(&mut self, base: &LazyPointReader, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<()> {
+    pub fn inspect(
+        &mut self,
+        base: &LazyPointReader,
+        again: &dyn Fn(Slot) -> Result<LazyPointReader>,
+        progress: &(dyn Fn(FollowProgress) -> bool + Sync),
+    ) -> Result<()> {
         base.refuse_opaque()?;
         self.recognise()?;
         let FollowStage::At(at) = self.following.stage else { return Ok(()) };
         assert_eq!(at.slot, base.point(), "a target is compared with what it holds");
         match self.look(base, None)? {
             Looked::AsItWas => Ok(()),
-            Looked::Written => self.verify(base, progress),
+            Looked::Written => self.verify(base, again, progress),
             Looked::Changed(regions) => self.diverge_at(at, regions),
         }
     }
 
-    /// Compares all of the target with the point that it holds; what differs makes it diverged.
+    /// Compares all of the target with the point that it holds; what differs makes it diverged. `again`: see [`Follower::differs`].
     ///
     /// # Errors
     /// [`StoreError::TargetDiverged`], [`StoreError::KeyNeeded`], [`StoreError::Stopped`]; what target and store say.
-    pub fn verify(&mut self, base: &LazyPointReader, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<()> {
+    pub fn verify(
+        &mut self,
+        base: &LazyPointReader,
+        again: &dyn Fn(Slot) -> Result<LazyPointReader>,
+        progress: &(dyn Fn(FollowProgress) -> bool + Sync),
+    ) -> Result<()> {
         base.refuse_opaque()?;
         self.recognise()?;
         let FollowStage::At(at) = self.following.stage else { return Ok(()) };
@@ -452,7 +463,7 @@ impl<'t> Follower<'t> {
         // Before it is compared: what is written meanwhile may be behind the comparison.
         self.target.sync().map_err(|e| self.failed("syncing", e))?;
         let seen = self.target.seen().map_err(|e| self.failed("looking at", e))?;
-        let found = self.differs(base, progress)?;
+        let found = self.differs(base, again, progress)?;
         if found.count > 0 {
             let first = found.regions[0];
             let why = format!(
@@ -490,7 +501,7 @@ impl<'t> Follower<'t> {
                 self.diverge_at(at, regions).map(|()| true)
             }
             (Looked::Written, &FollowStage::At(at)) => match base(at.slot) {
-                Ok(reader) => self.verify(&reader, progress).map(|()| false),
+                Ok(reader) => self.verify(&reader, base, progress).map(|()| false),
                 // What it may hold nobody can tell any more.
                 Err(StoreError::NoSuchPoint { .. }) => {
                     let why =
@@ -567,7 +578,12 @@ impl<'t> Follower<'t> {
         Ok(data_encoding::HEXLOWER.encode(&granule_digest(key, granule, &bytes).0))
     }
 
-    fn apply(&self, look: &FollowLook, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<FollowReport> {
+    fn apply(
+        &self,
+        look: &FollowLook,
+        again: &dyn Fn(Slot) -> Result<LazyPointReader>,
+        progress: &(dyn Fn(FollowProgress) -> bool + Sync),
+    ) -> Result<FollowReport> {
         let geometry = look.reader.geometry();
         let regions = look.regions();
         let go_on = || progress(FollowProgress { of: regions, ..FollowProgress::default() });
@@ -575,48 +591,53 @@ impl<'t> Follower<'t> {
             // † What could not be written before is in the cache as if it were on the disk, and would be found right.
             self.target.read_anew().map_err(|e| self.failed("reading", e))?;
         }
-        let newer = match look.known {
-            Some(known) => Some(look.reader.image_since(known, &go_on)?.ok_or(StoreError::Stopped)?),
-            None if regions >= INDEXED_FROM => {
-                look.reader.index_all(&go_on)?;
-                None
-            }
-            None => None,
+        let needs = match look.known {
+            Some(known) => Needs::Newer(known),
+            None if regions >= INDEXED_FROM => Needs::All,
+            None => Needs::Regions,
         };
+        let mut source = Source::new(&look.reader, again, needs, &go_on)?;
         let first = geometry.bytes_of(geometry.region_run(RegionIndex(0)));
-        let work =
-            Work { target: self.target, look, newer, first, begun: Mutex::new(look.touched.is_some()), wrote: AtomicU64::new(0) };
+        let work = Work { target: self.target, look, first, begun: Mutex::new(look.touched.is_some()), wrote: AtomicU64::new(0) };
         let all = geometry.all_regions();
         let written = |done| FollowProgress { done, of: regions, written_bytes: work.wrote.load(Ordering::Relaxed) };
-        let each = |region, buffers: &mut Buffers| work.region(region, buffers);
+        let each = |from: &Reading<'_>, region, buffers: &mut Buffers| work.region(from, region, buffers);
         match &look.touched {
-            Some(touched) => self.each_region(&look.reader, touched.ranges(), &each, &|done| progress(written(done)))?,
+            Some(touched) => self.each_region(&mut source, touched.ranges(), &each, &|done| progress(written(done)))?,
             // † What is filled for the first time does not look whole before it is: its beginning comes last.
             None => {
                 let rest = RegionRange { start: RegionIndex(1), count: all.count.saturating_sub(1) };
-                self.each_region(&look.reader, [rest].into_iter(), &each, &|done| progress(written(done)))?;
+                self.each_region(&mut source, [rest].into_iter(), &each, &|done| progress(written(done)))?;
                 self.target.sync().map_err(|e| self.failed("syncing", e))?;
                 let first = RegionRange { start: RegionIndex(0), count: all.count.min(1) };
-                self.each_region(&look.reader, [first].into_iter(), &each, &|done| progress(written(rest.count + done)))?;
+                self.each_region(&mut source, [first].into_iter(), &each, &|done| progress(written(rest.count + done)))?;
             }
         }
         Ok(FollowReport { regions, written_bytes: work.wrote.into_inner() })
     }
 
-    /// Where the target is not what a point is.
+    /// Where the target is not what a point is. `again` opens that point once more where merges laid its parts elsewhere meanwhile: it is gone on
+    /// with from there.
     ///
     /// # Errors
-    /// [`StoreError::KeyNeeded`], [`StoreError::Stopped`]; what target and store say.
-    pub fn differs(&self, reader: &LazyPointReader, progress: &(dyn Fn(FollowProgress) -> bool + Sync)) -> Result<Differing> {
+    /// [`StoreError::KeyNeeded`], [`StoreError::Stopped`]; [`StoreError::PartMerged`], where what `again` opened is of no more use than what was
+    /// there before; what target and store say.
+    pub fn differs(
+        &self,
+        reader: &LazyPointReader,
+        again: &dyn Fn(Slot) -> Result<LazyPointReader>,
+        progress: &(dyn Fn(FollowProgress) -> bool + Sync),
+    ) -> Result<Differing> {
         reader.refuse_opaque()?;
         let all = reader.geometry().all_regions();
         let of = all.count;
         // † What was written a moment ago would be compared with itself.
         self.target.read_anew().map_err(|e| self.failed("reading", e))?;
-        reader.index_all(&|| progress(FollowProgress { of, ..FollowProgress::default() }))?;
+        let go_on = || progress(FollowProgress { of, ..FollowProgress::default() });
+        let mut source = Source::new(reader, again, Needs::All, &go_on)?;
         let found = Mutex::new(Differing::default());
-        let each = |region, buffers: &mut Buffers| {
-            if !wrong_in(self.target, reader, region, buffers)?.is_empty() {
+        let each = |from: &Reading<'_>, region, buffers: &mut Buffers| {
+            if !wrong_in(self.target, from.reader(), region, buffers)?.is_empty() {
                 let mut found = found.lock().expect("nothing panics while it holds this lock");
                 found.count += 1;
                 found.regions.push(region);
@@ -626,41 +647,129 @@ impl<'t> Follower<'t> {
             Ok(())
         };
         let heard = |done| progress(FollowProgress { done, of, written_bytes: 0 });
-        self.each_region(reader, [all].into_iter(), &each, &heard)?;
+        self.each_region(&mut source, [all].into_iter(), &each, &heard)?;
         Ok(found.into_inner().expect("nothing panics while it holds this lock"))
     }
 
     fn each_region(
         &self,
-        reader: &LazyPointReader,
+        source: &mut Source<'_>,
         ranges: impl Iterator<Item = RegionRange> + Send,
-        each: &(dyn Fn(RegionIndex, &mut Buffers) -> Result<()> + Sync),
+        each: &(dyn Fn(&Reading<'_>, RegionIndex, &mut Buffers) -> Result<()> + Sync),
         progress: &(dyn Fn(u64) -> bool + Sync),
     ) -> Result<()> {
         // A point of a smaller volume has nothing beyond its end.
-        let end = reader.geometry().region_count();
-        let regions = Mutex::new(ranges.flat_map(RegionRange::iter).filter(|region| region.0 < end));
-        let next = || regions.lock().expect("nothing panics while it holds this lock").next();
-        let (done, stop, failed) = (AtomicU64::new(0), AtomicBool::new(false), Mutex::new(None));
-        let worker = || {
-            let mut buffers = Buffers { content: reader.content(), found: Vec::new() };
-            while !stop.load(Ordering::Relaxed) {
-                let Some(region) = next() else { return };
-                let mut ended = each(region, &mut buffers);
-                if ended.is_ok() && !progress(done.fetch_add(1, Ordering::Relaxed) + 1) {
-                    ended = Err(StoreError::Stopped);
-                }
-                if let Err(error) = ended {
-                    stop.store(true, Ordering::Relaxed);
-                    failed.lock().expect("nothing panics while it holds this lock").get_or_insert(error);
-                }
-            }
+        let end = source.from.reader().geometry().region_count();
+        // Those first that a merge took from under their thread.
+        let left = Mutex::new((Vec::new(), ranges.flat_map(RegionRange::iter).filter(|region| region.0 < end)));
+        let next = || {
+            let (again, rest) = &mut *left.lock().expect("nothing panics while it holds this lock");
+            again.pop().or_else(|| rest.next())
         };
-        match self.threads {
-            1 => worker(),
-            threads => thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(worker)))),
+        let (done, mut done_before) = (AtomicU64::new(0), 0);
+        loop {
+            let (from, stop, failed) = (&source.from, AtomicBool::new(false), Mutex::new(None));
+            let worker = || {
+                let mut buffers = Buffers { content: from.reader().content(), found: Vec::new() };
+                while !stop.load(Ordering::Relaxed) {
+                    let Some(region) = next() else { return };
+                    let mut ended = each(from, region, &mut buffers);
+                    if ended.is_ok() && !progress(done.fetch_add(1, Ordering::Relaxed) + 1) {
+                        ended = Err(StoreError::Stopped);
+                    }
+                    let Err(error) = ended else { continue };
+                    stop.store(true, Ordering::Relaxed);
+                    let mut failed = failed.lock().expect("nothing panics while it holds this lock");
+                    match error {
+                        StoreError::PartMerged { .. } => {
+                            left.lock().expect("nothing panics while it holds this lock").0.push(region);
+                            failed.get_or_insert(error);
+                        }
+                        // What opening it again does not mend.
+                        error => *failed = Some(error),
+                    }
+                }
+            };
+            match self.threads {
+                1 => worker(),
+                threads => thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(worker)))),
+            }
+            let done = done.load(Ordering::Relaxed);
+            match failed.into_inner().expect("nothing panics while it holds this lock") {
+                None => return Ok(()),
+                // † Only where it helped: what is opened again may know no more than before.
+                Some(error @ StoreError::PartMerged { .. }) if done > done_before => {
+                    done_before = done;
+                    source.reopen(error, &|| progress(done))?;
+                }
+                Some(error) => return Err(error),
+            }
         }
-        failed.into_inner().expect("nothing panics while it holds this lock").map_or(Ok(()), Err)
+    }
+}
+
+/// What must be known of a point before any region of it is read.
+#[derive(Clone, Copy)]
+enum Needs {
+    /// Nothing: it is found out region by region.
+    Regions,
+    /// Where everything lies.
+    All,
+    /// Where what was published since lies, and nothing else is read.
+    Newer(Slot),
+}
+
+/// What a point is read from now.
+struct Reading<'r> {
+    given: &'r LazyPointReader,
+    /// Instead of it, once it is of no more use.
+    later: Option<LazyPointReader>,
+    newer: Option<VolumeImage>,
+}
+
+impl Reading<'_> {
+    fn reader(&self) -> &LazyPointReader {
+        self.later.as_ref().unwrap_or(self.given)
+    }
+}
+
+/// What a point is read from. Merges lay its parts elsewhere, and what it holds is the same: so it can be opened again in the middle.
+struct Source<'r> {
+    from: Reading<'r>,
+    again: &'r dyn Fn(Slot) -> Result<LazyPointReader>,
+    needs: Needs,
+}
+
+impl<'r> Source<'r> {
+    fn new(
+        given: &'r LazyPointReader,
+        again: &'r dyn Fn(Slot) -> Result<LazyPointReader>,
+        needs: Needs,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Self> {
+        let mut source = Self { from: Reading { given, later: None, newer: None }, again, needs };
+        source.prepare(go_on).map(|()| source)
+    }
+
+    fn prepare(&mut self, go_on: &dyn Fn() -> bool) -> Result<()> {
+        let reader = self.from.reader();
+        match self.needs {
+            Needs::Regions => {}
+            Needs::All => reader.index_all(go_on)?,
+            Needs::Newer(since) => self.from.newer = Some(reader.image_since(since, go_on)?.ok_or(StoreError::Stopped)?),
+        }
+        Ok(())
+    }
+
+    /// † What was read before counts only if it is of the very same point.
+    fn reopen(&mut self, why: StoreError, go_on: &dyn Fn() -> bool) -> Result<()> {
+        let later = (self.again)(self.from.given.point())?;
+        later.refuse_opaque()?;
+        if !later.is_same_point(self.from.given) {
+            return Err(why);
+        }
+        self.from.later = Some(later);
+        self.prepare(go_on)
     }
 }
 
@@ -696,8 +805,6 @@ fn wrong_in(
 struct Work<'w> {
     target: &'w dyn FollowTarget,
     look: &'w FollowLook,
-    /// What is to be written, where that is known.
-    newer: Option<VolumeImage>,
     first: ByteExtent,
     /// Whether the beginning was taken away, where it must be. Nothing is written before.
     begun: Mutex<bool>,
@@ -705,10 +812,11 @@ struct Work<'w> {
 }
 
 impl Work<'_> {
-    fn region(&self, region: RegionIndex, buffers: &mut Buffers) -> Result<()> {
-        let reader = &self.look.reader;
+    fn region(&self, from: &Reading<'_>, region: RegionIndex, buffers: &mut Buffers) -> Result<()> {
+        let reader = from.reader();
         let geometry = reader.geometry();
-        match &self.newer {
+        // What is to be written, where that is known.
+        match &from.newer {
             Some(newer) => reader.read_in(newer, region, &mut buffers.content, &|_| true)?,
             None => {
                 let wrong = wrong_in(self.target, reader, region, buffers)?;

@@ -13,6 +13,9 @@ use crate::testkit::{Fill, GRANULE, Runs, TempStore, TestVolume};
 const GRANULES: u64 = 64;
 const ALL: &(dyn Fn(FollowProgress) -> bool + Sync) = &|_| true;
 
+/// Nothing is merged meanwhile.
+const NEVER: &dyn Fn(Slot) -> Result<LazyPointReader> = &|_| panic!("nothing was merged");
+
 /// A disk that forgets what was not synced, and a note beside it. There is power for so many operations.
 #[derive(Debug)]
 struct Machine {
@@ -397,7 +400,7 @@ fn what_a_death_leaves_in_doubt_is_compared() {
             world.advance(&machine, second).expect("applied");
             assert!(machine.noted().is_in_doubt(), "nobody would look");
             let reader = world.group.reader_of_kept(second, world.volume.id()).expect("opened");
-            let ended = machine.follower().verify(&reader, ALL);
+            let ended = machine.follower().verify(&reader, NEVER, ALL);
             (machine, ended)
         };
         let (machine, ended) = killed(true);
@@ -761,7 +764,7 @@ proptest! {
         let point = cascade(&awake, id, &machine).expect("arrives");
         prop_assert!(machine.holds() == world.points[&point]);
         let base = awake.point_reader_lazily(point, id).expect("it is the newest");
-        machine.follower().verify(&base, ALL).expect("all of it is that point");
+        machine.follower().verify(&base, NEVER, ALL).expect("all of it is that point");
     }
 }
 
@@ -772,4 +775,138 @@ fn cascade(group: &crate::GroupReader, volume: farside_region::VolumeId, machine
     let look = group.follow_look(newest, volume, &follower.following().stage)?;
     follower.advance(&look, &|base| group.point_reader_lazily(base, volume), ALL)?;
     Ok(newest)
+}
+
+const KEEP_1: Policy = Policy::without_grid(1, 0);
+
+/// A group whose receiver merges in the middle of what a follower does, once, and deletes what it replaced.
+struct Merging {
+    world: Mutex<World>,
+    volume: farside_region::VolumeId,
+    point: Slot,
+    /// After so many regions.
+    merges_at: AtomicU64,
+    /// Regions that were done, in the order in which that was heard.
+    heard: Mutex<Vec<u64>>,
+    opened_again: AtomicU64,
+}
+
+impl Merging {
+    /// Every region of the newest point lies in several parts. A disk holds the point that was there before these.
+    fn new(merges_at: u64, before: &Machine) -> Self {
+        let mut world = World::new();
+        world.arrives(before, *world.points.keys().next().expect("a base"));
+        for round in 0..6_u8 {
+            for region in (0..GRANULES).step_by(16) {
+                world.publish(LayerKind::Fuzzy, &[(region + u64::from(round), 3, Fill::Byte(round + 2))]);
+            }
+            world.point(&[(u64::from(round) * 9, 2, Fill::Byte(round + 40))]);
+        }
+        world.group.prune(&KEEP_1).expect("prune");
+        let (volume, point) = (world.volume.id(), *world.points.keys().next_back().expect("one"));
+        let (merges_at, heard, opened_again) = (AtomicU64::new(merges_at), Mutex::default(), AtomicU64::new(0));
+        Self { world: Mutex::new(world), volume, point, merges_at, heard, opened_again }
+    }
+
+    fn open(&self, slot: Slot) -> Result<LazyPointReader> {
+        self.world.lock().expect("sound").group.reader_of_kept(slot, self.volume)
+    }
+
+    fn open_again(&self, slot: Slot) -> Result<LazyPointReader> {
+        self.opened_again.fetch_add(1, Ordering::Relaxed);
+        self.open(slot)
+    }
+
+    fn merge(&self) {
+        let World { store, group, .. } = &mut *self.world.lock().expect("sound");
+        assert!(group.merge(&KEEP_1).expect("merge") >= 1);
+        let segments = group.reader_of_kept(self.point, self.volume).expect("opened").segments;
+        let mut gone = 0;
+        for file in store.files("groups/host/default/segments/v") {
+            let numbers: Vec<u64> = file.rsplit(['/', '.']).take(3).map(|n| n.parse().expect("a number")).collect();
+            let (term, seq) = (farside_region::Term(numbers[2]), farside_region::Seq(numbers[1]));
+            let layer = farside_region::LayerKey { volume: self.volume, term, seq };
+            let number = numbers[0] as u32;
+            if group.state().is_given_up(&layer, number) {
+                // As of a volume whose footers are more than are kept in memory.
+                segments.forget(&crate::liveness::PartName { layer, number });
+                let object = crate::backend::ObjectName::new(file).expect("a name");
+                crate::backend::block_on(group.backend().delete(&object)).expect("as a sweep does");
+                gone += 1;
+            }
+        }
+        assert!(gone > 0);
+    }
+
+    fn hear(&self, progress: FollowProgress) -> bool {
+        let mut heard = self.heard.lock().expect("sound");
+        if progress.done == self.merges_at.load(Ordering::Relaxed) && heard.last() != Some(&progress.done) {
+            self.merge();
+        }
+        heard.push(progress.done);
+        true
+    }
+
+    fn fill(&self, machine: &Machine) -> Result<FollowReport> {
+        let look = self.world.lock().expect("sound").group.follow_look(self.point, self.volume, &machine.noted().stage)?;
+        machine.follower().advance(&look, &|slot| self.open_again(slot), &|progress| self.hear(progress))
+    }
+
+    /// That it was opened again, and that no region was done twice.
+    fn went_on(&self, regions: u64) {
+        let mut heard = self.heard.lock().expect("sound").clone();
+        assert!(heard.is_sorted(), "it began anew: {heard:?}");
+        heard.dedup();
+        assert_eq!((heard.last(), self.opened_again.load(Ordering::Relaxed)), (Some(&regions), 1), "{heard:?}");
+    }
+}
+
+/// Where parts are merged more often than all of a target can be read, nothing would ever come to its end.
+#[test]
+fn a_merge_in_the_middle_costs_a_follower_nothing_that_was_done() {
+    let disk = || Machine::new(GRANULES * GRANULE);
+    // Filled for the first time; and brought to a point.
+    for is_filled in [false, true] {
+        let (before, empty) = (disk(), disk());
+        let merging = Merging::new(1, &before);
+        let machine = if is_filled { &before } else { &empty };
+        let report = merging.fill(machine).expect("it arrives");
+        merging.went_on(report.regions);
+        assert!(matches!(machine.noted().stage, FollowStage::At(at) if at.slot == merging.point));
+        merging.world.lock().expect("sound").check(machine);
+    }
+    // Compared: what differs is found on either side of the merge.
+    for strangers in [vec![], vec![0], vec![GRANULES - 1], vec![0, GRANULES - 1]] {
+        let (machine, base) = (disk(), disk());
+        let comparing = Merging::new(u64::MAX, &base);
+        comparing.fill(&machine).expect("filled");
+        strangers.iter().for_each(|granule| machine.stranger(granule * GRANULE, 0xEE));
+        comparing.heard.lock().expect("sound").clear();
+        comparing.merges_at.store(2, Ordering::Relaxed);
+        let reader = comparing.open(comparing.point).expect("opened");
+        let found = machine.follower().differs(&reader, &|slot| comparing.open_again(slot), &|done| comparing.hear(done));
+        assert_eq!(found.expect("compared").count, strangers.len() as u64);
+        comparing.went_on(reader.geometry().region_count());
+    }
+}
+
+/// Where the store went back to an earlier moment another point may be in that slot.
+#[test]
+fn what_is_opened_again_is_gone_on_with_only_if_it_is_the_same_point() {
+    let machine = Machine::new(GRANULES * GRANULE);
+    let world = || Merging::new(2, &Machine::new(GRANULES * GRANULE));
+    let ended = |comparing: &Merging, again: &dyn Fn(Slot) -> Result<LazyPointReader>| {
+        let reader = comparing.open(comparing.point).expect("opened");
+        machine.follower().differs(&reader, again, &|done| comparing.hear(done))
+    };
+    // Every group of a test has a history of its own.
+    let other = world();
+    let found = ended(&world(), &|slot| other.open_again(slot));
+    assert!(matches!(found, Err(StoreError::PartMerged { .. })), "{found:?}");
+    assert_eq!(other.opened_again.load(Ordering::Relaxed), 1);
+    // Nor again and again, if it is of no more use than before.
+    let comparing = world();
+    let before = std::cell::Cell::new(comparing.open(comparing.point).ok());
+    let found = ended(&comparing, &|_| Ok(before.take().expect("once")));
+    assert!(matches!(found, Err(StoreError::PartMerged { .. })), "{found:?}");
 }

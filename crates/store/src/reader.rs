@@ -16,7 +16,8 @@ use farside_keys::{ContentKeys, Keeper};
 use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta, group_id};
 use farside_region::{
-    ByteExtent, Geometry, GranuleIndex, GranuleRun, LedgerPosition, Name, RegionIndex, SealMode, Slot, Term, VolumeId, mutation,
+    ByteExtent, Geometry, GranuleIndex, GranuleRun, LedgerPosition, Name, RecordDigest, RegionIndex, SealMode, Slot, Term,
+    VolumeId, mutation,
 };
 
 use crate::aligned::AlignedBytes;
@@ -89,6 +90,8 @@ pub struct PointReader<I = VolumeImage> {
     pub(crate) volume: VolumeMeta,
     pub(crate) keys: ContentKeys,
     point: Slot,
+    /// Of its record; `None`: replay has forgotten so old a one.
+    digest: Option<RecordDigest>,
     geometry: Geometry,
     pub(crate) image: I,
     parts: BTreeMap<PartNo, Part>,
@@ -405,6 +408,7 @@ impl PointReader<LazyImage> {
 struct Begun {
     lock: ReaderLock,
     point: Slot,
+    digest: Option<RecordDigest>,
     meta: VolumeMeta,
     geometry: Geometry,
     lease: Option<Lease>,
@@ -448,13 +452,13 @@ impl Begun {
         if let (false, Some(slot)) = (is_there, state.head()) {
             return Err(StoreError::PointDeleted { volume: meta.name.to_string(), point, slot });
         }
-        Ok(Self { lock, point, meta, geometry, lease, newer })
+        Ok(Self { lock, point, digest: known, meta, geometry, lease, newer })
     }
 
     fn opened<I>(self, image: I, parts: BTreeMap<PartNo, Part>, segments: Arc<Segments>) -> PointReader<I> {
-        let Self { lock, point, meta, geometry, lease, newer: _ } = self;
-        let keys = (&meta.digest_key).into();
-        PointReader { segments, volume: meta, keys, point, geometry, image, parts, _lock: lock, lease, deleted: Mutex::default() }
+        let Self { lock, point, digest, meta, geometry, lease, newer: _ } = self;
+        let (keys, deleted) = ((&meta.digest_key).into(), Mutex::default());
+        PointReader { segments, volume: meta, keys, point, digest, geometry, image, parts, _lock: lock, lease, deleted }
     }
 }
 
@@ -569,8 +573,8 @@ impl<I> PointReader<I> {
     }
 
     pub(crate) fn with_image<J>(self, image: J) -> PointReader<J> {
-        let Self { segments, volume, keys, point, geometry, image: _, parts, _lock, lease, deleted } = self;
-        PointReader { segments, volume, keys, point, geometry, image, parts, _lock, lease, deleted }
+        let Self { segments, volume, keys, point, digest, geometry, image: _, parts, _lock, lease, deleted } = self;
+        PointReader { segments, volume, keys, point, digest, geometry, image, parts, _lock, lease, deleted }
     }
 
     fn unknown(&self, extent: &Extent, region: RegionIndex) -> StoreError {
@@ -615,6 +619,12 @@ impl<I> PointReader<I> {
     /// The point.
     pub fn point(&self) -> Slot {
         self.point
+    }
+
+    /// Whether another one reads the same volume at the same point for sure, and so the same bytes: of the same history.
+    pub(crate) fn is_same_point(&self, other: &Self) -> bool {
+        let is_known = self.digest.is_some() && self.digest == other.digest;
+        is_known && (self.point, self.volume.id) == (other.point, other.volume.id)
     }
 
     /// Why nothing keeps what the point needs from being deleted, if that is so: in a bucket, where we may not write. If retention

@@ -374,7 +374,7 @@ impl Cascade {
                 if std::mem::take(&mut self.is_unseen)
                     && let Some(reader) = group.held_point(at.slot, volume)?
                 {
-                    self.with_follower(|follower| follower.inspect(&reader, &|_| true))?;
+                    self.with_follower(|follower| follower.inspect(&reader, &|slot| group.base(slot, volume), &|_| true))?;
                 }
                 self.verify_if_in_doubt(group, volume, at)?;
                 Ok(Turned::There(at, group.state().digest_at(at.slot)))
@@ -405,7 +405,7 @@ impl Cascade {
         }
         // If it is gone, the next one is compared.
         let Some(reader) = group.held_point(at.slot, volume)? else { return Ok(()) };
-        self.with_follower(|follower| follower.verify(&reader, &|_| true))
+        self.with_follower(|follower| follower.verify(&reader, &|slot| group.base(slot, volume), &|_| true))
     }
 
     fn with_follower<T>(&self, work: impl FnOnce(&mut Follower<'_>) -> Result<T>) -> Result<T> {
