@@ -1,13 +1,14 @@
 //! Freezes a file system, and thaws it.
 //!
 //! ```text
-//!  begin ──► syncfs ──► FIFREEZE ──► frozen ──(order)──► FITHAW ──► thawed
-//!               │ late      │ late: the order is given in advance, so that it thaws as soon as it is frozen
+//!  begin ──► syncfs ──(order)──► FIFREEZE ──► frozen ──(order)──► FITHAW ──► thawed
+//!               │ late              │ late: the order is given in advance, so that it thaws as soon as it is frozen
 //!               └► it is not frozen
 //! ```
 //!
 //! † FIFREEZE stops writers first, and then writes all that is in memory: with gigabytes of it on a slow disk whoever writes waits for minutes.
-//! So that is written before, while they go on, and what is left for it is what they wrote meanwhile.
+//! So that is written before, while they go on, and what is left for it is what they wrote meanwhile. Of several, all are written before the first
+//! is frozen: whoever writes there would wait for the disks of the others, too.
 //!
 //! All calls wait in the kernel, where nothing can be stopped, and so does opening a directory of a file system that hangs. So each
 //! file system has a thread of its own from the first to the last of it, and the guard waits for what that reports no longer than it
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -181,6 +183,8 @@ fn plain(field: &[u8]) -> Vec<u8> {
 /// What the thread of a file system reports.
 #[derive(Debug)]
 enum Report {
+    /// How long that took.
+    Synced(Duration),
     Frozen(Result<(), String>),
     Thawed(Result<(), String>, Was),
 }
@@ -217,6 +221,8 @@ pub(crate) struct Freeze {
     worker: JoinHandle<()>,
     state: State,
     step: Arc<Step>,
+    /// How long it took to write what was in memory.
+    synced_in: Duration,
 }
 
 /// What the thread and the guard agree on, once: whether FIFREEZE is called.
@@ -238,6 +244,8 @@ impl Step {
 enum State {
     /// FIFREEZE has not returned, or was never asked for.
     Begun,
+    /// What was in memory is written, and FIFREEZE was not asked for.
+    Synced,
     Frozen,
     /// FIFREEZE failed.
     NotOurs,
@@ -248,7 +256,7 @@ enum State {
 }
 
 impl Freeze {
-    /// Begins to freeze what is mounted there.
+    /// Begins to write what is in memory of what is mounted there, which is to be frozen.
     ///
     /// # Errors
     /// There is no thread for it, and nothing was begun.
@@ -260,8 +268,10 @@ impl Freeze {
                 Ok(system) => system,
                 Err(why) => return reports.send(Report::Frozen(Err(why))),
             };
+            let began = Instant::now();
             let _ = system.sync(); // what cannot be written is said by the freeze, which has to write it
-            if !step.take(Step::FREEZING) {
+            reports.send(Report::Synced(began.elapsed()));
+            if orders.recv().is_err() || !step.take(Step::FREEZING) {
                 return; // nobody listens
             }
             if let Err(errno) = system.freeze() {
@@ -293,14 +303,54 @@ impl Freeze {
         let their = Reports { to, wake: wake.clone() };
         let worker = Builder::new().name("freeze".into()).stack_size(STACK_BYTES).spawn(move || work(orders, their));
         let worker = worker.map_err(|error| format!("there is no thread for it: {error}"))?;
-        Ok(Self { order, reports, wake, worker, state: State::Begun, step })
+        Ok(Self { order, reports, wake, worker, state: State::Begun, step, synced_in: Duration::ZERO })
     }
 
-    /// Waits until it is frozen. If that is late, it is not frozen at all; or, if the kernel is about it, thawed as soon as it is frozen.
+    /// Waits until what was in memory is written. If that is late, it is not frozen at all.
+    ///
+    /// # Errors
+    /// Why it may not be frozen, or that it is late.
+    pub(crate) fn synced(&mut self, limit: &Limit, waiting: &mut Waiting) -> Result<(), String> {
+        match self.report(limit, waiting) {
+            Ok(Report::Synced(took)) => {
+                (self.state, self.synced_in) = (State::Synced, took);
+                Ok(())
+            }
+            Ok(Report::Frozen(ended)) => {
+                self.state = State::NotOurs;
+                Err(ended.err().unwrap_or_else(|| "it was frozen too soon".to_owned()))
+            }
+            Ok(Report::Thawed(ended, _)) => Err(ended.err().unwrap_or_else(|| "it was thawed at once".to_owned())),
+            Err(late) => {
+                let _ = self.give_up(); // that it came to its end just now changes nothing
+                Err(format!("{late}; what was written there was not on its disk by then, so it was not frozen"))
+            }
+        }
+    }
+
+    /// How long it took to write what was in memory.
+    pub(crate) fn synced_in(&self) -> Duration {
+        self.synced_in
+    }
+
+    /// It is not to be frozen, and was not asked to be. `false`: what is in memory is on its way to the disk, and its thread waits for that.
+    pub(crate) fn give_up(&mut self) -> bool {
+        let is_through = matches!(self.state, State::Synced | State::NotOurs) || self.reports.try_recv().is_ok();
+        if self.step.take(Step::GIVEN_UP) {
+            self.state = State::GivenUp;
+            let _ = self.order.send(()); // for whoever waits for one
+        }
+        is_through
+    }
+
+    /// Has it frozen, and waits for that; it is [`synced`](Freeze::synced). If it is late, it is not frozen at all; or, if the kernel is about it,
+    /// thawed as soon as it is frozen.
     ///
     /// # Errors
     /// Why it is not frozen, or not in time.
     pub(crate) fn frozen(&mut self, limit: &Limit, waiting: &mut Waiting) -> Result<(), String> {
+        self.state = State::Begun;
+        let _ = self.order.send(()); // a thread that died is found dead
         match self.report(limit, waiting) {
             Ok(Report::Frozen(Ok(()))) => {
                 self.state = State::Frozen;
@@ -310,10 +360,10 @@ impl Freeze {
                 self.state = State::NotOurs;
                 Err(why)
             }
-            Ok(Report::Thawed(..)) => Err("it was thawed at once".to_owned()),
+            Ok(Report::Thawed(..) | Report::Synced(_)) => Err("it was thawed at once".to_owned()),
             Err(late) if self.step.take(Step::GIVEN_UP) => {
                 self.state = State::GivenUp;
-                Err(format!("{late}; what was written there was not on its disk by then, so it was not frozen"))
+                Err(format!("{late}; it was not frozen"))
             }
             Err(late) => {
                 self.state = State::Late;
@@ -326,7 +376,7 @@ impl Freeze {
     /// Thaws it.
     pub(crate) fn thaw(&mut self, limit: &Limit, waiting: &mut Waiting) -> Thaw {
         match self.state {
-            State::NotOurs => return Thaw::NotOurs,
+            State::NotOurs | State::Synced => return Thaw::NotOurs,
             // † A process that cannot end stays as long as its lock: or there would be one more with each cut.
             State::GivenUp if self.worker.is_finished() => return Thaw::NotOurs,
             State::GivenUp => return Thaw::Late("what was written there is still on its way to its disk".to_owned()),
@@ -348,7 +398,7 @@ impl Freeze {
         let died = self.worker.join().is_err();
         let last = self.reports.try_iter().last();
         match last {
-            Some(Report::Frozen(Ok(()))) | None if died => Thaw::Failed("its thread died".to_owned()),
+            Some(Report::Frozen(Ok(())) | Report::Synced(_)) | None if died => Thaw::Failed("its thread died".to_owned()),
             Some(report) => thaw_of(report),
             None => Thaw::NotOurs,
         }
@@ -358,7 +408,7 @@ impl Freeze {
     fn late_end(&self) -> Option<Thaw> {
         match self.reports.try_iter().last()? {
             // The thaw comes, but who knows when.
-            Report::Frozen(Ok(())) => None,
+            Report::Frozen(Ok(())) | Report::Synced(_) => None,
             report => Some(thaw_of(report)),
         }
     }
@@ -406,7 +456,7 @@ fn thaw_of(report: Report) -> Thaw {
         Report::Thawed(Ok(()), Was::Frozen) => Thaw::Thawed,
         Report::Thawed(Ok(()), Was::NotFrozen) => Thaw::WasNot,
         Report::Thawed(Err(why), _) => Thaw::Failed(why),
-        Report::Frozen(Err(_)) => Thaw::NotOurs,
+        Report::Frozen(Err(_)) | Report::Synced(_) => Thaw::NotOurs,
         Report::Frozen(Ok(())) => Thaw::Failed("it is frozen, and nobody thaws it".to_owned()),
     }
 }

@@ -116,16 +116,16 @@ struct Work {
     waiting: Waiting,
     /// What must be ended, in the order in which it began.
     begun: Vec<(Hook, Option<Freeze>)>,
+    /// What is to be frozen, by hook; `None`: the first freeze has not come yet.
+    synced: Option<Vec<(Name, Freeze)>>,
     hold_until: Option<Instant>,
-    /// Whether this process was made ready for frozen file systems, as far as it may be: before the first one.
-    is_prepared: bool,
     /// The first thing that went wrong.
     why: Option<String>,
 }
 
 impl Work {
     fn new(plan: Plan, systems: Arc<dyn FileSystems>, locked: Locked, waiting: Waiting) -> Self {
-        Self { plan, systems, locked, waiting, begun: Vec::new(), hold_until: None, is_prepared: false, why: None }
+        Self { plan, systems, locked, waiting, begun: Vec::new(), synced: None, hold_until: None, why: None }
     }
 
     fn run(mut self) {
@@ -137,7 +137,13 @@ impl Work {
             }
         };
         let begun = std::mem::take(&mut self.begun);
-        let (mut kept, late) = self.post_cuts(begun, cut);
+        let (mut kept, mut late) = self.post_cuts(begun, cut);
+        for (name, mut freeze) in self.synced.take().unwrap_or_default() {
+            match freeze.give_up() {
+                true => drop(freeze.join()), // at once: it was never frozen
+                false => late.push((name, freeze)),
+            }
+        }
         let Self { plan, locked, mut waiting, why, .. } = self;
         let ended = Said::Ended { held: why.is_none(), why };
         if late.is_empty() {
@@ -156,19 +162,23 @@ impl Work {
     }
 
     fn pre_cuts(&mut self) -> Result<(), String> {
-        for hook in self.plan.hooks.clone() {
+        let hooks = self.plan.hooks.clone();
+        for (no, hook) in hooks.iter().enumerate() {
+            if matches!(hook.what, What::Freeze(_)) && self.synced.is_none() {
+                self.sync(&hooks[no..])?;
+            }
             if let Some(heard) = self.waiting.heard() {
                 return Err(early(&heard));
             }
             if self.hold_until.is_some_and(|until| Instant::now() >= until) {
                 return Err(format!("the hold of {:?} ran out before the pre-cut of hook {}", self.plan.hold(), hook.name));
             }
-            let begun = self.begun.iter().map(|(hook, _)| hook).chain([&hook]).map(|hook| hook.name.clone()).collect();
+            let begun = self.begun.iter().map(|(hook, _)| hook).chain([hook]).map(|hook| hook.name.clone()).collect();
             let noted = self.locked.write(&Note { plan: self.plan.clone(), begun });
             noted.map_err(|error| format!("the note {} cannot be written: {error}", self.plan.note.display()))?;
             let began = Instant::now();
-            let done = self.pre_cut(&hook, began);
-            let ran = ran(&hook, Stage::PreCut, began, done);
+            let done = self.pre_cut(hook, began);
+            let ran = ran(hook, Stage::PreCut, began, done);
             self.waiting.say(&Said::Ran(ran.clone()));
             if let Some(why) = ran.complaint() {
                 return Err(why);
@@ -180,6 +190,32 @@ impl Work {
         self.hold_until.get_or_insert(Instant::now() + self.plan.hold());
         self.waiting.say(&Said::Ready {});
         Ok(())
+    }
+
+    /// Has what is in memory written of all file systems that are to be frozen, at once, while whoever uses them goes on.
+    fn sync(&mut self, hooks: &[Hook]) -> Result<(), String> {
+        let _ = self.systems.prepare(); // it costs nothing but in need
+        let began = Instant::now();
+        let mut failed = None;
+        let mut begun = Vec::new();
+        for hook in hooks {
+            let What::Freeze(path) = &hook.what else { continue };
+            match Freeze::begin(self.systems.clone(), path) {
+                Ok(freeze) => begun.push((hook, freeze)),
+                Err(why) => failed = failed.or(Some((hook, why))),
+            }
+        }
+        for (hook, freeze) in &mut begun {
+            let limit = Limit { began, timeout: hook.timeout, hold_until: None, listen: true };
+            if failed.is_none() {
+                failed = freeze.synced(&limit, &mut self.waiting).err().map(|why| (*hook, why));
+            }
+        }
+        self.synced = Some(begun.into_iter().map(|(hook, freeze)| (hook.name.clone(), freeze)).collect());
+        let Some((hook, why)) = failed else { return Ok(()) };
+        let ran = ran(hook, Stage::PreCut, began, Done { said: None, failed: Some(why), begun: false });
+        self.waiting.say(&Said::Ran(ran.clone()));
+        ran.complaint().map_or(Ok(()), Err)
     }
 
     fn pre_cut(&mut self, hook: &Hook, began: Instant) -> Done {
@@ -194,13 +230,11 @@ impl Work {
                 done
             }
             What::Freeze(path) => {
-                if !std::mem::replace(&mut self.is_prepared, true) {
-                    let _ = self.systems.prepare(); // it costs nothing but in need
-                }
-                let mut freeze = match Freeze::begin(self.systems.clone(), path) {
-                    Ok(freeze) => freeze,
-                    Err(why) => return Done { said: None, failed: Some(why), begun: false },
-                };
+                let synced = self.synced.as_mut().expect("all are synced before the first");
+                let no = synced.iter().position(|(name, _)| *name == hook.name).expect("a name is one hook's");
+                let (_, mut freeze) = synced.remove(no);
+                // Its time is for both.
+                let limit = Limit { began: began.checked_sub(freeze.synced_in()).unwrap_or(began), ..limit };
                 let frozen = freeze.frozen(&limit, &mut self.waiting);
                 self.begun.push((hook.clone(), Some(freeze)));
                 let said = frozen.is_ok().then(|| format!("{} is frozen", path.display()));
