@@ -25,9 +25,7 @@ use crate::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
     VolumeAdd, VolumeStatus,
 };
-use crate::{
-    ANSWER_BYTES_MAX, ApiError, ErrorCode, PinRequest, Point, PointPage, RECEIVER_SOCKET, Reloaded, SOURCE_SOCKET, Verification,
-};
+use crate::{ANSWER_BYTES_MAX, ApiError, PinRequest, Point, PointPage, RECEIVER_SOCKET, Reloaded, SOURCE_SOCKET, Verification};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -439,14 +437,9 @@ impl Client {
         if !status.is_success() {
             return Err(match serde_json::from_slice::<ApiError>(&answer) {
                 Ok(error) => ClientError::Api(error),
-                // A router answers without our body where it has no such path.
+                // A router of an older version answers without our body where it has no such path.
                 Err(_) if status == StatusCode::NOT_FOUND || status == StatusCode::METHOD_NOT_ALLOWED => {
-                    let message = format!("this version of {program} does not know that request");
-                    ClientError::Api(ApiError::new(
-                        ErrorCode::NotYet,
-                        message,
-                        format!("install the same version of farside and {program}"),
-                    ))
+                    ClientError::Api(ApiError::unknown_request(program))
                 }
                 Err(error) => ClientError::NotUnderstood { program, status: status.as_u16(), source: error.into() },
             });

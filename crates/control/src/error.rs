@@ -76,6 +76,16 @@ impl ApiError {
         Self::new(ErrorCode::NotFound, format!("there is no {kind} `{name}`"), what_to_do)
     }
 
+    /// [`ErrorCode::NotYet`]: `who` was asked for something that it has no such request for. Another daemon may, or another version of it.
+    pub fn unknown_request(who: &str) -> Self {
+        Self::new(
+            ErrorCode::NotYet,
+            format!("{who} knows no such request"),
+            "ask the other daemon (a host's volumes and groups: farsided on that host; a store's points: farside-receiver), or install the same \
+             version of farside here",
+        )
+    }
+
     /// [`ErrorCode::Internal`].
     pub fn internal(error: impl fmt::Display) -> Self {
         Self::new(

@@ -69,14 +69,13 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
 
     /// Ready to be served.
     pub fn with_state(self, state: S) -> Router {
-        let unknown = async || {
-            Failed(ApiError::new(
-                ErrorCode::NotYet,
-                "this daemon knows no such request",
-                "ask the other one (a host's volumes and groups: farsided on that host; a store's points: farside-receiver), or install the same version of farside here",
-            ))
-        };
-        self.router.fallback(unknown).layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX)).with_state(state)
+        // It does not know which daemon serves it.
+        let unknown = async || Failed(ApiError::unknown_request("this daemon"));
+        self.router
+            .fallback(unknown)
+            .method_not_allowed_fallback(unknown)
+            .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
+            .with_state(state)
     }
 }
 
@@ -115,4 +114,29 @@ pub type Answer<T> = Result<Json<T>, Failed>;
 /// Metrics, as text.
 pub fn metrics(text: String) -> Response {
     ([(axum::http::header::CONTENT_TYPE, crate::metrics::CONTENT_TYPE)], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_control::client::{ClientError, Daemon};
+    use farside_control::{Client, routes};
+
+    use super::*;
+
+    /// One of another version, or the other one: its client is told by the same words whether the path or the method is unknown.
+    #[tokio::test]
+    async fn a_request_that_is_not_known_is_said_in_our_own_words() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let socket = folder.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&socket).expect("a socket");
+        let router = Routes::<()>::default().put(routes::FOLLOWERS, async || Json(())).with_state(());
+        let served = tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = Client::new(Daemon::Receiver, &socket);
+        let answers = [client.followers().await.map(drop), client.failovers().await.map(drop)];
+        for answer in answers {
+            let Err(ClientError::Api(error)) = answer else { panic!("{answer:?}") };
+            assert_eq!(error, ApiError::unknown_request("this daemon"));
+        }
+        served.abort();
+    }
 }
