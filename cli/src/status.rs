@@ -401,7 +401,7 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
             table.row([
                 source.name.clone(),
                 group.name.clone(),
-                lag(group.lag_ms, group.staged_lag_ms),
+                if group.is_unused() { NOTHING.to_owned() } else { lag(group.lag_ms, group.staged_lag_ms) },
                 group.points.to_string(),
                 group
                     .last_point

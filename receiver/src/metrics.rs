@@ -19,7 +19,8 @@ pub(crate) fn page(status: &ReceiverStatus) -> String {
     }
     for source in &status.sources {
         page.add(SOURCE, &[("source", &source.name)], source);
-        for group in &source.groups {
+        // † One without a lag deserves an alarm.
+        for group in source.groups.iter().filter(|group| !group.is_unused()) {
             page.add(GROUP, &[("source", &source.name), ("group", &group.name)], group);
         }
     }
@@ -336,8 +337,23 @@ mod tests {
     }
 
     #[test]
+    fn a_group_in_which_nothing_ever_was_is_not_alarmed_about() {
+        let page_of = |group: ReceiverGroup| {
+            let source = ReceiverSource { name: "web".into(), groups: vec![group], ..ReceiverSource::default() };
+            page(&ReceiverStatus { sources: vec![source], ..ReceiverStatus::default() })
+        };
+        let unused = || ReceiverGroup { name: "default".into(), ..ReceiverGroup::default() };
+        assert!(!page_of(unused()).contains("group=\"default\""), "{}", page_of(unused()));
+        // One whose volume is on its way has nothing to restore, and one that cannot be read may have anything.
+        let reasons = vec![Reason::new(Severity::Error, farside_control::Code::StoreFailed, "away", "")];
+        for group in [ReceiverGroup { head_slot: Some(0), ..unused() }, ReceiverGroup { reasons, ..unused() }] {
+            assert!(page_of(group.clone()).contains("group=\"default\""), "{group:?}");
+        }
+    }
+
+    #[test]
     fn an_unknown_lag_is_absent_and_not_zero() {
-        let mut group = ReceiverGroup { name: "db".into(), points: 3, ..ReceiverGroup::default() };
+        let mut group = ReceiverGroup { name: "db".into(), points: 3, head_slot: Some(7), ..ReceiverGroup::default() };
         let text = |group: &ReceiverGroup| {
             let source = ReceiverSource { name: "web".into(), groups: vec![group.clone()], ..ReceiverSource::default() };
             page(&ReceiverStatus { sources: vec![source], ..ReceiverStatus::default() })

@@ -139,6 +139,13 @@ pub struct ReceiverGroup {
     pub reasons: Vec<Reason>,
 }
 
+impl ReceiverGroup {
+    /// Nothing was ever claimed in it, as far as is known, and nothing is wrong: its source greeted with its name. There is nothing that could be behind.
+    pub fn is_unused(&self) -> bool {
+        self.head_slot.is_none() && self.volumes.is_empty() && self.points == 0 && self.reasons.is_empty()
+    }
+}
+
 /// What came of a group since the receiver started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
