@@ -33,6 +33,12 @@ fn refuse_store(to: &Path, store: &Path) -> Result<(), Failure> {
     // Or what is there of the way to it: the rest may be made.
     let real = to.ancestors().chain([Path::new(".")]).find_map(|path| path.canonicalize().ok());
     match real {
+        // One that was mistyped, `/` say, would be said to be the store otherwise.
+        Some(real) if real.starts_with(&store) && is_none(&store) => Err(Failure::new(
+            Exit::NotFound,
+            format!("there is no store at {}, only the directory that {} is in", store.display(), to.display()),
+            "name the directory of the store: the one with farside-store.json in it",
+        )),
         Some(real) if real.starts_with(&store) => Err(Failure::new(
             Exit::Refused,
             format!("{} is inside the store {}: it would damage what it is restored from", to.display(), store.display()),
@@ -40,6 +46,11 @@ fn refuse_store(to: &Path, store: &Path) -> Result<(), Failure> {
         )),
         _ => Ok(()), // what is not there is refused when it is opened
     }
+}
+
+/// Whether it is surely no store.
+fn is_none(store: &Path) -> bool {
+    std::fs::metadata(store.join("farside-store.json")).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 fn refuse_backing(to: &Path, configuration: &Path, sysfs: &Path) -> Result<(), Failure> {
@@ -204,6 +215,8 @@ mod tests {
             let refused = refuse_store(&bad, &link).expect_err("inside");
             assert!(refused.exit == Exit::Refused && refused.message.contains("inside the store"), "{refused:?}");
         }
+        let none = refuse_store(&dir.path().join("out"), dir.path()).expect_err("no store");
+        assert!(none.exit == Exit::NotFound && none.message.contains("there is no store at"), "{none:?}");
         assert!(refuse_store(&dir.path().join("out"), &store).is_ok());
         assert!(refuse_store(&dir.path().join("nowhere/out"), &store).is_ok(), "refused when it is opened");
     }
