@@ -123,7 +123,7 @@ pub(crate) enum Command {
     /// Look at what this host needs to protect its volumes: kernel, modules, limits, devices, configuration.
     ///
     /// Works with and without a running farsided; needs root. Each thing that is missing comes with the one command that
-    /// mends it.
+    /// mends it. On a machine that has farside-receiver and no configuration of farsided it looks at the gateway instead.
     #[command(
         after_long_help = "It exits with 0 if nothing is missing, else with 7.\n\nExamples:\n  farside doctor\n  farside doctor --fix\n  farside doctor --json"
     )]

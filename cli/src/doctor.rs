@@ -1,12 +1,15 @@
-//! `farside doctor`: what this host lacks to protect its volumes, and what a running farsided says of them.
+//! `farside doctor`: what this host lacks to protect its volumes, and what a running farsided says of them; on a machine that is only a gateway,
+//! the same of that.
 
 use std::path::Path;
 use std::time::Duration;
 
+use farside_control::client::Daemon;
+use farside_control::receiver::ReceiverStatus;
 use farside_control::source::VolumeStatus;
-use farside_control::{Client, Severity};
+use farside_control::{Client, Reason, Severity};
 use farside_daemon::config::Config;
-use farside_daemon::doctor::{Finding, Verdict, examine};
+use farside_daemon::doctor::{Finding, Verdict, examine, examine_gateway};
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure, OrFail as _};
@@ -19,9 +22,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Looks, mends if told to, asks the daemon if it runs, and shows it all.
 pub(crate) fn run(global: &Global, config: &Path, fix: bool) -> Result<(), Failure> {
-    let mut findings = examine(config, fix);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail("cannot start")?;
-    findings.extend(runtime.block_on(of_daemon(Hosts::new(global).source_of(config), config)));
+    let gateway = Path::new(farside_receiver::config::DEFAULT_PATH);
+    let findings = if is_gateway_only(config, gateway, Daemon::Receiver.socket()) {
+        let mut findings = examine_gateway(fix);
+        findings.extend(runtime.block_on(of_gateway(gateway)));
+        findings
+    } else {
+        let mut findings = examine(config, fix);
+        findings.extend(runtime.block_on(of_daemon(Hosts::new(global).source_of(config), config)));
+        findings
+    };
     let missing = findings.iter().filter(|finding| finding.verdict == Verdict::Missing).count();
     match global.json {
         true => print::json(&findings)?,
@@ -31,6 +42,47 @@ pub(crate) fn run(global: &Global, config: &Path, fix: bool) -> Result<(), Failu
         0 => Ok(()),
         _ => Err(Failure::new(Exit::Attention, format!("{missing} of {} are not as they must be", findings.len()), "")),
     }
+}
+
+/// Whether there is a farside-receiver here, and no farsided.
+fn is_gateway_only(config: &Path, gateway: &Path, socket: &Path) -> bool {
+    !config.exists() && (gateway.exists() || socket.exists())
+}
+
+/// What a gateway has: its configuration, and what a running farside-receiver says of itself.
+async fn of_gateway(config: &Path) -> Vec<Finding> {
+    let socket = match farside_receiver::Config::load(config) {
+        Ok(config) => config.api_socket,
+        Err(error) => {
+            let finding = Finding::new("configuration", Verdict::Missing, error.to_string());
+            return vec![finding.mend(format!("farside-receiver run --check --config {}", config.display()))];
+        }
+    };
+    let valid = Finding::new("configuration", Verdict::Good, format!("{} is valid", config.display()));
+    let found = match Client::new(Daemon::Receiver, &socket).with_timeout(PATIENCE).receiver_status().await {
+        Ok(status) => of_receiver(&status),
+        Err(error) => {
+            let finding = Finding::new("farside-receiver", Verdict::Missing, format!("it does not answer: {error}"));
+            vec![finding.mend("systemctl start farside-receiver")]
+        }
+    };
+    [vec![valid], found].concat()
+}
+
+/// A gateway that runs: what is wrong with it itself. What is wrong with its sources is `farside status`'s.
+fn of_receiver(status: &ReceiverStatus) -> Vec<Finding> {
+    let store = status.store.path.display();
+    let runs = Finding::new("farside-receiver", Verdict::Good, format!("it listens on {}", status.listen));
+    let store = match status.store.writable {
+        true => Finding::new("store", Verdict::Good, format!("{store} takes what comes")),
+        false => Finding::new("store", Verdict::Missing, format!("{store} takes nothing now")).mend("farside status"),
+    };
+    let of_reason = |reason: &Reason| {
+        let verdict = if reason.severity == Severity::Error { Verdict::Missing } else { Verdict::Warning };
+        Finding::new("farside-receiver", verdict, reason.message.clone()).mend(format!("farside explain {}", reason.code))
+    };
+    let wrong = status.reasons.iter().filter(|reason| reason.severity >= Severity::Warning).map(of_reason);
+    [runs, store].into_iter().chain(wrong).collect()
 }
 
 /// What farsided says of what it serves; nothing where there is none, which was said already.
@@ -72,6 +124,31 @@ fn show(finding: &Finding, look: Look) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gateway_that_is_no_host_is_looked_at_as_one() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let [host, gateway, socket] = ["farsided.toml", "receiver.toml", "receiver.sock"].map(|name| dir.path().join(name));
+        let is_gateway = || is_gateway_only(&host, &gateway, &socket);
+        assert!(!is_gateway(), "neither: it is to be a host");
+        std::fs::write(&gateway, "").expect("written");
+        assert!(is_gateway());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        std::fs::write(&gateway, format!("[receiver]\napi_socket = '{}'\n", socket.display())).expect("written");
+        let findings = runtime.block_on(of_gateway(&gateway));
+        let [valid, away] = &findings[..] else { panic!("{findings:?}") };
+        assert_eq!((valid.verdict, away.verdict), (Verdict::Good, Verdict::Missing));
+        assert_eq!(away.mend.as_deref(), Some("systemctl start farside-receiver"));
+        std::fs::write(&host, "").expect("written");
+        assert!(!is_gateway(), "a host is looked at, whatever else it is");
+        let mut status = ReceiverStatus::default();
+        status.store.writable = true;
+        assert!(of_receiver(&status).iter().all(|finding| finding.verdict == Verdict::Good));
+        status.reasons.push(Reason::new(Severity::Error, farside_control::Code::StoreFailed, "away", ""));
+        status.store.writable = false;
+        let verdicts: Vec<Verdict> = of_receiver(&status).iter().map(|finding| finding.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Good, Verdict::Missing, Verdict::Missing]);
+    }
 
     #[test]
     fn what_is_missing_is_shown_with_its_command() {

@@ -4,6 +4,7 @@
 //! told to mend, and then it loads modules, finishes with devices that a crash left half way, and has LVM overlook what is
 //! Farside's. It does not speak with the daemon: who calls it may.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,12 +12,13 @@ use farside_blockio::Ring;
 use farside_blockio::dm::{Control, DevNumber};
 use farside_control::source::IfAbsent;
 use farside_insert::{State, Stray, stack};
+use farside_service::files::FileError;
 use farside_ublk::{Choice, Effect, Fault, Kernel};
 use serde::Serialize;
 
 use crate::boot::{self, Sight};
 use crate::change;
-use crate::config::{Config, VolumeConfig};
+use crate::config::{Config, ConfigError, VolumeConfig};
 use crate::node;
 use crate::state_dir::{volume_path, volumes_path};
 use crate::tap::TapConfig;
@@ -85,7 +87,17 @@ impl Finding {
 
 /// Looks at everything, and mends what it can if it is told to. `config` is the daemon's configuration file.
 pub fn examine(config: &Path, mend: bool) -> Vec<Finding> {
-    let findings = look(config);
+    mended(&|| look(config), mend)
+}
+
+/// The same of a gateway, which has no volumes and no farsided: what it needs of the kernel.
+pub fn examine_gateway(mend: bool) -> Vec<Finding> {
+    let has_ublk = || Kernel::running().is_ok_and(|kernel| kernel.allows_without_recovery().is_ok());
+    mended(&|| vec![devices_of_points(has_ublk(), has_nbd())], mend)
+}
+
+fn mended(look: &dyn Fn() -> Vec<Finding>, mend: bool) -> Vec<Finding> {
+    let findings = look();
     if !mend {
         return findings;
     }
@@ -95,7 +107,7 @@ pub fn examine(config: &Path, mend: bool) -> Vec<Finding> {
             failed.push(Finding::new(finding.subject.clone(), Verdict::Missing, format!("it could not be mended: {error:#}")));
         }
     }
-    let mut findings = look(config);
+    let mut findings = look();
     findings.extend(failed);
     findings
 }
@@ -117,6 +129,12 @@ fn look(path: &Path) -> Vec<Finding> {
             findings.extend(lvm());
             findings.extend(fstab());
         }
+        Err(ConfigError::File(FileError::Io { path: absent, source }))
+            if absent == path && source.kind() == ErrorKind::NotFound =>
+        {
+            let found = format!("there is no {}: the package farsided brings one", path.display());
+            findings.push(Finding::new("configuration", Verdict::Missing, found));
+        }
         Err(error) => {
             let found = Finding::new("configuration", Verdict::Missing, error.to_string());
             findings.push(found.mend(format!("farsided --check --config {}", path.display())));
@@ -135,16 +153,45 @@ fn io_uring() -> Finding {
     }
 }
 
+const INSTEAD: &str = "new volumes are devices of the kernel's NBD client instead";
+
+fn without_ublk(why: &str, has_nbd: bool) -> Finding {
+    match has_nbd {
+        true => Finding::new("ublk", Verdict::Good, format!("{why}; {INSTEAD}")),
+        false => {
+            let found = format!("{why}, and the kernel's NBD client is not there either: no volume can be a device of its own");
+            Finding::new("ublk", Verdict::Warning, found)
+        }
+    }
+}
+
+fn has_nbd() -> bool {
+    farside_nbd::kernel::probe().is_ok()
+}
+
+/// With what `point open --device` and drills make their devices.
+fn devices_of_points(has_ublk: bool, has_nbd: bool) -> Finding {
+    let subject = "devices of points";
+    match (has_ublk, has_nbd) {
+        (true, _) => Finding::new(subject, Verdict::Good, "the kernel makes them, by ublk"),
+        (false, true) => Finding::new(subject, Verdict::Good, "the kernel makes them, by its NBD client"),
+        (false, false) => {
+            let found = "neither ublk nor the kernel's NBD client is loaded: a point is opened without `--device`, or restored";
+            let finding = Finding::new(subject, Verdict::Warning, found);
+            let module = ["nbd", "ublk_drv"].into_iter().find(|module| is_module(module));
+            module.map_or(finding.clone(), |module| finding.module(module))
+        }
+    }
+}
+
 fn ublk(accepted: &[String]) -> Finding {
-    let instead = "new volumes are devices of the kernel's NBD client instead, where that is loaded";
     let kernel = match Kernel::running() {
         Ok(kernel) => kernel,
         Err(_) if !Path::new("/dev/ublk-control").exists() && is_module("ublk_drv") => {
             return Finding::new("ublk", Verdict::Warning, "the kernel has it, and it is not loaded").module("ublk_drv");
         }
         Err(error) => {
-            let found = format!("{:#}; {instead}", anyhow::Error::from(error));
-            return Finding::new("ublk", Verdict::Good, found);
+            return without_ublk(&format!("{:#}", anyhow::Error::from(error)), has_nbd());
         }
     };
     match kernel.allows(accepted) {
@@ -158,7 +205,7 @@ fn ublk(accepted: &[String]) -> Finding {
             );
             Finding::new("ublk", Verdict::Good, found)
         }
-        Err(error) => Finding::new("ublk", Verdict::Warning, format!("{error}; {instead}")),
+        Err(error) => Finding::new("ublk", Verdict::Warning, format!("{error}; {INSTEAD}, where that is loaded")),
     }
 }
 
@@ -578,6 +625,24 @@ mod tests {
         std::fs::write(&file, lvm_lines()).expect("written");
         run();
         assert!(!file.exists(), "nothing else was in it");
+    }
+
+    #[test]
+    fn who_can_make_no_device_is_warned() {
+        assert_eq!(without_ublk("no ublk here", true).verdict, Verdict::Good);
+        let neither = without_ublk("no ublk here", false);
+        assert!(neither.verdict == Verdict::Warning && neither.found.contains("not there either"), "{neither:?}");
+        assert_eq!(devices_of_points(true, false).verdict, Verdict::Good);
+        assert_eq!(devices_of_points(false, true).verdict, Verdict::Good);
+        assert_eq!(devices_of_points(false, false).verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn nobody_is_told_to_check_a_file_that_is_not_there() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let findings = examine(&dir.path().join("farsided.toml"), false);
+        let absent = findings.iter().find(|finding| finding.subject == "configuration").expect("looked at");
+        assert!(absent.verdict == Verdict::Missing && absent.mend.is_none(), "{absent:?}");
     }
 
     #[test]
