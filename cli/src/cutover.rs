@@ -36,7 +36,7 @@ Examples:
   farside cutover db --plan
   farside cutover db
   farside cutover db --wait 1h         there is much to publish yet
-  farside cutover db --abort           serve them here again; fenced, if step 2 was done
+  farside cutover db --abort           serve them here again; refused, if step 2 was done
   farside cutover --list
 
 Ctrl-C ends the watching only; --abort gives it up at any moment.
@@ -53,6 +53,9 @@ pub(crate) struct CutoverArgs {
     /// Give it up: serve the volumes here again.
     #[arg(long)]
     abort: bool,
+    /// With --abort: also after step 2, beside the copy, where they are fenced; or if the gateway cannot be asked whether that was done.
+    #[arg(long, requires = "abort")]
+    force: bool,
     /// How long it may take until all is published; then it is given up.
     #[arg(long, value_name = "TIME", value_parser = farside_control::parse_span, conflicts_with_all = ["plan", "abort"])]
     wait: Option<Duration>,
@@ -78,7 +81,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: CutoverArgs) -> Re
     let Some(group) = args.group.filter(|_| !args.list) else { return failback::list(global, &client).await };
     let step = if args.abort { CutoverStep::Abort } else { CutoverStep::Begin };
     let wait_seconds = args.wait.map(|wait| u32::try_from(wait.as_secs().max(1)).unwrap_or(u32::MAX));
-    let request = CutoverRequest { group, step, wait_seconds, plan: true };
+    let request = CutoverRequest { group, step, wait_seconds, force: args.force, plan: true };
     let planned = client.cutover(&request).await?;
     if args.plan {
         if global.json {
@@ -118,7 +121,8 @@ async fn given_up(client: &Client, last: &FailbackStatus) -> String {
     if let Some(why) = &last.why {
         return format!("the cutover of group {} was given up: {why}", last.group);
     }
-    let request = CutoverRequest { group: last.group.clone(), step: CutoverStep::Abort, wait_seconds: None, plan: true };
+    let request =
+        CutoverRequest { group: last.group.clone(), step: CutoverStep::Abort, wait_seconds: None, force: false, plan: true };
     match client.cutover(&request).await {
         Err(ClientError::Api(error)) => error.message,
         _ => format!("the cutover of group {} was given up: the log of farsided says why", last.group),

@@ -283,7 +283,7 @@ fn plan(planned: &FailbackStatus, discard_branch: bool) -> String {
         let whose = if planned.is_since {
             "published since the failover"
         } else {
-            "the one of the failover: nothing was published since"
+            "what was failed over to: nothing that holds all its volumes was published since"
         };
         format!("{group} to point {}, cut {} ({}), {whose}\n", point.id, print::time(point.cut_wall), print::age(point.cut_wall))
     });

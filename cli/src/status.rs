@@ -142,7 +142,11 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
         return Verdict::new(Some(Error), "NOT PROTECTED: this host is not paired with a receiver");
     }
     if volumes.is_empty() {
-        let words = if names_volumes(status) { "no volume is served" } else { "no volume is protected yet" };
+        let words = match names_volumes(status) {
+            _ if is_away(status) => "the volumes are not in use here: handed over, or being failed back",
+            true => "no volume is served",
+            false => "no volume is protected yet",
+        };
         return Verdict::new(Some(Error), format!("NOT PROTECTED: {words}"));
     }
     // Points of a volume that was failed over are there, and are no longer this host's.
@@ -168,7 +172,16 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
 
 /// Whether there are volumes that are configured and not served.
 fn names_volumes(status: &SourceStatus) -> bool {
-    status.reasons.iter().any(|reason| [Code::NotServed.word(), Code::Starting.word()].contains(&reason.code.as_str()))
+    is_away(status) || [Code::NotServed, Code::Starting].into_iter().any(|code| says(status, code))
+}
+
+/// Whether volumes are kept from everybody, since their group was handed over or comes back.
+fn is_away(status: &SourceStatus) -> bool {
+    says(status, Code::FailingBack)
+}
+
+fn says(status: &SourceStatus, code: Code) -> bool {
+    status.reasons.iter().any(|reason| reason.code == code.word())
 }
 
 /// Is everything coming in, and being kept?

@@ -359,6 +359,9 @@ impl Daemon {
                 return self.begin_from_handed_over(&known, request).await;
             }
             (Stage::HandingOver | Stage::HandedOver { .. }, FailbackStep::Abort) if !request.plan => {
+                if matches!(stage, Stage::HandedOver { .. }) && !request.force {
+                    self.refuse_failed_over(&known).await?;
+                }
                 return self.abort_cutover(&known);
             }
             (Stage::HandedOver { .. }, FailbackStep::Finish) | (Stage::HandingOver, _) if !request.plan => {

@@ -653,6 +653,13 @@ impl Failovers {
         lock(&self.all).get(names).map(|one| of(one.standing(Some(highest))))
     }
 
+    /// The point that the failover that stands has brought up, and the newest from before it.
+    pub(crate) fn brought_up(&self, names: &GroupNames, highest: Generation) -> Option<(Slot, Slot)> {
+        let all = lock(&self.all);
+        let one = all.get(names)?.standing(Some(highest));
+        one.point().filter(|_| one.stage != Stage::Fencing).zip(one.newest_before())
+    }
+
     /// Whether the source is fenced by the failover that stands, and has taken nothing back since. `highest`: of the ledger.
     pub(crate) fn has_fenced(&self, names: &GroupNames, highest: Generation) -> bool {
         let all = lock(&self.all);

@@ -471,7 +471,7 @@ fn who_reads_keeps_his_point_and_who_may_not_write_is_told_that_he_does_not() {
 /// A failover that nobody may give up: its fence is in the bucket, and the answer was lost. The source, which came back meanwhile, would be fenced by
 /// what is not there any more.
 #[test]
-fn r9_a_failover_whose_fence_had_no_answer_is_not_given_up() {
+fn l6_a_failover_whose_fence_had_no_answer_is_not_given_up() {
     let rados = RadosGw::shared().bucket();
     let faults = Faults::before(&rados);
     let mut site = site(&faults.bucket());

@@ -253,7 +253,17 @@ fn what_is_handed_over_is_lost_to_nobody_and_comes_back_with_what_differs() {
     assert!(!early.status.success() && String::from_utf8_lossy(&early.stderr).contains("was not failed over"), "{early:?}");
     let done = json(&mut site.gateway(&["failover", "host1/default", "--yes"]));
     assert_eq!(done["stage"], "promoted", "{done}");
-    run(&mut verb(&site, "cutover", &["--abort"]));
+    let refused = verb(&site, "cutover", &["--abort"]).output().expect("it starts");
+    assert!(
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("was failed over since"),
+        "{refused:?}"
+    );
+    site.receiver.take().expect("it runs").stop();
+    let refused = verb(&site, "cutover", &["--abort"]).output().expect("it starts");
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("cannot be asked"), "{refused:?}");
+    assert_eq!(status(&site).expect("it holds")["stage"], "handed_over");
+    site.start_receiver();
+    run(&mut verb(&site, "cutover", &["--abort", "--force"]));
     site.wait_for_state("data", "fenced");
     site.check_store();
 }

@@ -48,6 +48,9 @@ pub struct CutoverRequest {
     pub step: CutoverStep,
     /// How long it may take until all is published, in seconds; then the volumes are served again. `None`: 300.
     pub wait_seconds: Option<u32>,
+    /// Serve what was handed over again also if it was failed over since, or if the gateway cannot be asked whether it was.
+    #[serde(default)]
+    pub force: bool,
     /// Say what would happen, and change nothing.
     pub plan: bool,
 }

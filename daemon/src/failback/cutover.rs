@@ -40,6 +40,8 @@ pub(super) const WAIT: Duration = Duration::from_secs(300);
 const WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// And to hear what the newest point is, at the end.
 const POINT_WAIT: Duration = Duration::from_secs(5);
+/// How long an abort waits to hear whether there was a failover.
+const ASKED_WITHIN: Duration = Duration::from_secs(10);
 /// A stop of the daemon waits so long for what it has told to hurry.
 const HURRY_WAIT: Duration = Duration::from_secs(25);
 
@@ -65,6 +67,10 @@ impl Daemon {
             (Some(known), step) => match (known.stage(), step) {
                 (Stage::HandingOver | Stage::HandedOver { .. }, CutoverStep::Begin) => Ok(known.show()),
                 (Stage::HandingOver | Stage::HandedOver { .. }, CutoverStep::Abort) if request.plan => Ok(known.show()),
+                (Stage::HandedOver { .. }, CutoverStep::Abort) if !request.force => {
+                    self.refuse_failed_over(&known).await?;
+                    self.abort_cutover(&known)
+                }
                 (Stage::HandingOver | Stage::HandedOver { .. }, CutoverStep::Abort) => self.abort_cutover(&known),
                 _ => Err(conflict(
                     format!("group {} is being failed back", request.group),
@@ -72,6 +78,38 @@ impl Daemon {
                 )),
             },
         }
+    }
+
+    /// Whether what was handed over is somebody else's by now: two hosts would serve it.
+    ///
+    /// # Errors
+    /// It is, or nobody can be asked.
+    pub(super) async fn refuse_failed_over(self: &Arc<Self>, failback: &Failback) -> Result<(), ApiError> {
+        let note = locked(&failback.note).clone();
+        let group = &note.group;
+        let force = format!("`farside cutover {group} --abort --force` serves these disks all the same");
+        let asked = async {
+            let puller = self.puller(group, failback).await?;
+            self.newest(failback, &puller, None).await
+        };
+        let point = match tokio::time::timeout(ASKED_WITHIN, asked).await {
+            Ok(Ok(point)) => point,
+            unheard => {
+                let why = unheard.map_or_else(|_| "it does not answer".to_owned(), |error| error.expect_err("seen").to_string());
+                let message =
+                    format!("the gateway cannot be asked whether {group} was failed over since it was handed over: {why}");
+                let what = format!("make sure that nobody serves a copy of it; then {force}");
+                return Err(ApiError::new(ErrorCode::NotConnected, message, &what));
+            }
+        };
+        let promoted = point.promotion.map_or(point.generation, |promotion| promotion.max(point.generation));
+        if promoted <= Generation(note.generation) {
+            return Ok(());
+        }
+        let message = format!("group {group} was failed over since it was handed over: its copy may be in use");
+        let what =
+            format!("`farside failback {group}` brings it back with what was written there; {force}, fenced, beside that copy");
+        Err(ApiError::new(ErrorCode::Refused, message, &what))
     }
 
     pub(super) fn abort_cutover(&self, failback: &Failback) -> Result<FailbackStatus, ApiError> {

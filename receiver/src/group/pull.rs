@@ -29,7 +29,7 @@ pub(crate) struct PullAsk {
 /// Which point a host wants.
 #[derive(Clone, Debug)]
 pub(crate) enum PullWanted {
-    /// The newest; `have`: what its disks are.
+    /// The newest, but for those that were passed over by a failover to an older one; `have`: what its disks are.
     Newest { have: Option<LedgerPosition> },
     /// The newest from before the failover; `over`: no other than this one. `pins`: it is to be kept for that branch. `leaves`: it is to be kept no
     /// more, and nothing of it is wanted.
@@ -58,7 +58,7 @@ pub(crate) struct Pullable {
 
 impl Group {
     /// The newest point of which the source could read all, and which holds the volumes that are asked for, or of those from before the failover; which is
-    /// kept for that host from here on.
+    /// kept for that host from here on. As long as nothing was published since a failover to an older point, that is the newest.
     pub(super) fn pull(&self, ask: &PullAsk) -> Result<PullLook, String> {
         let here = match &self.place {
             Place::Here(here) => here,
@@ -68,16 +68,20 @@ impl Group {
             return Err(gone_for_good(&self.names, &winner));
         }
         let state = here.store.state();
+        // † What came after the point that was brought up, and before the failover, is what it was brought up instead of.
+        let brought_up = self.receiver.failovers.brought_up(&self.names, state.highest_generation());
+        let stands = |point: &Point| brought_up.is_none_or(|(up, parted)| point.slot <= up || point.slot > parted);
+        let any = |_: &Point| true;
         // † One that lacks a volume is of no use to who has its disk, whatever is newer. Where none has all, what they lack is said of the newest.
-        let newest_below = |below: Option<Slot>| {
-            let whole = || state.points_below(below).filter(|point| !point.degraded);
+        let newest_below = |below: Option<Slot>, counts: &dyn Fn(&Point) -> bool| {
+            let whole = || state.points_below(below).filter(|point| !point.degraded && counts(point));
             let has = |point: &Point, volume| point.members.iter().any(|member| member.key.volume == volume);
             let has_all = |point: &&Point| ask.volumes.iter().all(|volume| has(point, *volume));
             whole().find(has_all).or_else(|| whole().next())
         };
         let point = match &ask.wanted {
             PullWanted::Newest { .. } => {
-                let newest = newest_below(None);
+                let newest = newest_below(None, &stands);
                 newest.ok_or_else(|| format!("{} has no point that is whole", self.names))?
             }
             PullWanted::Fork { over: None, .. } => {
@@ -87,7 +91,8 @@ impl Group {
                         self.names
                     )
                 })?;
-                let newest = newest_below(Some(Slot(parted.0 + 1)));
+                // Of what its disks were, which is whatever was published of them.
+                let newest = newest_below(Some(Slot(parted.0 + 1)), &any);
                 newest.ok_or_else(|| format!("{} has no point from before its failover any more that is whole", self.names))?
             }
             PullWanted::Fork { over: Some(over), pins, .. } => {
@@ -134,7 +139,7 @@ impl Group {
                 point.members.iter().all(|member| state.volume(member.key.volume).is_some_and(|v| v.term() == member.key.term))
             }
         };
-        let newest = state.points().values().next_back().map(|newest| newest.slot);
+        let newest = state.points().values().rev().find(|point| stands(point)).map(|newest| newest.slot);
         Ok(PullLook {
             position: LedgerPosition { slot: point.slot, digest },
             epoch: point.epoch,
