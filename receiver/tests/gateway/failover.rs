@@ -314,6 +314,34 @@ async fn a_source_that_is_fenced_takes_nobodys_place_in_its_cohort() {
     again.closed().await;
 }
 
+/// The note of a failover stands for a volume that the source has removed since, and that nobody takes back: its host is in the cuts of its cohort all the
+/// same once it publishes again.
+#[tokio::test]
+async fn a_source_that_removed_a_volume_is_in_its_cohort_again_with_the_others() {
+    let mut gateway = Gateway::new("[[cohort]]\nname = \"erp\"\ngroups = [\"host1/default\", \"host3/default\"]\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let greeted = |m: ReceiverMessage| matches!(m, ReceiverMessage::Hello(_)).then_some(());
+    let mut source = host.connect("default").await;
+    let (data, log) = (source.claim("data").await, source.claim("log").await);
+    let ((data_part, data_member), (log_part, log_member)) = (data.part(1, &granules(0, 20)), log.part(1, &granules(0, 20)));
+    source.send_part(&data, 1, 0, &data_part).await;
+    source.send_part(&log, 1, 0, &log_part).await;
+    source.end(vec![data_member, log_member], LayerKind::Point).await;
+    source.published(&data, 1).await;
+    drop(source);
+    gateway.client().failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    assert_eq!(promoted(&gateway).await.members.len(), 2);
+    host.cohort_hello("host1", "default").await.refusal().await;
+    let mut source = host.connect("default").await;
+    source.claim_back("data", &data, Generation(3)).await;
+    let taken_back = async || gateway.status().await.sources[0].groups[0].volumes.iter().any(|volume| volume.generation == 3);
+    wait_until("its claim to be seen", taken_back).await;
+    host.cohort_hello("host1", "default").await.expect("a greeting", greeted).await;
+    let stands = gateway.client().failovers().await.expect("an answer");
+    assert_eq!(stands.len(), 1, "nobody took the other volume back");
+}
+
 /// Whoever stood in is lost as well: what it published is brought up, once somebody asks for that.
 #[tokio::test]
 async fn a_stand_in_that_is_lost_is_failed_over_again() {
