@@ -554,3 +554,55 @@ fn a_stand_in_that_was_given_up_for_lost_shows_itself_and_goes_on() {
     assert!(!nothing.status.success(), "the first one has fenced its source");
     old.check_store();
 }
+
+/// A restart in the middle of taking the history back: while the gateway is away nobody knows whether a volume that was asked has claimed. One that was
+/// never asked, and is not served, asks for nothing.
+#[test]
+fn after_a_restart_a_failback_is_given_up_where_nothing_can_have_been_taken_back() {
+    let mut old = Site::with_volume(BYTES, "200ms", 1000);
+    let target = lost(&mut old);
+    let mut new = stand_in(&old, &target);
+    old.start_daemon();
+    fenced(&old);
+    wait_until("it to begin", || {
+        let begun = failback(&old, &["--yes"]).output().expect("it starts");
+        if begun.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&begun.stderr).into_owned()) }
+    });
+    follows(&old, &new);
+    new.daemon.take().expect("it runs").stop();
+    old.receiver.take().expect("it runs").stop();
+    let killed_while_taking_back = |old: &mut Site, was_asked: bool| {
+        old.daemon.take().expect("it runs").kill();
+        let path = old.path("host/state/failback/default.json");
+        let mut note: Value = serde_json::from_slice(&std::fs::read(&path).expect("a note")).expect("JSON");
+        let at = note["stage"]["at"].clone();
+        assert!(at["position"].is_object(), "{note}");
+        note["stage"] = serde_json::json!({"is": "returning", "at": at, "served": true});
+        note["volumes"][0]["was_asked"] = was_asked.into();
+        std::fs::write(&path, note.to_string()).expect("written");
+    };
+    let starts = |old: &mut Site| {
+        old.daemon = Some(old.spawn_daemon());
+        wait_for("its interface", || UnixStream::connect(old.path("host/api.sock")).ok());
+    };
+    let (backing, aside) = (old.backing("data"), old.path("aside.img"));
+
+    killed_while_taking_back(&mut old, true);
+    std::fs::rename(&backing, &aside).expect("taken away");
+    starts(&mut old);
+    let refused = failback(&old, &["--abort"]).output().expect("it starts");
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("or may have"), "{why}");
+    assert_eq!(status(&old).expect("it goes on")["stage"], "returning");
+
+    killed_while_taking_back(&mut old, false);
+    starts(&mut old);
+    let mut aborted = failback(&old, &["--abort"]).stdout(Stdio::null()).spawn().expect("it starts");
+    wait_for("it to be given up", || status(&old).is_none_or(|now| now["stage"] == "aborting").then_some(()));
+    std::fs::rename(&aside, &backing).expect("brought back");
+    assert!(aborted.wait().expect("it ends").success());
+    wait_for("it to be over", || status(&old).is_none().then_some(()));
+    old.start_receiver();
+    fenced(&old);
+    old.check_store();
+}
