@@ -136,16 +136,26 @@ def is_ascending(values):
 
 
 def records_of(data, name, slot):
-    """The records of an object, as they would be alone."""
+    """The own records of an object, as they would be alone. What it repeats is not looked at: the other objects have it."""
     if data[:8] != b"FSLBATCH":
         return [data]
-    require(48 <= len(data) <= 4 << 20 and blake3(data[:-32]) == data[-32:], name, "torn: a batch without its digest")
+    require(52 <= len(data) <= 4 << 20, name, "torn: a batch of that length")
     version, count, flags = struct.unpack_from("<HHI", data, 8)
-    require((version, flags) == (1, 0), name, f"a batch of version {version} and flags {flags}: newer than this reader")
-    is_batch = 2 <= count <= RUN - slot % RUN and len(data) >= 48 + 4 * count
-    require(is_batch, name, "torn: a batch of too few or too many records")
-    lengths, at = struct.unpack_from(f"<{count}I", data, 16), 16 + 4 * count
-    require(at + sum(lengths) + 32 == len(data), name, "torn: a batch of another length")
+    repeated, = struct.unpack_from("<I", data, 16) if version == 2 else (0,)
+    lengths_at = 20 if version == 2 else 16
+    at = lengths_at + 4 * (count + repeated)
+    if version == 2:
+        require(at <= len(data), name, "torn: a batch of another length")
+        end = at + sum(struct.unpack_from(f"<{count}I", data, lengths_at))
+        require(blake3(data[:end]) == data[end:end + 32], name, "torn: a batch without its digest")
+    else:
+        end = len(data) - 32
+        require(blake3(data[:end]) == data[end:], name, "torn: a batch without its digest")
+    require(version in (1, 2) and flags == 0, name, f"a batch of version {version} and flags {flags}: newer than this reader")
+    is_batch = (2 if version == 1 else 1) <= count <= RUN - slot % RUN and (version == 1 or 1 <= repeated <= 4095)
+    require(is_batch and at <= end, name, "torn: a batch of too few or too many records")
+    lengths = struct.unpack_from(f"<{count}I", data, lengths_at)
+    require(at + sum(lengths) == end, name, "torn: a batch of another length")
     return [data[(at := at + length) - length:at] for length in lengths]
 
 

@@ -88,6 +88,9 @@ pub enum DecodeError {
     /// The digest is right, and these records do not belong in one object: a bug of its writer.
     #[error("the records of the batch do not follow one another within one run of slots")]
     Batch,
+    /// The object's own records are whole; those that it repeats are not, or are not those before it.
+    #[error("the records that the object repeats are damaged, or do not lead up to its own")]
+    Repeats,
 }
 
 impl Record {

@@ -1,7 +1,7 @@
 //! A group's ledger: the numbered, create-only records that say what happened, and the one pure function that replays them.
 //!
 //! Owns the bytes of a record ([`Record::encode`], [`Record::decode`]), of several in one object ([`encode_object`],
-//! [`decode_object`]) and the rules ([`State::apply`]): whoever appends
+//! [`decode_object`]), of those that it repeats ([`encode_repeating`], [`decode_repeats`]) and the rules ([`State::apply`]): whoever appends
 //! replays up to his slot and reads the verdict there, so retries, collisions and stalled writers are harmless. Also the bytes
 //! of a checkpoint, from which replay may begin ([`EncodedCheckpoint`], [`CheckpointRoot`]), and of what a receiver keeps of a layer that
 //! no record names yet ([`KeptEnd`]).
@@ -28,6 +28,7 @@ mod packs;
 mod points;
 mod promotion;
 mod record;
+mod repeats;
 mod retention;
 mod sorted;
 mod state;
@@ -53,6 +54,10 @@ pub use points::PointFilter;
 pub use record::{
     Body, Claim, CutTime, Decree, EpochInfo, Heartbeat, LayerEntry, LayerKind, Layers, Map, PartEntry, Pin, Prune, PrunePolicy,
     PrunedParts, Record, Stamp, TornVoid, TrackingLost, Unpin, Verified, VerifiedHow, VolumeMeta,
+};
+pub use repeats::{
+    Newest, REPEATED_BYTES_MAX, REPEATED_IN_RUN_BYTES_MAX, Repeated, decode_repeats, decode_with_repeats, encode_repeating,
+    repeats_from, repeats_others,
 };
 pub use retention::{Grid, GridError, Policy, Rule};
 pub use state::{

@@ -11,6 +11,7 @@ mod merges;
 mod packs;
 mod promotion;
 mod properties;
+mod repeats;
 mod retention;
 mod stories;
 

@@ -573,6 +573,7 @@ pub const MUTATIONS: &[Mutation] = &[
         "packs_tests::l4_a_pack_goes_a_day_after_the_last_part_in_it_was_given_up",
     ),
     story("T4 a pack that a record may still name goes", STORE, "packs_tests::t4_a_pack_that_a_record_may_still_name_stays"),
+    story("a repeated record counts without the chain", LEDGER, "repeats::l6_what_is_of_another_chain_is_not_repeated"),
     story("T13 a restore shares its target", STORE, "restore_tests::t13_a_restore_has_its_target_alone"),
     // What is kept equal to a point.
     seeds("a follower writes before it says so", 100, Some(following)),

@@ -6,10 +6,11 @@
 //! Invariants: what was read and not handed over has at most [`BYTES_MAX`] in the ledger's objects, unless one alone has more; of the slots
 //! that are wanted, the lowest is always read. It deliberately judges nothing: what is found in a slot is for [`crate::replay`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 
+use farside_ledger::decode_repeats;
 use farside_region::Slot;
 
 #[cfg(test)]
@@ -19,7 +20,7 @@ use crate::error::Result;
 use crate::names::GroupNames;
 #[cfg(not(test))]
 use crate::replay::SideBySide;
-use crate::replay::{ReadSlot, Slots, read_slot, threads_for};
+use crate::replay::{ReadSlot, Slots, read_and_see, threads_for};
 
 /// Bytes of records read ahead, at most, unless one alone has more: in memory they take many times that.
 const BYTES_MAX: u64 = 1 << 20;
@@ -37,6 +38,8 @@ pub(crate) struct Ahead<'a> {
     /// Something was read, or handed over.
     changed: Condvar,
     side_by_side: SideBySide,
+    /// Objects that do not repeat what is before them, though they say so; `None`: nobody wants to know.
+    spoiled: Option<Mutex<BTreeSet<Slot>>>,
 }
 
 /// Places in `wanted`.
@@ -67,7 +70,18 @@ impl<'a> Ahead<'a> {
         let wanted = slots.from(from);
         let threads = threads_for(backend, wanted.len());
         let (progress, changed, side_by_side) = (Mutex::default(), Condvar::new(), SideBySide::begin());
-        Self { backend, names, slots, wanted, threads, progress, changed, side_by_side }
+        Self { backend, names, slots, wanted, threads, progress, changed, side_by_side, spoiled: None }
+    }
+
+    /// What objects repeat is held against them, too.
+    pub(crate) fn looking_at_repeats(self) -> Self {
+        Self { spoiled: Some(Mutex::default()), ..self }
+    }
+
+    /// Objects whose own records are whole, and what they repeat is not, of those that were read.
+    pub(crate) fn spoiled(&self) -> BTreeSet<Slot> {
+        let of = |spoiled: &Mutex<BTreeSet<Slot>>| std::mem::take(&mut *spoiled.lock().unwrap_or_else(PoisonError::into_inner));
+        self.spoiled.as_ref().map(of).unwrap_or_default()
     }
 
     /// Reads while `work` goes on, which takes what was read.
@@ -138,7 +152,13 @@ impl<'a> Ahead<'a> {
 
     fn read(&self, at: usize) -> Result<ReadSlot> {
         let slot = self.wanted[at];
-        read_slot(self.backend, self.names, Slot(slot), self.slots.voids.contains(&slot))
+        read_and_see(self.backend, self.names, Slot(slot), self.slots.voids.contains(&slot), |object| {
+            if let Some(spoiled) = &self.spoiled
+                && decode_repeats(object).is_err()
+            {
+                spoiled.lock().unwrap_or_else(PoisonError::into_inner).insert(Slot(slot));
+            }
+        })
     }
 
     /// The next slot in which anything lies, and what; in turn, by one thread.

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use farside_ledger::{BatchError, Body, DecodeError, Record, Stamp, State, decode_object, encode_object};
+use farside_ledger::{BatchError, Body, DecodeError, Record, Stamp, State, decode_object, encode_repeating};
 use farside_region::{RecordDigest, Slot};
 
 /// What one record is to say.
@@ -72,6 +72,17 @@ impl Attempt {
     /// # Panics
     /// When there are none.
     pub fn of_all(state: &State, drafts: Vec<Draft>) -> Result<Self, BatchError> {
+        Self::repeating(state, drafts, &[])
+    }
+
+    /// The same, with as many of the records right before them as may be repeated. `before`: as they are stored, the oldest first.
+    ///
+    /// # Errors
+    /// Those of [`Attempt::of_all`].
+    ///
+    /// # Panics
+    /// When there are no drafts.
+    pub fn repeating(state: &State, drafts: Vec<Draft>, before: &[Vec<u8>]) -> Result<Self, BatchError> {
         let (group, first) = (state.group(), state.next_slot());
         let (mut slot, mut prev) = (first, state.prev());
         let (mut records, mut encoded) = (Vec::new(), Vec::new());
@@ -82,7 +93,7 @@ impl Attempt {
             records.push((record, its.digest));
             encoded.push(its);
         }
-        Ok(Self { records, bytes: encode_object(first, &encoded)? })
+        Ok(Self { records, bytes: encode_repeating(first, &encoded, before)? })
     }
 
     /// The slot that decides.
@@ -90,11 +101,15 @@ impl Attempt {
         self.records[0].0.slot
     }
 
-    /// Reads what is in the slot.
+    /// Reads what is in the slot. An object is known by its own records, each of which has a nonce: what it repeats may have rotted.
     ///
     /// # Errors
     /// When it is not an object of records: the slot is torn.
     pub fn find(&self, bytes: &[u8]) -> Result<Found, DecodeError> {
-        if bytes == self.bytes { Ok(Found::Ours) } else { decode_object(bytes).map(Found::Theirs) }
+        if bytes == self.bytes {
+            return Ok(Found::Ours);
+        }
+        let records = decode_object(bytes)?;
+        Ok(if records == self.records { Found::Ours } else { Found::Theirs(records) })
     }
 }

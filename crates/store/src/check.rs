@@ -54,6 +54,8 @@ pub enum Problem {
     Description,
     /// A ledger record does not verify, or is not there although later ones were.
     LedgerTorn,
+    /// What the object of a ledger record repeats of those before it is damaged, and the record is not.
+    Repeats,
     /// A segment that the ledger names is not there.
     SegmentMissing,
     /// A segment is not what was published.
@@ -631,6 +633,14 @@ impl GroupCheck<'_> {
             let text =
                 format!("{object} stands for nothing: an object of several records before it takes its slot; it may be deleted");
             self.warn(Problem::Foreign, object, text);
+        }
+        for slot in &whole.spoiled {
+            let object = self.names.record(*slot).to_string();
+            let text = format!(
+                "ledger record {object} is whole, and the records before it that its object repeats for readers are damaged or others: \
+                 they are read one by one; nothing is lost"
+            );
+            self.warn(Problem::Repeats, object, text);
         }
         let next = newest.map_or(0, |newest| newest + 1);
         let is_begun = block_on(backend.size(&self.names.checkpoint_state(next)))?.is_some();

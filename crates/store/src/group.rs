@@ -40,6 +40,7 @@ use crate::locks::Readers;
 use crate::names::{GroupNames, GroupObject};
 use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
+use crate::repeats::Repeats;
 use crate::replay::{Torn, Unusable, decode, get, index_all, lost_claim, lost_pack, parallel, replay};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
@@ -184,6 +185,8 @@ pub struct GroupStore {
     merging: Merging,
     packs: packs::Packs,
     checkpoints: Checkpoints,
+    /// What the next record's object repeats.
+    repeats: Repeats,
 }
 
 impl GroupStore {
@@ -224,6 +227,7 @@ impl GroupStore {
             merging: Merging::default(),
             packs: packs::Packs::default(),
             checkpoints,
+            repeats: Repeats::default(),
         };
         let mut there = Vec::new();
         if group.torn.is_none() {
@@ -339,6 +343,7 @@ impl GroupStore {
         let mut runs = self.adopt(attempt.records.iter().map(|(record, _)| &record.body), &packs::places_in(&packs))?;
         runs.extend(self.read_merged(attempt.records.iter().map(|(record, _)| &record.body))?);
         self.put(&attempt)?;
+        self.repeats.took(&attempt.bytes);
         let segments = Arc::clone(&self.segments);
         let mut appended = Vec::with_capacity(attempt.records.len());
         for (record, digest) in &attempt.records {
@@ -362,7 +367,7 @@ impl GroupStore {
     }
 
     /// The object that says this, and before it where its parts will lie. `places`: none, if all have objects of their own.
-    fn attempt(&self, said: Vec<Dated>, places: Option<Dated>) -> Result<Attempt> {
+    fn attempt(&mut self, said: Vec<Dated>, places: Option<Dated>) -> Result<Attempt> {
         let mut drafts = Vec::with_capacity(said.len() + 1);
         // Stamps of one object do not run back; where parts lie says nothing of when.
         let ago_max = said.iter().map(|said| said.ago).max().unwrap_or_default();
@@ -373,7 +378,8 @@ impl GroupStore {
             before_ms = stamp.wall_ms;
             drafts.push(Draft { body, nonce: random()?, stamp });
         }
-        Attempt::of_all(self.state(), drafts).map_err(|e| StoreError::Record(e.to_string()))
+        let before = self.repeats.before(&*self.segments.backend, &self.segments.names, self.image.state());
+        Attempt::repeating(self.state(), drafts, &before).map_err(|e| StoreError::Record(e.to_string()))
     }
 
     /// How many records one object can take now.
@@ -391,7 +397,8 @@ impl GroupStore {
         loop {
             let slot = self.state().next_slot();
             let backend = Arc::clone(&self.segments.backend);
-            let read = get(&*backend, &self.names().record(slot), RECORD_BYTES_MAX as u64)?.map(|found| decode(&found));
+            let found = get(&*backend, &self.names().record(slot), RECORD_BYTES_MAX as u64)?;
+            let read = found.as_ref().map(decode);
             // Only now: what a checkpoint covers may have gone, or be of somebody who came too late.
             if !mutation::on("what lies in a slot counts, whatever checkpoint covers it") {
                 self.not_behind(slot)?;
@@ -409,6 +416,9 @@ impl GroupStore {
                         })?;
                     }
                     self.look_at_packs(records.iter().map(|(record, _)| &record.body));
+                    if let Some(Ok(object)) = &found {
+                        self.repeats.took(object);
+                    }
                 }
                 Err(unusable) => return Err(self.tear(unusable, slot)),
             }

@@ -36,7 +36,7 @@ use crate::replay::{self, Records, Replayed, decode, find_record, get, parallel}
 /// Records that are asked for at once.
 const AHEAD: u64 = 32;
 /// Of each, what is read so; one that has more is read alone.
-const AHEAD_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 256 << 10 };
+const AHEAD_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 256 << 10 };
 /// How far beyond the head a record is looked for: as many as a checkpoint covers.
 const FAR: u64 = 4096;
 /// Roots that are asked for at first: 0, 1, 3, 7 and so on.
@@ -97,7 +97,7 @@ fn find(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Opt
     let search = Search { backend, names, group };
     for _ in 0..SEARCHES {
         match search.begin().and_then(|(image, ahead)| search.follow(image, ahead)) {
-            Ok(image) => return Ok(Some(Replayed { image, torn: None, strays: Vec::new() })),
+            Ok(image) => return Ok(Some(Replayed { image, torn: None, strays: Vec::new(), spoiled: BTreeSet::new() })),
             Err(Stop::Overtaken) => {}
             Err(Stop::Torn(slot, _)) if covers(backend, names, slot)? => {}
             Err(Stop::Store(error)) => return Err(error),

@@ -126,7 +126,8 @@ fn records_that_were_replaced_are_listed() {
 fn whatever_is_damaged_is_what_a_listing_says() {
     let flip = |path: &Path| {
         let mut bytes = fs::read(path).expect("read");
-        let middle = bytes.len() / 2;
+        // Of an object that repeats others the middle is not its own.
+        let middle = if farside_ledger::repeats_others(&bytes) { 100 } else { bytes.len() / 2 };
         bytes[middle] ^= 1;
         fs::write(path, bytes).expect("write");
     };

@@ -46,6 +46,7 @@ mod names;
 mod points;
 mod probe;
 mod reader;
+mod repeats;
 mod replaced;
 mod replay;
 #[cfg(test)]

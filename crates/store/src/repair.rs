@@ -7,7 +7,7 @@
 //! record of a newer Farside is never touched, nor a slot for which a checkpoint stands. What layers after a lost one held is not known without it, so nothing after it
 //! is kept.
 
-use farside_ledger::{Body, Record, TornVoid, decode_object};
+use farside_ledger::{Body, Record, TornVoid, decode_object, repeats_others};
 use farside_region::{RecordDigest, Slot, mutation};
 
 use super::GroupStore;
@@ -152,12 +152,14 @@ impl GroupStore {
         Ok(slots.end().max(last.saturating_add(records.map_or(1, |records| records.len() as u64))))
     }
 
-    /// The bytes with the one bit flipped back that makes them the next records, and those that their successor follows.
+    /// The bytes with the one bit flipped back that makes them the next records, and those that their successor follows. What an object
+    /// repeats is as it was found: its own records come before it.
     fn with_one_bit_right(&self, found: &[u8], successor: Option<&Record>) -> Option<Vec<u8>> {
-        if found.len() > SEARCHED_BYTES_MAX {
+        if found.len() > SEARCHED_BYTES_MAX && !repeats_others(found) {
             return None;
         }
-        let mut bytes = found.to_vec();
+        let (own, rest) = found.split_at(found.len().min(SEARCHED_BYTES_MAX));
+        let mut bytes = own.to_vec();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             let follows = |next: &Record, last: &(Record, RecordDigest)| next.slot != last.0.slot.next() || next.prev == last.1;
@@ -165,6 +167,7 @@ impl GroupStore {
                 && self.state().follows(&records[0].0).is_ok()
                 && successor.is_none_or(|next| records.last().is_some_and(|last| follows(next, last)))
             {
+                bytes.extend_from_slice(rest);
                 return Some(bytes);
             }
             bytes[bit / 8] ^= 1 << (bit % 8);

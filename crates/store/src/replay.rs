@@ -135,6 +135,8 @@ pub(crate) struct Replayed {
     pub(crate) torn: Option<Torn>,
     /// Objects in slots that a batch before them takes: nobody's.
     pub(crate) strays: Vec<Slot>,
+    /// Objects whose own records are whole, and what they repeat is not; of a replay of all slots.
+    pub(crate) spoiled: BTreeSet<Slot>,
 }
 
 /// The records of one object.
@@ -316,7 +318,12 @@ pub(crate) fn replay_all_slots(
     group: GroupId,
     mut reached: impl FnMut(&GroupImage),
 ) -> Result<Replayed> {
-    replay_from(backend, names, GroupImage::new(group), &Slots::list(backend, names)?, &mut reached)
+    let slots = Slots::list(backend, names)?;
+    let ahead = Ahead::new(backend, names, &slots, 0).looking_at_repeats();
+    ahead.during(|ahead| {
+        let replayed = replay_ahead(backend, names, GroupImage::new(group), &slots, ahead, &mut reached)?;
+        Ok(Replayed { spoiled: ahead.spoiled(), ..replayed })
+    })
 }
 
 fn replay_from(
@@ -369,12 +376,12 @@ fn replay_ahead(
                 Err(unusable) => {
                     let torn = unusable.at(names, next);
                     tracing::error!(group = %names, slot = %next, why = %torn.why, "a ledger record does not verify");
-                    return Ok(Replayed { image, torn: Some(torn), strays });
+                    return Ok(Replayed { image, torn: Some(torn), strays, spoiled: BTreeSet::new() });
                 }
             }
         }
     }
-    Ok(Replayed { image, torn: None, strays })
+    Ok(Replayed { image, torn: None, strays, spoiled: BTreeSet::new() })
 }
 
 fn missing() -> Unusable {
@@ -406,9 +413,23 @@ pub(crate) fn runs_of_part(image: &GroupImage, segments: &Segments, part: &Part)
 
 /// The records of the object in a slot, or what is wrong with the slot.
 pub(crate) fn read_slot(backend: &dyn Backend, names: &GroupNames, slot: Slot, replaced: bool) -> Result<ReadSlot> {
+    read_and_see(backend, names, slot, replaced, |_| {})
+}
+
+/// The same; `see`: objects whose own records are whole, and stand for themselves.
+pub(crate) fn read_and_see(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    slot: Slot,
+    replaced: bool,
+    see: impl Fn(&Bytes),
+) -> Result<ReadSlot> {
     let bytes = get(backend, &names.record(slot), RECORD_BYTES_MAX as u64)?;
     let found = bytes.as_ref().map_or_else(|| Err(missing()), decode);
     if !replaced {
+        if let (Ok(_), Some(Ok(bytes))) = (&found, &bytes) {
+            see(bytes);
+        }
         return Ok(found);
     }
     let name = names.record_void(slot);
@@ -435,12 +456,19 @@ pub(crate) fn read_slot(backend: &dyn Backend, names: &GroupNames, slot: Slot, r
 }
 
 /// The record in a slot, of an object of its own or of a batch that begins before it in its run, or what is wrong with the object.
-/// Most lie in the nearest object, so that is looked for further and further away.
 pub(crate) fn find_record(
     backend: &dyn Backend,
     names: &GroupNames,
     slot: Slot,
 ) -> Result<Result<(Record, RecordDigest), Unusable>> {
+    let of_slot = |records: Records| records.into_iter().find(|(record, _)| record.slot == slot);
+    let found = find_object(backend, names, slot)?.map(|found| decode(&found));
+    Ok(found.unwrap_or_else(|| Err(missing())).and_then(|records| of_slot(records).ok_or_else(missing)))
+}
+
+/// The object that takes a slot, unless what lies nearest before it in its run does not reach so far.
+/// Most lie in the nearest object, so that is looked for further and further away.
+pub(crate) fn find_object(backend: &dyn Backend, names: &GroupNames, slot: Slot) -> Result<Option<Result<Bytes, String>>> {
     let (first, mut end, mut asked) = (run_of(slot).0, slot.0 + 1, 1);
     while end > first {
         let begin = end.saturating_sub(asked).max(first);
@@ -448,13 +476,12 @@ pub(crate) fn find_record(
         let found = parallel(backend, &slots, |&slot| get(backend, &names.record(Slot(slot)), RECORD_BYTES_MAX as u64));
         for found in found.into_iter().rev() {
             if let Some(found) = found? {
-                let of_slot = |records: Records| records.into_iter().find(|(record, _)| record.slot == slot);
-                return Ok(decode(&found).and_then(|records| of_slot(records).ok_or_else(missing)));
+                return Ok(Some(found));
             }
         }
         (end, asked) = (begin, 16 * asked);
     }
-    Ok(Err(missing()))
+    Ok(None)
 }
 
 /// The records of what lies in a slot, or what is wrong with that.

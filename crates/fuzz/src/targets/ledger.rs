@@ -5,8 +5,8 @@ use std::time::Duration;
 use farside_ledger::{
     Body, Claim, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerEntry, LayerKind, Layers, PackId, PackPlaces,
     PackedPart, PackedParts, PartEntry, Pin, Policy, Prune, PrunePolicy, PrunedParts, Record, Stamp, State, TornVoid,
-    TrackingLost, Unpin, Verdict, Verified, VerifiedHow, VoidReason, VolumeMeta, decode_object, encode_object, group_id,
-    volume_id,
+    TrackingLost, Unpin, Verdict, Verified, VerifiedHow, VoidReason, VolumeMeta, decode_object, decode_repeats, encode_object,
+    encode_repeating, group_id, repeats_others, volume_id,
 };
 use farside_region::{
     BootId, Generation, Geometry, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
@@ -180,7 +180,27 @@ fn record_seeds() -> Vec<Vec<u8>> {
 fn object_seeds() -> Vec<Vec<u8>> {
     let encoded: Vec<_> = records().iter().map(|record| record.encode().expect("small")).collect();
     let of = |at: std::ops::Range<usize>| encode_object(Slot(at.start as u64), &encoded[at]).expect("small");
-    record_seeds().into_iter().chain([of(0..2), of(2..5), of(3..9)]).collect()
+    let before: Vec<&[u8]> = encoded.iter().map(|record| &record.bytes[..]).collect();
+    let repeating = |at: std::ops::Range<usize>| {
+        encode_repeating(Slot(at.start as u64), &encoded[at.clone()], &before[..at.start]).expect("small")
+    };
+    let repeating = [repeating(1..2), repeating(3..5), repeating(7..8)];
+    record_seeds().into_iter().chain([of(0..2), of(2..5), of(3..9)]).chain(repeating).collect()
+}
+
+/// The digest behind the own records of an object that repeats others.
+fn seal_own(bytes: &mut [u8]) {
+    let of = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
+    let end = || {
+        let (own, repeated) = (usize::from(u16::from_le_bytes(bytes.get(10..12)?.try_into().ok()?)), of(16)?);
+        (0..own).try_fold(20 + 4 * (own + repeated), |end, record| Some(end + of(20 + 4 * record)?))
+    };
+    if repeats_others(bytes)
+        && let Some(end) = end().filter(|end| end + DIGEST <= bytes.len())
+    {
+        let digest = blake3::hash(&bytes[..end]);
+        bytes[end..end + DIGEST].copy_from_slice(digest.as_bytes());
+    }
 }
 
 /// The digest at the end, and a body as long as the head says.
@@ -189,6 +209,7 @@ fn seal(bytes: &mut [u8]) {
         let body = (bytes.len() - HEAD - DIGEST) as u32;
         bytes[12..16].copy_from_slice(&body.to_le_bytes());
     }
+    seal_own(bytes);
     if let Some(content) = bytes.len().checked_sub(DIGEST) {
         let digest = blake3::hash(&bytes[..content]);
         bytes[content..].copy_from_slice(digest.as_bytes());
@@ -200,6 +221,9 @@ fn record(bytes: &[u8]) -> Outcome {
         Err(error) => return Outcome::refused(error),
         Ok(records) => records,
     };
+    if let Some(last) = decode_repeats(bytes).ok().as_deref().and_then(<[_]>::last) {
+        assert_eq!((last.record.slot.next(), last.digest), (records[0].0.slot, records[0].0.prev), "another chain is repeated");
+    }
     unmeasured(|| {
         let encoded: Vec<_> = records.iter().map(|(record, _)| record.encode().expect("it was read")).collect();
         let again = |bytes: Vec<u8>| decode_object(&bytes).expect("what was written is read");

@@ -7,7 +7,7 @@ use super::*;
 use crate::codec::RECORD_BYTES_MAX;
 
 /// So many records that follow one another from a slot on, as they are stored.
-fn records(first: u64, count: u64) -> (Vec<(Record, RecordDigest)>, Vec<Encoded>) {
+pub(super) fn records(first: u64, count: u64) -> (Vec<(Record, RecordDigest)>, Vec<Encoded>) {
     let (mut records, mut encoded) = (Vec::new(), Vec::new());
     let mut prev = RecordDigest([9; 32]);
     for slot in first..first + count {
@@ -110,7 +110,7 @@ fn a_flipped_bit_or_another_length_is_never_a_batch_and_what_is_newer_is_called_
         bytes[at] = byte;
         decode_object(&sealed(bytes)).expect_err("changed")
     };
-    assert_eq!(with(8, 2), DecodeError::Version(2));
+    assert_eq!(with(8, 3), DecodeError::Version(3));
     assert_eq!(with(12, 1), DecodeError::Flags(1));
     for count in [0, 1, 65, 255] {
         assert_eq!(with(10, count), DecodeError::Batch, "{count} records");

@@ -1,0 +1,188 @@
+//! Records that objects repeat: put by whoever appends, and no more than a reader's way to what lies in the ledger.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use farside_ledger::{Body, Pin, Unpin, decode_object, decode_repeats};
+
+use super::*;
+use crate::backend::DirBackend;
+use crate::backend::counting::{Counting, Request, Sort};
+use crate::backend::faulty::{Faulty, Op, When};
+use crate::check::{Problem, check};
+use crate::checkpoint::SPAN;
+use crate::checkpoint::tests::{names, object_path};
+use crate::group::{Dated, GroupStore};
+use crate::reader::StoreReader;
+use crate::replay::Slots;
+use crate::store::Store;
+use crate::testkit::{TempStore, TestVolume, name};
+use crate::{Attempt, Severity};
+
+/// A claim and a point: two slots of a ledger without a checkpoint.
+fn begun(group: &mut GroupStore) -> TestVolume {
+    SPAN.set(4096);
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(group);
+    volume.base(group, 1);
+    volume
+}
+
+/// A pin of that point, or the end of the one before.
+fn said(slot: Slot) -> Body {
+    match slot.0 % 2 {
+        0 => Body::Pin(Pin { point: Slot(1), reason: "kept".into() }),
+        _ => Body::Unpin(Unpin { pin: Slot(slot.0 - 1) }),
+    }
+}
+
+/// Goes on up to a slot, with so many records in each object as fit.
+fn go_on(group: &mut GroupStore, to: u64, together: u64) {
+    while group.state().next_slot().0 < to {
+        let next = group.state().next_slot().0;
+        let count = together.min(group.room()).min(to - next);
+        let said = (next..next + count).map(|slot| Dated { body: said(Slot(slot)), ago: Duration::ZERO });
+        group.append_all(said.collect()).expect("appended");
+    }
+}
+
+/// What each object of a ledger repeats, by its first slot.
+fn repeated(store: &TempStore) -> Vec<(u64, Option<(u64, u64)>)> {
+    let backend = DirBackend::open(&store.path()).expect("open");
+    let slots = Slots::list(&backend, &names()).expect("listed");
+    let of = |slot: &u64| {
+        let object = fs::read(object_path(store, &names().record(Slot(*slot)))).expect("read");
+        let repeated = decode_repeats(&object).expect("whole");
+        let ends = repeated.first().zip(repeated.last());
+        (*slot, ends.map(|(first, last)| (first.record.slot.0, last.record.slot.0 + 1)))
+    };
+    slots.records.iter().map(of).collect()
+}
+
+fn assert_all_repeat(store: &TempStore) {
+    for (slot, repeated) in repeated(store) {
+        let from = repeats_from(Slot(slot)).0;
+        assert_eq!(repeated, (from < slot).then_some((from, slot)), "slot {slot}");
+    }
+}
+
+#[test]
+fn every_object_repeats_what_its_slot_says_whoever_puts_it() {
+    for together in [1, 3, 64] {
+        let store = TempStore::new();
+        let mut group = store.group();
+        begun(&mut group);
+        go_on(&mut group, 61, together);
+        // Another process: what its first object repeats it reads.
+        drop(group);
+        let mut group = store.group();
+        go_on(&mut group, 600, together);
+        drop(group);
+        let mut group = store.group();
+        go_on(&mut group, 640, together);
+        drop(group);
+        go_on(&mut store.group(), 1030, together);
+        assert_all_repeat(&store);
+        let report = check(&StoreReader::open(&store.path()).expect("open"), &|_| true).expect("checked");
+        assert_eq!((report.worst(), report.records), (None, 1030), "{:?}", report.findings);
+    }
+}
+
+/// What others put is repeated as what one put oneself.
+#[test]
+fn what_was_caught_up_with_is_repeated() {
+    let store = TempStore::new();
+    let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
+    let staging = store.dir.path().join("staging");
+    let mut group = store.group();
+    begun(&mut group);
+    let opened = Store::open_bucket(Arc::clone(&counting) as _, &staging).expect("open");
+    let mut other = opened.group(&name("host"), &name("default")).expect("group");
+    go_on(&mut group, 20, 1);
+    other.catch_up().expect("caught up");
+    let (_, counts) = counting.during(|| go_on(&mut other, 21, 1));
+    assert_eq!(counts.requests.get(&(Request::Get, Sort::Ledger)), None, "{counts:?}");
+    assert_all_repeat(&store);
+}
+
+/// A read for each run, one more for each eighth of them, and one for who knows nothing of the run yet.
+#[test]
+fn what_is_repeated_costs_a_read_in_the_first_slot_of_a_run_and_no_request_that_writes() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    begun(&mut group);
+    go_on(&mut group, 500, 1);
+    drop(group);
+    let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
+    let staging = store.dir.path().join("staging");
+    let opened = Store::open_bucket(Arc::clone(&counting) as _, &staging).expect("open");
+    let mut group = opened.group(&name("host"), &name("default")).expect("group");
+    for (to, reads) in [(501, 2), (502, 0), (512, 0), (513, 1), (576, 0), (577, 0), (641, 1), (704, 0), (1024, 5), (1025, 2)] {
+        let puts = u32::try_from(to - group.state().next_slot().0).expect("few");
+        let (_, counts) = counting.during(|| go_on(&mut group, to, 1));
+        let of = |request| counts.requests.get(&(request, Sort::Ledger)).copied().unwrap_or_default();
+        assert_eq!((of(Request::Get), of(Request::Put), of(Request::List)), (reads, puts, 0), "up to {to}");
+    }
+    assert_all_repeat(&store);
+}
+
+#[test]
+fn what_cannot_be_read_is_not_repeated_and_no_publication_fails_for_it() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    begun(&mut group);
+    go_on(&mut group, 70, 1);
+    drop(group);
+    let faulty = Faulty::new(Arc::new(DirBackend::open(&store.path()).expect("open")));
+    let staging = store.dir.path().join("staging");
+    let opened = Store::open_bucket(Arc::clone(&faulty) as _, &staging).expect("open");
+    let mut group = opened.group(&name("host"), &name("default")).expect("group");
+    faulty.fail(Op::Get, "/ledger/0/69", When::Before, libc::EIO);
+    go_on(&mut group, 71, 1);
+    assert_eq!(repeated(&store)[70], (70, None));
+    go_on(&mut group, 72, 1);
+    assert_eq!(repeated(&store)[71], (71, Some((70, 71))));
+    // What one object does not repeat rightly, others do.
+    go_on(&mut group, 128, 1);
+    let path = object_path(&store, &names().record(Slot(64)));
+    let mut bytes = fs::read(&path).expect("read");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs::write(&path, bytes).expect("write");
+    go_on(&mut group, 129, 1);
+    assert_eq!(repeated_of(&store, 128), Some((0, 128)));
+    let report = check(&StoreReader::open(&store.path()).expect("open"), &|_| true).expect("checked");
+    let found: Vec<_> = report.findings.iter().map(|f| (f.severity, f.problem)).collect();
+    assert_eq!(found, [(Severity::Warning, Problem::Repeats)], "{:?}", report.findings);
+    assert!(report.findings[0].text.contains("ledger/0/64"));
+}
+
+fn repeated_of(store: &TempStore, slot: u64) -> Option<(u64, u64)> {
+    let object = fs::read(object_path(store, &names().record(Slot(slot)))).expect("read");
+    let repeated = decode_repeats(&object).expect("whole");
+    Some((repeated.first()?.record.slot.0, repeated.last()?.record.slot.0 + 1))
+}
+
+/// The answer was lost, and what is repeated rotted since: the record is ours, and is not said again.
+#[test]
+fn an_object_is_known_by_its_own_records() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    begun(&mut group);
+    go_on(&mut group, 5, 1);
+    let draft = |nonce| crate::Draft {
+        body: said(Slot(5)),
+        nonce,
+        stamp: farside_ledger::Stamp { writer: [1; 16], mono_ms: 0, wall_ms: 0 },
+    };
+    let before = Repeats::default().before(&*group.backend(), &names(), group.state());
+    assert_eq!(before.len(), 5);
+    let attempt = Attempt::repeating(group.state(), vec![draft([7; 16])], &before).expect("small");
+    let mut found = attempt.bytes.clone();
+    *found.last_mut().expect("not empty") ^= 1;
+    assert_eq!(attempt.find(&found), Ok(crate::Found::Ours));
+    let alone = Attempt::of_all(group.state(), vec![draft([7; 16])]).expect("small");
+    assert_eq!(attempt.find(&alone.bytes), Ok(crate::Found::Ours), "with less behind it");
+    let other = Attempt::repeating(group.state(), vec![draft([8; 16])], &before).expect("small");
+    assert_eq!(attempt.find(&other.bytes), decode_object(&other.bytes).map(crate::Found::Theirs));
+}
