@@ -14,7 +14,7 @@ use farside_ledger::{
 };
 use farside_nbd::client::Client;
 use farside_region::{BootId, Generation, Geometry, GranuleIndex, GranuleRun, LayerKey, Name, RegionSet, Seq, Term};
-use farside_store::{Attempt, GroupNames, PartName, Store};
+use farside_store::{Attempt, Draft, GroupNames, PartName, Store};
 use farside_tests::{Process, program};
 
 use crate::measure::drop_caches;
@@ -101,9 +101,15 @@ fn make(path: &Path, bytes: u64, points: u64) -> Result<()> {
         fs::create_dir_all(file.parent().context("a folder")?)?;
         Ok(fs::write(file, bytes)?)
     };
+    // The records of the newest 4096 slots, which objects repeat.
+    let mut before: Vec<Vec<u8>> = Vec::new();
     let mut append = |body, second: u64| -> Result<()> {
         let stamp = Stamp { writer: [1; 16], mono_ms: second * 1000, wall_ms: second as i64 * 1000 };
-        let attempt = Attempt::new(&state, body, [0; 16], stamp)?;
+        let attempt = Attempt::repeating(&state, vec![Draft { body, nonce: [0; 16], stamp }], &before)?;
+        if attempt.slot().0 % 4096 == 0 {
+            before.clear();
+        }
+        before.push(attempt.records[0].0.encode()?.bytes);
         put(&path.join(names.record(attempt.slot()).as_str()), &attempt.bytes)?;
         let (record, digest) = &attempt.records[0];
         ensure!(state.apply(record, *digest).is_done(), "a record of ours is void");

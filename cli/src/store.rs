@@ -138,7 +138,7 @@ impl From<StoreError> for Failure {
 /// none is named.
 pub(crate) fn places(store: &StoreReader, of: Option<&Address>) -> Result<Vec<(GroupReader, Option<VolumeId>)>, Failure> {
     let (mut places, mut known) = (Vec::new(), Vec::new());
-    let (groups, mut hidden) = groups(store, of)?;
+    let (groups, mut hidden) = groups(store, of, StoreReader::group)?;
     for group in groups {
         let Some(group) = hidden.unless(group) else { continue };
         let names = group.names();
@@ -215,7 +215,7 @@ pub(crate) struct Chosen {
 
 /// The volume that an address names, in the point of it that is meant.
 pub(crate) fn choose(store: &StoreReader, of: &Address, wanted: PointRef) -> Result<Chosen, Failure> {
-    let (group, volume) = find_volume(store, of)?;
+    let (group, volume) = find(store, of, StoreReader::group_to_open)?;
     let missing = || not_there([(&group, Some(volume))].into_iter(), wanted, Some(of));
     let point = search(&group, Some(volume), wanted).ok_or_else(missing)?;
     let slot = Slot(point.id.slot);
@@ -224,8 +224,13 @@ pub(crate) fn choose(store: &StoreReader, of: &Address, wanted: PointRef) -> Res
 
 /// The one volume that an address names.
 pub(crate) fn find_volume(store: &StoreReader, of: &Address) -> Result<(GroupReader, VolumeId), Failure> {
+    find(store, of, StoreReader::group)
+}
+
+/// The same, in groups that are opened so.
+fn find(store: &StoreReader, of: &Address, open: Open) -> Result<(GroupReader, VolumeId), Failure> {
     let (mut found, mut known) = (Vec::new(), Vec::new());
-    let (groups, mut hidden) = groups(store, Some(of))?;
+    let (groups, mut hidden) = groups(store, Some(of), open)?;
     for group in groups {
         let Some(group) = hidden.unless(group) else { continue };
         let names = group.names();
@@ -251,6 +256,8 @@ pub(crate) fn find_volume(store: &StoreReader, of: &Address) -> Result<(GroupRea
     }
 }
 
+/// How a group is opened.
+type Open = fn(&StoreReader, &GroupNames) -> Result<GroupReader, StoreError>;
 /// Opened one after another.
 type Groups<'s> = Box<dyn Iterator<Item = (GroupNames, Result<GroupReader, StoreError>)> + 's>;
 
@@ -287,11 +294,11 @@ impl Hidden {
 }
 
 /// The groups that an address may be in. One that it names is not looked for among the others, nor are those opened.
-fn groups<'s>(store: &'s StoreReader, of: Option<&Address>) -> Result<(Groups<'s>, Hidden), Failure> {
+fn groups<'s>(store: &'s StoreReader, of: Option<&Address>, open: Open) -> Result<(Groups<'s>, Hidden), Failure> {
     let named = of.and_then(Address::source_and_group);
     let named = named.and_then(|(source, group)| Some(GroupNames::new(source.parse().ok()?, group.parse().ok()?)));
     if let (Some(of), Some(names)) = (of, named) {
-        match store.group(&names) {
+        match open(store, &names) {
             Ok(group) if names_it(of, &group) => return Ok((Box::new(std::iter::once((names, Ok(group)))), Hidden::default())),
             Ok(_) | Err(StoreError::NoSuchGroup { .. }) => {} // what there is instead is said
             Err(error) => return Err(error.into()),
@@ -300,8 +307,8 @@ fn groups<'s>(store: &'s StoreReader, of: Option<&Address>) -> Result<(Groups<'s
     let listing = store.groups()?;
     let unlisted = |(source, error): &(_, StoreError)| format!("the groups of {source} cannot be listed: {error}");
     let hidden = Hidden(listing.unlisted.iter().map(unlisted).collect());
-    let opened = listing.groups.into_iter().map(|names| {
-        let group = store.group(&names);
+    let opened = listing.groups.into_iter().map(move |names| {
+        let group = open(store, &names);
         (names, group)
     });
     Ok((Box::new(opened), hidden))

@@ -2,7 +2,8 @@
 //!
 //! Think of a slot in octal. Its object repeats the records from the slot on that has its last digit but zeroes set to zero: that of 0o1234
 //! those of 0o1230 to 0o1233, that of 0o1200 those of 0o1000 to 0o1177. So the newest object, and those of the slots where what it repeats
-//! begins, hold all since the checkpoint: four objects at most where records are small, of 14 records each on average.
+//! begins, hold all since the checkpoint: four objects at most where records are small, of 14 records each on average. An object of several
+//! own records repeats what any of their slots asks for.
 //!
 //! Invariants:
 //! - an object's own records are judged alone, by a digest over them: whatever became of what it repeats costs time, never a record;
@@ -36,8 +37,15 @@ const KEPT_BYTES_MAX: usize = 512 << 10;
 const DIGITS: u32 = 4;
 const DIGIT_BITS: u32 = 3;
 
-/// The first slot whose record the object in this slot repeats, if bytes allow; the slot itself if it repeats nothing.
-pub fn repeats_from(slot: Slot) -> Slot {
+/// The first slot whose record the object of so many own records repeats, if bytes allow: what any of their slots asks for. The slot of its
+/// first one, if it repeats nothing.
+pub fn repeats_from(first: Slot, records: u64) -> Slot {
+    let asked = (0..records).map(|nth| asks_for(Slot(first.0.saturating_add(nth))));
+    asked.min().map_or(first, |from| from.min(first))
+}
+
+/// The slot with its last digit but zeroes set to zero.
+fn asks_for(slot: Slot) -> Slot {
     let digit = slot.0.trailing_zeros() / DIGIT_BITS;
     if digit >= DIGITS {
         return slot;
@@ -62,7 +70,7 @@ pub fn encode_repeating(first: Slot, records: &[Encoded], before: &[impl AsRef<[
     let alone = encode_object(first, records)?;
     let own: usize = records.iter().map(|record| record.bytes.len()).sum();
     let fixed = HEAD_BYTES + LENGTH_BYTES * (records.len() + 1) + own + 2 * DIGEST_BYTES;
-    let wanted = usize::try_from(first.0 - repeats_from(first).0).unwrap_or(REPEATED_MAX).min(REPEATED_MAX);
+    let wanted = usize::try_from(first.0 - repeats_from(first, records.len() as u64).0).unwrap_or(REPEATED_MAX).min(REPEATED_MAX);
     let (mut repeated, mut bytes, mut total) = (0, 0, fixed);
     for record in before.iter().rev().take(wanted) {
         let its = record.as_ref().len();

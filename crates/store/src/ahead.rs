@@ -73,6 +73,13 @@ impl<'a> Ahead<'a> {
         Self { backend, names, slots, wanted, threads, progress, changed, side_by_side, spoiled: None }
     }
 
+    /// Those below a slot only.
+    pub(crate) fn below(mut self, slot: u64) -> Self {
+        self.wanted.retain(|wanted| *wanted < slot);
+        self.threads = threads_for(self.backend, self.wanted.len());
+        self
+    }
+
     /// What objects repeat is held against them, too.
     pub(crate) fn looking_at_repeats(self) -> Self {
         Self { spoiled: Some(Mutex::default()), ..self }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use farside_ledger::{BatchError, Body, DecodeError, Record, Stamp, State, decode_object, encode_repeating};
+use farside_ledger::{BatchError, Body, DecodeError, Record, Stamp, State, decode_object, encode_object, encode_repeating};
 use farside_region::{RecordDigest, Slot};
 
 /// What one record is to say.
@@ -94,6 +94,13 @@ impl Attempt {
             encoded.push(its);
         }
         Ok(Self { records, bytes: encode_repeating(first, &encoded, before)? })
+    }
+
+    /// The object without what it repeats: what it says is the same.
+    pub fn alone(&self) -> Vec<u8> {
+        let encoded = self.records.iter().map(|(record, _)| record.encode()).collect::<Result<Vec<_>, _>>();
+        let alone = encoded.map_err(BatchError::from).and_then(|encoded| encode_object(self.slot(), &encoded));
+        alone.expect("they fitted an object with others")
     }
 
     /// The slot that decides.

@@ -378,7 +378,8 @@ impl GroupStore {
             before_ms = stamp.wall_ms;
             drafts.push(Draft { body, nonce: random()?, stamp });
         }
-        let before = self.repeats.before(&*self.segments.backend, &self.segments.names, self.image.state());
+        let (backend, count) = (&*self.segments.backend, drafts.len() as u64);
+        let before = self.repeats.before(backend, &self.segments.names, self.image.state(), count);
         Attempt::repeating(self.state(), drafts, &before).map_err(|e| StoreError::Record(e.to_string()))
     }
 
@@ -853,13 +854,21 @@ impl GroupStore {
     fn put_there(&mut self, attempt: &Attempt) -> Result<()> {
         let name = self.names().record(attempt.slot());
         let backend = Arc::clone(&self.segments.backend);
-        let create = || block_on(backend.create(&name, attempt.bytes.clone().into()));
-        let mut answer = create();
-        if matches!(answer, Err(StoreError::Full { .. }))
-            && attempt.records.iter().any(|(record, _)| matches!(record.body, Body::Prune(_)))
-            && self.shared.release_ballast()
-        {
-            answer = create();
+        let create = |bytes: &[u8]| block_on(backend.create(&name, bytes.to_vec().into()));
+        let is_full = |answer: &Result<Created>| matches!(answer, Err(StoreError::Full { .. }));
+        let mut answer = create(&attempt.bytes);
+        if is_full(&answer) {
+            // † What is repeated may be more than the ballast, and nobody needs it as he needs the room that a prune gives back.
+            let alone = attempt.alone();
+            if alone.len() < attempt.bytes.len() {
+                answer = create(&alone);
+            }
+            if is_full(&answer)
+                && attempt.records.iter().any(|(record, _)| matches!(record.body, Body::Prune(_)))
+                && self.shared.release_ballast()
+            {
+                answer = create(&alone);
+            }
         }
         let error = match answer {
             Ok(Created::New) => return Ok(()),

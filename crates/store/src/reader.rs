@@ -16,8 +16,8 @@ use farside_keys::{ContentKeys, Keeper};
 use farside_layer::{Footer, FrameDecoder, FrameRef};
 use farside_ledger::{State, VolumeMeta, group_id};
 use farside_region::{
-    ByteExtent, Geometry, GranuleIndex, GranuleRun, LedgerPosition, Name, RecordDigest, RegionIndex, SealMode, Slot, Term,
-    VolumeId, mutation,
+    ByteExtent, Geometry, GranuleIndex, GranuleRun, GroupId, LedgerPosition, Name, RecordDigest, RegionIndex, SealMode, Slot,
+    Term, VolumeId, mutation,
 };
 
 use crate::aligned::AlignedBytes;
@@ -37,7 +37,7 @@ use crate::liveness::Part;
 use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
 use crate::points::{self, PointInfo};
-use crate::replay::{Replayed, Torn, replay};
+use crate::replay::{Replayed, Torn, replay, replay_to_open};
 use crate::resting::RestingGroup;
 use crate::segments::{FooterFault, Located, Segments};
 use crate::store::{Listing, folders_in_landing, list_groups, read_group_description, read_store_description};
@@ -216,7 +216,16 @@ impl StoreReader {
     pub fn group(&self, names: &GroupNames) -> Result<GroupReader> {
         // Names of a directory cost nothing, and its files are lost one by one.
         let is_listed = matches!(self.readers, Readers::Locked(_));
-        GroupReader::open(self, names, is_listed)
+        GroupReader::open(self, names, if is_listed { replay_each } else { head::replay })
+    }
+
+    /// The same for who opens a point, from as few objects as have all records since the newest checkpoint. What is damaged of others goes
+    /// unseen, and keeps nobody from a point.
+    ///
+    /// # Errors
+    /// Those of [`StoreReader::group`].
+    pub fn group_to_open(&self, names: &GroupNames) -> Result<GroupReader> {
+        GroupReader::open(self, names, replay_to_open)
     }
 
     /// The same, from the names of all records, also in a bucket: no hole in the ledger goes unseen, however long.
@@ -224,12 +233,21 @@ impl StoreReader {
     /// # Errors
     /// Those of [`StoreReader::group`].
     pub fn group_as_listed(&self, names: &GroupNames) -> Result<GroupReader> {
-        GroupReader::open(self, names, true)
+        GroupReader::open(self, names, replay_each)
     }
 }
 
+/// Every object by itself, by all names.
+fn replay_each(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
+    replay(backend, names, group, |_| {})
+}
+
 impl GroupReader {
-    fn open(store: &StoreReader, names: &GroupNames, is_listed: bool) -> Result<Self> {
+    fn open(
+        store: &StoreReader,
+        names: &GroupNames,
+        replay: fn(&dyn Backend, &GroupNames, GroupId) -> Result<Replayed>,
+    ) -> Result<Self> {
         let (backend, readers) = (&store.backend, &store.readers);
         let lock = readers.share()?;
         let id = match read_group_description(&**backend, names) {
@@ -239,7 +257,7 @@ impl GroupReader {
             }
             other => other?,
         };
-        let replayed = if is_listed { replay(&**backend, names, id, |_| {})? } else { head::replay(&**backend, names, id)? };
+        let replayed = replay(&**backend, names, id)?;
         let segments = Arc::new(Segments::new(Arc::clone(backend), names.clone()));
         let unlocking = Unlocking::new(store.keeper.clone());
         let (readers, Replayed { image, torn, .. }) = (readers.clone(), replayed);

@@ -1,20 +1,33 @@
-//! What a writer's next object repeats of the records before it (`docs/formats/ledger.md`).
+//! What a writer's next object repeats of the records before it, and what who opens a point takes from that (`docs/formats/ledger.md`).
 //!
-//! Invariants: what is repeated leads, digest by digest, to the head; what cannot be had is not repeated, and no publication fails, or
-//! waits for anything but a read, because of it. It deliberately says nothing of who reads.
+//! Invariants:
+//! - what is repeated leads, digest by digest, to the head; what cannot be had is not repeated, and no publication fails, or waits for
+//!   anything but a read, because of it;
+//! - what is gathered leads, digest by digest, to the newest object's own record. Who uses it holds its first record against the state,
+//!   and reads every object by itself if that does not fit;
+//! - whoever writes, repairs or looks for damage reads every object by itself.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use farside_ledger::{Newest, REPEATED_BYTES_MAX, Repeated, State, decode_with_repeats, repeats_from, run_of};
+use farside_ledger::{
+    BATCH_SLOTS, Newest, RECORD_BYTES_MAX, REPEATED_BYTES_MAX, Repeated, State, decode_object, decode_with_repeats, repeats_from,
+    run_of,
+};
 use farside_region::{RecordDigest, Slot};
 
 use crate::backend::Backend;
 use crate::checkpoint::span;
+use crate::error::Result;
 use crate::names::GroupNames;
-use crate::replay::find_object;
+use crate::replay::{Records, Slots, find_object, get, parallel};
 
 /// How often a writer goes back for what it is to repeat: by an object, or by two.
 const STEPS_MAX: usize = 4;
+/// Objects that are read for what they repeat, at most: where they repeat what they should, there are four.
+const OBJECTS_MAX: usize = 12;
+/// Bytes of objects that are taken together so, at most.
+const GATHERED_BYTES_MAX: usize = 16 << 20;
+
 /// What the next object of a group repeats.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats(Newest);
@@ -25,11 +38,11 @@ impl Repeats {
         self.0.take_in(object);
     }
 
-    /// The records right before the next slot that its object may repeat, as they are stored, the oldest first. Where this process knows
-    /// none of them, they are read; and in the first slot of a run those before the run are.
-    pub(crate) fn before(&mut self, backend: &dyn Backend, names: &GroupNames, state: &State) -> Vec<Vec<u8>> {
+    /// The records right before the next slot that an object of so many own records may repeat, as they are stored, the oldest first. Where this
+    /// process knows none of them, they are read; and in the first slot of a run those before the run are.
+    pub(crate) fn before(&mut self, backend: &dyn Backend, names: &GroupNames, state: &State, records: u64) -> Vec<Vec<u8>> {
         let next = state.next_slot();
-        let from = repeats_from(next).max(Slot(next.0 - next.0 % span()));
+        let from = repeats_from(next, records).max(Slot(next.0 - next.0 % span()));
         let Some(head) = state.head().filter(|_| from < next) else { return Vec::new() };
         if !self.0.are_of(state) {
             let Some(object) = read(backend, names, head) else { return Vec::new() };
@@ -89,6 +102,70 @@ fn older(backend: &dyn Backend, names: &GroupNames, slot: Slot, prev: RecordDige
             return;
         }
     }
+}
+
+/// The records of slots from one on up to the newest, which follow one another, as far down as a few objects have them; none, if none can
+/// be had so. `slots`: those that exist, without a `.void` among them.
+///
+/// # Errors
+/// What the medium says of what is not one object's damage.
+pub(crate) fn gather(backend: &dyn Backend, names: &GroupNames, slots: &Slots, from: u64) -> Result<Records> {
+    let read = |slot: &u64| get(backend, &names.record(Slot(*slot)), RECORD_BYTES_MAX as u64);
+    let expected = expected(slots, from);
+    let mut objects = BTreeMap::new();
+    for (slot, object) in expected.iter().zip(parallel(backend, &expected, read)) {
+        objects.insert(*slot, object?);
+    }
+    let mut gathered: VecDeque<_> = VecDeque::new();
+    let (mut bytes, mut last_read) = (0, u64::MAX);
+    for _ in 0..OBJECTS_MAX {
+        let lowest = gathered.front().map(|(record, _): &(farside_ledger::Record, RecordDigest)| record.slot.0);
+        if lowest.is_some_and(|lowest| lowest <= from) || bytes > GATHERED_BYTES_MAX {
+            break;
+        }
+        // The one that the oldest is an own record of, for what it repeats; or the one before, if that was read.
+        let up_to = lowest.map_or(u64::MAX, |lowest| if lowest == last_read { lowest - 1 } else { lowest });
+        let Some(&slot) = slots.records.range(from..=up_to).next_back() else { break };
+        let object = match objects.remove(&slot) {
+            Some(object) => object,
+            None => read(&slot)?,
+        };
+        let Some(Ok(object)) = object else { break };
+        let Some(mut records) = records_of(&object, slot) else { break };
+        (bytes, last_read) = (bytes + object.len(), slot);
+        records.retain(|(record, _)| record.slot.0 >= from && lowest.is_none_or(|lowest| record.slot.0 < lowest));
+        let Some((last, digest)) = records.last() else { break };
+        if gathered.front().is_some_and(|(next, _)| next.prev != *digest || next.slot != last.slot.next()) {
+            break;
+        }
+        records.into_iter().rev().for_each(|record| gathered.push_front(record));
+    }
+    Ok(gathered.into())
+}
+
+/// The objects that it takes where each repeats what it should, the newest first.
+fn expected(slots: &Slots, from: u64) -> Vec<u64> {
+    let mut expected = Vec::new();
+    let mut next = slots.records.range(from..).next_back().copied();
+    while let Some(slot) = next.filter(|_| expected.len() < OBJECTS_MAX) {
+        expected.push(slot);
+        // A batch reaches to the next; how far the newest does nobody knows yet.
+        let end =
+            slots.records.range(slot.saturating_add(1)..).next().copied().unwrap_or(slot).min(slot.saturating_add(BATCH_SLOTS));
+        let before = repeats_from(Slot(slot), end.saturating_sub(slot).max(1)).0;
+        next = if before > from {
+            slots.records.range(from..=before).next_back().copied().filter(|next| *next < slot)
+        } else {
+            None
+        };
+    }
+    expected
+}
+
+/// What an object holds, if its first own record is in its slot.
+fn records_of(object: &[u8], slot: u64) -> Option<Records> {
+    decode_object(object).ok().filter(|own| own[0].0.slot.0 == slot)?;
+    Some(decode_with_repeats(object).ok()?.into_iter().map(|one| (one.record, one.digest)).collect())
 }
 
 #[cfg(test)]

@@ -4,17 +4,18 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farside_ledger::{Body, Pin, Unpin, decode_object, decode_repeats};
+use farside_ledger::{Body, Pin, Record, Unpin, decode_object, decode_repeats, encode_object, encode_repeating};
+use farside_region::mutation;
 
 use super::*;
 use crate::backend::DirBackend;
-use crate::backend::counting::{Counting, Request, Sort};
+use crate::backend::counting::{Counting, Counts, Request, Sort};
 use crate::backend::faulty::{Faulty, Op, When};
 use crate::check::{Problem, check};
 use crate::checkpoint::SPAN;
 use crate::checkpoint::tests::{names, object_path};
 use crate::group::{Dated, GroupStore};
-use crate::reader::StoreReader;
+use crate::reader::{GroupReader, StoreReader};
 use crate::replay::Slots;
 use crate::store::Store;
 use crate::testkit::{TempStore, TestVolume, name};
@@ -62,7 +63,8 @@ fn repeated(store: &TempStore) -> Vec<(u64, Option<(u64, u64)>)> {
 
 fn assert_all_repeat(store: &TempStore) {
     for (slot, repeated) in repeated(store) {
-        let from = repeats_from(Slot(slot)).0;
+        let own = decode_object(&object(store, slot)).expect("whole").len() as u64;
+        let from = repeats_from(Slot(slot), own).0;
         assert_eq!(repeated, (from < slot).then_some((from, slot)), "slot {slot}");
     }
 }
@@ -175,7 +177,7 @@ fn an_object_is_known_by_its_own_records() {
         nonce,
         stamp: farside_ledger::Stamp { writer: [1; 16], mono_ms: 0, wall_ms: 0 },
     };
-    let before = Repeats::default().before(&*group.backend(), &names(), group.state());
+    let before = Repeats::default().before(&*group.backend(), &names(), group.state(), 1);
     assert_eq!(before.len(), 5);
     let attempt = Attempt::repeating(group.state(), vec![draft([7; 16])], &before).expect("small");
     let mut found = attempt.bytes.clone();
@@ -185,4 +187,148 @@ fn an_object_is_known_by_its_own_records() {
     assert_eq!(attempt.find(&alone.bytes), Ok(crate::Found::Ours), "with less behind it");
     let other = Attempt::repeating(group.state(), vec![draft([8; 16])], &before).expect("small");
     assert_eq!(attempt.find(&other.bytes), decode_object(&other.bytes).map(crate::Found::Theirs));
+}
+
+/// Who opens a point, by the requests of a bucket.
+fn opened(store: &TempStore) -> (GroupReader, Counts) {
+    let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
+    let reader = StoreReader::open_bucket(Arc::clone(&counting) as _).expect("open");
+    counting.during(|| reader.group_to_open(&names()).expect("group"))
+}
+
+fn read_each(store: &TempStore) -> GroupReader {
+    StoreReader::open(&store.path()).expect("open").group(&names()).expect("group")
+}
+
+#[test]
+fn who_opens_a_point_reads_four_objects_at_most() {
+    for together in [1, 5, 64] {
+        let store = TempStore::new();
+        let mut group = store.group();
+        begun(&mut group);
+        for to in [2, 3, 8, 9, 63, 64, 65, 71, 500, 512, 585, 1170, 1171] {
+            go_on(&mut group, to, together);
+            let (found, counts) = opened(&store);
+            assert_eq!((found.state(), found.torn()), (group.state(), None), "{to} by {together}");
+            let objects = counts.requests[&(Request::Get, Sort::Ledger)];
+            assert!(objects <= 4, "{to} by {together}: {counts:?}");
+        }
+    }
+}
+
+/// Whatever is wrong with any object: who opens a point has the records that there are, or hears of what is torn as everybody does.
+#[test]
+fn whatever_is_damaged_who_opens_a_point_has_what_is_in_the_ledger() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    begun(&mut group);
+    go_on(&mut group, 67, 1);
+    go_on(&mut group, 75, 4);
+    let whole = group.state().clone();
+    drop(group);
+    let slots: Vec<u64> = repeated(&store).into_iter().map(|(slot, _)| slot).collect();
+    let other = Record { nonce: [77; 16], ..decode_object(&object(&store, 65)).expect("whole")[0].0.clone() };
+    let other = other.encode().expect("small").bytes;
+    let (mut whole_all_the_same, mut torn) = (0, 0);
+    for &slot in &slots {
+        let path = object_path(&store, &names().record(Slot(slot)));
+        let good = fs::read(&path).expect("read");
+        let own = decode_object(&good).expect("whole");
+        let flipped = |at: usize| {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            Some(bad)
+        };
+        let alone: Vec<_> = own.iter().map(|(record, _)| record.encode().expect("small")).collect();
+        let alone = encode_object(Slot(slot), &alone).expect("small");
+        // Its own bytes, what it repeats, all of it; as an earlier Farside wrote it; of somebody who lost the slot.
+        for bad in [flipped(60), flipped(good.len() - 40), None, Some(alone), (slot == 65).then(|| other.clone())] {
+            match &bad {
+                Some(bad) => fs::write(&path, bad).expect("write"),
+                None => fs::remove_file(&path).expect("remove"),
+            }
+            let (found, each) = (opened(&store).0, read_each(&store));
+            match found.torn() {
+                None if found.state() == &whole => whole_all_the_same += u64::from(each.torn().is_some()),
+                // The newest is lost: nobody can tell.
+                None if slot == slots[slots.len() - 1] && bad.is_none() => assert_eq!(found.state(), each.state()),
+                None => panic!("slot {slot}: a state that nobody had"),
+                Some(_) => {
+                    torn += 1;
+                    assert_eq!((found.torn(), found.state()), (each.torn(), each.state()), "slot {slot}");
+                }
+            }
+            fs::write(&path, &good).expect("write");
+        }
+    }
+    assert!(whole_all_the_same > 100 && torn > 0, "{whole_all_the_same} {torn}");
+}
+
+fn object(store: &TempStore, slot: u64) -> Vec<u8> {
+    fs::read(object_path(store, &names().record(Slot(slot)))).expect("read")
+}
+
+/// Two histories of one store: what an object of the one repeats of the other, however whole it is, nobody takes for what is in the ledger.
+#[test]
+fn l6_what_is_repeated_of_another_history_is_not_believed() {
+    mutation::tell(&[("a repeated record counts without the chain", "L6: of another history")], || {
+        let store = TempStore::new();
+        let mut group = store.group();
+        begun(&mut group);
+        go_on(&mut group, 6, 1);
+        let whole = group.state().clone();
+        drop(group);
+        let records: Vec<_> = (0..6).map(|slot| decode_object(&object(&store, slot)).expect("whole").remove(0).0).collect();
+        // A copy that went on by itself from slot 4.
+        let other = Record { body: Body::Pin(Pin { point: Slot(1), reason: "of the copy".into() }), ..records[4].clone() };
+        let mut before: Vec<Vec<u8>> = records[..4].iter().map(|record| record.encode().expect("small").bytes).collect();
+        before.push(other.encode().expect("small").bytes);
+        let forged = encode_repeating(Slot(5), &[records[5].encode().expect("small")], &before).expect("small");
+        fs::write(object_path(&store, &names().record(Slot(5))), forged).expect("write");
+        let found = opened(&store).0;
+        assert!(found.state() == &whole && found.torn().is_none(), "L6: of another history");
+    });
+}
+
+/// Where records were replaced, what lies beside them counts, and not what others say of them.
+#[test]
+fn who_opens_a_point_reads_each_object_where_some_were_replaced() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    begun(&mut group);
+    go_on(&mut group, 20, 1);
+    drop(group);
+    (17..20).for_each(|slot| fs::write(object_path(&store, &names().record(Slot(slot))), "torn").expect("write"));
+    let mut group = store.group();
+    group.repair_torn().expect("voided");
+    go_on(&mut group, 30, 1);
+    let state = group.state().clone();
+    drop(group);
+    let found = opened(&store).0;
+    assert_eq!((found.state(), found.torn()), (&state, None));
+    // What was given up came back, and those that follow say nothing of it.
+    fs::write(object_path(&store, &names().record(Slot(18))), "torn!").expect("write");
+    let (found, each) = (opened(&store).0, read_each(&store));
+    assert_eq!((found.state(), found.torn()), (each.state(), each.torn()));
+    assert_eq!(each.torn().map(|torn| torn.slot), Some(Slot(18)));
+}
+
+/// A store that is full: what is repeated is left out, before the room that is kept for prunes is touched.
+#[test]
+fn where_there_is_no_room_nothing_is_repeated() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    begun(&mut group);
+    go_on(&mut group, 5, 1);
+    drop(group);
+    let faulty = Faulty::new(Arc::new(DirBackend::open(&store.path()).expect("open")));
+    let staging = store.dir.path().join("staging");
+    let opened = Store::open_bucket(Arc::clone(&faulty) as _, &staging).expect("open");
+    let mut group = opened.group(&name("host"), &name("default")).expect("group");
+    faulty.fail(Op::Create, "/ledger/0/5", When::Before, libc::ENOSPC);
+    go_on(&mut group, 6, 1);
+    assert_eq!((repeated_of(&store, 5), store.group().state()), (None, group.state()));
+    // It is what the next one repeats.
+    go_on(&mut group, 7, 1);
+    assert_eq!(repeated_of(&store, 6), Some((0, 6)));
 }

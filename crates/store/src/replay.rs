@@ -23,6 +23,7 @@ use crate::image::{GroupImage, PartRuns};
 use crate::index::PartNo;
 use crate::liveness::{Part, Parts};
 use crate::names::{GroupNames, GroupObject, SLOTS_PER_FOLDER};
+use crate::repeats::gather;
 use crate::segments::Segments;
 
 /// Footers read ahead at once; the largest take megabytes.
@@ -185,7 +186,7 @@ impl Slots {
         let folders: BTreeSet<u64> = folders.iter().filter_map(|folder| folder.parse().ok()).collect();
         let mut first = folders.range(..=slot / SLOTS_PER_FOLDER).next_back().copied().unwrap_or(0);
         // Most often it is the last of its folder, and the newest that a checkpoint covers: names of thousands for the sake of one.
-        if is_near && slot % SLOTS_PER_FOLDER == SLOTS_PER_FOLDER - 1 && slots.look_at(backend, names, Slot(slot))? {
+        if slot % SLOTS_PER_FOLDER == SLOTS_PER_FOLDER - 1 && slots.look_at(backend, names, Slot(slot))? {
             first = slot / SLOTS_PER_FOLDER + 1;
         }
         for &folder in folders.range(first..) {
@@ -262,6 +263,21 @@ pub(crate) fn replay(
     backend: &dyn Backend,
     names: &GroupNames,
     group: GroupId,
+    reached: impl FnMut(&GroupImage),
+) -> Result<Replayed> {
+    replay_by(backend, names, group, false, reached)
+}
+
+/// The same for who only opens a point: what a few objects repeat is taken for the records of all others, and damage of those goes unseen.
+pub(crate) fn replay_to_open(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
+    replay_by(backend, names, group, true, |_| {})
+}
+
+fn replay_by(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    group: GroupId,
+    mut is_by_repeats: bool,
     mut reached: impl FnMut(&GroupImage),
 ) -> Result<Replayed> {
     loop {
@@ -269,8 +285,13 @@ pub(crate) fn replay(
         let newest = roots.last().map(|newest| CheckpointPlace { number: *newest, slots: checkpoint::span() });
         let last = newest.map_or(0, |newest| newest.end().map_or(u64::MAX, |end| end.0) - 1);
         let slots = Slots::list_from(backend, names, last)?;
+        let from = newest.map_or(0, |_| last.saturating_add(1));
+        // What was replaced is judged with what lies beside it.
+        is_by_repeats &= slots.voids.range(from..).next().is_none();
+        let gathered = if is_by_repeats { gather(backend, names, &slots, from)? } else { Vec::new() };
+        let below = gathered.first().map_or(u64::MAX, |(first, _)| first.slot.0);
         // Most often it is of use, and what comes after it is read while it is.
-        let ahead = Ahead::new(backend, names, &slots, newest.map_or(0, |_| last.saturating_add(1)));
+        let ahead = Ahead::new(backend, names, &slots, from).below(below);
         let replayed = ahead.during(|ahead| {
             let Newest { image, unusable } = checkpoint::newest(backend, names, group, &roots, &slots)?;
             if !unusable.is_empty() {
@@ -288,6 +309,16 @@ pub(crate) fn replay(
                 (begun, replay_from(backend, names, image, &slots, &mut reached)?, unusable)
             }
         };
+        if unusable.is_empty() && replayed.torn.is_none() && !gathered.is_empty() {
+            if replayed.image.state().follows(&gathered[0].0).is_err() {
+                is_by_repeats = false;
+                continue;
+            }
+            for (record, digest) in &gathered {
+                replayed.image.replay(record, *digest);
+                reached(&replayed.image);
+            }
+        }
         // One that came while we read: records may have gone under us, or been put by somebody who came too late.
         let (mut came, covering) = (false, |slot| CheckpointPlace::covering(slot, checkpoint::span()));
         let places =

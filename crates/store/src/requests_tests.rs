@@ -223,6 +223,42 @@ fn a_reader_of_a_long_history_lists_nothing() {
     assert_eq!(counts.requests, [((Request::Range, Sort::Segment), 16)].into(), "one for each run of each part");
 }
 
+/// A few objects have all records since the checkpoint, and the names of these come with the listings.
+#[test]
+fn who_opens_a_point_of_a_long_history_asks_for_little() {
+    crate::checkpoint::SPAN.set(256);
+    let bucket = Bucket::new();
+    let mut group = bucket.group();
+    history(&mut group, 3 * span() - 1);
+    let asked_for = |group: &GroupStore| {
+        let (reader, _) = bucket.counting.during(|| bucket.reader());
+        let (found, counts) = bucket.counting.during(|| reader.group_to_open(&names()).expect("group"));
+        assert_eq!((found.state(), found.torn()), (group.state(), None));
+        assert!(counts.total() <= 12 && counts.chain <= 10, "{counts:?}");
+        counts.requests
+    };
+    // With all that a checkpoint does not cover yet.
+    let requests = asked_for(&group);
+    assert_eq!(requests[&(Request::Get, Sort::Ledger)], 1);
+    let mut volume = TestVolume::new("w", 16);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    while group.state().next_slot().0 < 3 * span() + 0o345 {
+        volume.publish(&mut group, LayerKind::Point, &[one(1)]);
+    }
+    assert_eq!(
+        asked_for(&group),
+        [
+            ((Request::Get, Sort::Description), 1),
+            ((Request::List, Sort::Checkpoint), 1),
+            ((Request::List, Sort::Ledger), 2),    // its folders, and the newest of them
+            ((Request::Get, Sort::Checkpoint), 4), // root and state, the root before it, the next one
+            ((Request::Get, Sort::Ledger), 3 + 1), // 0o344, 0o340, 0o300; the newest one that the checkpoint covers
+        ]
+        .into()
+    );
+}
+
 /// No range is answered before so many are under way: whoever asks for one after the other waits for ever.
 #[test]
 fn a_restore_from_a_bucket_has_many_requests_under_way() {

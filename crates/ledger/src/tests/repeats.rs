@@ -24,19 +24,25 @@ fn an_object_repeats_what_came_since_its_last_digit_was_zero() {
     for (slot, from) in
         [(0, 0), (1, 0), (7, 0), (8, 0), (9, 8), (63, 56), (64, 0), (65, 64), (72, 64), (512, 0), (0o1234, 0o1230)]
     {
-        assert_eq!(repeats_from(Slot(slot)), Slot(from), "{slot}");
+        assert_eq!(repeats_from(Slot(slot), 1), Slot(from), "{slot}");
     }
     for (slot, from) in [(0o1230, 0o1200), (0o1200, 0o1000), (0o1000, 0), (4096, 4096), (4097, 4096), (0o31000, 0o30000)] {
-        assert_eq!(repeats_from(Slot(slot)), Slot(from), "{slot}");
+        assert_eq!(repeats_from(Slot(slot), 1), Slot(from), "{slot}");
     }
-    assert_eq!(repeats_from(Slot(u64::MAX)), Slot(u64::MAX - 7));
+    assert_eq!(repeats_from(Slot(u64::MAX), 1), Slot(u64::MAX - 7));
+    // Of several what any of them asks for.
+    for (first, records, from) in
+        [(9, 7, 8), (9, 8, 0), (53, 4, 0), (65, 63, 64), (64, 64, 0), (0o1234, 4, 0o1230), (0o1234, 5, 0o1200)]
+    {
+        assert_eq!(repeats_from(Slot(first), records), Slot(from), "{records} from {first}");
+    }
     // What follows a checkpoint is four objects at most, and together not much.
     let mut repeated = 0;
     for slot in 4096..8192 {
         let (mut begin, mut objects) = (slot, 0);
-        repeated += slot - repeats_from(Slot(slot)).0;
+        repeated += slot - repeats_from(Slot(slot), 1).0;
         while begin > 4096 {
-            (begin, objects) = (repeats_from(Slot(begin)).0, objects + 1);
+            (begin, objects) = (repeats_from(Slot(begin), 1).0, objects + 1);
         }
         assert!(objects <= 4, "{slot}");
     }
@@ -48,7 +54,7 @@ fn what_is_repeated_is_read_back_and_so_are_the_own_records() {
     for (first, count) in [(1, 1), (5, 3), (8, 1), (64, 1), (70, 10), (126, 2)] {
         let (all, bytes) = object(first, count);
         assert_eq!(decode_object(&bytes).as_deref(), Ok(&all[first as usize..]), "{count} from {first}");
-        let from = repeats_from(Slot(first)).0;
+        let from = repeats_from(Slot(first), count as u64).0;
         assert_eq!(slots_repeated(&bytes), Ok((from..first).collect()), "{count} from {first}");
         for (repeated, (record, digest)) in decode_repeats(&bytes).expect("whole").iter().zip(&all[from as usize..]) {
             assert_eq!((&repeated.record, &repeated.digest), (record, digest));
