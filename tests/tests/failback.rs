@@ -606,3 +606,46 @@ fn after_a_restart_a_failback_is_given_up_where_nothing_can_have_been_taken_back
     fenced(&old);
     old.check_store();
 }
+
+/// Ransomware: failed over to the point before it, and nothing was published since. That one comes back, and not what it was taken instead of,
+/// which stays a point.
+#[test]
+fn what_comes_back_after_a_failover_to_an_older_point_is_that_point() {
+    let mut site = Site::with_volume(BYTES, "200ms", 1000);
+    write(&site, 1, 500);
+    site.wait_quiet();
+    let (older, good) = (newest(&site), disk(&site));
+    write(&site, 2, 500);
+    site.wait_quiet();
+    let (newer, bad) = (newest(&site), disk(&site));
+    assert!(older != newer && good != bad);
+    site.daemon.take().expect("it runs").kill();
+    let at = older.split('-').next().expect("a slot");
+    let done = json(&mut site.gateway(&["failover", "host1/default", "--point", at, "--force", "--yes"]));
+    assert_eq!((&done["stage"], &done["point"]["id"]), (&Value::from("promoted"), &Value::from(older.as_str())), "{done}");
+
+    site.start_daemon();
+    fenced(&site);
+    let refused = failback(&site, &["--yes"]).output().expect("it starts");
+    assert!(
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("nothing was published"),
+        "{refused:?}"
+    );
+    let plan = json(&mut failback(&site, &["--plan", "--force"]));
+    assert_eq!(plan["point"]["id"], older.as_str(), "{plan}");
+    wait_until("nobody to use it", || {
+        let begun = failback(&site, &["--yes", "--force"]).output().expect("it starts");
+        if begun.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&begun.stderr).into_owned()) }
+    });
+    run(&mut failback(&site, &["--finish", "--force", "--yes"]));
+    assert!(disk(&site) == good, "the disk is not what was failed over to");
+    // It goes on from there: what the newest point has more is taken back by the next one.
+    site.wait_quiet();
+    write(&site, 3, 50);
+    site.wait_quiet();
+    assert_newest_is(&site, &disk(&site));
+    let restored = site.path("restored.img");
+    site.restore("data", &newer, &restored);
+    assert!(std::fs::read(&restored).expect("restored") == bad, "the newer point is not what it was");
+    site.check_store();
+}

@@ -193,7 +193,7 @@ fn an_object_is_known_by_its_own_records() {
 fn opened(store: &TempStore) -> (GroupReader, Counts) {
     let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
     let reader = StoreReader::open_bucket(Arc::clone(&counting) as _).expect("open");
-    counting.during(|| reader.group_to_open(&names()).expect("group"))
+    counting.during(|| reader.group_by_repeats(&names()).expect("group"))
 }
 
 fn read_each(store: &TempStore) -> GroupReader {

@@ -232,7 +232,7 @@ fn who_opens_a_point_of_a_long_history_asks_for_little() {
     history(&mut group, 3 * span() - 1);
     let asked_for = |group: &GroupStore| {
         let (reader, _) = bucket.counting.during(|| bucket.reader());
-        let (found, counts) = bucket.counting.during(|| reader.group_to_open(&names()).expect("group"));
+        let (found, counts) = bucket.counting.during(|| reader.group_by_repeats(&names()).expect("group"));
         assert_eq!((found.state(), found.torn()), (group.state(), None));
         assert!(counts.total() <= 12 && counts.chain <= 10, "{counts:?}");
         counts.requests
