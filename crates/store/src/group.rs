@@ -855,18 +855,13 @@ impl GroupStore {
         let name = self.names().record(attempt.slot());
         let backend = Arc::clone(&self.segments.backend);
         let create = |bytes: &[u8]| block_on(backend.create(&name, bytes.to_vec().into()));
-        let is_full = |answer: &Result<Created>| matches!(answer, Err(StoreError::Full { .. }));
         let mut answer = create(&attempt.bytes);
-        if is_full(&answer) {
+        if matches!(answer, Err(StoreError::Full { .. }))
+            && attempt.records.iter().any(|(record, _)| matches!(record.body, Body::Prune(_)))
+        {
             // † What is repeated may be more than the ballast, and nobody needs it as he needs the room that a prune gives back.
             let alone = attempt.alone();
-            if alone.len() < attempt.bytes.len() {
-                answer = create(&alone);
-            }
-            if is_full(&answer)
-                && attempt.records.iter().any(|(record, _)| matches!(record.body, Body::Prune(_)))
-                && self.shared.release_ballast()
-            {
+            if self.shared.release_ballast() || alone.len() < attempt.bytes.len() {
                 answer = create(&alone);
             }
         }

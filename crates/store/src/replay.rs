@@ -289,9 +289,12 @@ fn replay_by(
         // What was replaced is judged with what lies beside it.
         is_by_repeats &= slots.voids.range(from..).next().is_none();
         let gathered = if is_by_repeats { gather(backend, names, &slots, from)? } else { Vec::new() };
-        let below = gathered.first().map_or(u64::MAX, |(first, _)| first.slot.0);
+        let below = gathered.first().map(|(first, _)| first.slot.0);
         // Most often it is of use, and what comes after it is read while it is.
-        let ahead = Ahead::new(backend, names, &slots, from).below(below);
+        let mut ahead = Ahead::new(backend, names, &slots, from);
+        if let Some(below) = below {
+            ahead = ahead.below(below);
+        }
         let replayed = ahead.during(|ahead| {
             let Newest { image, unusable } = checkpoint::newest(backend, names, group, &roots, &slots)?;
             if !unusable.is_empty() {
