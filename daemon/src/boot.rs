@@ -429,8 +429,10 @@ impl Backings {
         let rules = std::fs::read_to_string(&places.rules).unwrap_or_default();
         let is_hidden = |backing: &Backing| backing.disk.is_none() || rules.contains(&names(&backing.name));
         let (mut kept, gone): (Vec<Backing>, Vec<Backing>) = before.volumes.into_iter().filter(is_hidden).partition(|backing| {
-            // † A disk that may hold a part of a point is nobody's, whatever became of the configuration.
-            config.volumes.contains_key(&backing.name) || stays_hidden(&before.state_dir, &backing.name, &backing.path)
+            // † A disk that may hold a part of a point is nobody's, whatever became of the configuration. The device that a tap is put under is its
+            // host's, unless that is so.
+            let hides = config.volumes.get(&backing.name).is_some_and(|volume| !volume.insert);
+            hides || stays_hidden(&before.state_dir, &backing.name, &backing.path)
         });
         let mut shown = Vec::new();
         for backing in &mut kept {
@@ -754,6 +756,26 @@ pub(crate) mod tests {
         let backings = Backings::at(Some(places(dir.path())), &two, HOST);
         two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("nothing is hidden"));
         assert_eq!(rules(), "as it was");
+    }
+
+    /// The device that a tap is put under is its host's, but while a failback or a cutover holds it.
+    #[test]
+    fn the_device_of_an_inserted_volume_is_hidden_as_long_as_it_is_held() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let is_hidden =
+            || std::fs::read_to_string(dir.path().join("x.rules")).expect("written").contains("ENV{ID_SERIAL}==\"c\"");
+        let inserted = config(dir.path(), TWO);
+        let c = &inserted.volumes[&"c".parse::<Name>().expect("a name")];
+        let backings = Backings::at(Some(places(dir.path())), &inserted, HOST);
+        backings.take(c, &named()).expect("nothing to do");
+        assert!(!is_hidden(), "its host uses it");
+        let over = crate::failback::hold(dir.path(), "c", Path::new("/dev/c"));
+        backings.take(&VolumeConfig { insert: false, ..c.clone() }, &named()).expect("taken");
+        let _ = Backings::at(Some(places(dir.path())), &inserted, HOST);
+        assert!(is_hidden(), "the next daemon goes on with it");
+        over();
+        let _ = Backings::at(Some(places(dir.path())), &inserted, HOST);
+        assert!(!is_hidden(), "a kill before that was kept, or after it was over, takes it from nobody");
     }
 
     #[test]

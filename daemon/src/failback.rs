@@ -26,6 +26,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use farside_blockio::Identity;
 use farside_control::failback::{BranchKeeps, FailbackMember, FailbackRequest, FailbackStage, FailbackStatus, FailbackStep};
 use farside_control::source::{LastPoint, VolumeState, VolumeStatus};
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
@@ -541,11 +542,6 @@ impl Daemon {
         if volumes.is_empty() {
             return Err(unknown());
         }
-        if let Some(inserted) = volumes.iter().find(|volume| volume.insert) {
-            let message = format!("the tap of volume {} lies under a device that its host uses", inserted.name);
-            let what = "boot from something else, and restore the point to its disk; or protect that disk without --insert";
-            return Err(conflict(message, what));
-        }
         Ok((group, volumes))
     }
 
@@ -553,8 +549,11 @@ impl Daemon {
         Held {
             name: volume.name.clone(),
             backing: volume.backing.clone(),
-            // As it was known when it was served last.
-            identity: backing::kept(&self.volume_path(volume)),
+            // As it was known when it was served last; what is known of one that a tap was put under is its twin.
+            identity: match volume.insert {
+                true => std::fs::metadata(&volume.backing).ok().map(|found| Identity::of_opened(&found)),
+                false => backing::kept(&self.volume_path(volume)),
+            },
             seen: None,
             beyond: None,
             was_asked: false,
@@ -566,11 +565,18 @@ impl Daemon {
     ///
     /// # Errors
     /// When somebody uses one: none is claimed.
+    ///
+    /// † Taps are out from under devices before it is noted that those are held: a note never speaks of a device that a crash leaves on a tap which
+    /// nobody serves. Without the note the next start puts the tap back, and compares.
     async fn claim_all(&self, group: &Name, volumes: &[VolumeConfig]) -> Result<Vec<(Name, Claimed)>, ApiError> {
         self.refuse_clients(group).await?;
-        let mut claimed = Vec::new();
+        let mut unused = Vec::new();
         for volume in volumes {
-            claimed.push((volume.name.clone(), self.claim(&volume.name).await?));
+            unused.push((volume, self.claim_unused(volume).await?));
+        }
+        let mut claimed = Vec::new();
+        for (volume, unused) in unused {
+            claimed.push((volume.name.clone(), self.take_out_claimed(volume, unused).await?));
         }
         Ok(claimed)
     }
@@ -671,6 +677,9 @@ impl Daemon {
         for held in &held {
             if !disks.open.contains_key(&held.name) {
                 self.take_for_failback(&group, &held.name).await?;
+                for volume in self.volumes_of(&group).iter().filter(|volume| volume.name == held.name) {
+                    self.keep_device(volume).await?;
+                }
             }
         }
         let opened = disks.open(&group, &held).await;
@@ -913,8 +922,9 @@ impl Daemon {
             }
             _ => None,
         };
-        for name in self.volumes_of(&note.group).iter().map(|volume| &volume.name) {
-            self.open_soon(name); // also those that the group did not have before
+        for volume in &self.volumes_of(&note.group) {
+            self.give_device_back(volume).await;
+            self.open_soon(&volume.name); // also those that the group did not have before
         }
         for name in note.held().iter().map(|held| &held.name) {
             // One that is removed meanwhile is waited for no more.

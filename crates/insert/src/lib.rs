@@ -636,6 +636,19 @@ pub fn is_halted(device: &Path) -> Result<bool, InsertError> {
     Ok(look_at(device)?.1.device.suspended)
 }
 
+/// Removes the twin of a device that is on its own disks, if it has one: those have one way left then.
+///
+/// # Errors
+/// [`InsertError`], also where the device rests on a tap.
+pub fn remove_twin_of(device: &Path) -> Result<(), InsertError> {
+    let (control, shown) = look_at(device)?;
+    if matches!(shown.state()?, State::Inserted { .. }) {
+        return Err(InsertError::Changed { name: shown.device.name, why: "still rests on a tap" });
+    }
+    finish(&control, &shown)?;
+    shown.twin.map_or(Ok(()), |(twin, _)| remove(&control, &twin.name))
+}
+
 /// The device that has a uuid, by its node; `None`: there is none.
 ///
 /// # Errors

@@ -33,7 +33,7 @@ use super::{Failback, SERVED, conflict, turns, unkept};
 use crate::config::VolumeConfig;
 use crate::group::{self, Ask, Ending, Stopped};
 use crate::locked;
-use crate::supervisor::{Claimed, Daemon};
+use crate::supervisor::{Claimed, Daemon, HeldDevice, UsedByNobody};
 
 /// How long it may take until all is published.
 pub(super) const WAIT: Duration = Duration::from_secs(300);
@@ -222,16 +222,17 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let names: Vec<Name> = claimed.iter().map(|(name, _)| name.clone()).collect();
         let withdrawn = tokio::task::spawn_blocking(move || {
-            claimed.into_iter().try_for_each(|(name, claimed)| {
+            let withdraw = |(name, claimed): (Name, Claimed)| {
                 claimed.withdraw(&name).map_err(|error| error.context(format!("the device of volume {name} stays")))
-            })
+            };
+            claimed.into_iter().map(withdraw).collect::<anyhow::Result<Vec<_>>>()
         });
         let withdrawn = withdrawn.await.map_err(anyhow::Error::from).flatten();
         // Also where one stays: those that were taken away are made again by an opening.
         let patience = if withdrawn.is_ok() { wait } else { Duration::ZERO };
         let ending = self.stop_group(group, failback, patience).await;
         self.are_held(group, &names);
-        withdrawn?;
+        let devices = withdrawn?;
         let Ending { stopped, settled } = ending;
         let Some(settled) = settled else {
             match locked(&failback.note).course.abort {
@@ -244,7 +245,13 @@ impl Daemon {
         anyhow::ensure!(stopped == Stopped::Clean, "it could not be closed in order: the log says of which volume");
         let mut disks = failback.disks.lock().await;
         let held = locked(&failback.note).held();
+        let let_go = move || devices.into_iter().flatten().map(HeldDevice::let_go).collect::<anyhow::Result<Vec<_>>>();
+        let devices = tokio::task::spawn_blocking(let_go).await??;
+        for volume in &self.volumes_of(group) {
+            self.keep_device(volume).await?;
+        }
         disks.open(group, &held).await?;
+        devices.iter().try_for_each(UsedByNobody::was_left_alone)?;
         let (identities, seen) = (disks.identities(), disks.sync_and_see().await?);
         // † The gateway's word, not ours, for what the newest point is: what is pulled later is what differs from that.
         let told = async { self.puller(group, failback).await?.point(None).await };

@@ -38,6 +38,7 @@ use crate::strangers::{Strangers, left_in};
 use crate::tap::{self, TapConfig, Unused};
 use crate::volume::{Surroundings, device_of};
 use inserted::take_out_unused;
+pub(crate) use inserted::{HeldDevice, UsedByNobody};
 
 mod again;
 mod held;
@@ -205,15 +206,17 @@ pub(crate) struct Claimed {
     unused: Unused,
     /// The host's device has been put back on its own disks.
     is_out: bool,
+    /// It, if it is kept from its host from here on.
+    held: Option<HeldDevice>,
 }
 
 impl Claimed {
-    /// Takes it away from the host; its tap serves still. Waits for the device.
+    /// Takes it away from the host; its tap serves still. Waits for the device. Gives the host's own, where that is kept from it.
     ///
     /// # Errors
     /// When it is still there.
-    pub(crate) fn withdraw(self, name: &Name) -> anyhow::Result<()> {
-        self.tap.withdraw(name, self.unused)
+    pub(crate) fn withdraw(self, name: &Name) -> anyhow::Result<Option<HeldDevice>> {
+        self.tap.withdraw(name, self.unused).map(|()| self.held)
     }
 }
 
@@ -429,10 +432,10 @@ impl Daemon {
                 Ok(Err(error)) => Unused::Left(error.into()),
                 Err(_) => Unused::Left(anyhow::anyhow!("it does not answer")),
             };
-            return Ok(Claimed { tap, unused, is_out: true });
+            return Ok(Claimed { tap, unused, is_out: true, held: None });
         }
         match claimed(&tap).await {
-            Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused, is_out: false }),
+            Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused, is_out: false, held: None }),
             Ok(Ok(Err(error))) => {
                 let what = format!("volume {name} stays: {error:#}");
                 Err(ApiError::new(ErrorCode::Conflict, what, "then say the same again"))
@@ -489,7 +492,7 @@ impl Daemon {
         let Ok(Leaving { tap, insertion, .. }) = self.ask(name, Ask::Leaving).await else { return Ok(()) };
         let (volume, runtime_dir) = (name.clone(), self.around.runtime_dir.clone());
         let withdraw = move || {
-            let _nobody = insertion.map(|insertion| take_out_unused(&insertion, &runtime_dir)).transpose()?;
+            let _nobody = insertion.map(|insertion| take_out_unused(insertion, &runtime_dir)).transpose()?;
             let unused = tap.claim()?;
             tap.withdraw(&volume, unused).unwrap_or_else(|error| warn!(%volume, "its device stays: {error:#}"));
             Ok(())
@@ -505,8 +508,13 @@ impl Daemon {
         };
         let volume = name.clone();
         let withdrawn = tokio::task::spawn_blocking(move || claimed.withdraw(&volume)).await;
-        let Err(error) = withdrawn.map_err(anyhow::Error::from).flatten() else {
-            return self.ask_to_leave(name, Farewell::Removed).await.flatten().map_err(LeaveError::Failed);
+        let error = match withdrawn.map_err(anyhow::Error::from).flatten() {
+            Ok(held) => {
+                let left = self.ask_to_leave(name, Farewell::Removed).await.flatten().map_err(LeaveError::Failed);
+                drop(held); // nobody had it before the volume was closed
+                return left;
+            }
+            Err(error) => error,
         };
         error!(volume = %name, "its device is still there, and whatever uses it waits: {error:#}");
         // † By its folder the next start knows whose that device is.

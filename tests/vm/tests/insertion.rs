@@ -307,3 +307,73 @@ fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() 
     host.power_off();
     gateway.shut_down();
 }
+
+/// The circle of a mounted volume of LVM: refused while it is in use; then its device is on its own disks and nobody's, is failed over, comes back, and
+/// is mounted with what was on it, over its tap.
+#[test]
+fn a_mounted_volume_of_lvm_is_handed_over_and_comes_back() {
+    let mut gateway = Gateway::here();
+    let token = gateway.token();
+    let mut machine = Machine::debian("host", Kernel::Stock)
+        .modules(&["nbd", "dm_mod"])
+        .programs(&["farside-vm-load"])
+        .disk(DiskSpec::blank("data", 64))
+        .on_this_machine();
+    let mut host = machine.boot();
+    host.booted();
+    ["block nbd", "dev nbd0, ", "Can't open blockdev"].iter().for_each(|words| host.announce(words));
+    let disk = host.disk("data");
+    host.run(&format!("pvcreate -q {disk} && vgcreate -q vg {disk} && lvcreate -q -y -n home -L 32M vg"));
+    host.run("mkfs.ext4 -q /dev/vg/home && mount /dev/vg/home /mnt");
+    upload(&mut host, &["farside", "farsided"]);
+    for command in commands_of_the_readme() {
+        host.run(&format!("cd /root && {}", command.replace("THE LINE", &token)));
+    }
+    host.run("head -c 3000000 /dev/urandom > /mnt/kept && sync && cp /mnt/kept /root/kept");
+    wait_quiet(&mut host);
+    let below = "ls /sys/block/$(basename $(readlink -f /dev/vg/home))/slaves";
+    let group = host.run("farside volume list --json");
+    let group: serde_json::Value = serde_json::from_str(&group).expect("JSON");
+    let group = group[0]["group"].as_str().expect("it has a group").to_owned();
+    let refused = host.attempt(&format!("farside cutover {group} --yes"));
+    assert!(refused.code == 4 && refused.stderr.contains("volume home is in use"), "{refused:?}");
+    assert!(host.run(below).starts_with("nbd"), "nothing was changed");
+    host.run("umount /mnt");
+    wait_quiet(&mut host);
+    let source = status(&mut host).expect("it answers")["source"].as_str().expect("a name").to_owned();
+    let receiver = format!("farside --socket {}/receiver.sock", farside_vm::gateway::FOLDER);
+    gateway.run(&format!("{receiver} follower add {source}/home {}/standby.img --name standby", farside_vm::gateway::FOLDER));
+    let is_nobodys = |host: &mut farside_vm::Guest| {
+        assert!(!host.run(below).contains("nbd"), "a tap is under it");
+        assert_eq!(host.attempt("dmsetup ls | grep farside-backing").stdout, "", "its disks have another way");
+        assert_ne!(host.attempt("mount /dev/vg/home /mnt").code, 0, "it is mounted");
+    };
+    // Aborted, it is as it was.
+    host.run(&format!("farside cutover {group} --yes --wait 1h"));
+    is_nobodys(&mut host);
+    host.run(&format!("farside cutover {group} --abort"));
+    host.wait_until(&format!("{below} | grep nbd"));
+    wait_quiet(&mut host);
+    host.run("mount /dev/vg/home /mnt && cmp /mnt/kept /root/kept && rm /mnt/kept && cp /root/kept /mnt/again && umount /mnt");
+    wait_quiet(&mut host);
+    let done = host.run(&format!("farside cutover {group} --yes --wait 1h"));
+    assert!(done.contains("is handed over"), "{done}");
+    is_nobodys(&mut host);
+    // Killed, it stays nobody's.
+    host.run("systemctl kill -s KILL farsided");
+    host.wait_until("farside cutover --list | grep 'handed over'");
+    is_nobodys(&mut host);
+    gateway.run(&format!("{receiver} failover {source}/{group} --yes"));
+    host.run(&format!("farside failback {group} --yes --force"));
+    is_nobodys(&mut host);
+    host.run(&format!("farside failback {group} --finish --force --yes"));
+    host.wait_until(&format!("{below} | grep nbd"));
+    wait_quiet(&mut host);
+    host.run("mount /dev/vg/home /mnt && cmp /mnt/again /root/kept && umount /mnt");
+    wait_quiet(&mut host);
+    let here = host.run("dd if=/dev/vg/home bs=1M iflag=direct 2>/dev/null | md5sum");
+    let newest = md5_of(&gateway.restore("home", "latest"));
+    assert!(here.split(' ').next() == Some(&newest), "the newest point is not what the volume holds");
+    host.power_off();
+    gateway.shut_down();
+}

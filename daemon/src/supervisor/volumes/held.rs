@@ -103,8 +103,15 @@ impl Daemon {
     /// # Errors
     /// When somebody is at it.
     pub(crate) async fn take_for_failback(self: &Arc<Self>, group: &Name, name: &Name) -> anyhow::Result<()> {
+        let configured = self.volumes_of(group).into_iter().find(|volume| volume.name == *name);
         if self.volumes.is_served(name) {
-            let claimed = self.claim(name).await?;
+            let claimed = match &configured {
+                Some(volume) => {
+                    let claimed = self.claim_unused(volume).await?;
+                    self.take_out_claimed(volume, claimed).await?
+                }
+                None => self.claim(name).await?,
+            };
             self.leave_for_failback(name, claimed).await;
         }
         if self.volumes.is_served(name) || !self.begin_after_others(name, Instant::now() + LEAVE_WAIT).await {

@@ -1,20 +1,112 @@
 //! Devices of the host that are put back on their own disks, and their taps out of the write path.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::Context as _;
+use farside_blockio::dm::DevNumber;
 use farside_control::{ApiError, ErrorCode};
 use farside_insert::Insertion;
 use farside_region::Name;
-use tracing::error;
+use tracing::{error, warn};
 
-use super::LEAVE_WAIT;
-use crate::change::Change;
-use crate::group::Ask;
+use super::{Claimed, LEAVE_WAIT, claimed};
+use crate::change::{self, Change};
+use crate::config::VolumeConfig;
+use crate::group::{Ask, Leaving};
 use crate::state_dir::Mark;
 use crate::supervisor::Daemon;
-use crate::tap;
+use crate::tap::{self, Unused};
+
+/// A device of the host under which a tap is, or was until now, and which nobody but this uses.
+///
+/// Invariant: as long as it is kept nobody mounts the device, or builds something on it. Dropped before its volume left, its tap comes back under it, and
+/// everything is compared.
+#[derive(Debug)]
+pub(crate) struct HeldDevice {
+    insertion: Arc<Insertion>,
+    /// What the kernel had counted as written there when it was taken.
+    written: Option<String>,
+    is_out: bool,
+    is_given_up: bool,
+    _nobody: OwnedFd,
+}
+
+impl HeldDevice {
+    /// Takes a device that nobody uses; its tap stays under it. Waits a moment for who is about to let go.
+    ///
+    /// # Errors
+    /// Who uses it.
+    fn take(insertion: Arc<Insertion>) -> anyhow::Result<Self> {
+        let nobody = farside_blockio::hold(insertion.device())?;
+        // † It is granted beside whoever has the device open without a claim, and what he writes from then on would pass no tap.
+        tap::opened_by_nobody(insertion.device())?;
+        let written = written_on(insertion.device());
+        Ok(Self { insertion, written, is_out: false, is_given_up: false, _nobody: nobody })
+    }
+
+    /// Puts it on its own disks.
+    ///
+    /// # Errors
+    /// When it is not: it rests on its tap then, as far as is known.
+    fn take_out(&mut self, runtime_dir: &Path) -> anyhow::Result<()> {
+        self.insertion.leaves();
+        self.is_out = true; // a helper may do it however it ends
+        Change::TakeOut { device: self.insertion.device().to_owned() }.make(runtime_dir).map(drop)
+    }
+
+    /// Its volume was closed: lets go of it, with one way left to its disks. Says what the kernel had counted as written when it was taken.
+    ///
+    /// # Errors
+    /// When its twin is still there.
+    pub(crate) fn let_go(mut self) -> anyhow::Result<UsedByNobody> {
+        self.is_given_up = true;
+        let device = self.insertion.device().to_owned();
+        self.insertion.remove_twin().with_context(|| format!("the twin of {} stays", self.insertion.name()))?;
+        Ok(UsedByNobody { device, written: self.written.take() })
+    }
+}
+
+impl Drop for HeldDevice {
+    fn drop(&mut self) {
+        if !self.is_given_up {
+            self.insertion.stays(); // that it is on its own disks is noticed from here on
+        }
+    }
+}
+
+/// A device that was held, and is to be held by somebody else.
+#[derive(Debug)]
+pub(crate) struct UsedByNobody {
+    device: PathBuf,
+    written: Option<String>,
+}
+
+impl UsedByNobody {
+    /// Held again, it was written to by nobody since it was taken at first. † What was written passed no tap, and is in no point.
+    ///
+    /// # Errors
+    /// When somebody wrote there, or nobody can tell.
+    pub(crate) fn was_left_alone(&self) -> anyhow::Result<()> {
+        let now = written_on(&self.device);
+        anyhow::ensure!(
+            self.written.is_some() && now == self.written,
+            "somebody wrote to {} while its tap was being taken out, or it cannot be told: stop that, and say the same again",
+            self.device.display()
+        );
+        Ok(())
+    }
+}
+
+/// What the kernel has counted as written and discarded on a block device, in its own words. `None`: it cannot be asked.
+fn written_on(device: &Path) -> Option<String> {
+    let number = DevNumber::at(device).ok()?;
+    let stat = std::fs::read_to_string(format!("/sys/dev/block/{number}/stat")).ok()?;
+    let counted: Vec<&str> = stat.split_whitespace().collect();
+    // Sectors that were written, and that were discarded. A flush counts as a write of none, and changes nothing.
+    Some([6, 13].iter().filter_map(|field| counted.get(*field).copied()).collect::<Vec<_>>().join(" "))
+}
 
 impl Daemon {
     /// Puts the host's device back on its own disks. What it writes from then on passes no tap: nothing is published after it.
@@ -52,18 +144,110 @@ impl Daemon {
         why.message += "; its device was on its own disks for a moment, so everything will be compared";
         why
     }
+
+    /// Claims what the host uses of a volume that is to be kept from it: its tap's device, or the device that the tap is under. Nothing is changed.
+    ///
+    /// # Errors
+    /// Who uses it.
+    pub(crate) async fn claim_unused(&self, volume: &VolumeConfig) -> Result<Claimed, ApiError> {
+        let name = &volume.name;
+        let Leaving { tap, insertion, .. } = self.ask(name, Ask::Leaving).await?;
+        let Some(insertion) = insertion else { return self.claim(name).await };
+        let conflict = |message: String, what: &str| ApiError::new(ErrorCode::Conflict, message, what);
+        // † What is written to later is found by the name that is configured.
+        if !matches!((DevNumber::at(&volume.backing), DevNumber::at(insertion.device())), (Ok(named), Ok(is)) if named == is) {
+            let (named, is) = (volume.backing.display(), insertion.name());
+            let what = "correct `backing` in its file in farsided.d, `farside reload`, and say the same again";
+            return Err(conflict(
+                format!("{named} is not the device that the tap of volume {name} is under: that is {is}"),
+                what,
+            ));
+        }
+        let held = tokio::task::spawn_blocking(move || HeldDevice::take(insertion));
+        let held = match tokio::time::timeout(LEAVE_WAIT, held).await {
+            Ok(held) => held.map_err(ApiError::internal)?,
+            Err(_) => Err(anyhow::anyhow!("its device does not answer")),
+        };
+        let held = held.map_err(|error| {
+            let what = "unmount what is on it, end what uses it (`lsblk`, `fuser -v`), and say the same again";
+            conflict(format!("volume {name} is in use: {error:#}"), what)
+        })?;
+        let unused = Unused::Left(anyhow::anyhow!("its tap is still under the device of the host"));
+        Ok(Claimed { tap, unused, is_out: false, held: Some(held) })
+    }
+
+    /// Takes the tap out from under a device that was claimed; one whose tap is under none stays as it is.
+    ///
+    /// # Errors
+    /// When it is not out. What was claimed is nobody's any more, and the tap is put under the device again where it was out for a moment.
+    pub(crate) async fn take_out_claimed(&self, volume: &VolumeConfig, claimed_now: Claimed) -> Result<Claimed, ApiError> {
+        let Claimed { tap, held, unused, is_out } = claimed_now;
+        let Some(mut held) = held else { return Ok(Claimed { tap, held, unused, is_out }) };
+        let name = &volume.name;
+        // † For a helper that ends after this process does: who comes next may have found the tap under the device still.
+        let dir = self.volume_path(volume);
+        let was_lost = Mark::TrackingLost.is_set(&dir).map_err(ApiError::internal)?;
+        Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
+        let runtime_dir = self.around.runtime_dir.clone();
+        let out = tokio::task::spawn_blocking(move || held.take_out(&runtime_dir).map(|()| held));
+        let why = match tokio::time::timeout(LEAVE_WAIT, out).await {
+            Ok(Ok(Ok(held))) => {
+                // Its table says it from here on, to whoever opens the volume; what is served until then has lost nothing.
+                if !was_lost {
+                    Mark::TrackingLost.put(&dir, false).map_err(ApiError::internal)?;
+                }
+                let unused = match claimed(&tap).await {
+                    Ok(Ok(Ok(unused))) => unused,
+                    Ok(Ok(Err(error))) => Unused::Left(error),
+                    Ok(Err(error)) => Unused::Left(error.into()),
+                    Err(_) => Unused::Left(anyhow::anyhow!("it does not answer")),
+                };
+                return Ok(Claimed { tap, unused, is_out: true, held: Some(held) });
+            }
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(error)) => error.into(),
+            Err(_) => anyhow::anyhow!("the requests of its host do not end"),
+        };
+        let what = "see the kernel's log, then say the same again";
+        Err(ApiError::new(ErrorCode::Conflict, format!("volume {name} stays: {why:#}"), what))
+    }
+
+    /// The device of an inserted volume that is served by nobody is on its own disks, which have no other way, and its host does not see it at a boot.
+    ///
+    /// # Errors
+    /// When that is not so, or its host uses it.
+    pub(crate) async fn keep_device(&self, volume: &VolumeConfig) -> anyhow::Result<()> {
+        if !volume.insert {
+            return Ok(());
+        }
+        let (runtime_dir, backings) = (self.around.runtime_dir.clone(), self.around.backings.clone());
+        let (source, alone) = (self.source_of(&volume.group), VolumeConfig { insert: false, ..volume.clone() });
+        let keep = move || {
+            anyhow::ensure!(change::is_idle(&runtime_dir, &alone.backing)?, "an earlier farsided is still changing its table");
+            // † To hide what its host uses would have it unmounted.
+            let _nobody = farside_blockio::hold(&alone.backing)?;
+            farside_insert::remove_twin_of(&alone.backing)?;
+            backings.take(&alone, &source)
+        };
+        let kept = tokio::task::spawn_blocking(keep).await?;
+        kept.with_context(|| format!("the device of volume {} cannot be kept from its host", volume.name))
+    }
+
+    /// Its host sees the device of an inserted volume again.
+    pub(crate) async fn give_device_back(&self, volume: &VolumeConfig) {
+        if volume.insert {
+            let (backings, name) = (self.around.backings.clone(), volume.name.clone());
+            let shown = tokio::task::spawn_blocking(move || backings.let_go(&name)).await;
+            shown.unwrap_or_else(|error| warn!(volume = %volume.name, %error, "its device stays hidden"));
+        }
+    }
 }
 
 /// Puts a device on its own disks, if nobody uses it, and sees that nobody begins to. The next start finds it there, and
 /// compares everything.
-pub(super) fn take_out_unused(insertion: &Insertion, runtime_dir: &Path) -> anyhow::Result<OwnedFd> {
-    let nobody = farside_blockio::hold(insertion.device())?;
-    // † It is granted beside whoever has the device open without a claim, and what he writes from then on would pass no tap.
-    tap::opened_by_nobody(insertion.device())?;
-    insertion.leaves();
-    if let Err(error) = (Change::TakeOut { device: insertion.device().to_owned() }).make(runtime_dir) {
-        insertion.stays();
-        return Err(error);
-    }
-    Ok(nobody)
+pub(super) fn take_out_unused(insertion: Arc<Insertion>, runtime_dir: &Path) -> anyhow::Result<HeldDevice> {
+    let mut held = HeldDevice::take(insertion)?;
+    held.take_out(runtime_dir)?;
+    held.is_given_up = true;
+    Ok(held)
 }
