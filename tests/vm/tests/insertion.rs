@@ -248,6 +248,9 @@ fn commands_of_the_readme() -> Vec<&'static str> {
     block.lines().filter(|line| !line.is_empty()).collect()
 }
 
+/// What LVM's device rests on.
+const BELOW: &str = "ls /sys/block/$(basename $(readlink -f /dev/vg/home))/slaves";
+
 #[test]
 fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() {
     let mut gateway = Gateway::here();
@@ -271,8 +274,7 @@ fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() 
     for command in commands {
         host.run(&format!("cd /root && {}", command.replace("THE LINE", &token)));
     }
-    let below = "ls /sys/block/$(basename $(readlink -f /dev/vg/home))/slaves";
-    assert!(host.run(below).starts_with("nbd"), "its tap is under it");
+    assert!(host.run(BELOW).starts_with("nbd"), "its tap is under it");
     // Swap and what a boot needs are refused by name.
     host.run("lvcreate -q -y -n swap -L 8M vg && mkswap -q /dev/vg/swap && swapon /dev/vg/swap");
     let refused = host.attempt("farside volume add swap --device /dev/vg/swap");
@@ -289,7 +291,7 @@ fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() 
     let mut host = machine.boot();
     ["block nbd", "dev nbd0, "].iter().for_each(|words| host.announce(words));
     host.booted();
-    host.wait_until(&format!("{below} | grep nbd"));
+    host.wait_until(&format!("{BELOW} | grep nbd"));
     host.run("journalctl --sync && journalctl -b -u farsided --no-pager --grep 'its device was used without a tap: everything will be compared'");
     host.run("mount /dev/vg/home /srv/home");
     Load::check(&mut host, "/srv/home", &promised);
@@ -303,6 +305,7 @@ fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() 
     assert!(here.split(' ').next() == Some(&newest), "the newest point is not what the volume holds");
     let said = status(&mut host).expect("it answers").to_string();
     assert!(!said.contains("tracking_lost"), "what was compared is not in doubt any more: {said}");
+    is_handed_over_and_comes_back(&mut host, &mut gateway);
     host.run("farside volume remove home --yes && e2fsck -fn /dev/vg/home");
     host.power_off();
     gateway.shut_down();
@@ -310,70 +313,44 @@ fn a_mounted_volume_of_lvm_is_protected_with_the_three_commands_of_the_readme() 
 
 /// The circle of a mounted volume of LVM: refused while it is in use; then its device is on its own disks and nobody's, is failed over, comes back, and
 /// is mounted with what was on it, over its tap.
-#[test]
-fn a_mounted_volume_of_lvm_is_handed_over_and_comes_back() {
-    let mut gateway = Gateway::here();
-    let token = gateway.token();
-    let mut machine = Machine::debian("host", Kernel::Stock)
-        .modules(&["nbd", "dm_mod"])
-        .programs(&["farside-vm-load"])
-        .disk(DiskSpec::blank("data", 64))
-        .on_this_machine();
-    let mut host = machine.boot();
-    host.booted();
-    ["block nbd", "dev nbd0, ", "Can't open blockdev"].iter().for_each(|words| host.announce(words));
-    let disk = host.disk("data");
-    host.run(&format!("pvcreate -q {disk} && vgcreate -q vg {disk} && lvcreate -q -y -n home -L 32M vg"));
-    host.run("mkfs.ext4 -q /dev/vg/home && mount /dev/vg/home /mnt");
-    upload(&mut host, &["farside", "farsided"]);
-    for command in commands_of_the_readme() {
-        host.run(&format!("cd /root && {}", command.replace("THE LINE", &token)));
-    }
-    host.run("head -c 3000000 /dev/urandom > /mnt/kept && sync && cp /mnt/kept /root/kept");
-    wait_quiet(&mut host);
-    let below = "ls /sys/block/$(basename $(readlink -f /dev/vg/home))/slaves";
-    let group = host.run("farside volume list --json");
-    let group: serde_json::Value = serde_json::from_str(&group).expect("JSON");
+fn is_handed_over_and_comes_back(host: &mut farside_vm::Guest, gateway: &mut Gateway) {
+    host.announce("Can't open blockdev");
+    host.run("mount /dev/vg/home /mnt && head -c 3000000 /dev/urandom > /mnt/kept && cp /mnt/kept /root/kept && sync");
+    let group: serde_json::Value = serde_json::from_str(&host.run("farside volume list --json")).expect("JSON");
     let group = group[0]["group"].as_str().expect("it has a group").to_owned();
     let refused = host.attempt(&format!("farside cutover {group} --yes"));
     assert!(refused.code == 4 && refused.stderr.contains("volume home is in use"), "{refused:?}");
-    assert!(host.run(below).starts_with("nbd"), "nothing was changed");
+    assert!(host.run(BELOW).starts_with("nbd"), "nothing was changed");
     host.run("umount /mnt");
-    wait_quiet(&mut host);
-    let source = status(&mut host).expect("it answers")["source"].as_str().expect("a name").to_owned();
-    let receiver = format!("farside --socket {}/receiver.sock", farside_vm::gateway::FOLDER);
-    gateway.run(&format!("{receiver} follower add {source}/home {}/standby.img --name standby", farside_vm::gateway::FOLDER));
+    wait_quiet(host);
+    let source = status(host).expect("it answers")["source"].as_str().expect("a name").to_owned();
     let is_nobodys = |host: &mut farside_vm::Guest| {
-        assert!(!host.run(below).contains("nbd"), "a tap is under it");
+        assert!(!host.run(BELOW).contains("nbd"), "a tap is under it");
         assert_eq!(host.attempt("dmsetup ls | grep farside-backing").stdout, "", "its disks have another way");
         assert_ne!(host.attempt("mount /dev/vg/home /mnt").code, 0, "it is mounted");
     };
     // Aborted, it is as it was.
     host.run(&format!("farside cutover {group} --yes --wait 1h"));
-    is_nobodys(&mut host);
+    is_nobodys(host);
     host.run(&format!("farside cutover {group} --abort"));
-    host.wait_until(&format!("{below} | grep nbd"));
-    wait_quiet(&mut host);
-    host.run("mount /dev/vg/home /mnt && cmp /mnt/kept /root/kept && rm /mnt/kept && cp /root/kept /mnt/again && umount /mnt");
-    wait_quiet(&mut host);
+    host.wait_until(&format!("{BELOW} | grep nbd"));
+    wait_quiet(host);
     let done = host.run(&format!("farside cutover {group} --yes --wait 1h"));
     assert!(done.contains("is handed over"), "{done}");
-    is_nobodys(&mut host);
+    is_nobodys(host);
     // Killed, it stays nobody's.
     host.run("systemctl kill -s KILL farsided");
     host.wait_until("farside cutover --list | grep 'handed over'");
-    is_nobodys(&mut host);
+    is_nobodys(host);
+    let receiver = format!("farside --socket {}/receiver.sock", farside_vm::gateway::FOLDER);
     gateway.run(&format!("{receiver} failover {source}/{group} --yes"));
     host.run(&format!("farside failback {group} --yes --force"));
-    is_nobodys(&mut host);
+    is_nobodys(host);
     host.run(&format!("farside failback {group} --finish --force --yes"));
-    host.wait_until(&format!("{below} | grep nbd"));
-    wait_quiet(&mut host);
-    host.run("mount /dev/vg/home /mnt && cmp /mnt/again /root/kept && umount /mnt");
-    wait_quiet(&mut host);
+    host.wait_until(&format!("{BELOW} | grep nbd"));
+    host.run("mount /dev/vg/home /mnt && cmp /mnt/kept /root/kept && rm /mnt/kept && umount /mnt");
+    wait_quiet(host);
     let here = host.run("dd if=/dev/vg/home bs=1M iflag=direct 2>/dev/null | md5sum");
     let newest = md5_of(&gateway.restore("home", "latest"));
     assert!(here.split(' ').next() == Some(&newest), "the newest point is not what the volume holds");
-    host.power_off();
-    gateway.shut_down();
 }
