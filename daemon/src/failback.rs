@@ -1116,7 +1116,8 @@ fn refuse_unpublished(group: &Name, point: &PullPoint, force: bool) -> Result<()
     // † Days of a stand-in's work may lie in points that lack one volume of this host's.
     if let Some(newer) = point.passed_over {
         let message = format!(
-            "points up to {newer} of group {group} are newer than the failover's, and none of them holds all volumes of this host in whole"
+            "points up to {newer} of group {group} are newer than the one that would come back: they are what a failover to an older one left aside, or \
+             hold not all volumes of this host in whole"
         );
         let what = format!(
             "protect on the stand-in what is missing, or remove it here (`farside point show {newer}` on the gateway says what they hold, `farside volume \
@@ -1162,8 +1163,8 @@ fn why_not(point: &PullPoint, generation: u64) -> Option<String> {
     }
     if let Some(newer) = point.passed_over {
         return Some(format!(
-            "newer points, up to {newer}, hold what their source could not read, or lack a volume, and this is point {position}: mend that disk, or wait \
-             until the volume is in them again, or --force"
+            "newer points, up to {newer}, hold what their source could not read, or lack a volume, or were left aside by the failover, and this is point \
+             {position}: mend that disk, or wait until the volume is in them again, or --force"
         ));
     }
     (!point.is_since).then(|| "nothing was published since the failover; --force to go on with what was before".to_owned())

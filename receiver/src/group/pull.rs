@@ -139,7 +139,7 @@ impl Group {
                 point.members.iter().all(|member| state.volume(member.key.volume).is_some_and(|v| v.term() == member.key.term))
             }
         };
-        let newest = state.points().values().rev().find(|point| stands(point)).map(|newest| newest.slot);
+        let newest = state.points().values().next_back().map(|newest| newest.slot);
         Ok(PullLook {
             position: LedgerPosition { slot: point.slot, digest },
             epoch: point.epoch,

@@ -251,7 +251,7 @@ async fn what_is_above_an_older_point_is_from_before_the_failover() {
     let mut pull = host.pulling("host1", "default").await;
     let now = begin(&mut pull, None).await;
     assert_eq!((now.position, now.is_since), (points[0], false), "nobody has published anything since");
-    assert_eq!(now.passed_over, None, "what is above it is what it was brought up instead of");
+    assert_eq!(now.passed_over, Some(points[2].slot), "what is above it is what it was brought up instead of");
     let commit = FailoverRequest { commit: Some(true), force: false, ..request(None) };
     let refused = client.failover(&commit).await.expect_err("its stand-in has nothing").to_string();
     assert!(refused.contains("has published nothing"), "{refused}");
