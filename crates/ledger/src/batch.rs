@@ -92,7 +92,7 @@ pub fn encode_object(first: Slot, records: &[Encoded]) -> Result<Vec<u8>, BatchE
     Ok(bytes)
 }
 
-/// The records of an object, at least one, in the order of their slots: its own, and not those that it repeats ([`decode_repeats`]),
+/// The records of an object, at least one, in the order of their slots: its own, and not those that it repeats ([`decode_repeats`](crate::decode_repeats)),
 /// whose damage is not theirs. Those of a batch follow one another; whether the first follows what is before it is for the caller to ask.
 ///
 /// # Errors
