@@ -313,6 +313,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let store = dir.path().join("store");
         std::fs::create_dir(&store).expect("mkdir");
+        std::fs::write(store.join("farside-store.json"), "{}").expect("written");
         let refused = |to: &Path, state: Option<&Path>| refuse_places(to, state, &store).map_err(|failure| failure.exit);
         assert_eq!(refused(Path::new("/dev/null"), None), Err(Exit::Usage));
         assert_eq!(refused(Path::new("/dev/null"), Some(&store.join("a/b/state"))), Err(Exit::Refused), "not made in it, either");
