@@ -234,7 +234,8 @@ fn a_torn_record_is_voided_after_asking_and_the_chain_goes_on() {
     let ledger = site.store().join("groups/host1/default/ledger/0");
     let record = ledger.join(last.to_string());
     let bytes = fs::read(&record).expect("read");
-    fs::write(&record, &bytes[..bytes.len() / 2]).expect("tear");
+    // Of its own bytes, which come before what it repeats.
+    fs::write(&record, &bytes[..100]).expect("tear");
     site.start_receiver();
     let status = wait_for("the receiver to say so", || {
         let status = output(&mut site.gateway(&["status", "--json"])).2;
