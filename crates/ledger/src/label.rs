@@ -121,7 +121,7 @@ impl State {
     /// [`State::prunable`], without the application-consistent points, and those of cohorts, that the policy would keep if there were no
     /// others: they are rare among crash-consistent ones, and would stand for no cell of a grid but by chance.
     ///
-    /// Of the points of a volume that are of one kin, and are sound, it keeps the newest [`Policy::keep`], of a cohort's two at the least, and for each rule of the grid the
+    /// Of the points of a volume that are of one kin, and are sound, it keeps the newest [`Policy::keep`], and for each rule of the grid the
     /// first of each cell. The answer only grows until a pin comes in, as that of [`State::prunable`] does: newer ones only add to those
     /// that are newer, what is first in its cell stays that, and is needed the longest of all in the cell.
     ///
@@ -137,9 +137,8 @@ impl State {
         self.points().values().filter_map(|point| Some((kin_of(point)?, point))).for_each(|(kin, point)| {
             all.entry(kin).or_default().push(point);
         });
-        // † The newest of a cohort may be a cut that some other group will never have; the one before it counts until that is known.
-        let keep = |kin: &Kin| policy.keep.max(if matches!(kin, Kin::Cohort(_)) { 2 } else { 1 });
-        let newest: BTreeMap<Kin, _> = all.iter().map(|(kin, points)| (*kin, newest_of_each(points, keep(kin)))).collect();
+        let newest: BTreeMap<Kin, _> =
+            all.iter().map(|(kin, points)| (*kin, newest_of_each(points, policy.keep.max(1)))).collect();
         prunable.retain(|slot| {
             let Some(kin) = self.points().get(slot).and_then(kin_of) else { return true };
             let (points, newest) = (&all[&kin], &newest[&kin]);

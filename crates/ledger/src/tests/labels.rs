@@ -117,17 +117,6 @@ fn groups_of_a_cohort_keep_the_same_cuts() {
     }
 }
 
-/// The newest cut may never become whole; until that is known the one before it is what a cohort would be failed over to.
-#[test]
-fn the_newest_two_points_of_a_cohort_stay_under_a_policy_that_keeps_one() {
-    let mut w = claimed();
-    let of = |n: u8| said(Consistency::Cohort(CohortCut { cut: [n; 16], ..cohort_cut(0) }), "");
-    let cuts: Vec<Slot> = (0..3).map(|n| labelled(&mut w, &[1], of(n))).collect();
-    let newer: Vec<Slot> = (0..3).map(|_| w.point(&[1])).collect();
-    let gone = w.state.prunable_beside_kin(&Policy::without_grid(1, 0), &BTreeSet::new());
-    assert_eq!(gone, [cuts[0], newer[0], newer[1]]);
-}
-
 /// Points of a cohort that is no more are the newest of it for ever, until a person has it forgotten; another's stay.
 #[test]
 fn points_of_a_cohort_that_was_forgotten_are_as_all_others() {
