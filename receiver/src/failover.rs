@@ -455,6 +455,8 @@ impl Failovers {
         self.change(receiver, &names, |known| {
             if known.stage == Stage::Fencing && known.generation == changed.generation {
                 (known.wanted, known.takes_degraded, known.shown) = (wanted, takes_degraded, shown);
+                known.forced |= request.force;
+                known.lose_staged |= request.lose_staged;
             }
         })?;
         self.go_on(receiver, &names)?;

@@ -170,6 +170,13 @@ impl Group {
     ///
     /// Gives the generation under which they are: another one where the source may have taken its history back since it was asked for.
     pub(super) fn fence(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
+        // † First: who waits for a person's word, or for time, is asked every second, and an upload takes as long as the line does.
+        if !fence.forced && self.slot != LastSlot::Ours && claims_below(self.writable()?, fence.generation).is_some() {
+            self.refuse_alive()?;
+            if let Some(left) = self.silence_left() {
+                return Ok(Fenced::Waits(left));
+            }
+        }
         self.without_uploads(|group| group.fence_now(fence))
     }
 
