@@ -135,7 +135,7 @@ pub fn decode_repeats(bytes: &[u8]) -> Result<Vec<Repeated<'_>>, DecodeError> {
     let mut repeated: Vec<Repeated<'_>> = Vec::with_capacity(slices.len());
     for bytes in slices {
         let (record, digest) = Record::decode(bytes).map_err(|_| DecodeError::Repeats)?;
-        let is_next = |before: &Repeated<'_>| record.slot == before.record.slot.next() && record.prev == before.digest;
+        let is_next = |before: &Repeated<'_>| is_right_after(record.slot, before.record.slot) && record.prev == before.digest;
         if !repeated.last().is_none_or(is_next) || record.group != own.group {
             return Err(DecodeError::Repeats);
         }
@@ -158,6 +158,11 @@ pub fn decode_with_repeats(bytes: &[u8]) -> Result<Vec<Repeated<'_>>, DecodeErro
     let own = own.into_iter().zip(take_apart(bytes)?.own);
     all.extend(own.map(|((record, digest), bytes)| Repeated { bytes, record, digest }));
     Ok(all)
+}
+
+/// † A peer's bytes may say the last slot that there is, after which none comes.
+fn is_right_after(slot: Slot, before: Slot) -> bool {
+    slot.0.checked_sub(1) == Some(before.0)
 }
 
 /// A record in memory, as it is stored.
@@ -183,7 +188,7 @@ impl Newest {
     /// cannot be read is not kept.
     pub fn take_in(&mut self, object: &[u8]) {
         let Ok(own) = decode_object(object) else { return *self = Self::default() };
-        let follows = |last: &Kept| last.slot.next() == own[0].0.slot && self.digest == Some(own[0].0.prev);
+        let follows = |last: &Kept| is_right_after(own[0].0.slot, last.slot) && self.digest == Some(own[0].0.prev);
         if self.kept.back().is_some_and(follows) {
             let pieces = take_apart(object).map_or_else(|_| Vec::new(), |pieces| pieces.own);
             pieces.into_iter().zip(own).for_each(|(bytes, (record, digest))| self.push(bytes, &record, digest));
@@ -209,7 +214,7 @@ impl Newest {
     pub fn take_in_before(&mut self, before: &[Repeated<'_>]) {
         let Some(run) = self.kept.back().map(|newest| run_of(newest.slot)) else { return };
         for one in before.iter().rev().filter(|one| one.record.slot >= run) {
-            let leads_up = self.oldest().is_some_and(|(slot, prev)| one.record.slot.next() == slot && one.digest == prev);
+            let leads_up = self.oldest().is_some_and(|(slot, prev)| is_right_after(slot, one.record.slot) && one.digest == prev);
             if !leads_up || self.bytes + one.bytes.len() > KEPT_BYTES_MAX {
                 return;
             }
@@ -220,7 +225,7 @@ impl Newest {
 
     /// Whether these are the newest of that ledger.
     pub fn are_of(&self, state: &State) -> bool {
-        self.digest == Some(state.prev()) && self.kept.back().is_some_and(|last| last.slot.next() == state.next_slot())
+        self.digest == Some(state.prev()) && self.kept.back().is_some_and(|last| is_right_after(state.next_slot(), last.slot))
     }
 
     /// The slot of the oldest, and the digest of the record before it.

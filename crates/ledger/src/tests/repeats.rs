@@ -165,6 +165,20 @@ fn l6_what_is_of_another_chain_is_not_repeated() {
     mutation::tell(&[("a repeated record counts without the chain", "L6: a record that lost its slot counts")], story);
 }
 
+/// Whole records with good digests, of slots that no ledger reaches.
+#[test]
+fn l9_a_repeated_record_of_the_last_slot_that_there_is_is_refused() {
+    let (all, encoded) = records(0, 6);
+    let last = Record { slot: Slot(u64::MAX), ..all[3].0.clone() }.encode().expect("small");
+    let object = encode_repeating(Slot(5), &encoded[5..], &[&last.bytes[..], &encoded[4].bytes]).expect("small");
+    assert_eq!(decode_repeats(&object), Err(DecodeError::Repeats));
+    assert_eq!(decode_with_repeats(&object).map(|all| all.len()), Ok(1), "its own record is what it is");
+    let mut newest = Newest::default();
+    newest.take_in(&last.bytes);
+    newest.take_in(&object);
+    assert_eq!(newest.oldest(), Some((Slot(5), all[5].0.prev)));
+}
+
 #[test]
 fn what_is_repeated_has_a_limit_and_never_makes_an_object_too_large() {
     let (_, encoded) = records(0, 65);
