@@ -144,12 +144,18 @@ mod tests {
 
     use super::*;
 
+    /// Says when it is made known.
+    fn shown_after(first: FirstWrite) -> (Showing, Receiver<()>) {
+        let (shown, is_shown) = unbounded();
+        let showing = Showing::new();
+        showing.show(Some(first), move || shown.send(()).map_err(io::Error::other)).expect("a thread");
+        (showing, is_shown)
+    }
+
     #[test]
     fn r13_a_device_is_not_known_before_its_first_write_has_ended() {
         let (end, first) = bounded(1);
-        let (shown, is_shown) = unbounded();
-        let showing = Showing::new();
-        showing.show(Some(FirstWrite::Sent(first)), move || shown.send(()).map_err(io::Error::other)).expect("a thread");
+        let (showing, is_shown) = shown_after(FirstWrite::Sent(first));
         assert!(showing.lacks().is_some() && is_shown.try_recv().is_err());
         end.send(Err(anyhow::anyhow!("its disk refuses it"))).expect("awaited");
         is_shown.recv().expect("shown");
@@ -163,8 +169,7 @@ mod tests {
         assert!(FirstWrite::left(dir.path(), device).is_none());
         let helper = change::tests::lock(dir.path(), device);
         let left = FirstWrite::left(dir.path(), device).expect("one is at work");
-        let (shown, is_shown) = unbounded();
-        Showing::new().show(Some(left), move || shown.send(()).map_err(io::Error::other)).expect("a thread");
+        let (_, is_shown) = shown_after(left);
         assert!(is_shown.try_recv().is_err());
         drop(helper);
         is_shown.recv().expect("shown");
@@ -173,9 +178,7 @@ mod tests {
     #[test]
     fn a_device_that_is_withdrawn_is_not_made_known() {
         let (end, first) = bounded(1);
-        let (shown, is_shown) = unbounded();
-        let showing = Showing::new();
-        showing.show(Some(FirstWrite::Sent(first)), move || shown.send(()).map_err(io::Error::other)).expect("a thread");
+        let (showing, is_shown) = shown_after(FirstWrite::Sent(first));
         showing.give_up();
         drop(end);
         is_shown.recv().expect_err("its thread ends without it");

@@ -140,9 +140,25 @@ struct Shown {
     members: Vec<String>,
 }
 
-impl Shown {
-    fn of(point: &Promotable) -> Self {
-        Self { point: point.slot, members: point.members.iter().map(|(volume, _)| volume.clone()).collect() }
+/// What a person has chosen, as [`Failover`] keeps it.
+struct Chosen {
+    wanted: Option<Slot>,
+    takes_degraded: Option<bool>,
+    shown: Option<Shown>,
+}
+
+impl Chosen {
+    fn of(request: &FailoverRequest, look: &PromotionLook) -> Self {
+        let point = look.point.as_ref();
+        let shown = |point: &Promotable| Shown {
+            point: point.slot,
+            members: point.members.iter().map(|(volume, _)| volume.clone()).collect(),
+        };
+        Self {
+            wanted: request.point.map(Slot),
+            takes_degraded: Some(request.force && point.is_some_and(|point| point.degraded)),
+            shown: point.filter(|_| request.point.is_none()).map(shown),
+        }
     }
 }
 
@@ -385,12 +401,13 @@ impl Failovers {
         }
         let look = look(receiver, &group, request.point.map(Slot))?;
         receiver.runtime.block_on(group.clone().refresh());
+        let Chosen { wanted, takes_degraded, shown } = Chosen::of(request, &look);
         let failover = Failover {
             version: VERSION,
             source: names.source.clone(),
             group: names.group.clone(),
             generation: look.generation.0.saturating_add(1),
-            wanted: request.point.map(Slot),
+            wanted,
             forced: request.force,
             stage: Stage::Fencing,
             claimed: false,
@@ -402,8 +419,8 @@ impl Failovers {
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
             committed: known.as_ref().is_some_and(|known| known.committed),
             settled: false,
-            takes_degraded: Some(request.force && look.point.as_ref().is_some_and(|point| point.degraded)),
-            shown: look.point.as_ref().filter(|_| request.point.is_none()).map(Shown::of),
+            takes_degraded,
+            shown,
             before: known.clone().map(Box::new),
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
@@ -439,9 +456,7 @@ impl Failovers {
         request: &FailoverRequest,
     ) -> Result<FailoverStatus, ApiError> {
         let look = look(receiver, group, request.point.map(Slot))?;
-        let wanted = request.point.map(Slot);
-        let takes_degraded = Some(request.force && look.point.as_ref().is_some_and(|point| point.degraded));
-        let shown = look.point.as_ref().filter(|_| wanted.is_none()).map(Shown::of);
+        let Chosen { wanted, takes_degraded, shown } = Chosen::of(request, &look);
         let changed = Failover { wanted, takes_degraded, shown: shown.clone(), ..known.clone() };
         // Whoever is fenced already may be alive.
         let planned = show(receiver, group, &changed, &look);

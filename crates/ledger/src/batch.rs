@@ -107,7 +107,7 @@ pub fn decode_object(bytes: &[u8]) -> Result<Vec<(Record, RecordDigest)>, Decode
     let mut records: Vec<(Record, RecordDigest)> = Vec::with_capacity(own.len());
     for bytes in own {
         let (record, digest) = Record::decode(bytes)?;
-        if !records.last().is_none_or(|before| follows(before, &record)) {
+        if !records.last().is_none_or(|(before, its)| follows(before, its, &record)) {
             return Err(DecodeError::Batch);
         }
         records.push((record, digest));
@@ -118,9 +118,14 @@ pub fn decode_object(bytes: &[u8]) -> Result<Vec<(Record, RecordDigest)>, Decode
     Ok(records)
 }
 
-/// Whether a record is the next one after another.
-pub(crate) fn follows((before, its): &(Record, RecordDigest), record: &Record) -> bool {
-    record.group == before.group && record.slot.0.checked_sub(1) == Some(before.slot.0) && record.prev == *its
+/// Whether a record is the next one after another with this digest.
+pub(crate) fn follows(before: &Record, its: &RecordDigest, record: &Record) -> bool {
+    record.group == before.group && is_right_after(record.slot, before.slot) && record.prev == *its
+}
+
+/// † A peer's bytes may say the last slot that there is, after which none comes.
+pub(crate) fn is_right_after(slot: Slot, before: Slot) -> bool {
+    slot.0.checked_sub(1) == Some(before.0)
 }
 
 /// The pieces of an object.

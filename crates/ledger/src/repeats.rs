@@ -17,8 +17,8 @@ use std::collections::VecDeque;
 use farside_region::{RecordDigest, Slot, mutation};
 
 use crate::batch::{
-    BatchError, DIGEST_BYTES, HEAD_BYTES, LENGTH_BYTES, MAGIC, VERSION_REPEATING, decode_object, encode_object, follows, run_of,
-    take_apart,
+    BatchError, DIGEST_BYTES, HEAD_BYTES, LENGTH_BYTES, MAGIC, VERSION_REPEATING, decode_object, encode_object, follows,
+    is_right_after, run_of, take_apart,
 };
 use crate::codec::{DecodeError, Encoded, RECORD_BYTES_MAX};
 use crate::record::Record;
@@ -135,13 +135,13 @@ pub fn decode_repeats(bytes: &[u8]) -> Result<Vec<Repeated<'_>>, DecodeError> {
     let mut repeated: Vec<Repeated<'_>> = Vec::with_capacity(slices.len());
     for bytes in slices {
         let (record, digest) = Record::decode(bytes).map_err(|_| DecodeError::Repeats)?;
-        let is_next = |before: &Repeated<'_>| is_right_after(record.slot, before.record.slot) && record.prev == before.digest;
+        let is_next = |before: &Repeated<'_>| follows(&before.record, &before.digest, &record);
         if !repeated.last().is_none_or(is_next) || record.group != own.group {
             return Err(DecodeError::Repeats);
         }
         repeated.push(Repeated { bytes, record, digest });
     }
-    let leads_up = repeated.last().is_some_and(|last| follows(&(last.record.clone(), last.digest), &own));
+    let leads_up = repeated.last().is_some_and(|last| follows(&last.record, &last.digest, &own));
     if !leads_up && !mutation::on("a repeated record counts without the chain") {
         return Err(DecodeError::Repeats);
     }
@@ -158,11 +158,6 @@ pub fn decode_with_repeats(bytes: &[u8]) -> Result<Vec<Repeated<'_>>, DecodeErro
     let own = own.into_iter().zip(take_apart(bytes)?.own);
     all.extend(own.map(|((record, digest), bytes)| Repeated { bytes, record, digest }));
     Ok(all)
-}
-
-/// † A peer's bytes may say the last slot that there is, after which none comes.
-fn is_right_after(slot: Slot, before: Slot) -> bool {
-    slot.0.checked_sub(1) == Some(before.0)
 }
 
 /// A record in memory, as it is stored.

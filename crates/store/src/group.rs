@@ -330,8 +330,7 @@ impl GroupStore {
             let why = format!("{} records do not fit into the {} slots that one object can take now", said.len(), self.room());
             return Err(StoreError::Record(why));
         }
-        let has_room = (said.len() as u64) < self.room();
-        let packs = if has_room { self.plan_packs(said.iter().map(|said| &said.body))? } else { Vec::new() };
+        let packs = self.plan_packs(said.iter().map(|said| &said.body))?;
         let attempt = match packs.is_empty() {
             true => self.attempt(said, None)?,
             false => {

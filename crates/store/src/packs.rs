@@ -99,8 +99,9 @@ pub(super) fn said_of(packs: &[Pack]) -> Body {
 
 impl GroupStore {
     /// Which of the parts that these records publish are to lie in packs. What an earlier attempt has put is not put again.
-    pub(super) fn plan_packs<'b>(&self, bodies: impl Iterator<Item = &'b Body>) -> Result<Vec<Pack>> {
-        if self.shared.is_dir {
+    /// None where those records fill their object: it has no room for the one that says where packs lie.
+    pub(super) fn plan_packs<'b>(&self, bodies: impl ExactSizeIterator<Item = &'b Body>) -> Result<Vec<Pack>> {
+        if self.shared.is_dir || bodies.len() as u64 >= self.room() {
             return Ok(Vec::new());
         }
         let slot = self.state().next_slot();

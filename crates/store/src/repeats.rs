@@ -55,6 +55,10 @@ impl Repeats {
             for _ in 0..STEPS_MAX {
                 let Some((slot, prev)) = self.0.oldest().filter(|(slot, _)| *slot > run) else { break };
                 older(backend, names, slot, prev, |before| self.0.take_in_before(before));
+                // What could not be had is not asked for again: the next record waits for it.
+                if self.0.oldest().is_some_and(|(still, _)| still == slot) {
+                    break;
+                }
             }
         }
         let mut before: VecDeque<Vec<u8>> = self.0.from(from).map(<[u8]>::to_vec).collect();

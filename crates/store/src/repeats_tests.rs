@@ -48,6 +48,16 @@ fn go_on(group: &mut GroupStore, to: u64, together: u64) {
     }
 }
 
+fn as_a_bucket(store: &TempStore) -> Arc<DirBackend> {
+    Arc::new(DirBackend::open(&store.path()).expect("open"))
+}
+
+/// The group, opened by one more process.
+fn group_in<B: Backend + 'static>(store: &TempStore, bucket: &Arc<B>) -> GroupStore {
+    let opened = Store::open_bucket(Arc::clone(bucket) as _, &store.dir.path().join("staging")).expect("open");
+    opened.group(&name("host"), &name("default")).expect("group")
+}
+
 /// What each object of a ledger repeats, by its first slot.
 fn repeated(store: &TempStore) -> Vec<(u64, Option<(u64, u64)>)> {
     let backend = DirBackend::open(&store.path()).expect("open");
@@ -95,12 +105,10 @@ fn every_object_repeats_what_its_slot_says_whoever_puts_it() {
 #[test]
 fn what_was_caught_up_with_is_repeated() {
     let store = TempStore::new();
-    let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
-    let staging = store.dir.path().join("staging");
+    let counting = Counting::bucket(as_a_bucket(&store));
     let mut group = store.group();
     begun(&mut group);
-    let opened = Store::open_bucket(Arc::clone(&counting) as _, &staging).expect("open");
-    let mut other = opened.group(&name("host"), &name("default")).expect("group");
+    let mut other = group_in(&store, &counting);
     go_on(&mut group, 20, 1);
     other.catch_up().expect("caught up");
     let (_, counts) = counting.during(|| go_on(&mut other, 21, 1));
@@ -116,10 +124,8 @@ fn what_is_repeated_costs_a_read_in_the_first_slot_of_a_run_and_no_request_that_
     begun(&mut group);
     go_on(&mut group, 500, 1);
     drop(group);
-    let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
-    let staging = store.dir.path().join("staging");
-    let opened = Store::open_bucket(Arc::clone(&counting) as _, &staging).expect("open");
-    let mut group = opened.group(&name("host"), &name("default")).expect("group");
+    let counting = Counting::bucket(as_a_bucket(&store));
+    let mut group = group_in(&store, &counting);
     for (to, reads) in [(501, 2), (502, 0), (512, 0), (513, 1), (576, 0), (577, 0), (641, 1), (704, 0), (1024, 5), (1025, 2)] {
         let puts = u32::try_from(to - group.state().next_slot().0).expect("few");
         let (_, counts) = counting.during(|| go_on(&mut group, to, 1));
@@ -136,10 +142,8 @@ fn what_cannot_be_read_is_not_repeated_and_no_publication_fails_for_it() {
     begun(&mut group);
     go_on(&mut group, 70, 1);
     drop(group);
-    let faulty = Faulty::new(Arc::new(DirBackend::open(&store.path()).expect("open")));
-    let staging = store.dir.path().join("staging");
-    let opened = Store::open_bucket(Arc::clone(&faulty) as _, &staging).expect("open");
-    let mut group = opened.group(&name("host"), &name("default")).expect("group");
+    let faulty = Faulty::new(as_a_bucket(&store));
+    let mut group = group_in(&store, &faulty);
     faulty.fail(Op::Get, "/ledger/0/69", When::Before, libc::EIO);
     go_on(&mut group, 71, 1);
     assert_eq!(repeated(&store)[70], (70, None));
@@ -321,10 +325,8 @@ fn a_prune_that_finds_no_room_repeats_nothing() {
     let mut volume = begun(&mut group);
     volume.base(&mut group, 2);
     drop(group);
-    let faulty = Faulty::new(Arc::new(DirBackend::open(&store.path()).expect("open")));
-    let staging = store.dir.path().join("staging");
-    let opened = Store::open_bucket(Arc::clone(&faulty) as _, &staging).expect("open");
-    let mut group = opened.group(&name("host"), &name("default")).expect("group");
+    let faulty = Faulty::new(as_a_bucket(&store));
+    let mut group = group_in(&store, &faulty);
     faulty.fail(Op::Create, "/ledger/0/3", When::Before, libc::ENOSPC);
     assert_eq!(group.prune(&farside_ledger::Policy::without_grid(1, 0)).expect("pruned"), 1);
     assert_eq!((repeated_of(&store, 3), store.group().state()), (None, group.state()));

@@ -60,9 +60,7 @@ impl GroupStore {
             return Ok(None);
         }
         self.usable()?;
-        // As an append does: a full object has no room for the record that says where packs lie.
-        let has_room = (bodies.len() as u64) < self.room();
-        let packs = if has_room { self.plan_packs(bodies.iter().copied())? } else { Vec::new() };
+        let packs = self.plan_packs(bodies.iter().copied())?;
         let places = places_in(&packs);
         let mut alone = Vec::new();
         for (entry, volume, _) in self.new_layers(bodies.iter().copied())? {

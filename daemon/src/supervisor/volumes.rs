@@ -211,6 +211,17 @@ pub(crate) struct Claimed {
 }
 
 impl Claimed {
+    /// Of a volume whose device is on its own disks: it leaves, even if somebody has the tap's own device open.
+    async fn once_out(tap: tap::Handle, held: Option<HeldDevice>) -> Self {
+        let unused = match claimed(&tap).await {
+            Ok(Ok(Ok(unused))) => unused,
+            Ok(Ok(Err(error))) => Unused::Left(error),
+            Ok(Err(error)) => Unused::Left(error.into()),
+            Err(_) => Unused::Left(anyhow::anyhow!("it does not answer")),
+        };
+        Self { tap, unused, is_out: true, held }
+    }
+
     /// Takes it away from the host; its tap serves still. Waits for the device. Gives the host's own, where that is kept from it.
     ///
     /// # Errors
@@ -425,14 +436,7 @@ impl Daemon {
         let Leaving { tap, insertion, dir } = self.ask(name, Ask::Leaving).await?;
         if let Some(insertion) = insertion {
             self.take_out_of_device(name, insertion, &dir).await?;
-            // From here on it leaves, even if somebody has the tap's own device open.
-            let unused = match claimed(&tap).await {
-                Ok(Ok(Ok(unused))) => unused,
-                Ok(Ok(Err(error))) => Unused::Left(error),
-                Ok(Err(error)) => Unused::Left(error.into()),
-                Err(_) => Unused::Left(anyhow::anyhow!("it does not answer")),
-            };
-            return Ok(Claimed { tap, unused, is_out: true, held: None });
+            return Ok(Claimed::once_out(tap, None).await);
         }
         match claimed(&tap).await {
             Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused, is_out: false, held: None }),

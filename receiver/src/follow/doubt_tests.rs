@@ -4,11 +4,11 @@ use farside_store::FollowKeeper as _;
 
 use super::*;
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     text.parse().expect("a name")
 }
 
-fn definition(target: &str) -> Definition {
+pub(super) fn definition(target: &str) -> Definition {
     Definition {
         version: FOLLOWER_VERSION,
         source: name("web1"),

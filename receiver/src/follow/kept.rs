@@ -45,9 +45,7 @@ pub(super) fn begin(state_dir: &StateDir, name: &Name, definition: &Definition) 
 
 #[cfg(test)]
 mod tests {
-    use farside_control::follower::Follows;
-
-    use super::super::FOLLOWER_VERSION;
+    use super::super::doubt_tests::{definition, name};
     use super::*;
 
     /// A pause that was on its way when the follower was removed.
@@ -55,20 +53,7 @@ mod tests {
     fn one_that_was_removed_is_not_there_again_at_the_next_start() {
         let directory = tempfile::tempdir().expect("tempdir");
         let state_dir = StateDir::open(directory.path()).expect("free");
-        let name = |text: &str| text.parse::<Name>().expect("a name");
-        let definition = Definition {
-            version: FOLLOWER_VERSION,
-            source: name("web1"),
-            group: name("db"),
-            volume: name("data"),
-            target: "/dev/vg/standby".into(),
-            follows: Follows::Newest,
-            overwrite: true,
-            paused: false,
-            promoted: None,
-            lock: None,
-            removed: false,
-        };
+        let definition = definition("/dev/vg/standby");
         begin(&state_dir, &name("standby"), &definition).expect("written");
         let entry = Entry::new(name("standby"), definition);
         let pause = || {

@@ -170,17 +170,6 @@ impl Group {
     ///
     /// Gives the generation under which they are: another one where the source may have taken its history back since it was asked for.
     pub(super) fn fence(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
-        // † First: who waits for a person's word, or for time, is asked every second, and an upload takes as long as the line does.
-        if !fence.forced && self.slot != LastSlot::Ours && claims_below(self.writable()?, fence.generation).is_some() {
-            self.refuse_alive()?;
-            if let Some(left) = self.silence_left() {
-                return Ok(Fenced::Waits(left));
-            }
-        }
-        self.without_uploads(|group| group.fence_now(fence))
-    }
-
-    fn fence_now(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
         if self.slot == LastSlot::Ours {
             // † Otherwise a source that has come back stands against asking, and nobody ever knows that it is fenced.
             self.settle()?;
@@ -195,6 +184,11 @@ impl Group {
                 return Ok(Fenced::Waits(left));
             }
         }
+        // † Only now: who waits for a person's word, or for time, is asked every second, and an upload takes as long as the line does.
+        self.without_uploads(|group| group.publish_and_claim(fence))
+    }
+
+    fn publish_and_claim(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
         self.happened(Event::Budget { spent: false });
         // As long as that brings something: what fails now and then may have failed a moment ago.
         let mut staged = usize::MAX;
@@ -206,7 +200,7 @@ impl Group {
             self.happened(Event::Publish);
             self.work();
         }
-        let Place::Here(here) = &mut self.place else { return self.writable().map(|_| Fenced::Under(generation)) };
+        let Place::Here(here) = &mut self.place else { return self.writable().map(|_| Fenced::Under(fence.generation)) };
         // † A claim would make it void.
         if let (lost @ 1.., why) = (here.target.staged_points(), here.target.trouble().unwrap_or("the store is slow, or full")) {
             if !fence.lose_staged {

@@ -125,16 +125,12 @@ impl Group {
         let Some((ticket, mut records)) = then else { return };
         if let Err(error) = noted {
             let outcome = self.append_failed(error);
-            return self.happened_first(Event::Appended { ticket, outcome });
+            self.events.push_front((Event::Appended { ticket, outcome }, None));
+            return;
         }
         // When it came to be known does not change.
         let took = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         records.iter_mut().for_each(|said| said.ago = said.ago.saturating_add(took));
         self.put_records(ticket, records);
-    }
-
-    /// Before anything else is looked at.
-    fn happened_first(&mut self, event: Event) {
-        self.events.push_front((event, None));
     }
 }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use farside_blockio::dm::DevNumber;
+use farside_blockio::sectors_written;
 use farside_control::{ApiError, ErrorCode};
 use farside_insert::Insertion;
 use farside_region::Name;
 use tracing::{error, warn};
 
-use super::{Claimed, LEAVE_WAIT, claimed};
+use super::{Claimed, LEAVE_WAIT};
 use crate::change::{self, Change};
 use crate::config::VolumeConfig;
 use crate::group::{Ask, Leaving};
@@ -27,8 +28,7 @@ use crate::tap::{self, Unused};
 pub(crate) struct HeldDevice {
     insertion: Arc<Insertion>,
     /// What the kernel had counted as written there when it was taken.
-    written: Option<String>,
-    is_out: bool,
+    written: Option<u64>,
     is_given_up: bool,
     _nobody: OwnedFd,
 }
@@ -43,16 +43,15 @@ impl HeldDevice {
         // † It is granted beside whoever has the device open without a claim, and what he writes from then on would pass no tap.
         tap::opened_by_nobody(insertion.device())?;
         let written = written_on(insertion.device());
-        Ok(Self { insertion, written, is_out: false, is_given_up: false, _nobody: nobody })
+        Ok(Self { insertion, written, is_given_up: false, _nobody: nobody })
     }
 
     /// Puts it on its own disks.
     ///
     /// # Errors
     /// When it is not: it rests on its tap then, as far as is known.
-    fn take_out(&mut self, runtime_dir: &Path) -> anyhow::Result<()> {
+    fn take_out(&self, runtime_dir: &Path) -> anyhow::Result<()> {
         self.insertion.leaves();
-        self.is_out = true; // a helper may do it however it ends
         Change::TakeOut { device: self.insertion.device().to_owned() }.make(runtime_dir).map(drop)
     }
 
@@ -80,7 +79,7 @@ impl Drop for HeldDevice {
 #[derive(Debug)]
 pub(crate) struct UsedByNobody {
     device: PathBuf,
-    written: Option<String>,
+    written: Option<u64>,
 }
 
 impl UsedByNobody {
@@ -99,13 +98,9 @@ impl UsedByNobody {
     }
 }
 
-/// What the kernel has counted as written and discarded on a block device, in its own words. `None`: it cannot be asked.
-fn written_on(device: &Path) -> Option<String> {
-    let number = DevNumber::at(device).ok()?;
-    let stat = std::fs::read_to_string(format!("/sys/dev/block/{number}/stat")).ok()?;
-    let counted: Vec<&str> = stat.split_whitespace().collect();
-    // Sectors that were written, and that were discarded. A flush counts as a write of none, and changes nothing.
-    Some([6, 13].iter().filter_map(|field| counted.get(*field).copied()).collect::<Vec<_>>().join(" "))
+/// A flush counts as a write of no sector, and changes nothing.
+fn written_on(device: &Path) -> Option<u64> {
+    sectors_written(DevNumber::at(device).ok()?)
 }
 
 impl Daemon {
@@ -182,7 +177,7 @@ impl Daemon {
     /// When it is not out. What was claimed is nobody's any more, and the tap is put under the device again where it was out for a moment.
     pub(crate) async fn take_out_claimed(&self, volume: &VolumeConfig, claimed_now: Claimed) -> Result<Claimed, ApiError> {
         let Claimed { tap, held, unused, is_out } = claimed_now;
-        let Some(mut held) = held else { return Ok(Claimed { tap, held, unused, is_out }) };
+        let Some(held) = held else { return Ok(Claimed { tap, held, unused, is_out }) };
         let name = &volume.name;
         // † For a helper that ends after this process does: who comes next may have found the tap under the device still.
         let dir = self.volume_path(volume);
@@ -196,13 +191,7 @@ impl Daemon {
                 if !was_lost {
                     Mark::TrackingLost.put(&dir, false).map_err(ApiError::internal)?;
                 }
-                let unused = match claimed(&tap).await {
-                    Ok(Ok(Ok(unused))) => unused,
-                    Ok(Ok(Err(error))) => Unused::Left(error),
-                    Ok(Err(error)) => Unused::Left(error.into()),
-                    Err(_) => Unused::Left(anyhow::anyhow!("it does not answer")),
-                };
-                return Ok(Claimed { tap, unused, is_out: true, held: Some(held) });
+                return Ok(Claimed::once_out(tap, Some(held)).await);
             }
             Ok(Ok(Err(error))) => error,
             Ok(Err(error)) => error.into(),
