@@ -221,7 +221,7 @@ impl Gateway {
     pub fn shut_down(mut self) {
         self.run(&format!("farside store check {FOLDER}/store"));
         match self.place {
-            Place::Here(here) => here.receiver.expect("it runs").stop(),
+            Place::Here(mut here) => here.receiver.take().expect("it runs").stop(),
             Place::Emulated(emulated) => emulated.guest.shut_down(),
         }
     }
@@ -247,6 +247,15 @@ impl Here {
             std::os::unix::net::UnixStream::connect(&socket).ok()
         });
         self.receiver = Some(process);
+    }
+}
+
+/// Of a test that fails it says what its gateway saw.
+impl Drop for Here {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("gateway:\n{}", tail(&self.dir.path().join("receiver.log")));
+        }
     }
 }
 
