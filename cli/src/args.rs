@@ -1123,8 +1123,8 @@ Examples:
     /// is for when there is none: it puts a void record beside the torn one, which stays where it is.
     #[command(after_long_help = "\
 It first says, by name, which records it would void and what was published by them, and asks. A
-record in which only one bit has flipped is mended, not voided: the digest in the record after it
-tells when it is right again. Points before the torn record are not touched. The source then finds
+record is mended, not voided, where what it said is known: by a later record that repeats it, as
+the next one mostly does, or because only one bit has flipped, by its digest. Points before the torn record are not touched. The source then finds
 that the store lost what it saw published (TargetRewound) and waits for
 `farside volume resync NAME --accept rewound`, which compares and sends what differs.
 

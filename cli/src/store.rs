@@ -10,8 +10,8 @@ use farside_keys::Keeper;
 use farside_objects::{Credentials, Location, LocationError, OpenError};
 use farside_region::{Slot, VolumeId};
 use farside_store::{
-    CheckReport, Finding, GroupNames, GroupReader, GroupStore, PointFilter, PointReader, Repair, Severity, Store, StoreError,
-    StoreReader, find_points, point_ends,
+    CheckReport, Finding, GroupNames, GroupReader, GroupStore, Known, PointFilter, PointReader, Repair, Severity, Store,
+    StoreError, StoreReader, find_points, point_ends,
 };
 use serde::Serialize;
 
@@ -464,8 +464,13 @@ fn agreed(global: &Global, group: &GroupStore, plan: &Repair) -> Result<bool, Fa
 /// What would be done, for a person who decides.
 fn plan_text(group: &str, plan: &Repair) -> String {
     match plan {
-        Repair::Mend { slot, file } => {
+        Repair::Mend { slot, file, by: Known::OneBit } => {
             format!("{group}: one bit of the record in slot {slot} ({file}) is wrong. It is put right; nothing is lost.")
+        }
+        Repair::Mend { slot, file, by: Known::Repeated(other) } => {
+            format!(
+                "{group}: the record in slot {slot} ({file}) is damaged or missing; the one in slot {other} repeats what it said. It is put there again; nothing is lost."
+            )
         }
         Repair::Void { first, last, says } => {
             let mut text = format!("{group}: the ledger cannot be used from slot {first} on. These records are given up:\n");

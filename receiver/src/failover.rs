@@ -400,7 +400,6 @@ impl Failovers {
             return self.show_one(receiver, &names);
         }
         let look = look(receiver, &group, request.point.map(Slot))?;
-        receiver.runtime.block_on(group.clone().refresh());
         let Chosen { wanted, takes_degraded, shown } = Chosen::of(request, &look);
         let failover = Failover {
             version: VERSION,

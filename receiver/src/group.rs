@@ -329,6 +329,7 @@ impl Group {
                 let _ = reply.send(self.pull(&ask));
             }
             Mail::PromotionLook { wanted, reply } => {
+                self.show(); // † Who decides on the answer goes by the picture as well: it must not show a host that has left.
                 let _ = reply.send(self.promotion_look(wanted));
             }
             Mail::Fence { fence, reply } => {

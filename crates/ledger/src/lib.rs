@@ -56,8 +56,8 @@ pub use record::{
     PrunedParts, Record, Stamp, TornVoid, TrackingLost, Unpin, Verified, VerifiedHow, VolumeMeta,
 };
 pub use repeats::{
-    Newest, REPEATED_BYTES_MAX, REPEATED_IN_RUN_BYTES_MAX, Repeated, decode_repeats, decode_with_repeats, encode_repeating,
-    repeats_from, repeats_others,
+    LENGTHS_BYTES_MAX, Newest, REPEATED_BYTES_MAX, REPEATED_IN_RUN_BYTES_MAX, Repeated, decode_repeats, decode_with_repeats,
+    encode_repeating, may_repeat_others, repeats_from,
 };
 pub use retention::{Grid, GridError, Policy, Rule};
 pub use state::{

@@ -17,8 +17,8 @@ use std::collections::VecDeque;
 use farside_region::{RecordDigest, Slot, mutation};
 
 use crate::batch::{
-    BatchError, DIGEST_BYTES, HEAD_BYTES, LENGTH_BYTES, MAGIC, VERSION_REPEATING, decode_object, encode_object, follows,
-    is_right_after, run_of, take_apart,
+    BATCH_SLOTS, BatchError, DIGEST_BYTES, HEAD_BYTES, LENGTH_BYTES, MAGIC, VERSION_REPEATING, decode_object, encode_object,
+    follows, is_right_after, run_of, take_apart,
 };
 use crate::codec::{DecodeError, Encoded, RECORD_BYTES_MAX};
 use crate::record::Record;
@@ -32,6 +32,9 @@ pub const REPEATED_BYTES_MAX: usize = 2 << 20;
 pub const REPEATED_IN_RUN_BYTES_MAX: usize = 128 << 10;
 /// The most bytes of records that [`Newest`] keeps.
 const KEPT_BYTES_MAX: usize = 512 << 10;
+
+/// The most bytes before the own records of an object that repeats others.
+pub const LENGTHS_BYTES_MAX: usize = HEAD_BYTES + LENGTH_BYTES * (1 + BATCH_SLOTS as usize + REPEATED_MAX);
 
 /// The digits of a slot that say what its object repeats.
 const DIGITS: u32 = 4;
@@ -99,9 +102,12 @@ pub fn encode_repeating(first: Slot, records: &[Encoded], before: &[impl AsRef<[
     Ok(bytes)
 }
 
-/// Whether an object says that it repeats others: then its own records come first, and are read without what is behind them.
-pub fn repeats_others(object: &[u8]) -> bool {
-    object.strip_prefix(&MAGIC).is_some_and(|rest| rest.starts_with(&VERSION_REPEATING.to_le_bytes()))
+/// Whether an object says, but perhaps for one bit of it, that it repeats others: then its own records come first, and are read without what is
+/// behind them.
+pub fn may_repeat_others(object: &[u8]) -> bool {
+    let version = VERSION_REPEATING.to_le_bytes();
+    let wrong: u32 = object.iter().zip(MAGIC.iter().chain(&version)).map(|(is, said)| (is ^ said).count_ones()).sum();
+    object.len() > HEAD_BYTES && wrong <= 1
 }
 
 /// A record of an object: one that it repeats, or one of its own.

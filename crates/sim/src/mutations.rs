@@ -554,6 +554,11 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     story("L6 what was forgotten touched nothing", CORE, "hostile::l6_what_was_forgotten_may_have_touched_anything_between"),
     story("a repair goes on with what nobody agreed to", STORE, "group_tests::a_repair_does_what_was_planned_and_no_more"),
+    story(
+        "a repair puts a void in the place of what was given up",
+        STORE,
+        "repeats_tests::what_was_voided_is_not_mended_by_what_repeats_its_void",
+    ),
     story("a resumed restore believes the cache", STORE, "restore_tests::what_a_failed_sync_lost_is_restored_again"),
     story("T4 sweep everything that no record names", STORE, "group_tests::t4_what_a_record_may_still_name_is_not_swept"),
     story("a record put below a checkpoint counts", STORE, "checkpoint_tests::l6_a_record_put_below_a_checkpoint_is_nothing"),

@@ -15,6 +15,7 @@ use crate::checkpoint::tests::{names, object_path};
 use crate::checkpoint::{SPAN, span};
 use crate::group::{Dated, GroupStore, Repair};
 use crate::reader::StoreReader;
+use crate::repeats::REPEATING;
 use crate::testkit::{Fill, Runs, TempStore, TestVolume, layers};
 use crate::{Attempt, Draft, StoreError};
 
@@ -259,6 +260,7 @@ fn a_publication_of_many_points_is_one_record_object_and_a_look_at_the_checkpoin
 /// An object is mended or given up as a whole, and what comes after a torn one with it.
 #[test]
 fn a_torn_batch_is_mended_or_voided_as_a_whole() {
+    REPEATING.set(false);
     for lost in [false, true] {
         let store = TempStore::new();
         SPAN.set(64);

@@ -692,6 +692,7 @@ fn who_holds_a_forgotten_point_of_another_history_is_told() {
 fn a_forgotten_point_that_a_repair_gave_up_is_of_another_history() {
     tell(&[("L6 what a repair gave up tells of old positions", "it is written to")], || {
         const KEEP_2: Policy = Policy::without_grid(2, 0);
+        crate::repeats::REPEATING.set(false);
         let mut world = World::new();
         let machine = Machine::new(GRANULES * GRANULE);
         world.point(&[(0, 5, Fill::Byte(1))]);

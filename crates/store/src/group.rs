@@ -68,7 +68,7 @@ mod uploads;
 use merging::Merging;
 #[cfg(test)]
 pub(crate) use merging::set_waiting_bytes_least;
-pub use repair::{Repair, VoidedRecord};
+pub use repair::{Known, Repair, VoidedRecord};
 pub use uploads::{Upload, Uploaded};
 
 /// A record that is in its slot.
@@ -855,12 +855,11 @@ impl GroupStore {
         let backend = Arc::clone(&self.segments.backend);
         let create = |bytes: &[u8]| block_on(backend.create(&name, bytes.to_vec().into()));
         let mut answer = create(&attempt.bytes);
-        if matches!(answer, Err(StoreError::Full { .. }))
-            && attempt.records.iter().any(|(record, _)| matches!(record.body, Body::Prune(_)))
-        {
-            // † What is repeated may be more than the ballast, and nobody needs it as he needs the room that a prune gives back.
+        if matches!(answer, Err(StoreError::Full { .. })) {
+            // † What is repeated may be more than the ballast, and more than there is room for: no record waits for it, a prune least of all.
             let alone = attempt.alone();
-            if self.shared.release_ballast() || alone.len() < attempt.bytes.len() {
+            let prunes = attempt.records.iter().any(|(record, _)| matches!(record.body, Body::Prune(_)));
+            if (prunes && self.shared.release_ballast()) || alone.len() < attempt.bytes.len() {
                 answer = create(&alone);
             }
         }

@@ -79,7 +79,7 @@ pub use farside_ledger::PointFilter;
 pub use follower::{
     Differing, FollowKeeper, FollowLook, FollowProgress, FollowReport, FollowStage, FollowTarget, Follower, Following, Seen,
 };
-pub use group::{Appended, Dated, DigestRun, GroupStore, Repair, Swept, Upload, Uploaded, VoidedRecord, head_digests};
+pub use group::{Appended, Dated, DigestRun, GroupStore, Known, Repair, Swept, Upload, Uploaded, VoidedRecord, head_digests};
 pub use image::{Applied, GroupImage, PRUNE_PARTS_MAX, PRUNE_POINTS_MAX, PartRuns, VolumeImage};
 pub use index::{Content, Extent, PartNo, VolumeIndex};
 pub use keys::{AtRestKey, ClaimedKeys, Keepers, StoredWrapping, Unlocking, add_wrapping, wrappings};

@@ -2,35 +2,42 @@
 //!
 //! An object with several records is torn, mended or given up as a whole.
 //!
-//! Invariants: a record is mended only to bytes that carry their own digest and fit between their neighbours, so that it says
-//! what it said when it was acknowledged; what is voided keeps its bytes, beside which a void record is put, create-only; a
+//! Invariants: a record is mended only to bytes that carry their own digest and fit between their neighbours, found by one bit or repeated by a
+//! later object whose own record names them by the chain, so that it says what it said when it was acknowledged; what is voided keeps its bytes, beside which a void record is put, create-only; a
 //! record of a newer Farside is never touched, nor a slot for which a checkpoint stands. What layers after a lost one held is not known without it, so nothing after it
 //! is kept.
 
-use farside_ledger::{Body, Record, TornVoid, decode_object, repeats_others};
+use farside_ledger::{
+    Body, Encoded, LENGTHS_BYTES_MAX, RECORD_BYTES_MAX, Record, TornVoid, decode_object, decode_repeats, encode_repeating,
+    may_repeat_others, room_in_run,
+};
 use farside_region::{RecordDigest, Slot, mutation};
 
 use super::GroupStore;
 use crate::attempt::Attempt;
 use crate::backend::{Created, ObjectName, block_on};
 use crate::error::{Result, StoreError};
-use crate::replay::Slots;
+use crate::replay::{Slots, get};
 use crate::store::random;
 
 /// The most slots that a repair voids at once.
 const VOID_SLOTS_MAX: u64 = 100_000;
 /// Records up to this size are searched for a bit that flipped: the work grows with its square.
 const SEARCHED_BYTES_MAX: usize = 16 << 10;
+/// So many later objects are asked for what they repeat of a torn one: the next does, unless it is large, or at the end of a checkpoint's slots.
+const REPEATING_MAX: usize = 8;
 
 /// What a repair would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repair {
-    /// One bit of the record is wrong: it is put right, and nothing is lost.
+    /// What the record said is known: it is put right, and nothing is lost.
     Mend {
         /// The slot.
         slot: Slot,
         /// Its object.
         file: String,
+        /// How it is known.
+        by: Known,
     },
     /// Nothing can bring the record back: it is given up, with all that follow it.
     Void {
@@ -41,6 +48,15 @@ pub enum Repair {
         /// What the slots say, as far as they can be read, ascending.
         says: Vec<VoidedRecord>,
     },
+}
+
+/// How it is known what a torn record said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// One bit of it is wrong.
+    OneBit,
+    /// The object in this slot repeats it.
+    Repeated(Slot),
 }
 
 /// A record that would be given up.
@@ -58,7 +74,7 @@ pub struct VoidedRecord {
 
 /// A torn slot, read anew.
 enum Found {
-    Mended(Vec<u8>),
+    Mended(Vec<u8>, Known),
     Lost(Slot),
 }
 
@@ -72,7 +88,7 @@ impl GroupStore {
     pub fn repair_plan(&self) -> Result<Option<Repair>> {
         let Some(torn) = &self.torn else { return Ok(None) };
         let last = match self.look_at_torn()? {
-            Found::Mended(_) => return Ok(Some(Repair::Mend { slot: torn.slot, file: torn.file.clone() })),
+            Found::Mended(_, by) => return Ok(Some(Repair::Mend { slot: torn.slot, file: torn.file.clone(), by })),
             Found::Lost(last) => last,
         };
         let mut says = Vec::new();
@@ -108,7 +124,7 @@ impl GroupStore {
     pub fn repair_torn(&mut self) -> Result<()> {
         let Some(torn) = self.torn.clone() else { return Ok(()) };
         match self.look_at_torn()? {
-            Found::Mended(bytes) => self.put_right(&self.names().record(torn.slot), bytes)?,
+            Found::Mended(bytes, _) => self.put_right(&self.names().record(torn.slot), bytes)?,
             Found::Lost(last) => {
                 while self.state().next_slot() <= last {
                     self.void_next_slot()?;
@@ -127,7 +143,7 @@ impl GroupStore {
         }
     }
 
-    /// Reads the torn slot again: its record with one bit put right, or the last slot that is lost with it.
+    /// Reads the torn slot again: its record as it was, or the last slot that is lost with it.
     fn look_at_torn(&self) -> Result<Found> {
         let torn = self.torn.as_ref().expect("only asked when it is torn");
         let backend = &*self.segments.backend;
@@ -141,7 +157,40 @@ impl GroupStore {
         let next = slots.records.range(torn.slot.0 + 1..).next().map(|next| Slot(*next));
         let next = next.map(|next| block_on(backend.get(&self.names().record(next), u64::from(u32::MAX))));
         let wanted = next.and_then(Result::ok).flatten().and_then(|next| Some(decode_object(&next).ok()?.swap_remove(0).0));
-        Ok(self.with_one_bit_right(&found, wanted.as_ref()).map_or(Found::Lost(last), Found::Mended))
+        if let Some(bytes) = self.with_one_bit_right(&found, wanted.as_ref()) {
+            return Ok(Found::Mended(bytes, Known::OneBit));
+        }
+        Ok(self
+            .as_repeated(&slots, torn.slot)?
+            .map_or(Found::Lost(last), |(bytes, by)| Found::Mended(bytes, Known::Repeated(by))))
+    }
+
+    /// The object of a slot, made anew from what a later one repeats of it, and whose slot that is in: the records up to where the next object begins.
+    fn as_repeated(&self, slots: &Slots, torn: Slot) -> Result<Option<(Vec<u8>, Slot)>> {
+        let later = slots.records.range(torn.0 + 1..);
+        let end = later.clone().next().map_or(u64::MAX, |next| (torn.0 + room_in_run(torn)).min(*next));
+        for &slot in later.filter(|slot| !slots.voids.contains(slot)).take(REPEATING_MAX) {
+            let Some(Ok(object)) = get(&*self.segments.backend, &self.names().record(Slot(slot)), RECORD_BYTES_MAX as u64)?
+            else {
+                continue;
+            };
+            let is_there = decode_object(&object).is_ok_and(|own| own[0].0.slot.0 == slot);
+            let Some(repeated) = decode_repeats(&object).ok().filter(|_| is_there) else { continue };
+            let (before, from_torn): (Vec<_>, Vec<_>) = repeated.into_iter().partition(|one| one.record.slot < torn);
+            let own: Vec<_> = from_torn.into_iter().take_while(|one| one.record.slot.0 < end).collect();
+            // † What took the place of a record that was given up is no record, and lies beside it.
+            let is_voided = own.iter().any(|one| matches!(one.record.body, Body::TornVoid(_)))
+                && !mutation::on("a repair puts a void in the place of what was given up");
+            if is_voided
+                || own.first().is_none_or(|first| first.record.slot != torn || self.state().follows(&first.record).is_err())
+            {
+                continue;
+            }
+            let own: Vec<_> = own.into_iter().map(|one| Encoded { bytes: one.bytes.to_vec(), digest: one.digest }).collect();
+            let before: Vec<_> = before.into_iter().map(|one| one.bytes).collect();
+            return Ok(encode_repeating(torn, &own, &before).ok().map(|bytes| (bytes, Slot(slot))));
+        }
+        Ok(None)
     }
 
     /// The slot after the last that an object takes.
@@ -153,12 +202,13 @@ impl GroupStore {
     }
 
     /// The bytes with the one bit flipped back that makes them the next records, and those that their successor follows. What an object
-    /// repeats is as it was found: its own records come before it.
+    /// repeats is as it was found: its own records come before it, and the lengths of all before those.
     fn with_one_bit_right(&self, found: &[u8], successor: Option<&Record>) -> Option<Vec<u8>> {
-        if found.len() > SEARCHED_BYTES_MAX && !repeats_others(found) {
+        let own_max = if may_repeat_others(found) { SEARCHED_BYTES_MAX + LENGTHS_BYTES_MAX } else { found.len() };
+        if found.len() > SEARCHED_BYTES_MAX && own_max == found.len() {
             return None;
         }
-        let (own, rest) = found.split_at(found.len().min(SEARCHED_BYTES_MAX));
+        let (own, rest) = found.split_at(found.len().min(own_max));
         let mut bytes = own.to_vec();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -28,6 +28,12 @@ const OBJECTS_MAX: usize = 12;
 /// Bytes of objects that are taken together so, at most.
 const GATHERED_BYTES_MAX: usize = 16 << 20;
 
+#[cfg(test)]
+thread_local! {
+    /// Off for tests of what nobody repeats.
+    pub(crate) static REPEATING: std::cell::Cell<bool> = const { std::cell::Cell::new(true) };
+}
+
 /// What the next object of a group repeats.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats(Newest);
@@ -41,6 +47,10 @@ impl Repeats {
     /// The records right before the next slot that an object of so many own records may repeat, as they are stored, the oldest first. Where this
     /// process knows none of them, they are read; and in the first slot of a run those before the run are.
     pub(crate) fn before(&mut self, backend: &dyn Backend, names: &GroupNames, state: &State, records: u64) -> Vec<Vec<u8>> {
+        #[cfg(test)]
+        if !REPEATING.get() {
+            return Vec::new();
+        }
         let next = state.next_slot();
         let from = repeats_from(next, records).max(Slot(next.0 - next.0 % span()));
         let Some(head) = state.head().filter(|_| from < next) else { return Vec::new() };

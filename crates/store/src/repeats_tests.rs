@@ -14,7 +14,7 @@ use crate::backend::faulty::{Faulty, Op, When};
 use crate::check::{Problem, check};
 use crate::checkpoint::SPAN;
 use crate::checkpoint::tests::{names, object_path};
-use crate::group::{Dated, GroupStore};
+use crate::group::{Dated, GroupStore, Known, Repair};
 use crate::reader::{GroupReader, StoreReader};
 use crate::replay::Slots;
 use crate::store::Store;
@@ -47,6 +47,9 @@ fn go_on(group: &mut GroupStore, to: u64, together: u64) {
         group.append_all(said.collect()).expect("appended");
     }
 }
+
+/// Bytes of an object that were searched for a flipped bit wherever they lie.
+const SEARCHED: usize = 16 << 10;
 
 fn as_a_bucket(store: &TempStore) -> Arc<DirBackend> {
     Arc::new(DirBackend::open(&store.path()).expect("open"))
@@ -317,9 +320,9 @@ fn who_opens_a_point_reads_each_object_where_some_were_replaced() {
     assert_eq!(each.torn().map(|torn| torn.slot), Some(Slot(18)));
 }
 
-/// A store that is full: what is repeated may be more than the room that is kept for prunes.
+/// A store that is full: what is repeated may be more than the room that is kept for prunes, or that is left.
 #[test]
-fn a_prune_that_finds_no_room_repeats_nothing() {
+fn a_record_that_finds_no_room_repeats_nothing() {
     let store = TempStore::new();
     let mut group = store.group();
     let mut volume = begun(&mut group);
@@ -333,4 +336,115 @@ fn a_prune_that_finds_no_room_repeats_nothing() {
     // It is what the next one repeats.
     volume.claim(&mut group);
     assert_eq!(repeated_of(&store, 4), Some((0, 4)));
+    faulty.fail(Op::Create, "/ledger/0/5", When::Before, libc::ENOSPC);
+    volume.claim(&mut group);
+    assert_eq!(
+        (repeated_of(&store, 5), store.group().state()),
+        (None, group.state()),
+        "a claim needs no more room than it takes"
+    );
+}
+
+/// What a torn record said is known as long as a later object repeats it: nothing is given up. Of the newest nobody repeats anything.
+#[test]
+fn a_record_that_a_later_one_repeats_is_mended_and_nothing_is_lost() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    begun(&mut group);
+    go_on(&mut group, 12, 1);
+    go_on(&mut group, 20, 4);
+    go_on(&mut group, 66, 1);
+    let whole = group.state().clone();
+    drop(group);
+    let slots: Vec<u64> = repeated(&store).into_iter().map(|(slot, _)| slot).collect();
+    let before = repeated(&store);
+    for &slot in &slots {
+        let path = object_path(&store, &names().record(Slot(slot)));
+        let good = fs::read(&path).expect("read");
+        for bad in [Some(vec![0; good.len()]), Some(good[..60].to_vec()), None] {
+            match &bad {
+                Some(bad) => fs::write(&path, bad).expect("write"),
+                None => fs::remove_file(&path).expect("remove"),
+            }
+            let mut group = store.group();
+            let plan = group.repair_plan().expect("looked");
+            if slot == slots[slots.len() - 1] {
+                match bad {
+                    // A ledger that ends there says nothing of it.
+                    None => assert!(plan.is_none(), "{plan:?}"),
+                    Some(_) => assert!(matches!(plan, Some(Repair::Void { .. })), "{plan:?}"),
+                }
+            } else {
+                let Some(Repair::Mend { slot: mended, by: Known::Repeated(by), .. }) = plan else {
+                    panic!("{slot}, {bad:?}: {plan:?}")
+                };
+                assert!(mended == Slot(slot) && by > mended);
+                group.repair_torn().expect("mended");
+                assert_eq!(group.state(), &whole, "slot {slot}");
+            }
+            drop(group);
+            assert!(slot == slots[slots.len() - 1] || store.group().torn().is_none(), "slot {slot}");
+            fs::write(&path, &good).expect("write");
+        }
+    }
+    // As one object, which repeats what it did.
+    let first = object_path(&store, &names().record(Slot(12)));
+    fs::write(&first, "torn").expect("write");
+    store.group().repair_torn().expect("mended");
+    assert_eq!(repeated(&store), before);
+}
+
+/// What was given up stays given up, though later records name it by what took its place.
+#[test]
+fn what_was_voided_is_not_mended_by_what_repeats_its_void() {
+    mutation::tell(&[("a repair puts a void in the place of what was given up", "beside its void")], || {
+        let store = TempStore::new();
+        let mut group = store.group();
+        begun(&mut group);
+        go_on(&mut group, 5, 1);
+        drop(group);
+        let file = object_path(&store, &names().record(Slot(4)));
+        fs::write(&file, "torn").expect("write");
+        store.group().repair_torn().expect("voided");
+        go_on(&mut store.group(), 9, 1);
+        // Ours repeats no void; another's may.
+        let own = decode_object(&object(&store, 5)).expect("whole").remove(0).0.encode().expect("small");
+        let void = fs::read(object_path(&store, &names().record_void(Slot(4)))).expect("read");
+        let object = encode_repeating(Slot(5), &[own], &[void]).expect("small");
+        assert_eq!(decode_repeats(&object).expect("it leads up").len(), 1);
+        fs::write(object_path(&store, &names().record(Slot(5))), object).expect("write");
+        fs::write(&file, "torn!").expect("write");
+        let mut group = store.group();
+        assert!(matches!(group.repair_plan().expect("looked"), Some(Repair::Void { first: Slot(4), .. })), "beside its void");
+        group.repair_torn().expect("voided");
+        assert_eq!((fs::read(&file).expect("read"), group.torn()), (b"torn!".to_vec(), None), "beside its void");
+    });
+}
+
+/// A bit of what an object says of itself, of the lengths of what it repeats, and of its own records, which come after thousands of those.
+#[test]
+fn a_flipped_bit_of_a_large_object_is_mended() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    begun(&mut group);
+    go_on(&mut group, 0o7000, 64);
+    go_on(&mut group, 0o7100, 64);
+    let (whole, last) = (group.state().clone(), 0o7000);
+    drop(group);
+    let path = object_path(&store, &names().record(Slot(last)));
+    let good = fs::read(&path).expect("read");
+    let own = decode_object(&good).expect("whole").len();
+    let repeated = decode_repeats(&good).expect("whole").len();
+    let table = 20 + 4 * (own + repeated);
+    assert!(own == 64 && repeated == 0o7000 && table + 4000 > SEARCHED, "{own} own, {repeated} repeated");
+    for at in [0, 8, 21, table + 4000] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        fs::write(&path, bad).expect("write");
+        let mut group = store.group();
+        let plan = group.repair_plan().expect("looked");
+        assert!(matches!(plan, Some(Repair::Mend { by: Known::OneBit, .. })), "byte {at}: {plan:?}");
+        group.repair_torn().expect("mended");
+        assert_eq!((group.state(), fs::read(&path).expect("read") == good), (&whole, true), "byte {at}");
+    }
 }

@@ -2,6 +2,7 @@
 //! crash left, and refused by name where it cannot be.
 
 use farside_tests::verify::Rng;
+use farside_tests::wait_until;
 use farside_vm::conformance::{self, NBD, Seat, Tap, UBLK};
 use farside_vm::gateway::{Gateway, md5_of};
 use farside_vm::packages::{Load, status, upload, wait_quiet};
@@ -343,6 +344,12 @@ fn is_handed_over_and_comes_back(host: &mut farside_vm::Guest, gateway: &mut Gat
     host.wait_until("farside cutover --list | grep 'handed over'");
     is_nobodys(host);
     let receiver = format!("farside --socket {}/receiver.sock", farside_vm::gateway::FOLDER);
+    // A farewell is one packet: where it is lost, the gateway needs a while to notice.
+    wait_until("the gateway to see that the host has left", || {
+        let plan = gateway.run(&format!("{receiver} failover {source}/{group} --plan --json"));
+        let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+        if plan["connected_from"].is_null() { Ok(()) } else { Err(plan.to_string()) }
+    });
     gateway.run(&format!("{receiver} failover {source}/{group} --yes"));
     host.run(&format!("farside failback {group} --yes --force"));
     is_nobodys(host);

@@ -6,7 +6,7 @@ use farside_ledger::{
     Body, Claim, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerEntry, LayerKind, Layers, PackId, PackPlaces,
     PackedPart, PackedParts, PartEntry, Pin, Policy, Prune, PrunePolicy, PrunedParts, Record, Stamp, State, TornVoid,
     TrackingLost, Unpin, Verdict, Verified, VerifiedHow, VoidReason, VolumeMeta, decode_object, decode_repeats, encode_object,
-    encode_repeating, group_id, repeats_others, volume_id,
+    encode_repeating, group_id, may_repeat_others, volume_id,
 };
 use farside_region::{
     BootId, Generation, Geometry, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
@@ -195,7 +195,7 @@ fn seal_own(bytes: &mut [u8]) {
         let (own, repeated) = (usize::from(u16::from_le_bytes(bytes.get(10..12)?.try_into().ok()?)), of(16)?);
         (0..own).try_fold(20 + 4 * (own + repeated), |end, record| Some(end + of(20 + 4 * record)?))
     };
-    if repeats_others(bytes)
+    if may_repeat_others(bytes)
         && let Some(end) = end().filter(|end| end + DIGEST <= bytes.len())
     {
         let digest = blake3::hash(&bytes[..end]);

@@ -15,6 +15,7 @@ use crate::backend::faulty::When;
 use crate::backend::memory::{Memory, Met};
 use crate::checkpoint::SPAN;
 use crate::checkpoint::tests::copy_dir;
+use crate::repeats::REPEATING;
 use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume};
 use crate::{GroupStore, Repair, StoreReader};
 
@@ -95,6 +96,7 @@ fn there(files: &[PathBuf]) -> usize {
 /// readers, after a repair, and after whatever is deleted then.
 #[test]
 fn a_torn_record_before_a_merge_costs_no_point_before_it() {
+    REPEATING.set(false);
     let lost = |mistake: &[&'static str]| {
         mutation::set(mistake);
         let Merged { store, mut group, mut volume, truth, between, new, .. } = merged(4096);
