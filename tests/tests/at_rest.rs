@@ -149,6 +149,20 @@ fn what_lands_is_encrypted_without_a_word_on_the_host() {
     assert!(said.contains("at-rest") && said.contains(&id) && said.contains("--key"), "{said}");
     let said = restore(&["--key", &keeper(&key(&site, "other.key"))]);
     assert!(said.contains("does not open the key") && !to.exists(), "{said}");
+    // So it is for who keeps a copy of the newest.
+    let follow = |to: &Path, more: &[&str]| {
+        let mut command = site.farside_at_store(&["store", "follow"]);
+        command.args(["host1/default/data", "--once", "--to"]).arg(to).args(more);
+        command
+    };
+    let said = refused(&mut follow(&to, &[]));
+    assert!(said.contains("at-rest") && said.contains(&id) && said.contains("--key"), "{said}");
+    let said = refused(&mut follow(&to, &["--key", &keeper(&key(&site, "other.key"))]));
+    assert!(said.contains("does not open the key") && !to.exists(), "{said}");
+    let standby = site.path("standby.img");
+    run(&mut follow(&standby, &["--verify", "--key", &keeper(&second)]));
+    assert!(fs::read(&standby).expect("filled") == disk(&site), "the copy is not the volume");
+    fs::remove_file(standby).expect("there");
     site.check_store();
     run(&mut site.farside_at_store(&["store", "check", "--key", &keeper(&first)]));
 

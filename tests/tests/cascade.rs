@@ -134,6 +134,53 @@ fn whatever_kills_it_the_target_holds_a_point_again() {
     assert!(young.status.code() == Some(5) && said(&young).contains("old enough"), "{}", said(&young));
 }
 
+/// A volume that grows takes its target along; one that stays behind holds what is old enough, by the points' own clock.
+#[test]
+fn a_target_grows_with_its_volume_and_stays_behind_as_long_as_it_should() {
+    const GROWN: u64 = BYTES + (9 << 20);
+    let mut site = Site::with_volume(BYTES, "200ms", 1000);
+    let (to, behind) = (site.path("standby.img"), site.path("behind.img"));
+    write(&site, 1, 100);
+    site.wait_quiet();
+    run(&mut follow(&site, &to, &["--once"]));
+    site.daemon.take().expect("it runs").stop();
+    fs::File::options().write(true).open(site.backing("data")).and_then(|file| file.set_len(GROWN)).expect("grown");
+    site.start_daemon();
+    let noise = |site: &Site, seed, requests| {
+        write_noise(&site.tap("data"), GROWN, seed, requests);
+    };
+    noise(&site, 2, 100);
+    site.wait_quiet();
+    let newest = site.points("data").pop().expect("a point");
+    let done = once(&site, &to, &["--verify"]);
+    assert!(done.status.success(), "{}", said(&done));
+    assert_eq!(fs::metadata(&to).expect("the target").len(), GROWN);
+    compare(&site, &to, id(&newest));
+
+    let mut seed = 3;
+    let held = wait_for("a point to be old enough", || {
+        site.point_after("data", || noise(&site, seed, 20));
+        seed += 1;
+        let done = once(&site, &behind, &["--delay", "1s"]);
+        let event: Value = serde_json::from_slice(&done.stdout).ok()?;
+        Some(event["point"].clone()).filter(|_| done.status.success())
+    });
+    let points = site.points("data");
+    assert!(points.iter().any(|point| id(point) == id(&held)) && id(&points[points.len() - 1]) != id(&held), "{held}");
+    compare(&site, &behind, id(&held));
+    // It goes on as time does, and back to the newest when that is wanted.
+    wait_for("it to go on", || {
+        site.point_after("data", || noise(&site, seed, 20));
+        seed += 1;
+        let done = once(&site, &behind, &["--delay", "1s"]);
+        let event: Value = serde_json::from_slice(&done.stdout).expect("it holds one");
+        (id(&event["point"]) != id(&held)).then(|| compare(&site, &behind, id(&event["point"])))
+    });
+    let newest = site.points("data").pop().expect("a point");
+    run(&mut follow(&site, &behind, &["--once"]));
+    compare(&site, &behind, id(&newest));
+}
+
 #[test]
 fn it_goes_on_while_points_go_and_the_store_is_away() {
     let mut site = Site::with_volume(BYTES, "100ms", 2);
