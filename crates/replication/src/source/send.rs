@@ -11,6 +11,8 @@ use super::{Hold, Kind, Link, Phase, Source};
 
 /// At most so many bytes of a part are neither content nor proportional to it: header, footer, frame heads.
 const PART_OVERHEAD: u64 = 64 << 10;
+/// The first part of a connection is as large as a line that breaks soon can carry.
+const FIRST_PART_BYTES: u64 = 1 << 20;
 
 impl Source {
     /// Gives every volume's sender something to do, as far as credit goes.
@@ -53,6 +55,12 @@ impl Source {
 
     fn read_next(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
         let Link::Up { connection, granted, spent, .. } = self.link else { return };
+        // † What was sent of a part is lost with its connection: over a line that breaks before it has carried a large one nothing would ever
+        // arrive. Half as much again as it has carried by now it may carry as well.
+        let trusted = match mutation::on("the first part of a connection is as large as any") {
+            true => u64::MAX,
+            false => (spent / 2).max(FIRST_PART_BYTES),
+        };
         let reserved: u64 = self.volumes.values().filter_map(|v| v.reading.as_ref()).map(|r| r.reserved).sum();
         let left = granted.saturating_sub(spent.saturating_add(reserved));
         if left == 0 {
@@ -70,7 +78,7 @@ impl Source {
         if share == left && left < limits.part_bytes / 4 {
             return;
         }
-        let bytes_max = limits.part_bytes.min(share).min(slice_left);
+        let bytes_max = limits.part_bytes.min(share).min(slice_left).min(trusted);
         let part = layer.parts();
         let action = ReadPart {
             connection,
