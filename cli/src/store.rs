@@ -413,7 +413,7 @@ fn repair_groups(
                 let message = format!("the ledger of {names} stays as it is");
                 return Err(Failure::new(Exit::Refused, message, "put the file back from a copy of the store, if there is one"));
             }
-            group.repair_torn().map_err(unreadable)?;
+            group.repair_as(&plan).map_err(unreadable)?;
             done.push(Repaired::new(names.to_string(), &plan));
         }
     }
@@ -464,6 +464,9 @@ fn agreed(global: &Global, group: &GroupStore, plan: &Repair) -> Result<bool, Fa
 /// What would be done, for a person who decides.
 fn plan_text(group: &str, plan: &Repair) -> String {
     match plan {
+        Repair::Mend { slot, file, by: Known::PutBack } => {
+            format!("{group}: the record in slot {slot} ({file}) was put back meanwhile. It is kept as it is; nothing is lost.")
+        }
         Repair::Mend { slot, file, by: Known::OneBit } => {
             format!("{group}: one bit of the record in slot {slot} ({file}) is wrong. It is put right; nothing is lost.")
         }

@@ -559,6 +559,7 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     story("L6 what was forgotten touched nothing", CORE, "hostile::l6_what_was_forgotten_may_have_touched_anything_between"),
     story("a repair goes on with what nobody agreed to", STORE, "group_tests::a_repair_does_what_was_planned_and_no_more"),
+    story("a repair joins two histories", STORE, "repeats_tests::l6_a_repair_joins_no_two_histories"),
     story(
         "a repair puts a void in the place of what was given up",
         STORE,

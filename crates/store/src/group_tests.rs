@@ -791,6 +791,7 @@ fn a_segment_with_a_bad_sector_costs_its_own_content_and_no_more() {
 
 #[test]
 fn a_record_with_a_bad_sector_stops_its_own_group_only() {
+    REPEATING.set(false);
     let store = TempStore::new();
     drop(three_points(&store));
     let opened = store.open();

@@ -9,7 +9,7 @@
 
 use farside_ledger::{
     Body, Encoded, LENGTHS_BYTES_MAX, RECORD_BYTES_MAX, Record, TornVoid, decode_object, decode_repeats, encode_repeating,
-    may_repeat_others, room_in_run,
+    may_repeat_others, repeats_from, room_in_run,
 };
 use farside_region::{RecordDigest, Slot, mutation};
 
@@ -17,15 +17,15 @@ use super::GroupStore;
 use crate::attempt::Attempt;
 use crate::backend::{Created, ObjectName, block_on};
 use crate::error::{Result, StoreError};
-use crate::replay::{Slots, get};
+use crate::replay::{Slots, Torn, get};
 use crate::store::random;
 
 /// The most slots that a repair voids at once.
 const VOID_SLOTS_MAX: u64 = 100_000;
 /// Records up to this size are searched for a bit that flipped: the work grows with its square.
 const SEARCHED_BYTES_MAX: usize = 16 << 10;
-/// So many later objects are asked for what they repeat of a torn one: the next does, unless it is large, or at the end of a checkpoint's slots.
-const REPEATING_MAX: usize = 8;
+/// The most later objects that are asked for what they repeat of a torn one. Where each holds one record it takes 28 to ask all that would.
+const REPEATING_MAX: usize = 64;
 
 /// What a repair would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub enum Repair {
 /// How it is known what a torn record said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Known {
+    /// It is whole again: somebody put it back since the group was opened.
+    PutBack,
     /// One bit of it is wrong.
     OneBit,
     /// The object in this slot repeats it.
@@ -115,20 +117,34 @@ impl GroupStore {
         Ok(Some(Repair::Void { first: torn.slot, last, says }))
     }
 
+    /// Does what [`GroupStore::repair_plan`] says now.
+    ///
+    /// # Errors
+    /// Those of [`GroupStore::repair_as`].
+    pub fn repair_torn(&mut self) -> Result<()> {
+        self.repair_plan()?.map_or(Ok(()), |plan| self.repair_as(&plan))
+    }
+
     /// Mends the torn record, or puts a void record beside it and beside all that follow it, and opens the group again: as the plan says, and no more.
     /// Where another one is torn after that, the next plan says what is to be done of it. Not to be done while the file might be brought back. Where a ledger has lost its newest records, all slots up to the newest
     /// claim that left a trace are voided, so that no new claim takes its term.
     ///
     /// # Errors
-    /// Those of [`GroupStore::repair_plan`]; [`StoreError::LedgerTorn`] if it is torn still.
-    pub fn repair_torn(&mut self) -> Result<()> {
+    /// Those of [`GroupStore::repair_plan`]; [`StoreError::LedgerTorn`] if it is torn still, or if what is there is not what was planned for any
+    /// more: then nothing was changed.
+    pub fn repair_as(&mut self, plan: &Repair) -> Result<()> {
         let Some(torn) = self.torn.clone() else { return Ok(()) };
-        match self.look_at_torn()? {
-            Found::Mended(bytes, _) => self.put_right(&self.names().record(torn.slot), bytes)?,
-            Found::Lost(last) => {
-                while self.state().next_slot() <= last {
-                    self.void_next_slot()?;
-                }
+        // † A disk that fails gives a record at one time and not at the next: nobody agreed to give up what he was told is mended.
+        match (self.look_at_torn()?, plan) {
+            (Found::Mended(bytes, now), Repair::Mend { slot, by, .. }) if *slot == torn.slot && now == *by => {
+                self.put_right(&self.names().record(torn.slot), bytes)?;
+            }
+            (Found::Lost(now), Repair::Void { first, last, .. }) if *first == torn.slot && now == *last => {
+                self.void_all(torn.slot, now)?;
+            }
+            _ => {
+                let why = "what is there is not what it was a moment ago (does its disk fail?); nothing was changed".to_owned();
+                return Err(Torn { why, ..torn }.error(self.names()));
             }
         }
         let group = Self::open(std::sync::Arc::clone(&self.shared), self.names().clone(), self.state().group())?;
@@ -146,33 +162,65 @@ impl GroupStore {
     /// Reads the torn slot again: its record as it was, or the last slot that is lost with it.
     fn look_at_torn(&self) -> Result<Found> {
         let torn = self.torn.as_ref().expect("only asked when it is torn");
-        let backend = &*self.segments.backend;
-        let slots = Slots::list(backend, self.names())?;
-        let end = self.end_of(&slots)?.max(torn.slot.0 + 1);
-        let last = torn.lost_claim.map_or(Slot(end - 1), |term| Slot(term.0.max(end - 1)));
-        if torn.newer || torn.checkpoint.is_some() || last.0 - torn.slot.0 >= VOID_SLOTS_MAX {
+        if torn.newer || torn.checkpoint.is_some() {
             return Err(torn.error(self.names()));
         }
-        let found = block_on(backend.get(&self.names().record(torn.slot), u64::from(u32::MAX)))?.unwrap_or_default();
-        let next = slots.records.range(torn.slot.0 + 1..).next().map(|next| Slot(*next));
-        let next = next.map(|next| block_on(backend.get(&self.names().record(next), u64::from(u32::MAX))));
-        let wanted = next.and_then(Result::ok).flatten().and_then(|next| Some(decode_object(&next).ok()?.swap_remove(0).0));
-        if let Some(bytes) = self.with_one_bit_right(&found, wanted.as_ref()) {
-            return Ok(Found::Mended(bytes, Known::OneBit));
+        let backend = &*self.segments.backend;
+        let slots = Slots::list(backend, self.names())?;
+        // † Who voided it decided that, and replay goes by the void: whatever lies beside it helps nobody.
+        if !slots.voids.contains(&torn.slot.0) {
+            let found = block_on(backend.get(&self.names().record(torn.slot), u64::from(u32::MAX)));
+            if let Ok(Some(found)) = &found
+                && decode_object(found).is_ok_and(|own| self.state().follows(&own[0].0).is_ok())
+            {
+                return Ok(Found::Mended(found.to_vec(), Known::PutBack));
+            }
+            let next = slots.records.range(torn.slot.0 + 1..).next().filter(|next| !slots.voids.contains(next));
+            let next = next.map(|next| get(backend, &self.names().record(Slot(*next)), RECORD_BYTES_MAX as u64)).transpose()?;
+            let wanted = next.flatten().and_then(Result::ok).and_then(|next| Some(decode_object(&next).ok()?.swap_remove(0).0));
+            if let Ok(Some(found)) = &found
+                && let Some(bytes) = self.with_one_bit_right(found, wanted.as_ref())
+            {
+                return Ok(Found::Mended(bytes, Known::OneBit));
+            }
+            // † Bytes that are a record, and follow something else, are another history's: which of the two is right a person says.
+            let is_another = matches!(&found, Ok(Some(found)) if decode_object(found).is_ok());
+            if !is_another && let Some((bytes, by)) = self.as_repeated(&slots, torn.slot, wanted.as_ref())? {
+                return Ok(Found::Mended(bytes, Known::Repeated(by)));
+            }
+            found?; // what its disk does not give may come back
         }
-        Ok(self
-            .as_repeated(&slots, torn.slot)?
-            .map_or(Found::Lost(last), |(bytes, by)| Found::Mended(bytes, Known::Repeated(by))))
+        let end = self.end_of(&slots)?.max(torn.slot.0 + 1);
+        let last = torn.lost_claim.map_or(Slot(end - 1), |term| Slot(term.0.max(end - 1)));
+        if last.0 - torn.slot.0 >= VOID_SLOTS_MAX {
+            return Err(torn.error(self.names()));
+        }
+        Ok(Found::Lost(last))
     }
 
-    /// The object of a slot, made anew from what a later one repeats of it, and whose slot that is in: the records up to where the next object begins.
-    fn as_repeated(&self, slots: &Slots, torn: Slot) -> Result<Option<(Vec<u8>, Slot)>> {
-        let later = slots.records.range(torn.0 + 1..);
-        let end = later.clone().next().map_or(u64::MAX, |next| (torn.0 + room_in_run(torn)).min(*next));
-        for &slot in later.filter(|slot| !slots.voids.contains(slot)).take(REPEATING_MAX) {
-            let Some(Ok(object)) = get(&*self.segments.backend, &self.names().record(Slot(slot)), RECORD_BYTES_MAX as u64)?
-            else {
-                continue;
+    /// The object of a slot, made anew from what a later one repeats of it, and whose slot that is in: the records up to where the next object
+    /// begins, which `successor` must follow if its slot is the next.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreadable`] and the like where an object that may repeat it cannot be read now, and no other does.
+    fn as_repeated(&self, slots: &Slots, torn: Slot, successor: Option<&Record>) -> Result<Option<(Vec<u8>, Slot)>> {
+        let (names, backend) = (self.names(), &*self.segments.backend);
+        let later: Vec<u64> = slots.records.range(torn.0 + 1..).copied().collect();
+        let ends = later.iter().chain(slots.voids.range(torn.0 + 1..).next()).min();
+        let end = ends.map_or(u64::MAX, |next| (torn.0 + room_in_run(torn)).min(*next));
+        // Of the last one nobody knows how many it holds.
+        let records = |nth: usize| later.get(nth + 1).map_or(1, |next| (next - later[nth]).min(room_in_run(Slot(later[nth]))));
+        let may = |&(nth, slot): &(usize, u64)| repeats_from(Slot(slot), records(nth)) <= torn && !slots.voids.contains(&slot);
+        let mut unread = None;
+        for (_, slot) in later.iter().copied().enumerate().filter(may).take(REPEATING_MAX) {
+            let object = match block_on(backend.get(&names.record(Slot(slot)), RECORD_BYTES_MAX as u64)) {
+                Ok(Some(object)) => object,
+                Ok(None) | Err(StoreError::Damaged { .. }) => continue,
+                Err(error @ StoreError::Unreadable { .. }) => {
+                    unread.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let is_there = decode_object(&object).is_ok_and(|own| own[0].0.slot.0 == slot);
             let Some(repeated) = decode_repeats(&object).ok().filter(|_| is_there) else { continue };
@@ -181,16 +229,29 @@ impl GroupStore {
             // † What took the place of a record that was given up is no record, and lies beside it.
             let is_voided = own.iter().any(|one| matches!(one.record.body, Body::TornVoid(_)))
                 && !mutation::on("a repair puts a void in the place of what was given up");
-            if is_voided
-                || own.first().is_none_or(|first| first.record.slot != torn || self.state().follows(&first.record).is_err())
-            {
+            let Some((first, last)) = own.first().zip(own.last()).filter(|_| !is_voided) else { continue };
+            // † A file of another copy of the store may have come to lie here. It leads to what was there, not to what is.
+            let is_left_behind = |next: &Record| next.slot == last.record.slot.next() && next.prev != last.digest;
+            let is_another = successor.is_some_and(is_left_behind) && !mutation::on("a repair joins two histories");
+            if first.record.slot != torn || self.state().follows(&first.record).is_err() || is_another {
                 continue;
             }
             let own: Vec<_> = own.into_iter().map(|one| Encoded { bytes: one.bytes.to_vec(), digest: one.digest }).collect();
             let before: Vec<_> = before.into_iter().map(|one| one.bytes).collect();
             return Ok(encode_repeating(torn, &own, &before).ok().map(|bytes| (bytes, Slot(slot))));
         }
-        Ok(None)
+        unread.map_or(Ok(None), Err)
+    }
+
+    /// Puts a void beside all of them, once all can be read: of one that cannot, nobody knows what would be given up.
+    fn void_all(&mut self, first: Slot, last: Slot) -> Result<()> {
+        for slot in first.0..=last.0 {
+            block_on(self.segments.backend.get(&self.names().record(Slot(slot)), u64::from(u32::MAX)))?;
+        }
+        while self.state().next_slot() <= last {
+            self.void_next_slot()?;
+        }
+        Ok(())
     }
 
     /// The slot after the last that an object takes.
@@ -204,11 +265,10 @@ impl GroupStore {
     /// The bytes with the one bit flipped back that makes them the next records, and those that their successor follows. What an object
     /// repeats is as it was found: its own records come before it, and the lengths of all before those.
     fn with_one_bit_right(&self, found: &[u8], successor: Option<&Record>) -> Option<Vec<u8>> {
-        let own_max = if may_repeat_others(found) { SEARCHED_BYTES_MAX + LENGTHS_BYTES_MAX } else { found.len() };
-        if found.len() > SEARCHED_BYTES_MAX && own_max == found.len() {
+        if found.len() > SEARCHED_BYTES_MAX && !may_repeat_others(found) {
             return None;
         }
-        let (own, rest) = found.split_at(found.len().min(own_max));
+        let (own, rest) = found.split_at(found.len().min(SEARCHED_BYTES_MAX + LENGTHS_BYTES_MAX));
         let mut bytes = own.to_vec();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -5,7 +5,7 @@
 //!   anything but a read, because of it;
 //! - what is gathered leads, digest by digest, to the newest object's own record. Who uses it holds its first record against the state,
 //!   and reads every object by itself if that does not fit;
-//! - whoever writes, repairs or looks for damage reads every object by itself.
+//! - whoever writes, repairs or looks for damage reads every object by itself; a repair takes from others only what a torn slot held.
 
 use std::collections::{BTreeMap, VecDeque};
 

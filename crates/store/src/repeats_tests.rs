@@ -19,7 +19,7 @@ use crate::reader::{GroupReader, StoreReader};
 use crate::replay::Slots;
 use crate::store::Store;
 use crate::testkit::{TempStore, TestVolume, name};
-use crate::{Attempt, Severity};
+use crate::{Attempt, Severity, StoreError};
 
 /// A claim and a point: two slots of a ledger without a checkpoint.
 fn begun(group: &mut GroupStore) -> TestVolume {
@@ -394,6 +394,111 @@ fn a_record_that_a_later_one_repeats_is_mended_and_nothing_is_lost() {
     assert_eq!(repeated(&store), before);
 }
 
+/// Two that lie side by side, where a digit of the slots is carried: the first that repeats the one before comes eight objects later.
+#[test]
+fn two_records_side_by_side_are_mended_one_after_the_other() {
+    for first in [7, 63] {
+        let store = TempStore::new();
+        let mut group = store.group();
+        begun(&mut group);
+        go_on(&mut group, 140, 1);
+        let whole = group.state().clone();
+        drop(group);
+        for slot in [first, first + 1] {
+            fs::write(object_path(&store, &names().record(Slot(slot))), "torn").expect("write");
+        }
+        let mut group = store.group();
+        for slot in [first, first + 1] {
+            let plan = group.repair_plan().expect("looked").expect("something to do");
+            assert!(matches!(&plan, Repair::Mend { slot: s, by: Known::Repeated(_), .. } if s.0 == slot), "{plan:?}");
+            group.repair_as(&plan).expect("mended");
+        }
+        assert_eq!((group.state(), group.torn()), (&whole, None));
+    }
+}
+
+/// A disk that fails gives a record now, and not in a moment. Who was told that one is mended did not agree that it is given up, and whoever gives up
+/// what cannot be read gives up what may come back.
+#[test]
+fn what_cannot_be_read_is_given_up_by_nobody() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    begun(&mut group);
+    go_on(&mut group, 6, 1);
+    let whole = group.state().clone();
+    drop(group);
+    let path = |slot| object_path(&store, &names().record(Slot(slot)));
+    let (torn, repeating) = (path(4), path(5));
+    let good = fs::read(&repeating).expect("read");
+    let fails = |at: &std::path::Path| {
+        fs::remove_file(at).expect("remove");
+        // Our own memory at address 0, read as a file, is an EIO.
+        std::os::unix::fs::symlink("/proc/self/mem", at).expect("link");
+    };
+    fs::write(&torn, "torn").expect("write");
+    let faulty = Faulty::new(as_a_bucket(&store));
+    let mut group = group_in(&store, &faulty);
+    let plan = group.repair_plan().expect("looked").expect("something to do");
+    assert!(matches!(plan, Repair::Mend { slot: Slot(4), .. }));
+    let fails_now = || (0..2).for_each(|_| faulty.fail(Op::Get, "/ledger/0/5", When::Before, libc::EIO));
+    fails_now();
+    assert!(matches!(group.repair_as(&plan), Err(StoreError::Unreadable { .. })));
+    fails_now();
+    assert!(matches!(group.repair_plan(), Err(StoreError::Unreadable { .. })));
+    // It is another one by now: what was agreed to is not what would be done.
+    fs::remove_file(&repeating).expect("remove");
+    assert!(matches!(group.repair_plan().expect("looked"), Some(Repair::Void { .. })));
+    assert!(matches!(group.repair_as(&plan), Err(StoreError::LedgerTorn { .. })));
+    assert!(!torn.with_extension("void").exists());
+    fs::write(&repeating, &good).expect("write");
+    // Of one with a bad sector that another repeats it is known what it said.
+    fails(&torn);
+    group.repair_torn().expect("mended");
+    assert_eq!((group.state(), group.torn()), (&whole, None));
+    // It comes back by itself, between the question and the answer.
+    let good = fs::read(&torn).expect("read");
+    fs::write(&torn, "torn").expect("write");
+    drop(group);
+    let mut group = store.group();
+    fs::write(&torn, &good).expect("write");
+    assert!(matches!(group.repair_plan().expect("looked"), Some(Repair::Mend { by: Known::PutBack, .. })));
+    group.repair_torn().expect("opened again");
+    assert_eq!((group.state(), fs::read(&torn).expect("read") == good), (&whole, true));
+}
+
+/// Of two copies of a store that went on by themselves, an object of the one lies in the other, and repeats what was in that.
+#[test]
+fn l6_a_repair_joins_no_two_histories() {
+    mutation::tell(&[("a repair joins two histories", "L6: it is another's")], || {
+        let store = TempStore::new();
+        let mut group = store.group();
+        begun(&mut group);
+        go_on(&mut group, 9, 1);
+        drop(group);
+        let record = |slot| decode_object(&object(&store, slot)).expect("whole").remove(0).0;
+        let encode = |record: &Record| record.encode().expect("small");
+        // The other went on from slot 4. Ours is without what it repeats from slot 5 on.
+        let mut others = vec![encode(&record(3))];
+        for slot in 4..8 {
+            let prev = others.last().expect("one").digest;
+            others.push(encode(&Record { prev, nonce: [99; 16], ..record(slot) }));
+        }
+        for slot in 5..9 {
+            fs::write(object_path(&store, &names().record(Slot(slot))), encode(&record(slot)).bytes).expect("write");
+        }
+        let before: Vec<&[u8]> = others.iter().map(|other| &other.bytes[..]).collect();
+        let foreign = encode_repeating(Slot(7), &others[4..5], &before[..4]).expect("small");
+        assert_eq!(decode_repeats(&foreign).expect("it leads up").len(), 4);
+        fs::write(object_path(&store, &names().record(Slot(7))), foreign).expect("write");
+        fs::write(object_path(&store, &names().record(Slot(4))), "torn").expect("write");
+        let mut group = store.group();
+        let plan = group.repair_plan().expect("looked");
+        assert!(matches!(plan, Some(Repair::Void { first: Slot(4), .. })), "L6: it is another's: {plan:?}");
+        group.repair_torn().expect("given up");
+        assert_eq!(group.state().next_slot(), Slot(9));
+    });
+}
+
 /// What was given up stays given up, though later records name it by what took its place.
 #[test]
 fn what_was_voided_is_not_mended_by_what_repeats_its_void() {
@@ -404,6 +509,7 @@ fn what_was_voided_is_not_mended_by_what_repeats_its_void() {
         go_on(&mut group, 5, 1);
         drop(group);
         let file = object_path(&store, &names().record(Slot(4)));
+        let good = fs::read(&file).expect("read");
         fs::write(&file, "torn").expect("write");
         store.group().repair_torn().expect("voided");
         go_on(&mut store.group(), 9, 1);
@@ -414,10 +520,18 @@ fn what_was_voided_is_not_mended_by_what_repeats_its_void() {
         assert_eq!(decode_repeats(&object).expect("it leads up").len(), 1);
         fs::write(object_path(&store, &names().record(Slot(5))), object).expect("write");
         fs::write(&file, "torn!").expect("write");
+        fs::remove_file(object_path(&store, &names().record_void(Slot(4)))).expect("remove");
         let mut group = store.group();
         assert!(matches!(group.repair_plan().expect("looked"), Some(Repair::Void { first: Slot(4), .. })), "beside its void");
         group.repair_torn().expect("voided");
         assert_eq!((fs::read(&file).expect("read"), group.torn()), (b"torn!".to_vec(), None), "beside its void");
+        // Nor by a whole one that is put back.
+        fs::write(&file, &good).expect("write");
+        drop(group);
+        let mut group = store.group();
+        assert!(matches!(group.repair_plan().expect("looked"), Some(Repair::Void { first: Slot(4), .. })), "beside its void");
+        group.repair_torn().expect("voided");
+        assert_eq!((fs::read(&file).expect("read") == good, group.torn()), (true, None), "beside its void");
     });
 }
 

@@ -217,8 +217,8 @@ impl Host {
         self.sampled([1, 2].map(|n| (volume(n), sample(n))));
     }
 
-    pub(super) fn sampled(&mut self, volumes: [(VolumeId, Sample); 2]) {
-        let volumes = volumes.to_vec();
+    pub(super) fn sampled(&mut self, volumes: impl IntoIterator<Item = (VolumeId, Sample)>) {
+        let volumes = volumes.into_iter().collect();
         let time = CutTime { boot: BootId([1; 16]), mono_ns: self.now, wall_ms: 0 };
         self.event(Event::Tick(Tick { time, volumes }));
     }
