@@ -186,12 +186,17 @@ async fn ask_until_through(
     mut now: FailoverStatus,
     (progress, is_quiet): (&Progress, bool),
 ) -> Result<FailoverStatus, Failure> {
-    let mut is_said = false;
+    let (mut is_said, mut why_said) = (false, None);
     while now.stage != FailoverStage::Over && is_under_way(&now) {
         if let Some(ms) = now.waits_ms.filter(|_| !is_quiet && !std::mem::replace(&mut is_said, true)) {
             eprint!("{}", waits(&now, ms));
         }
-        tokio::time::sleep(if now.waits_ms.is_some() { WAITS_AGAIN } else { ASK_AGAIN }).await;
+        let why = now.why.as_ref().filter(|_| now.stage == FailoverStage::Fencing && now.waits_ms.is_none());
+        if let Some(why) = why.filter(|why| !is_quiet && why_said.as_ref() != Some(*why)) {
+            eprintln!("{why}");
+            why_said = Some(why.clone());
+        }
+        tokio::time::sleep(if why.is_some() || now.waits_ms.is_some() { WAITS_AGAIN } else { ASK_AGAIN }).await;
         // † Until it is fenced the same is said again, and not only asked: a source that is alive may come back, and then nothing more comes.
         let plan = now.stage != FailoverStage::Fencing;
         let again = FailoverRequest { again: false, plan, goes_on: Some(now.generation), ..request.clone() };

@@ -26,7 +26,7 @@ use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, Promotable, PromotionLook, Wanted};
+use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, Promotable, PromotionLook, Waits, Wanted};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError, unsaved};
@@ -744,7 +744,13 @@ impl Failovers {
                             // Who stood in may have been let in at that very moment.
                             let _ = receiver.runtime.block_on(group.tell(Mail::StandIn));
                         }
-                        Fenced::Waits(_) => {
+                        Fenced::Waits(Waits::Mail) => continue,
+                        Fenced::Waits(Waits::Uploads) => {
+                            return Ok(Some(format!(
+                                "what {names} has staged is on its way into the bucket: after that its source is fenced, if it has not come back by then"
+                            )));
+                        }
+                        Fenced::Waits(Waits::Silence(_)) => {
                             return Ok(Some(format!(
                                 "{names} was opened, or its connections were ended, less than {} s ago (`fence_after` in receiver.toml): if its source is alive it \
                                  may still come back; after that it is fenced by itself, or at once with --force",

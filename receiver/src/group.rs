@@ -28,7 +28,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use self::at_rest::Asker;
 use self::fence::Listening;
-pub(crate) use self::fence::{Fence, Fenced, Promotable, PromotionLook, Wanted};
+pub(crate) use self::fence::{Fence, Fenced, Promotable, PromotionLook, Waits, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
 pub(crate) use self::mail::{BeginPart, CohortCuts, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use farside_s3_servers::{Bucket, Ending, Fault, Faults, Kind, RadosGw};
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Process, Site, VolumeSpec, run, status_by, wait_for};
+use farside_tests::{Process, Site, VolumeSpec, json, run, status_by, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 48 << 20;
@@ -181,15 +181,7 @@ fn l10_what_a_host_writes_is_staged_while_segments_are_on_their_way_to_the_bucke
     let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(16));
     client.steps(&mut rng, 50);
     site.check_newest("data", &mut client);
-    let held = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&held);
-    faults.fault(move |request| {
-        let is_segment = request.kind == Kind::Put && ["/packs/", "/segments/"].iter().any(|folder| request.key.contains(folder));
-        if is_segment {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        if is_segment { Fault::Held } else { Fault::Pass }
-    });
+    let held = hold_segments(&faults);
     wait_for("a segment to be on its way", || {
         client.steps(&mut rng, 5);
         client.flush();
@@ -210,6 +202,82 @@ fn l10_what_a_host_writes_is_staged_while_segments_are_on_their_way_to_the_bucke
     faults.fault(|_| Fault::Pass);
     site.check_newest("data", &mut client);
     site.check_store();
+}
+
+/// A failover that nobody forced waits for what is on its way into the bucket, and hears meanwhile who comes back.
+#[test]
+fn l6_a_source_that_is_back_while_its_failover_waits_for_uploads_is_not_fenced() {
+    let rados = RadosGw::shared().bucket();
+    let faults = Faults::before(&rados);
+    let mut site = site(&faults.bucket());
+    site.start_all();
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(17));
+    client.steps(&mut rng, 50);
+    site.check_newest("data", &mut client);
+    let held = hold_segments(&faults);
+    wait_for("a segment to be on its way", || {
+        client.steps(&mut rng, 5);
+        client.flush();
+        (held.load(Ordering::Relaxed) > 0).then_some(())
+    });
+    site.daemon.take().expect("it runs").kill();
+    wait_for("its end to be noticed", || {
+        let plan = json(&mut site.gateway(&["failover", "host1/default", "--plan"]));
+        plan["connected_from"].is_null().then_some(())
+    });
+    let mut begin = site.gateway(&["failover", "host1/default", "--yes"]);
+    let waiting = begin.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let why = |site: &Site, words: &str| {
+        wait_for(words, || {
+            let listed = json(&mut site.gateway(&["failover", "--list"]))[0].clone();
+            (listed["stage"] == "fencing" && listed["why"].as_str()?.contains(words)).then_some(())
+        });
+    };
+    why(&site, "on its way into the bucket");
+    site.start_daemon();
+    why(&site, "host1 is connected: it is alive");
+    let told = waiting.wait_with_output().expect("it ends");
+    let words = String::from_utf8_lossy(&told.stderr);
+    assert!(!told.status.success() && words.contains("on its way into the bucket") && words.contains("it is alive"), "{words}");
+    run(&mut site.gateway(&["failover", "host1/default", "--abort"]));
+    faults.fault(|_| Fault::Pass);
+    client.steps(&mut rng, 20);
+    site.check_newest("data", &mut client);
+
+    // And who does not come back is fenced once it is there, with all that was staged.
+    let held = hold_segments(&faults);
+    wait_for("a segment to be on its way", || {
+        client.steps(&mut rng, 5);
+        client.flush();
+        (held.load(Ordering::Relaxed) > 0).then_some(())
+    });
+    let published = site.points("data").len();
+    site.daemon.take().expect("it runs").kill();
+    wait_for("its end to be noticed", || {
+        let plan = json(&mut site.gateway(&["failover", "host1/default", "--plan"]));
+        plan["connected_from"].is_null().then_some(())
+    });
+    let mut begin = site.gateway(&["failover", "host1/default", "--yes"]);
+    let waiting = begin.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    why(&site, "on its way into the bucket");
+    faults.fault(|_| Fault::Pass);
+    let told = waiting.wait_with_output().expect("it ends");
+    assert!(told.status.success(), "{told:?}");
+    assert!(site.points("host1/default/data").len() > published, "what was staged was published first");
+}
+
+/// Segments do not arrive; says how many were sent.
+fn hold_segments(faults: &Faults) -> Arc<AtomicUsize> {
+    let held = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&held);
+    faults.fault(move |request| {
+        let is_segment = request.kind == Kind::Put && ["/packs/", "/segments/"].iter().any(|folder| request.key.contains(folder));
+        if is_segment {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        if is_segment { Fault::Held } else { Fault::Pass }
+    });
+    held
 }
 
 /// The host is gone for good, and the gateway's process as well: what was staged is published by the next one; and a stop does not wait for that.

@@ -307,6 +307,32 @@ fn a_pack_that_no_record_can_name_any_more_goes_after_a_day() {
     assert!(site.is_sound());
 }
 
+/// The store was opened again, and had looked at all that there is, when an upload for the opening before came to its end.
+#[test]
+fn what_was_put_for_an_opening_before_goes_where_no_record_names_it() {
+    let mut site = Site::new();
+    let parts = [(0, 64, 1), (3, 7, 2)];
+    let said = site.land(&parts);
+    let bodies: Vec<&Body> = said.iter().map(|said| &said.body).collect();
+    let upload = site.group().plan_upload(&bodies).expect("planned").expect("something is to be put");
+    site.restart();
+    site.sweep();
+    assert!(site.group().is_swept() && site.packs().is_empty());
+    let uploaded = upload.run();
+    assert_eq!(site.packs().len(), 1);
+    site.group().uploaded_elsewhere(uploaded);
+    // It is not taken for what is there: that opening may have been of another moment.
+    let points = site.group().append_all(said).expect("appended");
+    assert_eq!(site.packs().len(), 2, "it is put again");
+    assert_eq!(site.read(points[1].position.slot).expect("read"), image(&parts));
+    site.live_until(130);
+    site.sweep();
+    site.bucket.pass_ms(YEAR_MS);
+    site.sweep();
+    assert_eq!(site.packs().len(), 1, "nothing names it, and nothing can");
+    assert!(site.is_sound());
+}
+
 /// A pack says of which slot it is: a ledger that ends before that has lost its end.
 #[test]
 fn a_ledger_that_lost_its_newest_records_is_known_by_a_pack() {

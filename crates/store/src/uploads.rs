@@ -88,4 +88,11 @@ impl GroupStore {
         self.awaited.extend(alone.into_iter().map(|(volume, part)| (part, volume)));
         self.packs_were_put(packs).and(put_alone)
     }
+
+    /// Notes what may have been put for another opening of the store, perhaps of an older moment of it: it is put again where it is needed, and what
+    /// no record comes to name goes.
+    pub fn uploaded_elsewhere(&mut self, uploaded: Uploaded) {
+        self.await_packs(uploaded.packs.iter().map(|(pack, _)| pack));
+        self.awaited.extend(uploaded.alone.into_iter().map(|(volume, part)| (part, volume)));
+    }
 }

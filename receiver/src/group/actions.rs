@@ -79,7 +79,7 @@ impl Group {
         }
     }
 
-    fn append(&mut self, ticket: Ticket, records: Vec<Dated>) {
+    pub(super) fn append(&mut self, ticket: Ticket, records: Vec<Dated>) {
         if let Some(records) = self.upload_first(ticket, records) {
             self.put_records(ticket, records);
         }

@@ -16,7 +16,7 @@ use super::{Group, Place};
 /// How often it is tried again when somebody else wrote at the same moment.
 const TRIED_MAX: u32 = 8;
 
-/// Which point a promotion would bring up.
+/// Which point a promotion would bring up; of those that failovers before it did not leave aside, unless it is named.
 #[derive(Clone, Debug)]
 pub(crate) enum Wanted {
     Newest,
@@ -57,8 +57,19 @@ pub(super) enum LastSlot {
 pub(crate) enum Fenced {
     /// All volumes are claimed under that generation.
     Under(Generation),
-    /// Nobody was fenced: so long a source that is alive may still take to come back.
-    Waits(Duration),
+    /// Nobody was fenced yet.
+    Waits(Waits),
+}
+
+/// For what one that is not forced waits. Who comes back meanwhile is heard, and then it is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// For a source that is alive, which may still take so long to come back.
+    Silence(Duration),
+    /// For what is on its way into the bucket.
+    Uploads,
+    /// For nothing: something was put before, which may have taken long, and what came meanwhile is to be read first.
+    Mail,
 }
 
 /// Since when a source that is alive could have shown itself: sessions stay where they end, and come again.
@@ -168,9 +179,13 @@ impl Group {
     ///
     /// Invariant: nothing of the source is heard between the first of the claims and the last.
     ///
+    /// † Of one that is not forced, nothing is waited for between the look at who is alive and the claims: a source that comes back meanwhile would
+    /// lie in the mailbox, and be fenced behind its back.
+    ///
     /// Gives the generation under which they are: another one where the source may have taken its history back since it was asked for.
     pub(super) fn fence(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
-        if self.slot == LastSlot::Ours {
+        let was_ours = self.slot == LastSlot::Ours;
+        if was_ours {
             // † Otherwise a source that has come back stands against asking, and nobody ever knows that it is fenced.
             self.settle()?;
         }
@@ -178,19 +193,25 @@ impl Group {
         if claims_below(self.writable()?, generation).is_none() {
             return Ok(Fenced::Under(generation));
         }
-        if !fence.forced {
-            self.refuse_alive()?;
-            if let Some(left) = self.silence_left() {
-                return Ok(Fenced::Waits(left));
-            }
+        if fence.forced {
+            return self.without_uploads(|group| {
+                group.publish_all();
+                group.claim_all(fence)
+            });
         }
-        // † Only now: who waits for a person's word, or for time, is asked every second, and an upload takes as long as the line does.
-        self.without_uploads(|group| group.publish_and_claim(fence))
+        self.refuse_alive()?;
+        if let Some(left) = self.silence_left() {
+            return Ok(Fenced::Waits(Waits::Silence(left)));
+        }
+        if let Some(waits) = self.publish_some().or(was_ours.then_some(Waits::Mail)) {
+            return Ok(Fenced::Waits(waits));
+        }
+        self.claim_all(fence)
     }
 
-    fn publish_and_claim(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
+    /// Publishes what is staged, as long as that brings something: what fails now and then may have failed a moment ago.
+    fn publish_all(&mut self) {
         self.happened(Event::Budget { spent: false });
-        // As long as that brings something: what fails now and then may have failed a moment ago.
         let mut staged = usize::MAX;
         while let Place::Here(here) = &self.place
             && let now = here.target.staged_points()
@@ -200,6 +221,26 @@ impl Group {
             self.happened(Event::Publish);
             self.work();
         }
+    }
+
+    /// The same, one step of it, in which no upload is waited for. `None`: nothing is under way, and a step would bring nothing.
+    fn publish_some(&mut self) -> Option<Waits> {
+        if self.uploads.is_any() {
+            return Some(Waits::Uploads);
+        }
+        let Place::Here(here) = &self.place else { return None };
+        let staged = here.target.staged_points();
+        if !self.uploads.brings_something(staged) {
+            return None;
+        }
+        self.happened(Event::Budget { spent: false });
+        self.happened(Event::Publish);
+        self.work();
+        Some(if self.uploads.is_any() { Waits::Uploads } else { Waits::Mail })
+    }
+
+    /// Appends the claims, unless that would lose what is staged.
+    fn claim_all(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
         let Place::Here(here) = &mut self.place else { return self.writable().map(|_| Fenced::Under(fence.generation)) };
         // † A claim would make it void.
         if let (lost @ 1.., why) = (here.target.staged_points(), here.target.trouble().unwrap_or("the store is slow, or full")) {
