@@ -26,10 +26,14 @@ use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use self::lineage::Aside;
+pub(crate) use self::lineage::Lineage;
 use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, Promotable, PromotionLook, Waits, Wanted};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError, unsaved};
+
+mod lineage;
 
 /// How often it is looked whether something is left to do.
 const LOOK: Duration = Duration::from_secs(1);
@@ -115,6 +119,9 @@ pub(crate) struct Failover {
     /// The same of the source itself, if it was fenced by an earlier one.
     #[serde(default)]
     source_parted: Option<Slot>,
+    /// What those before it left aside.
+    #[serde(default, skip_serializing_if = "Lineage::is_empty")]
+    aside: Lineage,
     /// The source may not come back; also after another one that followed it.
     #[serde(default)]
     committed: bool,
@@ -141,6 +148,7 @@ struct Shown {
 }
 
 /// What a person has chosen, as [`Failover`] keeps it.
+#[derive(Clone)]
 struct Chosen {
     wanted: Option<Slot>,
     takes_degraded: Option<bool>,
@@ -229,6 +237,14 @@ impl Failover {
         self.former.iter().copied().chain(this).collect()
     }
 
+    /// It is said again, with another point; what was said before, and is not said anew, holds.
+    fn choose(&mut self, chosen: Chosen, stand_in: Option<Name>, request: &FailoverRequest) {
+        (self.wanted, self.takes_degraded, self.shown) = (chosen.wanted, chosen.takes_degraded, chosen.shown);
+        self.stand_in = stand_in.or(self.stand_in.take());
+        self.forced |= request.force;
+        self.lose_staged |= request.lose_staged;
+    }
+
     /// What it brings up. † Of a newest one that comes while it waits nobody has seen that it lacks volumes: it has those that were shown.
     fn brings_up(&self, takes_degraded: bool) -> Wanted {
         match (&self.shown, self.point()) {
@@ -244,6 +260,12 @@ impl Failover {
             Stage::Fencing => None,
             Stage::Fenced { point } | Stage::Promoted { point } => self.parted.max(point),
         }
+    }
+
+    /// What is the history by it; while nothing is brought up, by those before it.
+    fn lineage(&self) -> Lineage {
+        let brought_up = self.point().filter(|_| self.stage != Stage::Fencing).zip(self.newest_before());
+        self.aside.clone().and(brought_up.map(|(point, parted)| Aside { point, parted }))
     }
 
     /// Whether the point that a person named was given up before it could be pinned.
@@ -347,7 +369,7 @@ impl Failovers {
         if let Some(known) = known.as_ref().filter(|known| !again || !matches!(known.stage, Stage::Promoted { .. })) {
             if request.goes_on.is_none() && request.point.map(Slot) != known.wanted && known.has_lost_its_point(receiver, &group)
             {
-                return self.with_another_point(receiver, &group, known, request);
+                return self.with_another_point(receiver, &group, (known, stand_in), request);
             }
             if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
                 let message = format!("{names} was failed over already, to another point");
@@ -416,6 +438,7 @@ impl Failovers {
             former: known.iter().flat_map(Failover::with_former).collect(),
             parted: None,
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
+            aside: known.as_ref().map(Failover::lineage).unwrap_or_default(),
             committed: known.as_ref().is_some_and(|known| known.committed),
             settled: false,
             takes_degraded,
@@ -451,12 +474,13 @@ impl Failovers {
         &self,
         receiver: &Receiver,
         group: &GroupHandle,
-        known: &Failover,
+        (known, stand_in): (&Failover, Option<Name>),
         request: &FailoverRequest,
     ) -> Result<FailoverStatus, ApiError> {
         let look = look(receiver, group, request.point.map(Slot))?;
-        let Chosen { wanted, takes_degraded, shown } = Chosen::of(request, &look);
-        let changed = Failover { wanted, takes_degraded, shown: shown.clone(), ..known.clone() };
+        let chosen = Chosen::of(request, &look);
+        let mut changed = known.clone();
+        changed.choose(chosen.clone(), stand_in.clone(), request);
         // Whoever is fenced already may be alive.
         let planned = show(receiver, group, &changed, &look);
         let connected_from = planned.connected_from.clone().filter(|_| !known.claimed);
@@ -468,9 +492,7 @@ impl Failovers {
         refuse(&names, request, &planned, &look)?;
         self.change(receiver, &names, |known| {
             if known.stage == Stage::Fencing && known.generation == changed.generation {
-                (known.wanted, known.takes_degraded, known.shown) = (wanted, takes_degraded, shown);
-                known.forced |= request.force;
-                known.lose_staged |= request.lose_staged;
+                known.choose(chosen, stand_in, request);
             }
         })?;
         self.go_on(receiver, &names)?;
@@ -669,11 +691,9 @@ impl Failovers {
         lock(&self.all).get(names).map(|one| of(one.standing(Some(highest))))
     }
 
-    /// The point that the failover that stands has brought up, and the newest from before it.
-    pub(crate) fn brought_up(&self, names: &GroupNames, highest: Generation) -> Option<(Slot, Slot)> {
-        let all = lock(&self.all);
-        let one = all.get(names)?.standing(Some(highest));
-        one.point().filter(|_| one.stage != Stage::Fencing).zip(one.newest_before())
+    /// Which points are the history by the failover that stands, and those before it. `highest`: of the ledger.
+    pub(crate) fn lineage(&self, names: &GroupNames, highest: Generation) -> Lineage {
+        lock(&self.all).get(names).map(|one| one.standing(Some(highest)).lineage()).unwrap_or_default()
     }
 
     /// Whether the source is fenced by the failover that stands, and has taken nothing back since. `highest`: of the ledger.
@@ -1117,6 +1137,17 @@ mod tests {
 
     fn names(group: &str) -> GroupNames {
         GroupNames::new("web1".parse().expect("a name"), group.parse().expect("a name"))
+    }
+
+    #[test]
+    fn said_again_with_another_point_a_failover_keeps_what_was_said_before() {
+        let note = r#"{"version":1,"source":"web1","group":"db","generation":2,"wanted":5,"forced":false,"stage":"fencing","stand_in":"web2"}"#;
+        let mut failover: Failover = serde_json::from_str(note).expect("a note");
+        let chosen = Chosen { wanted: None, takes_degraded: Some(false), shown: None };
+        failover.choose(chosen.clone(), None, &FailoverRequest { force: true, ..FailoverRequest::default() });
+        assert_eq!((failover.wanted, failover.stand_in.as_ref().map(Name::as_str)), (None, Some("web2")));
+        failover.choose(chosen, Some("web3".parse().expect("a name")), &FailoverRequest::default());
+        assert_eq!((failover.forced, failover.stand_in.as_ref().map(Name::as_str)), (true, Some("web3")));
     }
 
     /// A group whose store hangs in the middle of a fence.

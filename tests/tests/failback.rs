@@ -623,6 +623,14 @@ fn what_comes_back_after_a_failover_to_an_older_point_is_that_point() {
     let at = older.split('-').next().expect("a slot");
     let done = json(&mut site.gateway(&["failover", "host1/default", "--point", at, "--force", "--yes"]));
     assert_eq!((&done["stage"], &done["point"]["id"]), (&Value::from("promoted"), &Value::from(older.as_str())), "{done}");
+    // Nothing was published since: failed over once more it is that one again, and a person says so.
+    let again = |args: &[&str]| {
+        site.gateway(&[&["failover", "host1/default", "--again", "--yes"], args].concat()).output().expect("it starts")
+    };
+    let refused = again(&[]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is not the newest"), "{refused:?}");
+    let done: Value = serde_json::from_slice(&again(&["--force", "--json"]).stdout).expect("JSON");
+    assert_eq!((&done["point"]["id"], &done["generation"]), (&Value::from(older.as_str()), &Value::from(3)), "{done}");
 
     site.start_daemon();
     fenced(&site);

@@ -107,7 +107,7 @@ pub(crate) struct PromotionLook {
     pub(crate) generation: Generation,
     /// The point, if there is one.
     pub(crate) point: Option<Promotable>,
-    /// The newest one.
+    /// The newest one, also if it was left aside.
     pub(crate) newest: Option<LastPoint>,
     /// Volumes of which the point has nothing, with the newest point of each.
     pub(crate) left_out: Vec<(String, Option<LastPoint>)>,
@@ -134,6 +134,9 @@ impl Group {
     pub(super) fn promotion_look(&self, wanted: Wanted) -> Result<PromotionLook, ApiError> {
         let state = self.writable()?.state();
         let newest = state.points().values().next_back();
+        // † What one before it was brought up instead of is not what was published since.
+        let lineage = self.receiver.failovers.lineage(&self.names, state.highest_generation());
+        let mut newest_first = state.points().values().rev().filter(|point| lineage.has(point.slot));
         let name = |point: &Point| {
             let named =
                 point.members.iter().filter_map(|m| Some((state.volume(m.key.volume)?.meta().name.to_string(), m.volume_bytes)));
@@ -143,9 +146,9 @@ impl Group {
             Wanted::Point(slot) => Some(state.points().get(slot).ok_or_else(|| {
                 ApiError::not_found("point", &slot.to_string(), "`farside point list` shows those that are kept")
             })?),
-            Wanted::Newest => newest,
+            Wanted::Newest => newest_first.next(),
             Wanted::NewestWith { members, takes_degraded } => {
-                let mut newest_first = state.points().values().rev().filter(|point| *takes_degraded || !point.degraded);
+                let mut newest_first = newest_first.filter(|point| *takes_degraded || !point.degraded);
                 let has_all = |point: &&Point| {
                     let has = name(point);
                     members.iter().all(|wanted| has.iter().any(|(name, _)| name == wanted))

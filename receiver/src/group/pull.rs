@@ -68,9 +68,9 @@ impl Group {
             return Err(gone_for_good(&self.names, &winner));
         }
         let state = here.store.state();
-        // † What came after the point that was brought up, and before the failover, is what it was brought up instead of.
-        let brought_up = self.receiver.failovers.brought_up(&self.names, state.highest_generation());
-        let stands = |point: &Point| brought_up.is_none_or(|(up, parted)| point.slot <= up || point.slot > parted);
+        // † What came after a point that was brought up, and before that failover, is what it was brought up instead of.
+        let lineage = self.receiver.failovers.lineage(&self.names, state.highest_generation());
+        let stands = |point: &Point| lineage.has(point.slot);
         let any = |_: &Point| true;
         // † One that lacks a volume is of no use to who has its disk, whatever is newer. Where none has all, what they lack is said of the newest.
         let newest_below = |below: Option<Slot>, counts: &dyn Fn(&Point) -> bool| {
