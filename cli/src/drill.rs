@@ -7,7 +7,7 @@
 
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -39,9 +39,29 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub(crate) async fn run(global: &Global, hosts: &Hosts, command: DrillCommand) -> Result<(), Failure> {
     match command {
         DrillCommand::Start(args) => start(global, hosts, args).await,
-        DrillCommand::List { dir } => list(global, &place(dir)?),
-        DrillCommand::Stop { id, all, force, dir } => stop(global, &place(dir)?, id.filter(|_| !all).as_deref(), force),
+        DrillCommand::List { dir } => list(global, &places(dir)?),
+        DrillCommand::Stop { id, all, force, dir } => {
+            let ids = stop_in(&places(dir)?, id.filter(|_| !all).as_deref(), force)?;
+            if global.json { print::json(&ids) } else { print::out(&format!("stopped: {}\n", ids.join(", "))) }
+        }
     }
+}
+
+/// Where drills are looked for: where it is said, or at the usual place and wherever this user has one that is served.
+fn places(dir: Option<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
+    let is_said = dir.is_some();
+    let first = place(dir)?;
+    let of = |opened: Opened| Some(opened.overlay?.parent()?.parent()?.to_owned());
+    let served = opened::found().into_iter().filter_map(of).filter(|path| !is_said && *path != first && Folder::is_one(path));
+    let others: BTreeSet<PathBuf> = served.collect();
+    Ok([first].into_iter().chain(others).collect())
+}
+
+/// The command that ends one.
+pub(crate) fn ended_by(id: &str, place_of: &Path) -> String {
+    let elsewhere = Some(place_of).filter(|path| !place(None).is_ok_and(|usual| usual == *path));
+    let said = elsewhere.map(|path| format!(" --dir {}", path.display()));
+    format!("farside drill stop {id}{}", said.unwrap_or_default())
 }
 
 /// On a disk: what is written in a drill lies there.
@@ -144,7 +164,7 @@ async fn start(global: &Global, hosts: &Hosts, args: DrillStartArgs) -> Result<(
     let opens = begins
         .and_then(|()| all.drills.iter_mut().try_for_each(|(owned, servers)| servers.open(global, &args, &mut owned.drill)));
     let ended = match opens {
-        Ok(()) => all.serve(global, begun, args.ttl).await,
+        Ok(()) => all.serve(global, begun, (&path, args.ttl)).await,
         Err(failure) => Err(failure),
     };
     let ids: Vec<String> = all.drills.iter().map(|(owned, _)| owned.drill.id.clone()).collect();
@@ -279,12 +299,12 @@ impl Servers {
 
 impl All {
     /// Until it is stopped, its time is over, or a volume is not served any more.
-    async fn serve(&mut self, global: &Global, begun: Instant, ttl: Duration) -> Result<(), Failure> {
+    async fn serve(&mut self, global: &Global, begun: Instant, (path, ttl): (&Path, Duration)) -> Result<(), Failure> {
         let of = |kind| signal(kind).or_fail("signals cannot be received");
         let (mut interrupted, mut terminated) = (of(SignalKind::interrupt())?, of(SignalKind::terminate())?);
         self.drills.iter_mut().try_for_each(|(owned, _)| owned.advance(Stage::Ready))?;
         let rto_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let said = self.said(global.json, rto_ms);
+        let said = self.said(global.json, path, rto_ms);
         if !print::is_read(&said)? {
             return Ok(()); // nobody learns where it is
         }
@@ -320,9 +340,9 @@ impl All {
         }
     }
 
-    fn said(&self, json: bool, rto_ms: u64) -> String {
+    fn said(&self, json: bool, path: &Path, rto_ms: u64) -> String {
         let drills = || self.drills.iter().map(|(owned, _)| &owned.drill);
-        let text_of_all = || drills().map(|drill| text(&Started { drill, rto_ms })).collect::<String>();
+        let text_of_all = || drills().map(|drill| text(&Started { drill, rto_ms }, path)).collect::<String>();
         match &self.of {
             None if json => drills().map(|drill| print::json_text(&Started { drill, rto_ms })).collect(),
             Some((cohort, cut)) if json => {
@@ -345,7 +365,7 @@ impl All {
     }
 }
 
-fn text(started: &Started<'_>) -> String {
+fn text(started: &Started<'_>, path: &Path) -> String {
     let drill = started.drill;
     let mut text = format!("drill {} of {} at {}: ", drill.id, drill.group, print::time(drill.point.cut_wall));
     text.push_str(&format!("devices writable after {} ms (RTO)\n", started.rto_ms));
@@ -355,21 +375,25 @@ fn text(started: &Started<'_>) -> String {
             None => format!("  {volume}  nbd-client -unix {} /dev/nbdN -b 512\n", socket.display()),
         });
     }
-    text.push_str(&format!("  until {}, Ctrl-C, or: farside drill stop {}\n", print::time(drill.expires), drill.id));
+    text.push_str(&format!("  until {}, Ctrl-C, or: {}\n", print::time(drill.expires), ended_by(&drill.id, path)));
     text
 }
 
-/// Those that this user has at the usual place.
+/// Those that this user has at the usual place, and those that are served from elsewhere.
 pub(crate) fn found() -> Result<Vec<Found>, Failure> {
-    found_in(&place(None)?)
+    found_in(&places(None)?)
 }
 
-fn found_in(path: &Path) -> Result<Vec<Found>, Failure> {
-    if path.exists() { Folder::open(path)?.find() } else { Ok(Vec::new()) }
+fn found_in(places: &[PathBuf]) -> Result<Vec<Found>, Failure> {
+    let mut found = Vec::new();
+    for path in places.iter().filter(|path| path.exists()) {
+        found.extend(Folder::open(path)?.find()?);
+    }
+    Ok(found)
 }
 
-fn list(global: &Global, path: &Path) -> Result<(), Failure> {
-    let found = found_in(path)?;
+fn list(global: &Global, places: &[PathBuf]) -> Result<(), Failure> {
+    let found = found_in(places)?;
     if global.json {
         let listed = |one: &Found| {
             serde_json::to_value(Listed { id: &one.id, is_interrupted: one.is_interrupted, drill: one.drill.as_ref() })
@@ -378,7 +402,10 @@ fn list(global: &Global, path: &Path) -> Result<(), Failure> {
         return print::json(&all.expect("it is JSON"));
     }
     if found.is_empty() {
-        return print::out("this user has no drill on this machine\n");
+        let place = places.first().map_or_else(|| print::NOTHING.to_owned(), |path| path.display().to_string());
+        return print::out(&format!(
+            "this user has no drill on this machine, in {place} (what one that was killed has left elsewhere: --dir DIRECTORY)\n"
+        ));
     }
     let mut table = Table::new(&["DRILL", "GROUP", "POINT", "STAGE", "EXPIRES"]);
     for one in &found {
@@ -387,7 +414,10 @@ fn list(global: &Global, path: &Path) -> Result<(), Failure> {
         let (group, point) = (of(|drill| drill.group.clone()), of(|drill| drill.point.id.to_string()));
         table.row([one.id.clone(), group, point, stage, of(|drill| print::time(drill.expires))]);
     }
-    print::out(&table.fit(print::Look::of_stdout()))
+    let elsewhere = found.iter().filter(|one| places.first().is_some_and(|usual| one.place() != usual));
+    let ways: String =
+        elsewhere.map(|one| format!("{} is kept elsewhere: {}\n", one.id, ended_by(&one.id, one.place()))).collect();
+    print::out(&format!("{}{ways}", table.fit(print::Look::of_stdout())))
 }
 
 /// What dead owners left.
@@ -398,7 +428,24 @@ fn sweep(folder: &Folder) -> Result<(), Failure> {
 }
 
 /// One, or all.
-fn stop(global: &Global, path: &Path, id: Option<&str>, force: bool) -> Result<(), Failure> {
+fn stop_in(places: &[PathBuf], id: Option<&str>, force: bool) -> Result<Vec<String>, Failure> {
+    let Some(id) = id else {
+        let mut stopped = Vec::new();
+        for path in places {
+            stopped.extend(stop(path, None, force)?);
+        }
+        return Ok(stopped);
+    };
+    let found = found_in(places)?.into_iter().find(|found| found.id == id);
+    let Some(found) = found else {
+        let message = format!("this user has no drill {id} on this machine");
+        let what = "see what there is: farside drill list; where it was started with --dir, say the same here";
+        return Err(Failure::new(Exit::NotFound, message, what));
+    };
+    stop(found.place(), Some(id), force)
+}
+
+fn stop(path: &Path, id: Option<&str>, force: bool) -> Result<Vec<String>, Failure> {
     let folder = Folder::open(path)?;
     let _ = device::sweep(); // as above
     let mut found = folder.find()?;
@@ -406,10 +453,6 @@ fn stop(global: &Global, path: &Path, id: Option<&str>, force: bool) -> Result<(
     let pid_of = |one: &Found| one.drill.as_ref().filter(|_| !one.is_interrupted).map(|drill| drill.pid);
     let owner = found.iter().find(|found| id == Some(&found.id)).and_then(pid_of);
     found.retain(|found| id.is_none_or(|id| found.id == id) || (owner.is_some() && pid_of(found) == owner));
-    if let (true, Some(id)) = (found.is_empty(), id) {
-        let message = format!("this user has no drill {id} on this machine");
-        return Err(Failure::new(Exit::NotFound, message, "see what there is: farside drill list"));
-    }
     for one in found.iter().filter(|one| !one.is_interrupted && !force) {
         one.drill.as_ref().map_or(Ok(()), refuse_used)?;
     }
@@ -427,8 +470,7 @@ fn stop(global: &Global, path: &Path, id: Option<&str>, force: bool) -> Result<(
     let folder = Folder::open(path)?;
     let is_meant = |one: &&Found| running.iter().any(|meant| meant.id == one.id) && one.is_interrupted;
     folder.find()?.iter().filter(is_meant).try_for_each(|one| folder.sweep(one))?;
-    let ids: Vec<&str> = found.iter().map(|one| one.id.as_str()).collect();
-    if global.json { print::json(&ids) } else { print::out(&format!("stopped: {}\n", ids.join(", "))) }
+    Ok(found.iter().map(|one| one.id.clone()).collect())
 }
 
 fn refuse_used(drill: &Drill) -> Result<(), Failure> {

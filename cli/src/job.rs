@@ -80,7 +80,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: JobCommand) -> 
                 .filter(|_| !is_over)
                 .map_or("interrupted".to_owned(), |drill| format!("{:?}", drill.stage).to_lowercase()),
             deadline: drill.map(|drill| drill.expires),
-            ended_by: Some(format!("farside drill stop {}", found.id)),
+            ended_by: Some(drill::ended_by(&found.id, found.place())),
             ..Job::default()
         }
     }));

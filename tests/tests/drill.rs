@@ -72,6 +72,17 @@ fn a_drill_has_all_volumes_and_leaves_nothing() {
     assert!(found == [2; 4096], "what one drill writes no other has");
     assert_eq!(list(&dir).len(), 2);
 
+    // They are found by who does not say where they are kept, too, with the command that ends them.
+    let say = |words: &[&str]| {
+        let said = program("farside").args(words).output().expect("it starts");
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    };
+    let ends = format!("farside drill stop {} --dir {}", one.id(), dir.display());
+    assert!(say(&["drill", "list"]).contains(&ends), "{}", say(&["drill", "list"]));
+    let third = start(&site, &dir, &[]);
+    let stopped = say(&["drill", "stop", third.id()]);
+    assert!(stopped.contains(third.id()) && list(&dir).len() == 2, "{stopped}");
+
     // In use: refused by name, and it is served on; then not any more.
     let mut client = connect(&one.socket("log"));
     let refused = wait_for("the one to be named that is still connected", || {

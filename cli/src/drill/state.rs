@@ -106,6 +106,11 @@ impl Folder {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
+    /// Whether drills were kept there. Nothing is made.
+    pub(crate) fn is_one(path: &Path) -> bool {
+        path.join(ALL).exists()
+    }
+
     /// A new one, owned by this process; `of` is told its id and folder.
     pub(crate) fn begin(&self, of: impl FnOnce(String, &Path) -> Drill) -> Result<Owned, Failure> {
         let dir = tempfile::Builder::new().prefix("d").rand_bytes(7).tempdir_in(&self.path).or_fail("no folder for the drill")?;
@@ -146,6 +151,11 @@ impl Folder {
 }
 
 impl Found {
+    /// The folder of all drills in which it is.
+    pub(crate) fn place(&self) -> &Path {
+        self.dir.parent().expect("it was listed in one")
+    }
+
     /// Until its owner has ended; it may have removed everything.
     pub(crate) fn wait(&self) -> Result<(), Failure> {
         match File::open(self.dir.join(OWNER)) {
