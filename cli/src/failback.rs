@@ -53,7 +53,9 @@ Examples:
   farside failback --list
 
 --finish waits until the stand-in has stopped in order, and said that all of it is published;
---force does not, where it burnt down, and loses what it had not published.
+--force does not, where it burnt down, and loses what it had not published. Where the gateway is not
+there either, the volumes are served as the point that their disks are; the history is taken back
+when it is there, by itself, and this command ends with exit code 3 before that.
 
 Exit code 4: refused. A volume is not `Fenced`, nor handed over, is in use, or nothing was
 published since the failover (--force takes the point of the failover itself)."
@@ -216,6 +218,15 @@ async fn watch(
                 eprintln!("waiting: {why}");
             }
             said.clone_from(&now.why);
+        }
+        // † Whoever finishes without a word of the gateway may never have one again.
+        if step == FailbackStep::Finish && now.without_gateway {
+            let message = format!("the failback of group {} is not over, and needs the gateway", now.group);
+            let what = format!(
+                "it goes on by itself when that is there: farside failback --list; to give it up: farside failback {} --abort",
+                now.group
+            );
+            return Err(Failure::new(Exit::Unreachable, message, what));
         }
         if matches!(now.stage, FailbackStage::Keeping | FailbackStage::Pulling) && now.total_regions > 0 {
             progress.set_regions(now.done_regions, now.total_regions);

@@ -60,6 +60,7 @@ mod keys;
 mod note;
 mod pull;
 mod turns;
+mod waits;
 
 #[cfg(test)]
 pub(crate) use note::hold;
@@ -100,6 +101,8 @@ struct View {
     over: Option<LastPoint>,
     bytes: BTreeMap<Name, u64>,
     why: Option<String>,
+    /// Nothing comes of it before the gateway is there.
+    is_without_gateway: bool,
 }
 
 #[derive(Debug)]
@@ -208,6 +211,7 @@ impl Failback {
                 Branch::Kept { .. } => BranchKeeps::Keeping,
             },
             why: view.why,
+            without_gateway: view.is_without_gateway,
         }
     }
 }
@@ -404,6 +408,7 @@ impl Daemon {
                 FailbackStep::AcceptDisks => self.accept_disks(&known).await?,
             }
             .map_err(unkept)?;
+            locked(&known.view).is_without_gateway = false;
             known.told.notify_one();
         }
         Ok(known.show())
@@ -617,6 +622,7 @@ impl Daemon {
         view.point = Some(shown(&At::from(point)));
         view.is_since = point.is_since;
         view.passed_over = point.passed_over;
+        view.is_without_gateway = false;
         view.other = point.other.as_ref().map(|other| named(other.name.as_ref()));
         view.bytes = point.members.iter().map(|member| (member.meta.name.clone(), member.volume_bytes)).collect();
     }
@@ -732,7 +738,10 @@ impl Daemon {
                 // Nobody can say whether there is more; whoever forces that waits for nobody.
                 Err(error) if note.course.finish.is_some_and(|finish| finish.force) && !matches!(error, PullError::NoKey(_)) => {
                     warn!(group = %note.group, %error, "the failback is finished without a word of the receiver");
-                    return self.go_back(failback, &held, have, None).await?.ok_or_else(|| error.into());
+                    let is_back = self.go_back(failback, &held, have, None).await?.is_some();
+                    locked(&failback.view).is_without_gateway = !is_back;
+                    anyhow::ensure!(is_back, "{error}: {}", waits::lacks_the_rest(&note.group));
+                    return Ok(());
                 }
                 Err(error @ PullError::NoKey(_)) if note.course.finish.is_some() => {
                     return Err(anyhow::Error::from(error).context(
@@ -939,7 +948,7 @@ impl Daemon {
                     (None | Some(VolumeState::NotServed), _) => {}
                     (Some(_), None) => break,
                     (Some(VolumeState::Behind { .. } | VolumeState::Streaming | VolumeState::Paused), _) => break,
-                    (Some(VolumeState::Idle), _) => {}
+                    (Some(VolumeState::Idle), _) => self.say_that_it_waits(failback, &note.group).await,
                     (Some(VolumeState::Fenced | VolumeState::Forked), Some(at)) => self.take_back(failback, name, at).await?,
                     (Some(state @ (VolumeState::TargetRewound | VolumeState::TrackingLost)), _) => {
                         anyhow::bail!("volume {name} is {}: farside volume show {name}", state.word());
@@ -1116,12 +1125,14 @@ fn refuse_unpublished(group: &Name, point: &PullPoint, force: bool) -> Result<()
     // † Days of a stand-in's work may lie in points that lack one volume of this host's.
     if let Some(newer) = point.passed_over {
         let message = format!(
-            "points up to {newer} of group {group} are newer than the one that would come back: they are what a failover to an older one left aside, or \
-             hold not all volumes of this host in whole"
+            "points up to {newer} of group {group} are newer than {}, which would come back: they are what a failover to an older one left aside, or \
+             hold not all volumes of this host in whole",
+            point.position.slot
         );
         let what = format!(
-            "protect on the stand-in what is missing, or remove it here (`farside point show {newer}` on the gateway says what they hold, `farside volume \
-             remove`); --force to have the disks as they were then, without any of those points"
+            "if they were left aside on purpose, --force: the disks come back as what was failed over to; if the stand-in published them, protect there \
+             what they lack, or remove it here (`farside volume remove`). `farside point show {newer}` on the gateway says when it was cut, and what it \
+             holds"
         );
         return Err(ApiError::new(ErrorCode::Refused, message, what));
     }

@@ -607,6 +607,36 @@ fn after_a_restart_a_failback_is_given_up_where_nothing_can_have_been_taken_back
     old.check_store();
 }
 
+/// The gateway burnt down with the stand-in: the disks are served, and nobody watches for ever.
+#[test]
+fn what_is_finished_without_a_gateway_is_served_and_said_to_wait_for_it() {
+    let mut site = Site::with_volume(BYTES, "200ms", 1000);
+    write(&site, 1, 500);
+    site.wait_quiet();
+    let image = disk(&site);
+    site.daemon.take().expect("it runs").kill();
+    run(&mut site.gateway(&["failover", "host1/default", "--yes", "--force"]));
+    site.start_daemon();
+    fenced(&site);
+    wait_until("nobody to use it", || {
+        let begun = failback(&site, &["--yes", "--force"]).output().expect("it starts");
+        if begun.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&begun.stderr).into_owned()) }
+    });
+    site.receiver.take().expect("it runs").stop();
+    let told = failback(&site, &["--finish", "--force", "--yes"]).output().expect("it starts");
+    let words = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert_eq!(told.status.code(), Some(3), "{words}");
+    assert!(words.contains("goes on by itself") && words.contains("failback default --abort"), "{words}");
+    assert!(words.contains("the volumes are served here"), "{words}");
+    assert_eq!(status(&site).expect("it goes on")["stage"], "returning");
+    assert!(disk(&site) == image);
+    site.start_receiver();
+    wait_for("it to be over", || status(&site).is_none().then_some(()));
+    write(&site, 2, 20);
+    site.wait_quiet();
+    site.check_store();
+}
+
 /// Ransomware: failed over to the point before it, and nothing was published since. That one comes back, and not what it was taken instead of,
 /// which stays a point.
 #[test]

@@ -135,6 +135,8 @@ pub struct FailbackStatus {
     pub over: Option<LastPoint>,
     /// Why it does not go on.
     pub why: Option<String>,
+    /// That is because the gateway is not there: it goes on by itself when it is.
+    pub without_gateway: bool,
 }
 
 /// What becomes of what the disks hold and no point does.

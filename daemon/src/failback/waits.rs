@@ -1,0 +1,34 @@
+//! For what a failback waits that only the gateway has. It goes on by itself when that is there; whoever watches need not.
+
+use farside_control::source::Connection;
+use farside_region::Name;
+
+use super::{Daemon, Failback};
+use crate::locked;
+
+impl Daemon {
+    /// The volumes are served, and their history is not taken back yet.
+    pub(super) async fn say_that_it_waits(&self, failback: &Failback, group: &Name) {
+        let error = match self.status().await.connection {
+            Connection::Connected { .. } => None,
+            Connection::Disconnected { error, .. } => Some(error),
+            Connection::NotPaired => Some("this host is not paired".to_owned()),
+        };
+        let mut view = locked(&failback.view);
+        view.is_without_gateway = error.is_some();
+        view.why = error.map(|error| {
+            format!(
+                "the volumes are served here, and taking their history back needs the gateway ({error}): it goes on by itself when that is there; \
+                 `farside failback {group} --abort` gives it up, and serves them on, fenced"
+            )
+        });
+    }
+}
+
+/// What a person is told whose disks are at no point, while the gateway is away.
+pub(super) fn lacks_the_rest(group: &Name) -> String {
+    format!(
+        "the disks are in the middle of a point, or not all at it, and cannot be served before the gateway has given the rest: it goes on by itself when \
+         that is there; `farside failback {group} --abort` puts back what was kept of them (farside branch list)"
+    )
+}
