@@ -5,8 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use farside_tests::mount::SmallDisk;
 use farside_tests::verify::{connect, write_noise};
-use farside_tests::{Site, json, run, wait_for, wait_until};
+use farside_tests::{Site, VolumeSpec, json, run, wait_for, wait_until};
 use serde_json::Value;
 
 const BYTES: u64 = 64 << 20;
@@ -266,4 +267,35 @@ fn what_is_handed_over_is_lost_to_nobody_and_comes_back_with_what_differs() {
     run(&mut verb(&site, "cutover", &["--abort", "--force"]));
     site.wait_for_state("data", "fenced");
     site.check_store();
+}
+
+/// What is handed over must be durable: where that cannot be, nothing is taken out of service for it, and the directory is named.
+#[test]
+fn a_cutover_that_cannot_be_kept_names_the_directory_that_is_full_and_changes_nothing() {
+    let volume = VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() };
+    let mut site = Site::new(&[volume], "200ms", 100);
+    let state = site.path("host/state");
+    std::fs::create_dir_all(&state).expect("made");
+    let Some(_small) = SmallDisk::mount(&state, "64m") else { return };
+    site.start_all();
+    write(&site, 1, 50);
+    site.wait_quiet();
+    let filler = state.join("filler");
+    let mut file = std::fs::File::create(&filler).expect("made");
+    let full = std::io::copy(&mut std::io::repeat(1), &mut file).expect_err("it is full");
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC), "{full}");
+    drop(file);
+    wait_until("nobody to use it", || {
+        let told = verb(&site, "cutover", &["--yes"]).output().expect("it starts");
+        let words = String::from_utf8_lossy(&told.stderr).into_owned();
+        let names = words.contains(state.to_str().expect("text")) && words.contains("No space left on device");
+        assert!(!told.status.success(), "{words}");
+        if names && words.contains("nothing was changed") { Ok(()) } else { Err(words) }
+    });
+    assert!(status(&site).is_none() && is_served(&site.tap("data")));
+    std::fs::remove_file(&filler).expect("removed");
+    wait_until("it to be handed over", || {
+        let done = verb(&site, "cutover", &["--yes"]).output().expect("it starts");
+        if done.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&done.stderr).into_owned()) }
+    });
 }

@@ -27,7 +27,7 @@ use farside_replication::failback::{Branch, Stage};
 use tracing::{error, info, warn};
 
 use super::keys::names_of;
-use super::note::Note;
+use super::note::{Note, check_writable};
 use super::pull::PullError;
 use super::{Failback, SERVED, conflict, turns, unkept};
 use crate::config::VolumeConfig;
@@ -148,6 +148,10 @@ impl Daemon {
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
         }
+        check_writable(&self.state_path()).map_err(|error| {
+            let what = "make room there, or mend its disk, and say the same again: nothing was changed";
+            ApiError::new(ErrorCode::Unavailable, format!("group {group} is not handed over: {error:#}"), what)
+        })?;
         let claimed = self.claim_all(&group, &volumes).await?;
         let failback = Arc::new(failback);
         // † First: from here on nothing that is new to the group gets into it.
@@ -202,6 +206,11 @@ impl Daemon {
         match self.try_to_hand_over(&group, &failback, claimed, wait).await {
             Ok(()) => info!(%group, "handed over: all of it is published, and it is served here no more"),
             Err(error) => {
+                // What is wrong with that says itself elsewhere.
+                let error = match check_writable(&self.state_path()) {
+                    Err(unwritable) => anyhow::anyhow!("{error:#}; {unwritable:#}"),
+                    Ok(()) => error,
+                };
                 warn!(%group, "the cutover is given up, and its volumes are served again: {error:#}");
                 let why = format!("{error:#}");
                 locked(&self.failbacks.given_up).insert(group, why.clone());

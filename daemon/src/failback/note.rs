@@ -3,6 +3,7 @@
 //! Invariant: a disk that a note names, and that may hold a part of a point, is shown to nobody, whatever the configuration says of it, and whether
 //! farsided runs or not.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use farside_blockio::Identity;
@@ -128,7 +129,7 @@ impl Note {
         let text = serde_json::to_string_pretty(&Self { version, ..self.clone() })?;
         let folder = folder(state_dir);
         if !folder.is_dir() {
-            std::fs::create_dir_all(&folder)?;
+            std::fs::create_dir_all(&folder).map_err(|error| unwritable(&folder, &error.into()))?;
             sync_dir(state_dir)?; // a note in a folder that a power cut takes is none
         }
         write_atomically(&self.path(state_dir), &text)?;
@@ -161,6 +162,23 @@ impl Note {
         }
         Ok(())
     }
+}
+
+fn unwritable(path: &Path, error: &anyhow::Error) -> anyhow::Error {
+    anyhow::anyhow!("{} cannot be written: {error:#}", path.display())
+}
+
+/// Tries what a note takes. † A group that was stopped for one that cannot be kept is served again, and was away for nothing.
+///
+/// # Errors
+/// The state directory, and what is wrong with it.
+pub(super) fn check_writable(state_dir: &Path) -> anyhow::Result<()> {
+    let tried = || -> anyhow::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(state_dir)?;
+        file.write_all(&[b' '; 4096])?;
+        Ok(file.as_file().sync_all()?)
+    };
+    tried().map_err(|error| unwritable(state_dir, &error).context("nothing can be kept in the state directory"))
 }
 
 fn base_path(state_dir: &Path, group: &Name) -> PathBuf {
