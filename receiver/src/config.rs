@@ -782,8 +782,13 @@ impl Config {
                 changes.live.push(format!("{key} {old} → {new}"));
             }
         };
-        live("[[lock]]", format!("{:?}", self.locks), format!("{:?}", new.locks));
         // Without a program's arguments: some are secrets.
+        let locks = |config: &Self| {
+            listed(config.locks.iter().map(|lock| {
+                let program = lock.program.first().map_or("", String::as_str);
+                format!("{} ({program}, at most {:?})", lock.name, lock.timeout)
+            }))
+        };
         let words = |kept: Vec<(&Option<GroupNames>, Vec<&Keeper>)>| {
             let by = |keeper: &&Keeper| match keeper {
                 Keeper::Command(words) => format!("command:{}", words.first().map_or("", String::as_str)),
@@ -793,15 +798,22 @@ impl Config {
                 let of = of.as_ref().map_or("*".to_owned(), ToString::to_string);
                 format!("{of} {}", keepers.iter().map(by).collect::<Vec<_>>().join(" and "))
             };
-            format!("[{}]", kept.iter().map(one).collect::<Vec<_>>().join(", "))
+            listed(kept.iter().map(one))
         };
         let keys = |config: &Self| words(config.keys.iter().map(|key| (&key.of, vec![&key.keeper])).collect());
         let changed = |is_same: bool, text: String| if is_same { text } else { format!("{text} (changed)") };
+        live("[[lock]]", locks(self), changed(self.locks == new.locks, locks(new)));
         live("[[key]]", keys(self), changed(self.keys == new.keys, keys(new)));
         let at_rest = |config: &Self| words(config.at_rest.iter().map(|one| (&one.of, one.keepers.iter().collect())).collect());
         live("[[at_rest]]", at_rest(self), changed(self.at_rest == new.at_rest, at_rest(new)));
-        live("[[cohort]]", format!("{:?}", self.cohorts), format!("{:?}", new.cohorts));
-        live("[receiver] advertise", format!("{:?}", self.advertise), format!("{:?}", new.advertise));
+        let cohorts = |config: &Self| {
+            listed(config.cohorts.iter().map(|one| {
+                let groups: Vec<_> = one.groups.iter().map(ToString::to_string).collect();
+                format!("{} ({}; every {:?}, hold {:?})", one.name, groups.join(" "), one.every, one.hold)
+            }))
+        };
+        live("[[cohort]]", cohorts(self), cohorts(new));
+        live("[receiver] advertise", listed(self.advertise.iter().cloned()), listed(new.advertise.iter().cloned()));
         let number = |n: usize| n.to_string();
         live("[limits] groups_per_source", number(self.limits.groups_per_source), number(new.limits.groups_per_source));
         live("[limits] volumes_per_group", number(self.limits.volumes_per_group), number(new.limits.volumes_per_group));
@@ -840,6 +852,10 @@ impl Config {
         next.merge = new.merge.clone();
         (next, changes)
     }
+}
+
+fn listed(words: impl Iterator<Item = String>) -> String {
+    format!("[{}]", words.collect::<Vec<_>>().join(", "))
 }
 
 fn group_or_all(text: &str) -> Result<Option<GroupNames>, String> {
@@ -965,12 +981,18 @@ mod tests {
         let new = load(text, &[]).expect("valid");
         let (next, changes) = old.take_over(&new);
         assert_eq!(changes.needs_restart, ["[receiver] listen", "[limits] credit_mib"]);
-        let live = ["[receiver] advertise [] → [\"gw:1\"]", "[limits] volumes_per_group 64 → 2", "[retention] keep 10 → 3"];
+        let live = ["[receiver] advertise [] → [gw:1]", "[limits] volumes_per_group 64 → 2", "[retention] keep 10 → 3"];
         assert_eq!(changes.live, live);
         assert_eq!((next.listen, next.retention.keep, next.limits.credit_mib), (old.listen, 3, old.limits.credit_mib));
         // What waits for a restart is said again, what holds is not.
         assert_eq!(next.take_over(&new).1, Changes { live: Vec::new(), ..changes });
         assert_eq!(old.take_over(&old), (old.clone(), Changes::default()));
+        // In words, and without what may be a secret.
+        let lists = "[[lock]]\nname = \"snap\"\nprogram = [\"/bin/snap\", \"hunter2\"]\n\
+                     [[cohort]]\nname = \"erp\"\ngroups = [\"a/b\", \"c/d\"]\nevery = \"1m\"\nhold = \"200ms\"";
+        let changes = old.take_over(&load(lists, &[]).expect("valid")).1;
+        assert!(changes.live[0].starts_with("[[lock]] [] → [snap (/bin/snap, at most ") && !changes.live[0].contains("hunter2"));
+        assert_eq!(changes.live[1], "[[cohort]] [] → [erp (a/b c/d; every 60s, hold 200ms)]");
     }
 
     #[test]

@@ -205,6 +205,16 @@ async fn closed_for(ends: &Ends, time: Duration) {
     sleep(time).await;
 }
 
+const ENDED: &str = "the peer, or somebody between, ended the TCP connection";
+
+fn broke(error: &io::Error) -> String {
+    match error.kind() {
+        // As TLS says it: for programmers, with the address of a manual.
+        io::ErrorKind::UnexpectedEof => ENDED.to_owned(),
+        _ => format!("the TCP connection broke: {error}"),
+    }
+}
+
 /// Cuts packets out of the stream until it ends.
 async fn read(ends: &Ends, mut input: impl AsyncRead + Unpin) -> String {
     let mut buffer = BytesMut::new();
@@ -214,9 +224,9 @@ async fn read(ends: &Ends, mut input: impl AsyncRead + Unpin) -> String {
         }
         buffer.reserve(READ_BYTES);
         match input.read_buf(&mut buffer).await {
-            Ok(0) => return "the peer, or somebody between, ended the TCP connection".to_owned(),
+            Ok(0) => return ENDED.to_owned(),
             Ok(_) => {}
-            Err(error) => return format!("the TCP connection broke: {error}"),
+            Err(error) => return broke(&error),
         }
         let mut queues = ends.lock();
         while let Some(prefix) = buffer.first_chunk::<2>() {
@@ -261,7 +271,7 @@ async fn write(ends: &Ends, mut output: impl AsyncWrite + Unpin) -> String {
             output.flush().await
         };
         if let Err(error) = sent.await {
-            return format!("the TCP connection broke: {error}");
+            return broke(&error);
         }
     }
 }
@@ -337,5 +347,17 @@ impl UdpPoller for Writable {
             queues.senders.push(cx.waker().clone());
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_tls_did_not_announce_is_said_without_its_manual() {
+        let of_tls = io::Error::new(io::ErrorKind::UnexpectedEof, "peer closed connection …: https://docs.rs/rustls/…");
+        assert_eq!(broke(&of_tls), ENDED);
+        assert!(broke(&io::ErrorKind::ConnectionReset.into()).contains("broke: connection reset"));
     }
 }
