@@ -24,15 +24,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) fn run(global: &Global, config: &Path, fix: bool) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail("cannot start")?;
     let gateway = Path::new(farside_receiver::config::DEFAULT_PATH);
-    let findings = if is_gateway_only(config, gateway, Daemon::Receiver.socket()) {
-        let mut findings = examine_gateway(fix);
-        findings.extend(runtime.block_on(of_gateway(gateway)));
-        findings
-    } else {
-        let mut findings = examine(config, fix);
-        findings.extend(runtime.block_on(of_daemon(Hosts::new(global).source_of(config), config)));
-        findings
+    let hosts = Hosts::new(global);
+    let asked = hosts.named().map(|socket| runtime.block_on(identified(socket)));
+    let is_gateway = match &asked {
+        Some(Ok(client)) => client.daemon() == Daemon::Receiver,
+        _ => is_gateway_only(config, gateway, Daemon::Receiver.socket()),
     };
+    let mut findings = if is_gateway { examine_gateway(fix) } else { examine(config, fix) };
+    findings.extend(match asked {
+        Some(Err(error)) => {
+            let finding = Finding::new("--socket", Verdict::Missing, error);
+            vec![finding.mend("systemctl status farsided farside-receiver")]
+        }
+        _ if is_gateway => runtime.block_on(of_gateway(gateway, hosts.named())),
+        _ => runtime.block_on(of_daemon(hosts.source_of(config), config)),
+    });
     let missing = findings.iter().filter(|finding| finding.verdict == Verdict::Missing).count();
     match global.json {
         true => print::json(&findings)?,
@@ -44,21 +50,29 @@ pub(crate) fn run(global: &Global, config: &Path, fix: bool) -> Result<(), Failu
     }
 }
 
+/// Who listens there, or why that is not known.
+async fn identified(socket: &Path) -> Result<Client, String> {
+    let identified = tokio::time::timeout(PATIENCE, Client::identify(socket)).await;
+    let late = |_| format!("who listens on {} does not answer within {} s", socket.display(), PATIENCE.as_secs());
+    identified.map_err(late)?.map_err(|error| error.to_string())
+}
+
 /// Whether there is a farside-receiver here, and no farsided.
 fn is_gateway_only(config: &Path, gateway: &Path, socket: &Path) -> bool {
     !config.exists() && (gateway.exists() || socket.exists())
 }
 
 /// What a gateway has: its configuration, and what a running farside-receiver says of itself.
-async fn of_gateway(config: &Path) -> Vec<Finding> {
-    let socket = match farside_receiver::Config::load(config) {
-        Ok(config) => config.api_socket,
+async fn of_gateway(config: &Path, named: Option<&Path>) -> Vec<Finding> {
+    let loaded = farside_receiver::Config::load(config).map(|config| config.api_socket);
+    let valid = match &loaded {
+        Ok(_) => Finding::new("configuration", Verdict::Good, format!("{} is valid", config.display())),
         Err(error) => {
             let finding = Finding::new("configuration", Verdict::Missing, error.to_string());
-            return vec![finding.mend(format!("farside-receiver run --check --config {}", config.display()))];
+            finding.mend(format!("farside-receiver run --check --config {}", config.display()))
         }
     };
-    let valid = Finding::new("configuration", Verdict::Good, format!("{} is valid", config.display()));
+    let Some(socket) = named.map(Path::to_owned).or(loaded.ok()) else { return vec![valid] };
     let found = match Client::new(Daemon::Receiver, &socket).with_timeout(PATIENCE).receiver_status().await {
         Ok(status) => of_receiver(&status),
         Err(error) => {
@@ -135,10 +149,14 @@ mod tests {
         assert!(is_gateway());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         std::fs::write(&gateway, format!("[receiver]\napi_socket = '{}'\n", socket.display())).expect("written");
-        let findings = runtime.block_on(of_gateway(&gateway));
+        let findings = runtime.block_on(of_gateway(&gateway, None));
         let [valid, away] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!((valid.verdict, away.verdict), (Verdict::Good, Verdict::Missing));
         assert_eq!(away.mend.as_deref(), Some("systemctl start farside-receiver"));
+        // Who names a socket means that one.
+        let named = dir.path().join("other.sock");
+        let findings = runtime.block_on(of_gateway(&gateway, Some(&named)));
+        assert!(findings[1].found.contains("other.sock"), "{findings:?}");
         std::fs::write(&host, "").expect("written");
         assert!(!is_gateway(), "a host is looked at, whatever else it is");
         let mut status = ReceiverStatus::default();

@@ -33,6 +33,11 @@ impl Hosts {
         Client::new(Daemon::Source, socket.as_deref().unwrap_or(Daemon::Source.socket()))
     }
 
+    /// The socket that was named.
+    pub(crate) fn named(&self) -> Option<&Path> {
+        self.named.as_deref()
+    }
+
     /// farside-receiver, for what only it can do; farsided, where only that has a socket, to be told so.
     pub(crate) async fn gateway(&self) -> Result<Client, ClientError> {
         if let Some(socket) = &self.named {
