@@ -969,6 +969,14 @@ fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatu
         let message = format!("point {} is not the newest of {names}", point.shown.id);
         return refused(message, "say --force if an older one is what you want: newer ones are kept, and not brought up");
     }
+    // † Also of a cut of a cohort: the newest may be of what ransomware wrote.
+    if point.is_aside {
+        let message = format!("point {} was left aside by a failover of {names} to an older one", point.shown.id);
+        return refused(
+            message,
+            "say --force if it is what you want after all; without --point, or with an older --cut, it is not taken",
+        );
+    }
     if point.degraded {
         let message = format!("the source could not read all of point {}", point.shown.id);
         return refused(message, "take an older one that is not degraded, or say --force");

@@ -659,6 +659,9 @@ fn what_comes_back_after_a_failover_to_an_older_point_is_that_point() {
     };
     let refused = again(&[]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("is not the newest"), "{refused:?}");
+    let aside = newer.split('-').next().expect("a slot");
+    let refused = again(&["--point", aside]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("was left aside"), "{refused:?}");
     let done: Value = serde_json::from_slice(&again(&["--force", "--json"]).stdout).expect("JSON");
     assert_eq!((&done["point"]["id"], &done["generation"]), (&Value::from(older.as_str()), &Value::from(3)), "{done}");
 

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixDatagram;
 
 use farside_tests::verify::{Rng, Verifier};
-use farside_tests::{Site, VolumeSpec, program, run, wait_for};
+use farside_tests::{Site, VolumeSpec, json, program, run, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 16 << 20;
@@ -395,6 +395,30 @@ fn a_start_that_waits_for_a_device_says_so_and_can_be_stopped() {
         assert!(late || !gave_up(), "the stop waited for the device: {}", log());
     }
     drop(holder);
+}
+
+/// What was refused leaves nothing: no group on the host, and none on the gateway, which would keep it for ever.
+#[test]
+fn a_group_whose_first_volume_was_refused_is_nowhere() {
+    let mut site = site();
+    site.start_all();
+    let add = |name: &str, group: &str, backing: &std::path::Path| {
+        site.farside().args(["volume", "add", name, "--group", group, "--backing"]).arg(backing).output().expect("it starts")
+    };
+    let refused = add("other", "unlucky", &site.path("nowhere.img"));
+    assert!(!refused.status.success(), "{refused:?}");
+    let backing = site.path("other.img");
+    std::fs::File::create(&backing).and_then(|f| f.set_len(BYTES)).expect("a sparse file");
+    let added = add("other", "lucky", &backing);
+    assert!(added.status.success(), "{added:?}");
+    let groups = wait_for("the gateway to know the other group", || {
+        let groups = json(&mut site.gateway(&["status"]))["groups"].clone();
+        groups.to_string().contains("\"lucky\"").then_some(groups)
+    });
+    assert!(!groups.to_string().contains("unlucky"), "{groups}");
+    let found =
+        run(std::process::Command::new("find").arg(site.path("host")).arg(site.path("gateway")).args(["-name", "*unlucky*"]));
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "something of it is left");
 }
 
 /// A volume that cannot be opened is shown with its reason, and can be removed.

@@ -35,6 +35,37 @@ pub trait Dial: Send + Sync {
     }
 }
 
+/// Dials when it may, and no sooner.
+#[derive(Debug)]
+pub struct DialLater<D> {
+    dial: D,
+    may: watch::Receiver<bool>,
+}
+
+impl<D: Dial> DialLater<D> {
+    /// As `dial` does, from when on `may` is true.
+    pub fn new(dial: D, may: watch::Receiver<bool>) -> Self {
+        Self { dial, may }
+    }
+}
+
+#[async_trait]
+impl<D: Dial> Dial for DialLater<D> {
+    async fn dial(&self) -> Result<Arc<dyn Connection>, DialError> {
+        // Nobody is left who could say it: so is whoever waits.
+        let _ = self.may.clone().wait_for(|may| *may).await;
+        self.dial.dial().await
+    }
+
+    async fn changed(&self) {
+        self.dial.changed().await;
+    }
+
+    async fn better(&self, current: &dyn Connection) -> Arc<dyn Connection> {
+        self.dial.better(current).await
+    }
+}
+
 /// Why there is no connection. Each says what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -250,6 +281,18 @@ mod tests {
 
     fn quick(network: &Network) -> Connector {
         Connector::with_backoff(Arc::new(network.dialer()), Backoff::new(Duration::ZERO, Duration::ZERO))
+    }
+
+    #[tokio::test]
+    async fn what_may_not_dial_yet_dials_when_it_may() {
+        let network = Network::new("source", "receiver");
+        let (may, told) = watch::channel(false);
+        let later = DialLater::new(network.dialer(), told);
+        let mut dialed = std::pin::pin!(later.dial());
+        let is_pending = std::future::poll_fn(|cx| std::task::Poll::Ready(dialed.as_mut().poll(cx).is_pending())).await;
+        assert!(is_pending, "it was not told to");
+        may.send_replace(true);
+        dialed.await.expect("connected");
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ pub use connection::{
     Carrier, CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError,
     PartReceiver, PartSender, Peer, Statistics, TrySendError, WhyTcp,
 };
-pub use connector::{Connector, ConnectorState, Dial, DialError, NotConnected};
+pub use connector::{Connector, ConnectorState, Dial, DialError, DialLater, NotConnected};
 pub use identity::{Fingerprint, Identity, IdentityError};
 pub use pace::Pacer;
 pub use pairing::{BookError, OutstandingToken, PairedSource, PairingBook, PairingRefusal, TokenRequest};

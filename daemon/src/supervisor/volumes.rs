@@ -31,7 +31,6 @@ use crate::failback::HeldByFailback;
 use crate::group::{Ask, Farewell, GroupStart, Leaving, Note};
 use crate::keys::KeyMissing;
 use crate::locked;
-use crate::loss::LossNote;
 use crate::source_name;
 use crate::state_dir::Mark;
 use crate::strangers::{Strangers, left_in};
@@ -43,6 +42,7 @@ pub(crate) use inserted::{HeldDevice, UsedByNobody};
 mod again;
 mod held;
 mod inserted;
+mod known;
 mod reopen;
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
@@ -72,6 +72,7 @@ pub(super) struct Volumes {
     /// Those that a command is adding, until they are configured.
     pub(super) adding: Mutex<BTreeMap<Name, VolumeConfig>>,
     strangers: std::sync::OnceLock<Strangers>,
+    known: known::Known,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -338,16 +339,6 @@ impl Daemon {
         self.volumes.strangers.get().expect("set before the first").forget(&dir, &|dir| self.note_loss(dir));
     }
 
-    /// Has the next start know that the map in a folder is not to be trusted, if that is in this boot.
-    fn note_loss(&self, dir: &Path) {
-        if let Some((group, volume)) = names_of(dir) {
-            let id = farside_ledger::volume_id(&self.source_of(&group), &group, &volume);
-            if let Err(error) = LossNote::of(&self.around.runtime_dir, id).put() {
-                warn!(%volume, %error, "nor can it be noted in the runtime directory");
-            }
-        }
-    }
-
     /// Serves a volume whose opening was claimed; says so, or why not, to whoever asks from then on.
     async fn open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
         let (name, group, is_inserted) = (volume.name.clone(), volume.group.clone(), volume.insert);
@@ -401,6 +392,9 @@ impl Daemon {
             source_name::before_a_volume(self.state.path(), &source)?;
         }
         let settings = locked(&self.config).group(&group); // never both locks at once
+        if locked(&self.config).volumes.contains_key(&name) {
+            self.volumes.known.tell_of(&group);
+        }
         let inbox = {
             let mut groups = locked(&self.groups);
             // What is opened after the stop began would be closed by nobody.
@@ -413,7 +407,7 @@ impl Daemon {
                     config: settings,
                     around: Surroundings { source, ..self.around.clone() },
                     state: self.state.clone(),
-                    dial: Arc::new(self.dialer(self.around.limits.connections)),
+                    dial: self.volumes.known.dial(&group, self.dialer(self.around.limits.connections)),
                     instance: self.instance,
                 };
                 groups.insert(group.clone(), start.start()?);
@@ -422,7 +416,12 @@ impl Daemon {
         };
         let (reply, answer) = oneshot::channel();
         inbox.send(Note::Ask(Ask::Add(volume, reply)));
-        answer.await.context("the group's thread has ended")??;
+        let added = answer.await.context("the group's thread has ended")?;
+        // The gateway may have the key.
+        if added.as_ref().err().is_none_or(|error| error.is::<KeyMissing>()) {
+            self.volumes.known.tell_of(&group);
+        }
+        added?;
         strangers.serves(&dir);
         if is_own {
             source_name::serves(self.state.path(), &self.around.source);

@@ -123,6 +123,8 @@ pub(crate) struct Promotable {
     pub(crate) shown: LastPoint,
     pub(crate) slot: Slot,
     pub(crate) degraded: bool,
+    /// A failover before was to an older one instead.
+    pub(crate) is_aside: bool,
     /// Volumes and their sizes.
     pub(crate) members: Vec<(String, u64)>,
     /// Under which those volumes are claimed now.
@@ -171,6 +173,7 @@ impl Group {
                 shown: shown(state, point),
                 slot: point.slot,
                 degraded: point.degraded,
+                is_aside: !lineage.has(point.slot),
                 members: name(point),
                 generations: point.members.iter().filter_map(|m| Some(state.volume(m.key.volume)?.meta().generation)).collect(),
             }),

@@ -1,6 +1,6 @@
 //! Volumes that a failback takes out of service, and gives back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use farside_control::source::{VolumeState, VolumeStatus};
@@ -8,11 +8,13 @@ use farside_region::Name;
 use farside_transport::QuicDialer;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::warn;
 
-use super::{Claimed, LEAVE_WAIT, clear};
+use super::{Claimed, LEAVE_WAIT, clear, names_of};
 use crate::config::{GroupConfig, VolumeConfig};
 use crate::group::Ask;
 use crate::locked;
+use crate::loss::LossNote;
 use crate::supervisor::Daemon;
 
 impl Daemon {
@@ -40,6 +42,16 @@ impl Daemon {
     /// What is configured of a group.
     pub(crate) fn volumes_of(&self, group: &Name) -> Vec<VolumeConfig> {
         locked(&self.config).volumes.values().filter(|volume| volume.group == *group).cloned().collect()
+    }
+
+    /// Has the next start know that the map in a folder is not to be trusted, if that is in this boot.
+    pub(super) fn note_loss(&self, dir: &Path) {
+        if let Some((group, volume)) = names_of(dir) {
+            let id = farside_ledger::volume_id(&self.source_of(&group), &group, &volume);
+            if let Err(error) = LossNote::of(&self.around.runtime_dir, id).put() {
+                warn!(%volume, %error, "nor can it be noted in the runtime directory");
+            }
+        }
     }
 
     /// What its group says of a volume, if it is served.
