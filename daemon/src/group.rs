@@ -253,7 +253,8 @@ pub(crate) struct Member {
 fn leave_nothing(dir: &Path, id: VolumeId, name: &Name, runtime_dir: &Path) {
     let ended = crate::tap::end(dir, id, name, runtime_dir);
     let result = match &ended {
-        Ok(()) => std::fs::remove_dir_all(dir).map_err(Into::into),
+        // And its group's, where that has no other.
+        Ok(()) => std::fs::remove_dir_all(dir).map(|()| drop(dir.parent().map(std::fs::remove_dir))).map_err(Into::into),
         // Whoever adds it again must not believe what was begun here.
         Err(_) => Mark::TrackingLost.put(dir, true).map_err(anyhow::Error::from),
     };
