@@ -65,7 +65,8 @@ fn a_third_volume_joins_and_the_points_of_two_go_on() {
     let points = site.points("data");
     let joined = points.iter().position(|p| members(p) == 3).expect("there are some");
     assert!(points[joined..].iter().all(|p| members(p) == 3), "a member got lost again");
-    for point in points.iter().step_by(points.len() / 8) {
+    // (On a slow machine one of the two may have been there before the other.)
+    for point in points.iter().filter(|p| members(p) > 1).step_by(points.len() / 8) {
         let id = point["id"].as_str().expect("an id");
         let (log, data) = (counter_in(&site, "log", id), counter_in(&site, "data", id));
         assert!(log == data || log == data + 1, "point {id}: the log holds {log}, the data {data}");
