@@ -193,7 +193,10 @@ fn receiver_verdict(status: &ReceiverStatus) -> Verdict {
         Some(Severity::Error) => Verdict::new(Some(Severity::Error), "NOT RECEIVING EVERYTHING: something below needs you"),
         Some(severity) => Verdict::new(Some(severity), "NEEDS ATTENTION: see below"),
         None if status.sources.is_empty() => Verdict::new(Some(Severity::Warning), "NOTHING TO DO: no source has paired yet"),
-        None => Verdict::new(None, "RECEIVING: every source is connected, the store takes everything"),
+        None if status.sources.iter().all(|source| source.groups.is_empty()) => {
+            Verdict::new(Some(Severity::Warning), "NOTHING TO DO: no source protects a volume yet")
+        }
+        None => Verdict::new(None, "RECEIVING: every group is connected, the store takes everything"),
     }
 }
 
@@ -410,7 +413,14 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
     ));
     let mut table = Table::new(&["SOURCE", "GROUP", "LAG", "POINTS", "LAST POINT", "VERIFIED", "USED", "VOLUMES", "FROM"]);
     for source in &status.sources {
+        if source.groups.is_empty() {
+            let none = NOTHING.to_owned();
+            let from = from(None, source.connected_from.as_deref(), source.carrier, source.silent_ms);
+            let [group, lag, points, last, verified, used, volumes] = std::array::from_fn(|_| none.clone());
+            table.row([source.name.clone(), group, lag, points, last, verified, used, volumes, from]);
+        }
         for group in &source.groups {
+            let host = group.host.as_deref().filter(|host| *host != source.name);
             table.row([
                 source.name.clone(),
                 group.name.clone(),
@@ -423,12 +433,7 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
                 group.last_verified.map_or_else(|| "never".to_owned(), |p| print::age(p.cut_wall)),
                 print::bytes(group.used_bytes),
                 group.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(" "),
-                match (&source.connected_from, source.carrier, source.silent_ms) {
-                    (Some(from), Some(Carrier::Tcp), _) => format!("{from} over TCP"),
-                    (Some(from), ..) => from.clone(),
-                    (None, _, Some(ms)) => format!("silent for {}", print::duration_ms(ms)),
-                    (None, _, None) => NOTHING.to_owned(),
-                },
+                from(host, group.connected_from.as_deref(), group.carrier, group.silent_ms),
             ]);
         }
     }
@@ -456,6 +461,17 @@ pub(crate) fn receiver(look: Look, status: &ReceiverStatus) -> String {
     text
 }
 
+/// From where whoever speaks for a group is connected; `host`: who that is, if it is not the source.
+fn from(host: Option<&str>, address: Option<&str>, carrier: Option<Carrier>, silent_ms: Option<u64>) -> String {
+    let host = host.map_or_else(String::new, |host| format!("{host} "));
+    match (address, carrier, silent_ms) {
+        (Some(address), Some(Carrier::Tcp), _) => format!("{host}{address} over TCP"),
+        (Some(address), ..) => format!("{host}{address}"),
+        (None, _, Some(ms)) => format!("silent for {}", print::duration_ms(ms)),
+        (None, _, None) => NOTHING.to_owned(),
+    }
+}
+
 /// How the volumes of a group lie in the store, if some are encrypted.
 fn encrypted(group: &ReceiverGroup) -> Option<String> {
     let mut ways: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -474,6 +490,7 @@ fn encrypted(group: &ReceiverGroup) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use farside_control::receiver::ReceiverSource;
     use farside_control::source::{BehindWhat, Progress};
 
     use super::*;
@@ -610,6 +627,49 @@ mod tests {
             assert_eq!(verdict.severity, Some(severity), "{verdict:?}");
             assert!(verdict.words.starts_with(words), "{verdict:?}");
         }
+    }
+
+    /// A host has a connection for each of its groups.
+    #[test]
+    fn a_gateway_is_not_green_while_a_group_is_missed_whose_host_is_there() {
+        let group = |name: &str, address: Option<&str>| ReceiverGroup {
+            name: name.into(),
+            points: 1,
+            connected_from: address.map(Into::into),
+            silent_ms: Some(90_000),
+            ..ReceiverGroup::default()
+        };
+        let source = |groups| ReceiverSource {
+            name: "web1".into(),
+            connected_from: Some("10.0.0.1:1".into()),
+            groups,
+            ..ReceiverSource::default()
+        };
+        let status = |groups| ReceiverStatus { sources: vec![source(groups)], ..ReceiverStatus::default() };
+        let well = status(vec![group("db", Some("10.0.0.1:1")), group("files", Some("10.0.0.1:2"))]);
+        assert_eq!(receiver_verdict(&well).severity, None);
+        let mut missed = group("files", None);
+        missed.reasons.push(Reason::new(Severity::Warning, Code::NotConnected, "not for web1/files", ""));
+        let status_of_two = status(vec![group("db", Some("10.0.0.1:1")), missed]);
+        assert_eq!(receiver_verdict(&status_of_two).severity, Some(Severity::Warning));
+        let text = receiver(Look::PLAIN, &status_of_two);
+        let row = |group: &str| text.lines().find(|line| line.split_whitespace().nth(1) == Some(group)).unwrap_or_default();
+        assert!(row("db").ends_with("10.0.0.1:1") && row("files").contains("silent for"), "{text}");
+        let stands_in = ReceiverGroup { host: Some("web2".into()), ..group("db", Some("10.0.0.2:1")) };
+        assert!(receiver(Look::PLAIN, &status(vec![stands_in])).contains("web2 10.0.0.2:1"));
+    }
+
+    #[test]
+    fn a_host_that_is_paired_and_protects_nothing_has_its_line() {
+        let idle = |name: &str| ReceiverSource {
+            name: name.into(),
+            reasons: vec![Reason::new(Severity::Info, Code::NotConnected, "spare is paired, and protects nothing here", "")],
+            ..ReceiverSource::default()
+        };
+        let status = ReceiverStatus { sources: vec![idle("spare")], ..ReceiverStatus::default() };
+        assert_eq!(receiver_verdict(&status).severity, Some(Severity::Warning), "nothing is received");
+        let text = receiver(Look::PLAIN, &status);
+        assert!(text.lines().any(|line| line.starts_with("spare ")) && text.contains("protects nothing here"), "{text}");
     }
 
     #[test]

@@ -38,6 +38,7 @@ use self::pins::Changing;
 pub(crate) use self::pull::{PullAsk, PullLook, PullWanted, Pullable};
 use self::refused::Denied;
 pub(crate) use self::sources::gone_for_good;
+pub(crate) use self::unclaimed::Unclaimed;
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
 use crate::process::Receiver;
@@ -54,6 +55,7 @@ mod pins;
 mod pull;
 mod refused;
 mod sources;
+mod unclaimed;
 mod uploads;
 mod view;
 
@@ -89,6 +91,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             place: Place::Away { words: "the group is being opened".to_owned(), retry_at: now },
             sessions: BTreeMap::new(),
             settled: BTreeSet::new(),
+            unclaimed: Unclaimed::default(),
             listening: Listening::anew(),
             events: VecDeque::new(),
             policy,
@@ -142,6 +145,8 @@ struct Group {
     sessions: BTreeMap<SessionId, Arc<Session>>,
     /// Hosts that said, as their last word, that they owe nothing.
     settled: BTreeSet<Name>,
+    /// Volumes of which whoever is connected holds no claim.
+    unclaimed: Unclaimed,
     /// What it says that nobody is connected.
     listening: Listening,
     /// What our own actions brought about, before anything else is looked at; messages with the time at which they came to the

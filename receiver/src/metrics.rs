@@ -152,6 +152,13 @@ const SOURCE: &[Metric<ReceiverSource>] = &[
 
 const GROUP: &[Metric<ReceiverGroup>] = &[
     Metric {
+        name: "group_connected",
+        unit: In::Number,
+        kind: Kind::Gauge,
+        help: "1 while a host is connected for it: its source, or one that stands in",
+        read: |g| gauge(u64::from(g.connected_from.is_some())),
+    },
+    Metric {
         name: "group_lag",
         unit: In::Seconds,
         kind: Kind::Gauge,

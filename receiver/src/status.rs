@@ -5,21 +5,24 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXLOWER;
-use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverSource, ReceiverStatus, ReceiverVolume, StoreStatus};
-use farside_control::source::{Carrier, LastPoint};
+use farside_control::receiver::{ReceiverCounters, ReceiverGroup, ReceiverStatus, ReceiverVolume, StoreStatus};
+use farside_control::source::LastPoint;
 use farside_control::{
     Address, Code, Consistency, Point, PointCut, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow,
 };
-use farside_ledger::{Proof, group_id};
+use farside_ledger::{Proof, State, group_id};
 use farside_region::{Generation, Name, VolumeId};
 use farside_replication::target::{self, Target};
 use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
 use jiff::Timestamp;
 
+pub(crate) use self::hosts::Seen;
 use crate::found::Found;
-use crate::group::MergeStanding;
+use crate::group::{MergeStanding, Unclaimed};
 use crate::process::Receiver;
 use crate::schedule::Standing;
+
+mod hosts;
 
 /// How long a reader may hold off deletions before it is worth a word.
 const WAITS_LONG: Duration = Duration::from_secs(60);
@@ -47,11 +50,8 @@ pub(crate) struct Ages {
 #[derive(Clone, Debug)]
 pub(crate) struct GroupView {
     pub(crate) names: GroupNames,
-    pub(crate) connected_from: Option<String>,
-    /// When each host that may speak for it was heard last, and from where it is connected, while it is.
-    pub(crate) hosts: BTreeMap<Name, (Instant, Option<String>)>,
-    pub(crate) carrier: Option<Carrier>,
-    pub(crate) heard: Option<Instant>,
+    /// Every host that spoke for it since this process began.
+    pub(crate) hosts: BTreeMap<Name, Seen>,
     /// It was opened, and no volume was ever claimed in it.
     is_empty: bool,
     /// What a scheduled verification goes by; `None` while there is nothing to verify, or nothing can be put on record.
@@ -65,17 +65,7 @@ impl GroupView {
     pub(crate) fn new(names: &GroupNames) -> Self {
         let id = group_id(&names.source, &names.group).to_string();
         let group = ReceiverGroup { name: names.group.to_string(), id, ..ReceiverGroup::default() };
-        Self {
-            names: names.clone(),
-            connected_from: None,
-            hosts: BTreeMap::new(),
-            carrier: None,
-            heard: None,
-            is_empty: false,
-            standing: None,
-            made: Instant::now(),
-            group,
-        }
+        Self { names: names.clone(), hosts: BTreeMap::new(), is_empty: false, standing: None, made: Instant::now(), group }
     }
 
     /// The group cannot be used.
@@ -90,6 +80,30 @@ impl GroupView {
             format!("nobody has said how many points of {} are to be kept, and there are older ones: all are", self.names);
         let what = format!("on its host: farside group set {} --keep 10 --span 24h, or what you want", self.names.group);
         self.group.reasons.push(Reason::new(Severity::Warning, Code::RetentionUnsaid, message, what));
+    }
+
+    /// Volumes that whoever is connected does not publish. Those that are not in the newest point were said.
+    pub(crate) fn unclaimed(&mut self, state: &State, unclaimed: &Unclaimed) {
+        let name = |id: &VolumeId| state.volume(*id).map(|volume| volume.meta().name.to_string());
+        let names = &self.names;
+        let rewound = unclaimed.rewound().filter_map(|id| name(&id)).map(|volume| {
+            let message = format!(
+                "the store is older than what the host of volume {volume} saw published of {names}: it was rolled back, or a torn ledger was repaired"
+            );
+            let what = format!(
+                "bring the newer store back; or, on the host, `farside volume resync {volume} --accept rewound` goes on from this one"
+            );
+            Reason::new(Severity::Error, Code::TargetRewound, message, what)
+        });
+        let newest = state.points().values().next_back();
+        let is_in_newest = |id: &VolumeId| newest.is_none_or(|point| point.members.iter().any(|m| m.key.volume == *id));
+        let late = unclaimed.late(Instant::now()).filter(is_in_newest).filter_map(|id| name(&id)).map(|volume| {
+            let message = format!("nothing is published of volume {volume} of {names}, though a host is connected for it");
+            let what =
+                "see `farside status` on that host: it refuses to go on, waits for a person or a key there, or was removed";
+            Reason::new(Severity::Warning, Code::VolumeNotInPoints, message, what)
+        });
+        self.group.reasons.extend(rewound.chain(late));
     }
 
     /// What came of merging its parts.
@@ -218,14 +232,14 @@ impl GroupView {
 
     /// Nothing is lost when nobody serves it: somebody greeted with its name once, and claimed nothing.
     pub(crate) fn is_vacant(&self) -> bool {
-        self.is_empty && self.connected_from.is_none()
+        self.is_empty && self.hosts.values().all(|seen| seen.from.is_none())
     }
 
     /// Who but that one was heard last: how long ago, and from where it is connected. Whoever is connected comes first.
     pub(crate) fn heard_beside(&self, fenced: Option<&Name>) -> Option<(Name, Duration, Option<String>)> {
         let others = self.hosts.iter().filter(|(host, _)| Some(*host) != fenced);
-        let newest = others.max_by_key(|(_, (heard, from))| (from.is_some(), *heard));
-        newest.map(|(host, (heard, from))| (host.clone(), heard.elapsed(), from.clone()))
+        let newest = others.max_by_key(|(_, seen)| seen.rank());
+        newest.map(|(host, seen)| (host.clone(), seen.heard.elapsed(), seen.from.clone()))
     }
 
     /// How old what its newest point holds is, now.
@@ -298,35 +312,15 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
     let mut reasons = Vec::new();
     let store = store_status(receiver, &mut reasons);
     let views: Vec<_> = receiver.roster.all().iter().map(|group| group.view()).collect();
-    let mut sources: BTreeMap<String, ReceiverSource> = BTreeMap::new();
-    for paired in receiver.book.sources() {
-        let name = paired.name.to_string();
-        let fingerprint = Some(paired.fingerprint.to_string());
-        sources.insert(name.clone(), ReceiverSource { name, fingerprint, ..ReceiverSource::default() });
-    }
-    for view in &views {
-        let name = view.names.source.to_string();
-        let source = sources.entry(name.clone()).or_insert_with(|| ReceiverSource { name, ..ReceiverSource::default() });
-        if view.connected_from.is_some() {
-            source.connected_from.clone_from(&view.connected_from);
-            source.carrier = view.carrier;
-        }
-        let silent = view.heard.map(|heard| millis(now.saturating_duration_since(heard)));
-        source.silent_ms = [source.silent_ms, silent].into_iter().flatten().min();
+    let paired = receiver.book.sources().into_iter().map(|paired| (paired.name, paired.fingerprint.to_string()));
+    let groups = views.iter().map(|view| {
         let mut group = view.at(now);
         group.reasons.extend(receiver.schedule.reason(&view.names));
-        source.groups.push(group);
-    }
-    for source in sources.values_mut() {
-        source.groups.sort_by(|a, b| a.name.cmp(&b.name));
-        let torn = source.groups.iter().any(|g| g.reasons.iter().any(|r| r.code == "ledger_torn"));
-        // It is turned away here: there is nothing to see on that host.
-        if source.connected_from.is_none() && source.fingerprint.is_some() && !torn {
-            let message = format!("{} is not connected", source.name);
-            let what = "see `farside status` on that host";
-            source.reasons.push(Reason::new(Severity::Warning, Code::NotConnected, message, what));
-        }
-    }
+        // After a failover nobody is missed, but whoever stands in.
+        let publisher = receiver.failovers.stand_in_of(&view.names).unwrap_or_else(|| Some(view.names.source.clone()));
+        hosts::Spoken { view, group, publisher }
+    });
+    let sources = hosts::sources(paired.collect(), groups.collect(), now);
     reasons.extend(receiver.roster.hidden().into_iter().map(|words| {
         let what = "hosts that come are served all the same; it is tried again by itself: let the receiver look there (see what `farside store check` says)";
         Reason::new(Severity::Error, Code::StoreFailed, words, what)
@@ -361,7 +355,7 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
             landing_bytes: views.iter().map(|v| v.group.landing_bytes).sum(),
             ..store
         },
-        sources: sources.into_values().collect(),
+        sources,
         receive_budget: receiver.budget_status(),
         refused_peers: receiver.refusals.count(),
         reasons,

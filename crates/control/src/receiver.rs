@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cohort::CohortTally;
 use crate::follower::FollowerStatus;
-use crate::source::LastPoint;
+use crate::source::{Carrier, LastPoint};
 use crate::{Reason, VerifiedPoint};
 
 /// The whole of a receiver.
@@ -81,10 +81,10 @@ pub struct ReceiverSource {
     pub name: String,
     /// SHA-256 of the certificate that is pinned for it, hex; `None`: only found in the store.
     pub fingerprint: Option<String>,
-    /// Its address while connected.
+    /// Its address while it is connected, for any group, its own or one that it stands in for.
     pub connected_from: Option<String>,
     /// What the packets of that connection travel in.
-    pub carrier: Option<crate::source::Carrier>,
+    pub carrier: Option<Carrier>,
     /// How long nothing was heard of it.
     pub silent_ms: Option<u64>,
     /// Its groups, by name.
@@ -101,6 +101,14 @@ pub struct ReceiverGroup {
     pub name: String,
     /// Its id, hex.
     pub id: String,
+    /// The host that is connected for it: its source, or whoever stands in for that; absent while none is.
+    pub host: Option<String>,
+    /// The address of that host.
+    pub connected_from: Option<String>,
+    /// What the packets of that connection travel in.
+    pub carrier: Option<Carrier>,
+    /// How long nothing was heard of whoever is to publish it; absent if nothing was since the receiver started.
+    pub silent_ms: Option<u64>,
     /// The highest slot of its ledger.
     pub head_slot: Option<u64>,
     /// Listed points.

@@ -24,6 +24,9 @@ impl Group {
                     if let ReceiverMessage::Published(published) = &*message {
                         self.published(published.kind, &published.layers);
                     }
+                    if let ReceiverMessage::LedgerSlice(slice) = &*message {
+                        self.unclaimed.answered(session, slice);
+                    }
                     if let Some(link) = self.sessions.get(&session) {
                         if let ReceiverMessage::Credit(credit) = &*message {
                             link.grant(credit.granted_bytes);
@@ -211,7 +214,10 @@ impl Group {
     fn answer_ledger(&mut self, session: SessionId, slice: LedgerSlice, position: Option<LedgerPosition>) {
         let (Place::Here(here), Some(link)) = (&self.place, self.sessions.get(&session).cloned()) else { return };
         match exact_slice(&here.store, slice, position) {
-            Ok(slice) => link.send(&ReceiverMessage::LedgerSlice(slice)),
+            Ok(slice) => {
+                self.unclaimed.answered(session, &slice);
+                link.send(&ReceiverMessage::LedgerSlice(slice));
+            }
             Err(error) => {
                 self.store_error(&error);
                 self.turn_away(&link, RefusalCode::Store, &error.to_string());

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farside_region::VolumeId;
+use farside_replication::target::SessionId;
 
 use super::{Group, Here, Place};
 use crate::found::{Found, Lost};
-use crate::status::{Ages, GroupView, Lag, since_published};
+use crate::status::{Ages, GroupView, Lag, Seen, since_published};
 
 /// How often it is looked which bytes are dead.
 const DEAD_AGAIN: Duration = Duration::from_secs(30);
@@ -74,14 +75,17 @@ impl Group {
         }
         let found = self.found();
         let mut view = GroupView::new(&self.names);
-        let newest = self.sessions.values().max_by_key(|s| s.heard());
-        view.connected_from = newest.map(|s| s.address());
-        view.carrier = newest.map(|s| s.carrier());
-        view.heard = newest.map(|s| s.heard()).or(self.view.load().heard);
-        view.hosts = self.view.load().hosts.iter().map(|(host, (heard, _))| (host.clone(), (*heard, None))).collect();
+        view.hosts = self.view.load().hosts.iter().map(|(host, seen)| (host.clone(), seen.gone())).collect();
         let mut sessions: Vec<_> = self.sessions.values().collect();
         sessions.sort_by_key(|session| session.heard());
-        view.hosts.extend(sessions.into_iter().map(|session| (session.peer(), (session.heard(), Some(session.address())))));
+        view.hosts.extend(sessions.into_iter().map(|session| (session.peer(), Seen::of(session))));
+        if let Place::Here(here) = &self.place {
+            let state = here.store.state();
+            let free = state.volumes().map(|(id, _)| id).filter(|id| !here.target.is_held(state, *id));
+            let free = free.collect();
+            let stands = |session: &SessionId| self.sessions.contains_key(session);
+            self.unclaimed.look(free, stands, !self.sessions.is_empty(), Instant::now());
+        }
         match &self.place {
             Place::Away { words, .. } => view.away(words),
             Place::Here(here) => {
@@ -96,6 +100,7 @@ impl Group {
                     self.dead_bytes,
                     self.tally,
                 );
+                view.unclaimed(here.store.state(), &self.unclaimed);
                 view.merging(&self.merging);
                 if self.policy_is_unsaid {
                     view.retention_is_unsaid();

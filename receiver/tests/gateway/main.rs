@@ -6,6 +6,7 @@ mod at_rest;
 mod failover;
 mod followers;
 mod hostile;
+mod hosts;
 mod pull;
 mod site;
 mod slow;

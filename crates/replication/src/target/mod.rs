@@ -159,6 +159,12 @@ impl Target {
         self.sessions.keys().copied().collect()
     }
 
+    /// Whether a connection stands that has shown to hold the current claim of a volume: nobody else publishes anything of it.
+    pub fn is_held(&self, state: &State, volume: VolumeId) -> bool {
+        let term = state.volume(volume).map(|volume| volume.term());
+        term.is_some() && self.sessions.values().any(|session| session.holds(volume) == term)
+    }
+
     /// Bytes of parts that were granted and have not landed; never grant the same disk twice.
     pub fn granted_bytes(&self) -> u64 {
         self.sessions.values().map(|s| s.held_back(self.now, &self.config.limits)).sum()

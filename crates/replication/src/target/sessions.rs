@@ -45,6 +45,11 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// Under which term it holds a volume, current or not.
+    pub(super) fn holds(&self, volume: VolumeId) -> Option<Term> {
+        self.held.get(&volume).copied()
+    }
+
     pub(super) fn outstanding(&self) -> u64 {
         self.granted.saturating_sub(self.landed)
     }
