@@ -12,8 +12,8 @@ use farside_control::source::{
 use farside_control::{Code, Consistency, PointId, Reason, Severity};
 use farside_ledger::Label;
 use farside_region::LedgerPosition;
-use farside_replication::source::{self, Behind, RefusedWhy, State};
-use farside_transport::{Carrier, NotConnected, WhyTcp};
+use farside_replication::source::{self, Behind, RefusedWhy, State, Trouble};
+use farside_transport::{Carrier, CloseCode, NotConnected, WhyTcp};
 
 use crate::group::{Control, Member};
 use crate::loss::Loss;
@@ -145,27 +145,58 @@ fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
     }
     let is_full = |v: &source::VolumeStatus| v.state == State::Behind(Behind::GatewayFull);
     if let Some(trouble) = &status.receiver_trouble {
-        // A volume that waits for it says so itself.
-        let (code, todo) = if status.volumes.iter().any(is_full) || trouble.contains("disk is full") {
-            (Code::GatewayFull, "make room at the gateway or keep fewer points; the rest follows by itself")
-        } else {
-            (Code::StoreFailed, "look at `farside status` at the gateway; the rest follows by itself")
-        };
-        reasons.push(Reason::new(Severity::Error, code, trouble.clone(), todo));
+        reasons.push(trouble_reason(trouble, status.volumes.iter().any(is_full)));
     }
     reasons
+}
+
+/// What is not well at the receiver. `waits`: a volume has something to send, and cannot.
+fn trouble_reason(trouble: &Trouble, waits: bool) -> Reason {
+    let room = "make room on the disk of the gateway's store, or keep fewer points; the rest follows by itself";
+    match trouble {
+        Trouble::Full { free_bytes, reserve_bytes } => {
+            // Where nothing waits for it nothing is late.
+            let severity = if waits { Severity::Error } else { Severity::Warning };
+            let message = format!(
+                "the disk of the gateway's store is full: {} MiB left above the {} MiB that it keeps for its ledger; existing points are intact",
+                free_bytes >> 20,
+                reserve_bytes >> 20
+            );
+            Reason::new(severity, Code::GatewayFull, message, room)
+        }
+        Trouble::Crowded { free_bytes } => {
+            let message = format!(
+                "it waits for room at the gateway: the disk of its store has {} MiB left, which other groups were granted; existing points are intact",
+                free_bytes >> 20
+            );
+            Reason::new(Severity::Warning, Code::GatewayFull, message, room)
+        }
+        Trouble::StoreFailed { text } => {
+            let message = format!("the gateway cannot publish: {text}");
+            let todo = "look at `farside status` at the gateway; the rest follows by itself";
+            Reason::new(Severity::Error, Code::StoreFailed, message, todo)
+        }
+        other => Reason::new(
+            Severity::Error,
+            Code::StoreFailed,
+            format!("the gateway says {other:?}"),
+            "look at `farside status` at the gateway",
+        ),
+    }
 }
 
 /// What a person can do about it depends on who says no.
 fn why_not_connected(why: &NotConnected) -> Option<Reason> {
     use Severity::{Error, Warning};
-    use farside_transport::{CloseCode, DialError as D};
+    use farside_transport::DialError as D;
     let again = "changes are remembered and sent when the receiver is back; check the receiver and the network between";
     let pair = "make a token at the gateway (`farside-receiver token`), then here: farside pair TOKEN";
+    let full = "make room on the disk of the gateway's store, or keep fewer points (`farside group set NAME --keep N`); the connection comes again by itself";
     let versions = "install the same version on both sides, the receiver first";
     let refused = |code: CloseCode| match code {
         CloseCode::Incompatible => Some((Error, Code::VersionMismatch, versions)),
         CloseCode::NotPaired | CloseCode::WrongName => Some((Error, Code::ReceiverRefuses, pair)),
+        CloseCode::Full => Some((Error, Code::GatewayFull, full)),
         CloseCode::Overloaded => Some((Warning, Code::ReceiverRefuses, "raise the limits in the receiver's configuration")),
         _ => None,
     };
@@ -214,7 +245,7 @@ fn volume_status(control: &Control, member: &Member, v: &source::VolumeStatus) -
             block_bytes: served.device.block_min(),
         },
         if_absent: served.config.if_absent,
-        state: state_of(v),
+        state: state_of(v, ended_full(control)),
         in_last_point: v.newest_point.is_some(),
         hot_bytes: (hot_regions(&served.volume) * geometry.region_bytes()).min(geometry.volume_bytes()),
         dirty_bytes: v.open_bytes.min(geometry.volume_bytes()),
@@ -242,11 +273,24 @@ fn volume_status(control: &Control, member: &Member, v: &source::VolumeStatus) -
     }
 }
 
-fn state_of(v: &source::VolumeStatus) -> VolumeState {
+/// Whether the last connection ended since what was sent had no room at the gateway: the next one comes at once, and may end so, too.
+fn ended_full(control: &Control) -> bool {
+    use farside_transport::ConnectorState as C;
+    let state = control.connector.borrow();
+    let why = match &*state {
+        C::Waiting { why, .. } | C::Dialing { last: Some(why) } => why,
+        _ => return false,
+    };
+    matches!(why, NotConnected::Ended(closed) if closed.code() == Some(CloseCode::Full))
+}
+
+/// `ended_full`: the gateway had no room, and ended the connection.
+fn state_of(v: &source::VolumeStatus, ended_full: bool) -> VolumeState {
     let progress = v.reading.map_or(Progress::default(), |p| Progress { done_bytes: p.done_bytes, total_bytes: p.total_bytes });
     let behind = |what| VolumeState::Behind { what, progress };
     match &v.state {
         // Served, tracked, and once claimed: what is missing is the receiver.
+        State::Idle if v.term.is_some() && ended_full => behind(BehindWhat::GatewayFull),
         State::Idle if v.term.is_some() => behind(BehindWhat::CatchingUp),
         State::Idle => VolumeState::Idle,
         State::Behind(Behind::FirstSync) => behind(BehindWhat::FirstSync),
@@ -494,6 +538,26 @@ fn hot_regions(volume: &farside_shim::Volume) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// It is the gateway's disk, and neither the network nor this host.
+    #[test]
+    fn a_full_gateway_is_named_with_its_way_out_also_where_it_ended_the_connection() {
+        use farside_transport::Closed;
+        let full = Trouble::Full { free_bytes: 1 << 20, reserve_bytes: 64 << 20 };
+        let said = trouble_reason(&full, true);
+        assert_eq!((said.severity, said.code.as_str()), (Severity::Error, "gateway_full"), "{said:?}");
+        assert!(said.message.contains("1 MiB left above the 64 MiB") && said.what_to_do.contains("fewer points"), "{said:?}");
+        assert_eq!(trouble_reason(&full, false).severity, Severity::Warning, "nothing is late");
+        let crowded = trouble_reason(&Trouble::Crowded { free_bytes: 1 << 30 }, true);
+        assert!(crowded.severity == Severity::Warning && !crowded.message.contains("full"), "{crowded:?}");
+
+        let reason = "the store's file system is full at /srv/store".to_owned();
+        let ended = |code| NotConnected::Ended(Closed::ByPeer { code, reason: reason.clone() });
+        let said = why_not_connected(&ended(CloseCode::Full)).expect("a reason");
+        assert_eq!((said.severity, said.code.as_str()), (Severity::Error, "gateway_full"), "{said:?}");
+        assert!(said.message.contains("/srv/store") && said.what_to_do.contains("make room"), "{said:?}");
+        assert_eq!(why_not_connected(&ended(CloseCode::Refused)).expect("a reason").code, "not_connected");
+    }
 
     #[test]
     fn not_converging_names_the_number_that_would_help() {

@@ -105,7 +105,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             merging: MergeStanding::default(),
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
-            last_failure: String::new(),
+            last_failure: None,
             unkept: BTreeSet::new(),
             tally: ReceiverCounters::default(),
             dead_bytes: 0,
@@ -171,8 +171,8 @@ struct Group {
     beginnings: BTreeMap<LayerKey, Instant>,
     /// When the cut of the newest point of a volume was announced, as far as this process saw it.
     cut_seen: BTreeMap<VolumeId, Instant>,
-    /// Why the last part did not land: the words a closed session is given.
-    last_failure: String,
+    /// Why the last part did not land: what a closed session is told.
+    last_failure: Option<(CloseCode, String)>,
     /// Staged layers of which what was said could not be kept yet.
     unkept: BTreeSet<LayerKey>,
     tally: ReceiverCounters,
@@ -535,7 +535,8 @@ impl Group {
         self.prune.short = free_bytes < u64::from(self.receiver.config().limits.credit_mib) << 20;
         self.prune.due |= self.prune.short;
         let spare_bytes = self.receiver.space.spare(&self.names, space.spare(), space.grantable());
-        self.happened(Event::Grantable { free_bytes, spare_bytes, reserve_bytes: space.reserve() });
+        let (disk_bytes, reserve_bytes) = (space.grantable(), space.reserve());
+        self.happened(Event::Grantable { free_bytes, disk_bytes, spare_bytes, reserve_bytes });
     }
 
     /// Points that are not given up, whatever the policy says. What they are made of may be merged: whoever reads one then opens it again.

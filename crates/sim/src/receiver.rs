@@ -274,7 +274,7 @@ impl Receiver {
     fn grant(&self) {
         if let Some(free) = self.world.store_free() {
             let (free_bytes, spare_bytes) = (free.saturating_sub(RESERVE_BYTES), free.saturating_sub(RESERVE_BYTES / 2));
-            return self.push(Event::Grantable { free_bytes, spare_bytes, reserve_bytes: RESERVE_BYTES });
+            return self.push(Event::Grantable { free_bytes, disk_bytes: free_bytes, spare_bytes, reserve_bytes: RESERVE_BYTES });
         }
         let used: usize = self.world.landing.borrow().values().map(Vec::len).sum();
         let cap: u64 = if self.world.store_is_full() {
@@ -285,7 +285,12 @@ impl Receiver {
             1 << 20
         };
         let spare_bytes = if self.world.store_is_full() { 0 } else { u64::MAX };
-        self.push(Event::Grantable { free_bytes: cap.saturating_sub(used as u64), spare_bytes, reserve_bytes: 100 });
+        self.push(Event::Grantable {
+            free_bytes: cap.saturating_sub(used as u64),
+            disk_bytes: cap.saturating_sub(used as u64),
+            spare_bytes,
+            reserve_bytes: 100,
+        });
     }
 
     /// A part that arrived: checked to the last byte, written, synced, and only then known by its name.

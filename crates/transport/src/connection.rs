@@ -233,11 +233,13 @@ pub enum CloseCode {
     Internal,
     /// A host that stops, and owes nothing: all that was written to it is published.
     Settled,
+    /// The receiver's disk has no room for what was sent.
+    Full,
     /// A number this version does not know.
     Other(u32),
 }
 
-const CODES: [(CloseCode, u32); 15] = [
+const CODES: [(CloseCode, u32); 16] = [
     (CloseCode::Done, 0),
     (CloseCode::ShuttingDown, 1),
     (CloseCode::Protocol, 2),
@@ -253,6 +255,7 @@ const CODES: [(CloseCode, u32); 15] = [
     (CloseCode::Refused, 12),
     (CloseCode::Internal, 13),
     (CloseCode::Settled, 14),
+    (CloseCode::Full, 15),
 ];
 
 impl CloseCode {

@@ -59,10 +59,10 @@ impl Group {
     fn close_session(&mut self, session: SessionId, why: &'static str) {
         let Some(link) = self.sessions.remove(&session) else { return };
         self.listening = Listening::anew(); // it did not go by itself
-        let words = if self.last_failure.is_empty() { why.to_owned() } else { std::mem::take(&mut self.last_failure) };
+        let (code, words) = self.last_failure.take().unwrap_or_else(|| (CloseCode::Refused, why.to_owned()));
         tracing::info!(group = %self.names, %words, "closing a connection");
         // Returns when none of its parts can land any more, as the next action expects.
-        link.close(CloseCode::Refused, &words);
+        link.close(code, &words);
     }
 
     /// Durable before the source hears of anything else: its claims name the key.

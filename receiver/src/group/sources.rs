@@ -266,7 +266,9 @@ impl Group {
             PartOutcome::Failed(error) => {
                 self.tally.parts_failed += 1;
                 let why = error.to_string();
-                self.last_failure.clone_from(&why);
+                // † The source is told in the code, too: it is no fault of the connection, and it comes again at once.
+                let code = if matches!(error, StoreError::Full { .. }) { CloseCode::Full } else { CloseCode::Refused };
+                self.last_failure = Some((code, why.clone()));
                 self.part_error(&error);
                 Event::PartFailed { session, key, part, why }
             }

@@ -431,7 +431,7 @@ fn target_seeds() -> Vec<Vec<u8>> {
 }
 
 fn grantable(free_bytes: u64) -> target::Event {
-    target::Event::Grantable { free_bytes, spare_bytes: free_bytes + (1 << 25), reserve_bytes: 1 << 26 }
+    target::Event::Grantable { free_bytes, disk_bytes: free_bytes, spare_bytes: free_bytes + (1 << 25), reserve_bytes: 1 << 26 }
 }
 
 struct Gateway {

@@ -67,7 +67,7 @@ impl Source {
         if !(ours.min..=ours.max).contains(&hello.version) {
             return self.protocol_error("a version that was not offered", out);
         }
-        self.link = Link::Up { connection, since: now, granted: 0, spent: 0 };
+        self.link = Link::Up { connection, since: now, granted: 0, spent: 0, granted_at: now };
         self.features = Features::OURS.common(hello.features);
         // Another process of the receiver, perhaps: what was said to the one before is forgotten.
         self.staged_unasked = true;

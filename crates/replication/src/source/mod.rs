@@ -37,7 +37,8 @@ pub use api::{
     Action, Config, DemoteCause, Event, LayerDigestFn, Limits, Nanos, PartRead, Problem, ReadPart, Report, SECOND, Sample,
     SentPart, Start, SwitchDone, SwitchMember, Tick, VerifyChunk, VerifyRead, VolumeSetup,
 };
-pub use status::{Behind, NotConverging, PointStatus, Progress, RefusedWhy, State, Status, VolumeStatus};
+pub(crate) use status::FULL_BELOW;
+pub use status::{Behind, NotConverging, PointStatus, Progress, RefusedWhy, State, Status, Trouble, VolumeStatus};
 pub use verify::{VerifyOutcome, VerifyReport};
 pub use wish::{Around, Wish, WishState, WishStatus};
 
@@ -108,6 +109,8 @@ enum Link {
         /// What the receiver allows in sum, and what was sent.
         granted: u64,
         spent: u64,
+        /// When it allowed more, or the connection began.
+        granted_at: Nanos,
     },
 }
 
@@ -284,8 +287,10 @@ impl Source {
             ReceiverMessage::LedgerSlice(slice) => self.ledger_slice(now, slice, out),
             ReceiverMessage::ClaimVerdict(verdict) => self.claim_verdict(now, &verdict, out),
             ReceiverMessage::Credit(credit) => {
-                if let Link::Up { granted, .. } = &mut self.link {
-                    *granted = credit.granted_bytes.max(*granted);
+                if let Link::Up { granted, granted_at, .. } = &mut self.link
+                    && credit.granted_bytes > *granted
+                {
+                    (*granted, *granted_at) = (credit.granted_bytes, now);
                 }
             }
             ReceiverMessage::Staged(staged) => self.staged(&staged.layers),

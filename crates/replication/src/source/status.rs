@@ -5,8 +5,13 @@ use farside_region::{Generation, GranuleSet, LedgerPosition, Name, Term, VolumeI
 use farside_wire::Notice;
 
 use super::Kind;
-use super::api::{DemoteCause, Nanos};
+use super::api::{DemoteCause, Nanos, SECOND};
 use super::volume::{Frozen, Layer, Service, Stage, Standing, Volume};
+
+/// A gateway calls its disk full that has less for all its sources: a step of its grants.
+pub(crate) const FULL_BELOW: u64 = 32 << 20;
+/// So long a group may wait for room that others have before it is worth a word.
+const STARVED_AFTER: Nanos = 10 * SECOND;
 
 /// How a volume is, in one word; details are in [`VolumeStatus`].
 ///
@@ -62,13 +67,36 @@ pub enum RefusedWhy {
     Key,
 }
 
+/// What is not well at the receiver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Trouble {
+    /// Its disk is full.
+    Full {
+        /// What is left for all sources.
+        free_bytes: u64,
+        /// What it keeps for its ledger and for pruning.
+        reserve_bytes: u64,
+    },
+    /// Its disk has room, which others were granted; this group owes something, and was granted nothing more for a while.
+    Crowded {
+        /// What is left for all sources.
+        free_bytes: u64,
+    },
+    /// It cannot publish.
+    StoreFailed {
+        /// Why, for a person.
+        text: String,
+    },
+}
+
 /// All about a group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
     /// A connection stands and greeted.
     pub connected: bool,
     /// What the receiver last said about itself, if not well.
-    pub receiver_trouble: Option<String>,
+    pub receiver_trouble: Option<Trouble>,
     /// One per volume.
     pub volumes: Vec<VolumeStatus>,
     /// The last cut that was given up, and why.
@@ -155,13 +183,7 @@ pub struct NotConverging {
 impl super::Source {
     /// What people are told, as of `now`.
     pub fn status(&self, now: Nanos) -> Status {
-        let receiver_trouble = self.trouble.as_ref().map(|notice| match notice {
-            Notice::GatewayFull { free_bytes, reserve_bytes } => format!(
-                "the gateway's disk is full: {free_bytes} bytes left above the {reserve_bytes} it keeps; existing points are intact, free space there"
-            ),
-            Notice::StoreFailed { text } => format!("the gateway cannot publish: {text}"),
-            other => format!("the gateway says {other:?}"),
-        });
+        let receiver_trouble = self.receiver_trouble(now);
         Status {
             connected: matches!(self.link, super::Link::Up { .. }),
             receiver_trouble,
@@ -169,6 +191,33 @@ impl super::Source {
             last_demotion: self.last_demotion,
             cut_budget_bytes: self.cut_budget,
         }
+    }
+
+    fn receiver_trouble(&self, now: Nanos) -> Option<Trouble> {
+        match self.trouble.as_ref()? {
+            Notice::GatewayFull { free_bytes, reserve_bytes } if *free_bytes < FULL_BELOW => {
+                Some(Trouble::Full { free_bytes: *free_bytes, reserve_bytes: *reserve_bytes })
+            }
+            // A group that has nothing to send may have next to nothing granted for ever, and nobody waits for it.
+            Notice::GatewayFull { free_bytes, .. } => {
+                self.is_starved(now).then_some(Trouble::Crowded { free_bytes: *free_bytes })
+            }
+            Notice::StoreFailed { text } => Some(Trouble::StoreFailed { text: text.clone() }),
+            other => Some(Trouble::StoreFailed { text: format!("{other:?}") }),
+        }
+    }
+
+    /// Whether it owes something that it was granted no room for, for a while: what others have comes back as theirs lands.
+    fn is_starved(&self, now: Nanos) -> bool {
+        let super::Link::Up { granted, spent, granted_at, .. } = self.link else { return false };
+        let is_little = granted.saturating_sub(spent) < self.config.limits.part_bytes / 4;
+        is_little && now >= granted_at.saturating_add(STARVED_AFTER) && self.volumes.values().any(|volume| self.owes(volume))
+    }
+
+    /// Whether something of it is not known published.
+    fn owes(&self, volume: &Volume) -> bool {
+        let taken = self.switching.as_ref().and_then(|s| s.members.get(&volume.id()));
+        !volume.owes_nothing() || volume.sample.dirty_bytes > 0 || taken.is_some_and(|t| !t.extra.is_empty())
     }
 
     fn volume_status(&self, now: Nanos, volume: &Volume) -> VolumeStatus {
@@ -221,8 +270,9 @@ impl super::Source {
         }
         let switching = self.switching.as_ref().filter(|s| s.members.contains_key(&volume.id()));
         let taken = switching.and_then(|s| s.members.get(&volume.id()));
-        let owes = !volume.owes_nothing() || volume.sample.dirty_bytes > 0 || taken.is_some_and(|t| !t.extra.is_empty());
+        let owes = self.owes(volume);
         match &self.trouble {
+            Some(Notice::GatewayFull { free_bytes, .. }) if *free_bytes >= FULL_BELOW => {} // others have it
             Some(Notice::GatewayFull { .. }) if owes => return State::Behind(Behind::GatewayFull),
             Some(_) if owes => return State::Behind(Behind::StoreFailed),
             _ => {}

@@ -180,6 +180,8 @@ pub enum Event {
     Grantable {
         /// What may still come.
         free_bytes: u64,
+        /// What the disk has for sources, whoever has it: where that is much, and little of it is this group's, no disk is full.
+        disk_bytes: u64,
         /// What the disk has above half of what is kept back, whoever was granted it: for the small records that a full
         /// disk must still take.
         spare_bytes: u64,

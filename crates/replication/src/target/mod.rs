@@ -132,8 +132,8 @@ impl Target {
             Event::Appended { ticket, outcome } => self.appended(now, state, ticket, outcome, actions),
             Event::Submit { submission, body } => self.submissions.push_back((submission, *body)),
             Event::Digests { session, id, volume, start, runs } => self.digests(session, id, volume, start, runs, actions),
-            Event::Grantable { free_bytes, spare_bytes, reserve_bytes } => {
-                self.disk = Some(Disk { free_bytes, spare_bytes, reserve_bytes });
+            Event::Grantable { free_bytes, disk_bytes, spare_bytes, reserve_bytes } => {
+                self.disk = Some(Disk { free_bytes, disk_bytes, spare_bytes, reserve_bytes });
                 if free_bytes > self.config.limits.file_bytes {
                     self.empty_slices.clear();
                 }

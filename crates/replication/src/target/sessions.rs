@@ -17,7 +17,7 @@ use farside_wire::{
 use super::Target;
 use super::api::{Action, Limits, Report, SessionId};
 use super::compose::QueuedClaim;
-use crate::source::Nanos;
+use crate::source::{FULL_BELOW, Nanos};
 
 /// Claims that one session may have open, and digest questions beside the one of a verify.
 const QUESTIONS_MAX: usize = 64;
@@ -79,6 +79,7 @@ impl Session {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Disk {
     pub(super) free_bytes: u64,
+    pub(super) disk_bytes: u64,
     pub(super) spare_bytes: u64,
     pub(super) reserve_bytes: u64,
 }
@@ -87,6 +88,7 @@ impl Disk {
     /// Until the disk is looked at again.
     pub(super) fn take(&mut self, bytes: u64) {
         self.free_bytes = self.free_bytes.saturating_sub(bytes);
+        self.disk_bytes = self.disk_bytes.saturating_sub(bytes);
         self.spare_bytes = self.spare_bytes.saturating_sub(bytes);
     }
 }
@@ -189,11 +191,12 @@ impl Target {
                 messages.push((id, ReceiverMessage::Credit(Credit { granted_bytes: session.granted })));
             }
             let notice = if session.outstanding() < limits.credit_step.min(limits.credit_window).max(1) {
-                Notice::GatewayFull { free_bytes: disk.free_bytes, reserve_bytes: disk.reserve_bytes }
+                // Whether it is full, or others have what there is, the source tells by what all have.
+                Notice::GatewayFull { free_bytes: disk.disk_bytes, reserve_bytes: disk.reserve_bytes }
             } else {
                 Notice::Ready
             };
-            if std::mem::discriminant(&notice) != std::mem::discriminant(&session.notice) {
+            if full_kind(&notice) != full_kind(&session.notice) {
                 session.notice = notice.clone();
                 messages.push((id, ReceiverMessage::Notice(notice)));
             }
@@ -400,6 +403,14 @@ impl Target {
             return Err(RefusalCode::Protocol);
         }
         Ok(())
+    }
+}
+
+/// Whether a session has room, and if not, whether anybody has: what is worth another notice.
+fn full_kind(notice: &Notice) -> (bool, bool) {
+    match notice {
+        Notice::GatewayFull { free_bytes, .. } => (true, *free_bytes < FULL_BELOW),
+        _ => (false, false),
     }
 }
 

@@ -122,7 +122,8 @@ fn what_leaves_the_run_of_slots_comes_with_the_next_publication() {
 
 #[test]
 fn a_wait_ends_when_much_waits_when_there_is_little_room_and_when_somebody_says_that_he_waits() {
-    let grantable = |free_bytes| Event::Grantable { free_bytes, spare_bytes: free_bytes, reserve_bytes: 0 };
+    let grantable =
+        |free_bytes| Event::Grantable { free_bytes, disk_bytes: free_bytes, spare_bytes: free_bytes, reserve_bytes: 0 };
     type Happens<'a> = &'a dyn Fn(&mut Gateway);
     let ends: [(&str, Limits, Happens<'_>); 5] = [
         ("bytes", Limits { publish_bytes: 3 * 16, ..limits() }, &|_| {}),
@@ -181,7 +182,7 @@ fn no_claim_drops_what_waited_for_the_end_of_an_outage() {
         stage(&mut gateway, 1);
         stage(&mut gateway, 2);
         // Nor is it because the disk is nearly full: publication makes room on it as well.
-        gateway.event(Event::Grantable { free_bytes: 999, spare_bytes: 999, reserve_bytes: 0 });
+        gateway.event(Event::Grantable { free_bytes: 999, disk_bytes: 999, spare_bytes: 999, reserve_bytes: 0 });
         let session = if is_another_run {
             gateway.hello(2, 9, 1);
             2

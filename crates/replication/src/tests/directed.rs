@@ -964,7 +964,12 @@ pub(super) fn a_resume_truncates_only_the_layers_it_names() {
 #[test]
 fn a_full_gateway_says_so_and_grants_again_when_there_is_room() {
     let mut gateway = claimed();
-    let room = |free_bytes| target::Event::Grantable { free_bytes, spare_bytes: free_bytes + 32, reserve_bytes: 64 };
+    let room = |free_bytes| target::Event::Grantable {
+        free_bytes,
+        disk_bytes: free_bytes,
+        spare_bytes: free_bytes + 32,
+        reserve_bytes: 64,
+    };
     gateway.said();
     gateway.event(room(16));
     let said = gateway.said();
@@ -979,9 +984,65 @@ fn a_full_gateway_says_so_and_grants_again_when_there_is_room() {
 }
 
 #[test]
+fn a_source_tells_a_full_gateway_from_one_that_others_have_the_room_of() {
+    let mut host = Host::new();
+    [1, 2].map(|n| host.add(n, None, None, RegionSet::new(), Start::Clean));
+    host.connect_with(1);
+    for n in [1, 2] {
+        host.answer_ledger(n, Vec::new(), None, None);
+        host.answer_claim(n, u64::from(n) - 1);
+    }
+    let trouble = |host: &Host| host.source.status(host.now).receiver_trouble;
+    let state = |host: &Host| host.source.status(host.now).volumes[0].state.clone();
+    let notice = |free_bytes| ReceiverMessage::Notice(Notice::GatewayFull { free_bytes, reserve_bytes: 64 });
+    host.tick(&[]);
+    let well = state(&host);
+    host.hear(notice(1 << 30));
+    host.now += 60_000_000_000;
+    host.tick(&[]);
+    assert_eq!((trouble(&host), state(&host)), (None, well.clone()), "it has nothing to send, and waits for nothing");
+    host.tick(&[1]);
+    assert_eq!(trouble(&host), Some(source::Trouble::Crowded { free_bytes: 1 << 30 }));
+    assert_ne!(state(&host), source::State::Behind(source::Behind::GatewayFull));
+    host.hear(ReceiverMessage::Credit(Credit { granted_bytes: 2 }));
+    assert_eq!(trouble(&host), None, "it gets on");
+    host.hear(notice(0));
+    assert_eq!(trouble(&host), Some(source::Trouble::Full { free_bytes: 0, reserve_bytes: 64 }));
+    assert_eq!(state(&host), source::State::Behind(source::Behind::GatewayFull));
+    host.hear(ReceiverMessage::Notice(Notice::Ready));
+    assert_eq!(trouble(&host), None);
+}
+
+/// Many groups share what there is: that one of them has little of it says nothing of the disk.
+#[test]
+fn a_gateway_says_what_its_disk_has_for_all_and_says_it_again_when_that_is_nothing() {
+    let mut gateway = claimed();
+    let room =
+        |free_bytes, disk_bytes| target::Event::Grantable { free_bytes, disk_bytes, spare_bytes: 1 << 30, reserve_bytes: 64 };
+    gateway.said();
+    let notice = |gateway: &mut Gateway| {
+        gateway.said().into_iter().find_map(|m| match m {
+            ReceiverMessage::Notice(Notice::GatewayFull { free_bytes, .. }) => Some(free_bytes),
+            _ => None,
+        })
+    };
+    gateway.event(room(16, 1 << 30));
+    assert_eq!(notice(&mut gateway), Some(1 << 30), "others have it");
+    gateway.event(room(16, 1 << 29));
+    assert_eq!(notice(&mut gateway), None, "that was said");
+    gateway.event(room(0, 1000));
+    assert_eq!(notice(&mut gateway), Some(1000), "now it is full");
+}
+
+#[test]
 fn a_remainder_too_small_to_be_of_use_is_topped_up_with_little() {
     let mut gateway = claimed();
-    let room = |free_bytes| target::Event::Grantable { free_bytes, spare_bytes: free_bytes + 32, reserve_bytes: 64 };
+    let room = |free_bytes| target::Event::Grantable {
+        free_bytes,
+        disk_bytes: free_bytes,
+        spare_bytes: free_bytes + 32,
+        reserve_bytes: 64,
+    };
     gateway.event(room(16));
     gateway.said();
     // Less than a step (100), and the source is not dry.

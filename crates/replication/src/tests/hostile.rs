@@ -326,7 +326,7 @@ fn room(gateway: &mut Gateway, free_bytes: u64) {
 }
 
 fn room_and_spare(gateway: &mut Gateway, free_bytes: u64, spare_bytes: u64) {
-    gateway.event(Event::Grantable { free_bytes, spare_bytes, reserve_bytes: 64 << 20 });
+    gateway.event(Event::Grantable { free_bytes, disk_bytes: free_bytes, spare_bytes, reserve_bytes: 64 << 20 });
 }
 
 /// Says layers of volume 1 that have no part, from this number on, until nothing is appended any more; says how many were.
@@ -616,7 +616,7 @@ fn what_a_killed_daemon_was_granted_is_free_as_soon_as_its_successor_has_claimed
 #[test]
 fn many_claims_are_granted_no_more_than_one() {
     let mut gateway = Gateway::new();
-    let room = || Event::Grantable { free_bytes: 1 << 30, spare_bytes: 1 << 30, reserve_bytes: 64 };
+    let room = || Event::Grantable { free_bytes: 1 << 30, disk_bytes: 1 << 30, spare_bytes: 1 << 30, reserve_bytes: 64 };
     gateway.event(room());
     let granted = |gateway: &mut Gateway| {
         let credit = |m| if let ReceiverMessage::Credit(c) = m { Some(c.granted_bytes) } else { None };

@@ -953,7 +953,7 @@ fn l5_a_full_store_takes_the_claim_that_frees_it() {
     tell(&[("L5 a full store takes no claim", "the claim waits for room")], || {
         let mut gateway = directed::claimed();
         gateway.part(key(1, 0, 1), 0, 1);
-        let full = target::Event::Grantable { free_bytes: 0, spare_bytes: 32 << 20, reserve_bytes: 64 << 20 };
+        let full = target::Event::Grantable { free_bytes: 0, disk_bytes: 0, spare_bytes: 32 << 20, reserve_bytes: 64 << 20 };
         gateway.event(full);
         gateway.hello(2, 2, 1);
         let claim = Claim { volume: meta(1), looked: gateway.state.head(), source: name("host") };

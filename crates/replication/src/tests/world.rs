@@ -400,7 +400,12 @@ impl World {
         let volumes = self.open.iter().map(|(id, open)| (*id, sample(*id, open))).collect();
         let time = CutTime { boot: BootId([1; 16]), mono_ns: self.now, wall_ms: 0 };
         self.to(source::Event::Tick(Tick { time, volumes }));
-        self.at(target::Event::Grantable { free_bytes: self.disk_room, spare_bytes: self.disk_room, reserve_bytes: 0 });
+        self.at(target::Event::Grantable {
+            free_bytes: self.disk_room,
+            disk_bytes: self.disk_room,
+            spare_bytes: self.disk_room,
+            reserve_bytes: 0,
+        });
     }
 
     fn do_source(&mut self, action: source::Action) {
