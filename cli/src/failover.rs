@@ -373,15 +373,39 @@ fn steps(one: &FailoverStatus) -> String {
         text.push_str(&match (&member.target, &member.follower, member.state) {
             (Some(target), Some(_), Some(FollowerState::Promoted)) => format!("{volume}: {} is yours\n", target.display()),
             (Some(target), Some(follower), state) => {
-                format!("{volume}: {} by follower {follower} ({})\n", target.display(), state.map_or(NOTHING, FollowerState::word))
+                let state_word = state.map_or(NOTHING, FollowerState::word);
+                let line = format!("{volume}: {} by follower {follower} ({state_word})\n", target.display());
+                match state.and_then(|state| held_up(state, follower)) {
+                    Some(way_out) => format!("{line}    {way_out}\n    without it, {}", without_follower(&volume, &point)),
+                    None => line,
+                }
             }
-            _ => format!(
-                "{volume}: no follower; at once: farside point open {volume} {point} --writable --device\n    or in full: farside restore \
-                 {volume} --point {point} --to TARGET\n"
-            ),
+            _ => format!("{volume}: no follower; {}", without_follower(&volume, &point)),
         });
     }
     text
+}
+
+/// How a point is had where no target is brought up.
+fn without_follower(volume: &str, point: &str) -> String {
+    format!(
+        "at once: farside point open {volume} {point} --writable --device\n    or in full: farside restore {volume} --point {point} --to TARGET\n"
+    )
+}
+
+/// What a person does about a target that is not brought up by itself.
+fn held_up(state: FollowerState, follower: &str) -> Option<String> {
+    match state {
+        FollowerState::Diverged => Some(format!(
+            "somebody else wrote to it, and it is left alone: if that is worth nothing, farside follower heal {follower} brings it up, and overwrites what \
+             differs (farside follower show {follower}; farside explain follower_diverged)"
+        )),
+        FollowerState::Failed => {
+            Some(format!("farside follower show {follower} says why: it is brought up by itself when that is mended"))
+        }
+        FollowerState::Paused => Some(format!("it is paused: farside follower resume {follower} has it brought up")),
+        _ => None,
+    }
 }
 
 fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
@@ -413,6 +437,35 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_that_is_not_brought_up_comes_with_what_to_do_and_with_what_does_without_it() {
+        let member = |state| FailoverMember {
+            volume: "data".to_owned(),
+            follower: Some("web1-data".to_owned()),
+            target: Some("/srv/data.img".into()),
+            state: Some(state),
+            ..FailoverMember::default()
+        };
+        let said = |state| {
+            let one = FailoverStatus {
+                source: "web1".into(),
+                group: "db".into(),
+                members: vec![member(state)],
+                ..FailoverStatus::default()
+            };
+            steps(&one)
+        };
+        let diverged = said(FollowerState::Diverged);
+        assert!(
+            diverged.contains("farside follower heal web1-data") && diverged.contains("explain follower_diverged"),
+            "{diverged}"
+        );
+        assert!(diverged.contains("farside restore web1/db/data --point latest --to TARGET"), "{diverged}");
+        assert!(said(FollowerState::Paused).contains("farside follower resume web1-data"));
+        assert!(said(FollowerState::Failed).contains("farside follower show web1-data"));
+        assert_eq!(said(FollowerState::Promoted), "web1/db/data: /srv/data.img is yours\n");
+    }
 
     #[test]
     fn a_target_in_doubt_is_named_before_it_is_promoted_and_after() {

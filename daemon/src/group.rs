@@ -655,7 +655,7 @@ impl Control {
             Action::Disconnect { connection, why } => {
                 if let Some(link) = self.link.as_ref().filter(|l| l.number == connection) {
                     warn!(group = %self.name, %why, "the connection is closed");
-                    link.connection.close(farside_transport::CloseCode::Protocol, &why.to_string());
+                    link.connection.close(crate::status::close_code(&why), &why.to_string());
                 }
             }
             Action::WriteHeader { volume, confirmed, position } => {

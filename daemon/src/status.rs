@@ -13,7 +13,7 @@ use farside_control::{Code, Consistency, PointId, Reason, Severity};
 use farside_ledger::Label;
 use farside_region::LedgerPosition;
 use farside_replication::source::{self, Behind, RefusedWhy, State, Trouble};
-use farside_transport::{Carrier, CloseCode, NotConnected, WhyTcp};
+use farside_transport::{Carrier, CloseCode, Closed, NotConnected, WhyTcp};
 
 use crate::group::{Control, Member};
 use crate::loss::Loss;
@@ -193,6 +193,7 @@ fn why_not_connected(why: &NotConnected) -> Option<Reason> {
     let pair = "make a token at the gateway (`farside-receiver token`), then here: farside pair TOKEN";
     let full = "make room on the disk of the gateway's store, or keep fewer points (`farside group set NAME --keep N`); the connection comes again by itself";
     let versions = "install the same version on both sides, the receiver first";
+    let words = "do as it says, on the gateway or here: it is tried again by itself (`farside status` there shows the group)";
     let refused = |code: CloseCode| match code {
         CloseCode::Incompatible => Some((Error, Code::VersionMismatch, versions)),
         CloseCode::NotPaired | CloseCode::WrongName => Some((Error, Code::ReceiverRefuses, pair)),
@@ -208,6 +209,9 @@ fn why_not_connected(why: &NotConnected) -> Option<Reason> {
         }
         NotConnected::Dial(D::Incompatible { .. }) => (Error, Code::VersionMismatch, versions),
         NotConnected::Dial(D::Refused { code, .. }) => refused(*code).unwrap_or((Warning, Code::NotConnected, again)),
+        // It was told so in words, and went.
+        NotConnected::Ended(Closed::Here { code: CloseCode::Refused, .. }) => (Error, Code::ReceiverRefuses, words),
+        NotConnected::Ended(Closed::ByPeer { code: CloseCode::Refused, .. }) => (Warning, Code::NotConnected, words),
         NotConnected::Ended(closed) => closed.code().and_then(refused).unwrap_or((Warning, Code::NotConnected, again)),
         NotConnected::Dial(_) => (Warning, Code::NotConnected, again),
     };
@@ -270,6 +274,14 @@ fn volume_status(control: &Control, member: &Member, v: &source::VolumeStatus) -
         },
         verify: None,
         reasons: volume_reasons(member, v, control),
+    }
+}
+
+/// With which code a connection is ended for that: [`why_not_connected`] tells by it a gateway that does not want this host from one that makes no sense.
+pub(crate) fn close_code(problem: &source::Problem) -> CloseCode {
+    match problem {
+        source::Problem::Refused { code: farside_wire::RefusalCode::Unknown, .. } => CloseCode::Refused,
+        _ => CloseCode::Protocol,
     }
 }
 
@@ -376,6 +388,14 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
             Code::TargetRewound,
             "the store is older than what this host saw published: the gateway or its store was rolled back".into(),
             "bring the newer store back; or `farside volume resync NAME --accept rewound` goes on from the older one",
+        ),
+        // † Only the source takes a history back, by failback or otherwise.
+        State::Refused(RefusedWhy::Fenced) if control.config.stand_in_for.is_some() => say(
+            Error,
+            Code::Fenced,
+            "another copy of this volume was promoted, or its source has its history back: this host stands in no more".into(),
+            "see `farside failover --list` at the gateway. If this host has the copy that was brought up last: `farside volume resync NAME --accept fenced` \
+             publishes it under that promotion; otherwise `farside volume remove NAME`",
         ),
         State::Refused(RefusedWhy::Fenced) => say(
             Error,
@@ -542,7 +562,6 @@ mod tests {
     /// It is the gateway's disk, and neither the network nor this host.
     #[test]
     fn a_full_gateway_is_named_with_its_way_out_also_where_it_ended_the_connection() {
-        use farside_transport::Closed;
         let full = Trouble::Full { free_bytes: 1 << 20, reserve_bytes: 64 << 20 };
         let said = trouble_reason(&full, true);
         assert_eq!((said.severity, said.code.as_str()), (Severity::Error, "gateway_full"), "{said:?}");
@@ -556,7 +575,22 @@ mod tests {
         let said = why_not_connected(&ended(CloseCode::Full)).expect("a reason");
         assert_eq!((said.severity, said.code.as_str()), (Severity::Error, "gateway_full"), "{said:?}");
         assert!(said.message.contains("/srv/store") && said.what_to_do.contains("make room"), "{said:?}");
-        assert_eq!(why_not_connected(&ended(CloseCode::Refused)).expect("a reason").code, "not_connected");
+        let said = why_not_connected(&ended(CloseCode::Refused)).expect("a reason");
+        assert!(said.code == "not_connected" && !said.what_to_do.contains("network"), "{said:?}");
+    }
+
+    /// A stand-in after the failback, say: nothing is wrong with its pairing, nor with the network.
+    #[test]
+    fn who_is_refused_with_words_is_told_to_do_as_they_say() {
+        let problem = |code| source::Problem::Refused { code, text: "web1/db is not failed over".into() };
+        let unknown = problem(farside_wire::RefusalCode::Unknown);
+        assert!(!unknown.to_string().contains("pair"), "{unknown}");
+        assert_eq!(close_code(&unknown), CloseCode::Refused);
+        assert_eq!(close_code(&problem(farside_wire::RefusalCode::Store)), CloseCode::Protocol);
+        let ended = Closed::Here { code: CloseCode::Refused, reason: unknown.to_string() };
+        let said = why_not_connected(&NotConnected::Ended(ended)).expect("a reason");
+        assert_eq!((said.severity, said.code.as_str()), (Severity::Error, "receiver_refuses"), "{said:?}");
+        assert!(said.message.contains("web1/db is not failed over") && said.what_to_do.contains("do as it says"), "{said:?}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::cohort;
+use crate::failover::Standing;
 use crate::group::{GroupHandle, Mail, gone_for_good};
 use crate::landing;
 use crate::process::Receiver;
@@ -332,16 +333,10 @@ async fn greet(
     let frame = frame.map_err(|_| protocol("no greeting came".to_owned()))?.map_err(|e| protocol(e.to_string()))?;
     let message: SourceMessage = decode_payload(&frame).map_err(|e| protocol(e.to_string()))?;
     let SourceMessage::Hello(hello) = &message else { return Err(protocol("the first message is not a greeting".to_owned())) };
-    let stands_in = || receiver.failovers.stands_in(&GroupNames::new(hello.source.clone(), hello.group.clone()), source, None);
-    if hello.source != *source && !stands_in() {
-        let text = format!(
-            "this certificate is paired as `{source}`, not as `{}`, and no failover lets it stand in for that one; on the gateway: farside failover {}/{} --stand-in \
-             {source}",
-            hello.source, hello.source, hello.group
-        );
-        return Err((RefusalCode::Unknown, text));
-    }
     let names = GroupNames::new(hello.source.clone(), hello.group.clone());
+    if hello.source != *source && !receiver.failovers.stands_in(&names, source, None) {
+        return Err((RefusalCode::Unknown, stands_in_for_nobody(&names, source, receiver.failovers.how_it_stands(&names))));
+    }
     if hello.source == *source
         && let Some(winner) = receiver.failovers.committed(&names)
     {
@@ -354,6 +349,25 @@ async fn greet(
         Ok(Err(error)) => Err((RefusalCode::Session, error.to_string())),
         Err(error) => Err((RefusalCode::Store, error.to_string())),
     }
+}
+
+/// What a host is told that comes in the place of another, and may not.
+///
+/// † Whoever is told to name it with `--stand-in` where nothing was failed over, since the source has its history back, say, begins another failover.
+fn stands_in_for_nobody(names: &GroupNames, peer: &Name, failover: Option<Standing>) -> String {
+    let source = &names.source;
+    let way_out = match failover {
+        None => format!(
+            "{names} is not failed over: its source has its history back, or never lost it; on {peer}: `farside volume remove` of what it has in group {},              then leave `stand_in_for` out of its [[group]]",
+            names.group
+        ),
+        Some(Standing::Fencing) => {
+            "its failover has fenced nobody yet: it is let in when that is done; on the gateway: farside failover --list"
+                .to_owned()
+        }
+        Some(Standing::Stands) => format!("on the gateway, if it has the copy now: farside failover {names} --stand-in {peer}"),
+    };
+    format!("this certificate is paired as `{peer}`, not as `{source}`, and no failover lets it stand in for that one: {way_out}")
 }
 
 /// Frames wait for their group as they came: what is in them is read by the group's thread, one at a time.
@@ -381,4 +395,20 @@ pub(crate) fn refusal(code: RefusalCode, text: &str) -> Refusal {
         end -= 1;
     }
     Refusal { code, volume: None, text: text[..end].to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After a failback its farsided is started again, as it was configured.
+    #[test]
+    fn a_stand_in_of_a_source_that_is_back_is_not_told_to_begin_another_failover() {
+        let names = GroupNames::new("web1".parse().expect("a name"), "db".parse().expect("a name"));
+        let told = |failover| stands_in_for_nobody(&names, &"web2".parse().expect("a name"), failover);
+        let (over, begun, stands) = (told(None), told(Some(Standing::Fencing)), told(Some(Standing::Stands)));
+        assert!(!over.contains("--stand-in") && over.contains("on web2: `farside volume remove`"), "{over}");
+        assert!(!begun.contains("--stand-in") && begun.contains("fenced nobody yet"), "{begun}");
+        assert!(stands.contains("farside failover web1/db --stand-in web2"), "{stands}");
+    }
 }

@@ -190,6 +190,15 @@ fn pin_reason(generation: u64) -> String {
     format!("{PIN_REASONS}{generation}")
 }
 
+/// How far a failover is, for whoever would stand in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nobody is fenced yet.
+    Fencing,
+    /// Its source is fenced, and has not taken its history back.
+    Stands,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Stage {
@@ -677,6 +686,13 @@ impl Failovers {
     pub(crate) fn stands_in(&self, names: &GroupNames, host: &Name, highest: Option<Generation>) -> bool {
         let is_it = |one: &Failover| one.stage != Stage::Fencing && one.stand_in.as_ref() == Some(host);
         lock(&self.all).get(names).is_some_and(|one| is_it(one.standing(highest)))
+    }
+
+    /// Whether there was a failover, and how far it is.
+    pub(crate) fn how_it_stands(&self, names: &GroupNames) -> Option<Standing> {
+        let all = lock(&self.all);
+        let is_begun = all.get(names)?.standing(None).stage == Stage::Fencing;
+        Some(if is_begun { Standing::Fencing } else { Standing::Stands })
     }
 
     /// Who does, if there was a failover.

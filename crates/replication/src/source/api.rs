@@ -721,7 +721,7 @@ impl std::fmt::Display for Problem {
         };
         let way_out = match code {
             RefusalCode::Version => "install the same version of Farside on both sides",
-            RefusalCode::Unknown => "pair this host again: `farside-receiver token` there, `farside pair` here",
+            RefusalCode::Unknown => "do as it says: it is tried again by itself",
             RefusalCode::Session => "it is tried again by itself",
             RefusalCode::LedgerTorn => "the gateway's log says which file; `farside store repair` there",
             RefusalCode::Store => "look at `farside status` at the gateway; it is tried again by itself",
