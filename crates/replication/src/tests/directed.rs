@@ -986,7 +986,7 @@ fn a_full_gateway_says_so_and_grants_again_when_there_is_room() {
 #[test]
 fn a_source_tells_a_full_gateway_from_one_that_others_have_the_room_of() {
     let mut host = Host::new();
-    [1, 2].map(|n| host.add(n, None, None, RegionSet::new(), Start::Clean));
+    [1, 2].into_iter().for_each(|n| host.add(n, None, None, RegionSet::new(), Start::Clean));
     host.connect_with(1);
     for n in [1, 2] {
         host.answer_ledger(n, Vec::new(), None, None);
