@@ -740,7 +740,7 @@ pub(crate) mod tests {
         assert!(rules().contains("nothing-a"), "{}", rules());
         // Not configured any more, while a failback has a part of a point on it.
         let one = config(dir.path(), &TWO[TWO.find("[[volume]]\nname='b'").expect("there")..]);
-        let over = crate::failback::hold(dir.path(), "a", Path::new("/dev/disk/by-id/nothing-a"));
+        let over = crate::failback::hold(dir.path(), ("g", "a"), Path::new("/dev/disk/by-id/nothing-a"));
         let _ = Backings::at(Some(places(dir.path())), &one, HOST);
         assert!(rules().contains("nothing-a"), "{}", rules());
         over();
@@ -769,7 +769,7 @@ pub(crate) mod tests {
         let backings = Backings::at(Some(places(dir.path())), &inserted, HOST);
         backings.take(c, &named()).expect("nothing to do");
         assert!(!is_hidden(), "its host uses it");
-        let over = crate::failback::hold(dir.path(), "c", Path::new("/dev/c"));
+        let over = crate::failback::hold(dir.path(), ("g", "c"), Path::new("/dev/c"));
         backings.take(&VolumeConfig { insert: false, ..c.clone() }, &named()).expect("taken");
         let _ = Backings::at(Some(places(dir.path())), &inserted, HOST);
         assert!(is_hidden(), "the next daemon goes on with it");

@@ -566,14 +566,15 @@ impl Daemon {
         }
     }
 
-    /// Claims the devices of a group. Whether one is in use its kernel says then; who is connected to a socket only we know.
+    /// Claims the devices of a group, and the end of its volumes. Whether a device is in use its kernel says then; who is connected to a socket only
+    /// we know.
     ///
     /// # Errors
     /// When somebody uses one: none is claimed.
     ///
     /// † Taps are out from under devices before it is noted that those are held: a note never speaks of a device that a crash leaves on a tap which
     /// nobody serves. Without the note the next start puts the tap back, and compares.
-    async fn claim_all(&self, group: &Name, volumes: &[VolumeConfig]) -> Result<Vec<(Name, Claimed)>, ApiError> {
+    async fn claim_all(self: &Arc<Self>, group: &Name, volumes: &[VolumeConfig]) -> Result<Vec<(Name, Claimed)>, ApiError> {
         self.refuse_clients(group).await?;
         let mut unused = Vec::new();
         for volume in volumes {

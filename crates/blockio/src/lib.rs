@@ -41,4 +41,4 @@ pub use ring::{Abandoned, Completion, Fallocate, Owner, Pages, Ring, RingError, 
 pub use topology::Topology;
 pub use untaken::is_taken;
 pub use waker::Waker;
-pub use written::{WriteWatch, Written, sectors_written};
+pub use written::{WriteWatch, Written, counts_writes, sectors_written};

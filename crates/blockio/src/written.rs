@@ -105,8 +105,7 @@ impl WriteWatch {
 
     /// Whether it counts at all: a person may have told it not to (`queue/iostats`).
     pub fn is_counted(&self) -> bool {
-        let switch = ["queue/iostats", "../queue/iostats"];
-        switch.iter().find_map(|name| door::sysfs_u64(&self.folder.join(name).to_string_lossy())) == Some(1)
+        counts_writes(&self.folder)
     }
 
     /// Sectors that somebody else has written since the last look, as far as that shows already.
@@ -134,9 +133,20 @@ impl WriteWatch {
     }
 }
 
-/// What the kernel has counted as written on a block device since it found it: 512 bytes each; written, zeroed or discarded.
+/// What the kernel has counted as written on a block device since it found it: 512 bytes each; written, zeroed or discarded. `None`: it does not
+/// count. † Its number stands still then, as if nobody wrote.
 pub fn sectors_written(device: DevNumber) -> Option<u64> {
-    sectors(&PathBuf::from(format!("/sys/dev/block/{device}")))
+    counted(&PathBuf::from(format!("/sys/dev/block/{device}")))
+}
+
+/// Whether the kernel counts what is written on a block device, whose folder in sysfs this is: a person may have told it not to.
+pub fn counts_writes(folder: &Path) -> bool {
+    let switch = ["queue/iostats", "../queue/iostats"];
+    switch.iter().find_map(|name| door::sysfs_u64(&folder.join(name).to_string_lossy())) == Some(1)
+}
+
+fn counted(folder: &Path) -> Option<u64> {
+    counts_writes(folder).then(|| sectors(folder)).flatten()
 }
 
 /// From the kernel's `stat` of a block device: sectors written, and discarded.
@@ -161,6 +171,26 @@ mod tests {
         let device = FileDevice::open(file.path(), crate::OpenOptions::at_once()).unwrap();
         assert!(WriteWatch::new(&device).is_none(), "a file is told by its times");
         WriteWatch { ours: device.given().clone(), folder: PathBuf::new(), seen: 1000, given: 0 }
+    }
+
+    /// A count that stands still because nobody counts was taken for nobody having written.
+    #[test]
+    fn what_the_kernel_was_told_not_to_count_is_not_known() {
+        let device = tempfile::tempdir_in(".").unwrap();
+        std::fs::create_dir(device.path().join("queue")).unwrap();
+        std::fs::write(device.path().join("stat"), "1 0 8 0 2 0 16 0 0 0 0 0 0 4 0\n").unwrap();
+        let switch = |on: &str| std::fs::write(device.path().join("queue/iostats"), on).unwrap();
+        switch("1\n");
+        assert_eq!(counted(device.path()), Some(20));
+        switch("0\n");
+        assert_eq!(counted(device.path()), None);
+        // A partition's is its disk's.
+        let part = device.path().join("part");
+        std::fs::create_dir(&part).unwrap();
+        std::fs::copy(device.path().join("stat"), part.join("stat")).unwrap();
+        assert_eq!(counted(&part), None);
+        switch("1\n");
+        assert_eq!(counted(&part), Some(20));
     }
 
     #[test]

@@ -260,8 +260,21 @@ pub struct Insertion {
     twin: Status,
     /// The device's own extents, which are the twin's.
     extents: Vec<Target>,
-    /// It is being taken out, by us.
+    ours: Ours,
+}
+
+/// Whether it is our doing that a device does not rest on its tap. † Who begins one of both ends that one only: a volume that is resumed has its
+/// device leave no more, and one that is held for a failback is held on.
+#[derive(Debug, Default)]
+struct Ours {
     leaves: AtomicBool,
+    is_held: AtomicBool,
+}
+
+impl Ours {
+    fn is_ours(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed) || self.is_held.load(Ordering::Relaxed)
+    }
 }
 
 impl Insertion {
@@ -289,7 +302,7 @@ impl Insertion {
             (_, Some(twin)) => twin,
             (state, None) => unreachable!("{state:?} has a twin"),
         };
-        Ok(Self { control, device: shown.device.node(), name, number, twin, extents, leaves: AtomicBool::new(false) })
+        Ok(Self { control, device: shown.device.node(), name, number, twin, extents, ours: Ours::default() })
     }
 
     /// What lets the device's users write past a tap that was put under it, in words for people; `None`: nothing does, or we are
@@ -298,7 +311,7 @@ impl Insertion {
     /// # Errors
     /// When it cannot be asked.
     pub fn bypass(&self, tap: &Path) -> Result<Option<String>, InsertError> {
-        if self.leaves.load(Ordering::Relaxed) {
+        if self.ours.is_ours() {
             return Ok(None);
         }
         let over = number_of(tap)?;
@@ -322,12 +335,17 @@ impl Insertion {
 
     /// From now on, until [`Insertion::stays`], the device may be put back on its disks: we do that.
     pub fn leaves(&self) {
-        self.leaves.store(true, Ordering::Relaxed);
+        self.ours.leaves.store(true, Ordering::Relaxed);
     }
 
     /// It is not taken out after all.
     pub fn stays(&self) {
-        self.leaves.store(false, Ordering::Relaxed);
+        self.ours.leaves.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the device is held by us, so that nobody uses it: it may be on its own disks then, whoever says that it stays.
+    pub fn is_held(&self, is_held: bool) {
+        self.ours.is_held.store(is_held, Ordering::Relaxed);
     }
 
     /// Its node, which stays when the device is renamed.

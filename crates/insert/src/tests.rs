@@ -46,6 +46,19 @@ fn every_shape_of_a_device_and_its_twin_has_its_state() {
     assert_eq!(state(&whole, Some(&part)), None, "moved on its own disk: nobody knows what the twin is worth");
 }
 
+/// `farside volume resume` said that a device stays which was held to be handed over: its tap was missed, and put back.
+#[test]
+fn a_device_that_is_held_is_held_whoever_says_that_it_stays() {
+    let ours = Ours::default();
+    assert!(!ours.is_ours());
+    ours.is_held.store(true, Ordering::Relaxed);
+    ours.leaves.store(true, Ordering::Relaxed);
+    ours.leaves.store(false, Ordering::Relaxed);
+    assert!(ours.is_ours());
+    ours.is_held.store(false, Ordering::Relaxed);
+    assert!(!ours.is_ours());
+}
+
 #[test]
 fn what_cannot_be_mapped_through_is_refused_by_name() {
     for kind in ["striped", "thin", "cache", "snapshot-origin", "crypt", "zero"] {

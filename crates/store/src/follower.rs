@@ -91,8 +91,15 @@ pub trait FollowTarget: RestoreTarget {
 pub struct Seen {
     /// Marks count within the same only: since a boot, for a device.
     pub since: String,
-    /// They.
+    /// They; empty where the kernel does not count.
     pub marks: String,
+}
+
+impl Seen {
+    /// Whether somebody's writes would make another of it.
+    pub fn tells_of_writes(&self) -> bool {
+        !self.marks.is_empty()
+    }
 }
 
 /// Keeps what is known of a target.

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use farside_blockio::{Identity, open_still, openers};
+use farside_blockio::{Identity, counts_writes, open_still, openers};
 use farside_region::{ByteExtent, ByteOffset, mutation};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
@@ -442,16 +442,24 @@ impl FollowTarget for FileTarget {
         }
         let number = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
         let folder = in_sysfs(&meta);
-        let Ok(stat) = fs::read_to_string(folder.join("stat")) else { return Ok(None) };
+        let Some(marks) = written(&folder) else { return Ok(None) };
         // Another disk may have the number by now, and a disk that came back counts from zero.
         let sequence = ["diskseq", "../diskseq"].iter().find_map(|name| fs::read_to_string(folder.join(name)).ok());
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        // Sectors that were written, and that were discarded. † Not requests: the device mapper and loop devices count a flush as one, so
-        // that each sync of ours would look like somebody else's write.
-        let counted: Vec<&str> = stat.split_whitespace().collect();
-        let marks = [6, 13].iter().filter_map(|field| counted.get(*field).copied()).collect::<Vec<_>>().join(" ");
         Ok(Some(Seen { since: format!("{} {number:?} {}", boot.trim(), sequence.unwrap_or_default().trim()), marks }))
     }
+}
+
+/// What the kernel has counted on a device: sectors that were written, and that were discarded. † Not requests: the device mapper and loop devices
+/// count a flush as one, so that each sync of ours would look like somebody else's write. Nothing where it was told not to count: the numbers stand
+/// still then, whoever writes.
+fn written(folder: &Path) -> Option<String> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    if !counts_writes(folder) {
+        return Some(String::new());
+    }
+    let counted: Vec<&str> = stat.split_whitespace().collect();
+    Some([6, 13].iter().filter_map(|field| counted.get(*field).copied()).collect::<Vec<_>>().join(" "))
 }
 
 impl FileTarget {
@@ -528,6 +536,21 @@ fn device_looks_empty(file: &File, bytes: u64) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A device on which the kernel counts nothing looked like one to which nobody had written: what a stranger wrote there while nobody held it was
+    /// taken for a part of the point that it was.
+    #[test]
+    fn a_device_on_which_nothing_is_counted_tells_nothing() {
+        let device = tempfile::tempdir().expect("temp dir");
+        fs::create_dir(device.path().join("queue")).expect("made");
+        fs::write(device.path().join("stat"), "1 0 8 0 2 0 16 0 0 0 0 0 0 4 0\n").expect("written");
+        for (switch, counted) in [("1\n", "16 4"), ("0\n", "")] {
+            fs::write(device.path().join("queue/iostats"), switch).expect("written");
+            let marks = written(device.path()).expect("it is there");
+            assert_eq!(marks, counted);
+            assert_eq!(Seen { since: "this boot".to_owned(), marks }.tells_of_writes(), !counted.is_empty());
+        }
+    }
 
     /// Two restores to one new file: the second opened what the first then completed.
     #[test]

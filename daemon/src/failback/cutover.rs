@@ -33,7 +33,7 @@ use super::{Failback, SERVED, conflict, turns, unkept};
 use crate::config::VolumeConfig;
 use crate::group::{self, Ask, Ending, Stopped};
 use crate::locked;
-use crate::supervisor::{Claimed, Daemon, HeldDevice, UsedByNobody};
+use crate::supervisor::{Claimed, Daemon, HeldDevice, UsedByNobody, is_counted};
 
 /// How long it may take until all is published.
 pub(super) const WAIT: Duration = Duration::from_secs(300);
@@ -152,16 +152,16 @@ impl Daemon {
             let what = "make room there, or mend its disk, and say the same again: nothing was changed";
             ApiError::new(ErrorCode::Unavailable, format!("group {group} is not handed over: {error:#}"), what)
         })?;
-        let claimed = self.claim_all(&group, &volumes).await?;
+        let mut claimed = self.claim_all(&group, &volumes).await?;
         let failback = Arc::new(failback);
         // † First: from here on nothing that is new to the group gets into it.
         locked(&self.failbacks.all).insert(group.clone(), failback.clone());
-        let begun = self.may_change().and_then(|()| {
-            self.begin_to_hand_over(&group, &names).map_err(|busy| {
-                let message =
-                    format!("volume {busy} of the group is just being added, closed or opened, or is served and not configured");
-                conflict(message, "wait for that, and say the same again: `farside volume list`")
-            })
+        let begun = self.may_change().and_then(|()| match self.others_in(&group, &names) {
+            None => Ok(()),
+            Some(other) => {
+                let message = format!("volume {other} of the group is just being added, or is served and not configured");
+                Err(conflict(message, "wait for that, and say the same again: `farside volume list`"))
+            }
         });
         if let Err(why) = begun {
             locked(&self.failbacks.all).remove(&group);
@@ -169,6 +169,9 @@ impl Daemon {
             self.volumes_of(&group).iter().for_each(|volume| self.open_soon(&volume.name));
             return Err(why);
         }
+        // The group's end is theirs.
+        let ends = claimed.iter_mut().map(|(_, claimed)| claimed.takes_its_end()).filter(|is_claimed| *is_claimed).count();
+        assert_eq!(ends, claimed.len(), "who claims a volume that is to be kept claims its end");
         locked(&self.failbacks.given_up).remove(&group);
         warn!(%group, "a cutover begins: its volumes are served no more");
         tokio::spawn(self.clone().hand_over(failback.clone(), claimed, wait));
@@ -180,6 +183,13 @@ impl Daemon {
     async fn may_be_handed_over(&self, group: &Name, volumes: &[VolumeConfig]) -> Result<(), ApiError> {
         for volume in volumes {
             let name = &volume.name;
+            if volume.insert && !is_counted(&volume.backing) {
+                let device = volume.backing.display();
+                let message = format!(
+                    "the kernel does not count what is written to {device}, so nobody could tell whether somebody wrote there as it was taken"
+                );
+                return Err(conflict(message, "write 1 to its queue/iostats in /sys/block (docs/operate.md)"));
+            }
             let served = self.served_volume(group, name).await;
             if served.as_ref().is_some_and(|volume| volume.unreadable_bytes > 0) {
                 let message = format!("a part of the disk of volume {name} cannot be read: it is in no point, and would be lost");

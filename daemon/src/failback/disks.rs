@@ -92,8 +92,7 @@ impl Disks {
             return Ok(());
         }
         let Some((at, held)) = noted else { return Ok(()) };
-        let then = |name: &Name| held.iter().find(|held| held.name == *name).and_then(|held| held.seen.clone());
-        self.known = Known::noted(at, then, seen);
+        self.known = Known::noted(at, |name| as_left(held, name), seen);
         Ok(())
     }
 
@@ -126,6 +125,11 @@ impl Disks {
     pub(super) fn lacks_something(&self) -> bool {
         self.known.as_ref().is_none_or(|known| known.lacks.values().any(|lacks| !locked(lacks).is_empty()))
     }
+}
+
+/// How a disk was left by a process before this one. † Nobody had it locked since: where the kernel does not count, whoever wrote left no trace.
+fn as_left(held: &[Held], name: &Name) -> Option<Seen> {
+    held.iter().find(|held| held.name == *name)?.seen.clone().filter(Seen::tells_of_writes)
 }
 
 /// Whether what is at a disk's place now is the one that was taken, beyond doubt.
@@ -172,6 +176,12 @@ mod tests {
         assert!(disks.known.is_none(), "somebody wrote to it");
         disks.believe(Some((at, &[one.clone()]))).await.expect("looked at");
         assert!(disks.known.is_none(), "nor is what was noted believed");
+
+        // Nor is anything believed of a device on which nothing is counted.
+        one.seen = Some(Seen { since: "this boot".to_owned(), marks: "16 0".to_owned() });
+        assert_eq!(as_left(&[one.clone()], &one.name), one.seen);
+        one.seen = Some(Seen { since: "this boot".to_owned(), marks: String::new() });
+        assert_eq!(as_left(&[one.clone()], &one.name), None);
 
         // A copy of it, of the same content.
         std::fs::copy(&path, &aside).expect("copied");

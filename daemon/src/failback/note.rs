@@ -278,11 +278,11 @@ fn is_same_disk(one: &Path, other: &Path) -> bool {
 
 /// Keeps a note of a failback that has a part of a point on a disk; what comes back ends it.
 #[cfg(test)]
-pub(crate) fn hold(state_dir: &Path, volume: &str, backing: &Path) -> impl FnOnce() {
+pub(crate) fn hold(state_dir: &Path, (group, volume): (&str, &str), backing: &Path) -> impl FnOnce() + use<> {
     let name = volume.parse().expect("a name");
     let held =
         Held { name, backing: backing.to_owned(), identity: None, seen: None, beyond: None, was_asked: false, leaving: false };
-    let note = Note::new("g".parse().expect("a name"), vec![held]);
+    let note = Note::new(group.parse().expect("a name"), vec![held]);
     note.keep(state_dir).expect("kept");
     let state_dir = state_dir.to_owned();
     move || note.forget(&state_dir).expect("over")

@@ -465,6 +465,56 @@ async fn an_inserted_volume_that_is_taken_out_while_its_tap_is_not_there_ends() 
     daemon.stop_groups().await;
 }
 
+/// While the taps of a group were taken out from under devices that were given away, whoever closes and opens volumes by himself could put one back,
+/// or have it end under a device: nobody had claimed the volumes yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_claimed_to_be_kept_is_closed_opened_and_removed_by_nobody_else() {
+    let running = Running::new().await;
+    let (daemon, data) = (running.daemon.clone(), running.data.clone());
+    let config = locked(&daemon.config).volumes[&data].clone();
+    let claimed = daemon.claim_unused(&config).await.expect("nobody uses it");
+    running.lose_tap();
+    while daemon.ask(&data, Ask::TapLost).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    daemon.serve_again(&data).await;
+    daemon.ask(&data, Ask::TapLost).await.expect("it was closed and opened");
+    assert_eq!(daemon.remove_volume("data").await.expect_err("it is claimed").code, ErrorCode::Busy);
+    assert!(daemon.claim_unused(&config).await.is_err(), "it is claimed");
+    assert!(daemon.volumes.is_served(&data) && daemon.volumes.is_leaving(&data));
+    // Given up, it is what it was.
+    drop(claimed);
+    assert!(!daemon.volumes.is_leaving(&data));
+    daemon.serve_again(&data).await;
+    assert!(daemon.volumes.is_served(&data) && daemon.ask(&data, Ask::TapLost).await.is_err(), "it is served again");
+    // Who has claimed it ends it.
+    let claimed = daemon.claim_unused(&config).await.expect("nobody uses it");
+    let meta = running.folder("data").join("kept-by-nobody");
+    std::fs::write(&meta, "").expect("written");
+    daemon.leave_for_failback(&data, claimed).await;
+    assert!(!meta.exists(), "it was not let go");
+    daemon.stop_groups().await;
+}
+
+/// A volume that was closed to be opened again as a failback came to hold its disk was tried for as long as that lasted, which may be weeks.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failback_holds_is_tried_by_nobody_else() {
+    let running = Running::new().await;
+    let (daemon, data) = (running.daemon.clone(), running.data.clone());
+    let over = crate::failback::hold(&daemon.state_path(), ("default", "data"), &running.at.join("data"));
+    daemon.take_up_failbacks().expect("read");
+    running.lose_tap();
+    while daemon.ask(&data, Ask::TapLost).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::timeout(PATIENCE, daemon.serve_again(&data)).await.expect("it is left to who holds it");
+    assert!(!daemon.volumes.is_served(&data) && !daemon.volumes.is_tried(&data));
+    let said = daemon.untold(&[]).remove(0).reasons.remove(0);
+    assert_eq!(said.code, Code::FailingBack.word(), "{said:?}");
+    over();
+    daemon.stop_groups().await;
+}
+
 /// Put back while what was left of it was ended, it was opened by nobody: who put it back was told that somebody was at it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_put_back_while_it_ends_is_opened_again() {

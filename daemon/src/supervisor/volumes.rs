@@ -19,9 +19,8 @@ use farside_insert::State;
 use farside_nbd::ListenError;
 use farside_region::{Name, NameError, VolumeId};
 use tokio::sync::oneshot;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio::time::error::Elapsed;
 use tracing::{debug, error, info, warn};
 
 use super::Daemon;
@@ -34,12 +33,15 @@ use crate::locked;
 use crate::source_name;
 use crate::state_dir::Mark;
 use crate::strangers::{Strangers, left_in};
-use crate::tap::{self, TapConfig, Unused};
+use crate::tap::{self, TapConfig};
 use crate::volume::{Surroundings, device_of};
+pub(crate) use claimed::Claimed;
+use claimed::claimed;
 use inserted::take_out_unused;
-pub(crate) use inserted::{HeldDevice, UsedByNobody};
+pub(crate) use inserted::{HeldDevice, UsedByNobody, is_counted};
 
 mod again;
+mod claimed;
 mod held;
 mod inserted;
 mod known;
@@ -163,7 +165,7 @@ impl Volumes {
     }
 
     /// Whether somebody tries to open it until that can be.
-    fn is_tried(&self, name: &Name) -> bool {
+    pub(super) fn is_tried(&self, name: &Name) -> bool {
         !self.is_served(name) && (locked(&self.tried_again).contains(name) || locked(&self.tried).contains(name))
     }
 
@@ -201,37 +203,6 @@ impl Drop for Tried<'_> {
     }
 }
 
-/// The device of a volume, which nobody uses.
-pub(crate) struct Claimed {
-    tap: tap::Handle,
-    unused: Unused,
-    /// The host's device has been put back on its own disks.
-    is_out: bool,
-    /// It, if it is kept from its host from here on.
-    held: Option<HeldDevice>,
-}
-
-impl Claimed {
-    /// Of a volume whose device is on its own disks: it leaves, even if somebody has the tap's own device open.
-    async fn once_out(tap: tap::Handle, held: Option<HeldDevice>) -> Self {
-        let unused = match claimed(&tap).await {
-            Ok(Ok(Ok(unused))) => unused,
-            Ok(Ok(Err(error))) => Unused::Left(error),
-            Ok(Err(error)) => Unused::Left(error.into()),
-            Err(_) => Unused::Left(anyhow::anyhow!("it does not answer")),
-        };
-        Self { tap, unused, is_out: true, held }
-    }
-
-    /// Takes it away from the host; its tap serves still. Waits for the device. Gives the host's own, where that is kept from it.
-    ///
-    /// # Errors
-    /// When it is still there.
-    pub(crate) fn withdraw(self, name: &Name) -> anyhow::Result<Option<HeldDevice>> {
-        self.tap.withdraw(name, self.unused).map(|()| self.held)
-    }
-}
-
 /// Devices that did not answer in time when they were to be taken away, each with what is still at it.
 #[derive(Debug, Default)]
 pub(super) struct Silent(BTreeMap<Name, JoinHandle<anyhow::Result<()>>>);
@@ -241,12 +212,6 @@ impl Silent {
     pub(super) fn still(&self) -> usize {
         self.0.values().filter(|withdrawal| !withdrawal.is_finished()).count()
     }
-}
-
-/// A device that answers in time, or does not: whether nobody uses it.
-async fn claimed(tap: &tap::Handle) -> Result<Result<anyhow::Result<Unused>, JoinError>, Elapsed> {
-    let tap = tap.clone();
-    tokio::time::timeout(LEAVE_WAIT, tokio::task::spawn_blocking(move || tap.claim())).await
 }
 
 /// What comes of something, unless that takes longer; it goes on then, and `late` is told what came of it. Whoever holds a lock waits
@@ -435,10 +400,10 @@ impl Daemon {
         let Leaving { tap, insertion, dir } = self.ask(name, Ask::Leaving).await?;
         if let Some(insertion) = insertion {
             self.take_out_of_device(name, insertion, &dir).await?;
-            return Ok(Claimed::once_out(tap, None).await);
+            return Ok(Claimed::once_out(tap, None, None).await);
         }
         match claimed(&tap).await {
-            Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused, is_out: false, held: None }),
+            Ok(Ok(Ok(unused))) => Ok(Claimed { tap, unused, is_out: false, held: None, end: None }),
             Ok(Ok(Err(error))) => {
                 let what = format!("volume {name} stays: {error:#}");
                 Err(ApiError::new(ErrorCode::Conflict, what, "then say the same again"))
@@ -536,8 +501,8 @@ impl Daemon {
     /// Lets a volume go, in the background, however long its device takes. None: it is leaving already, or not served.
     ///
     /// What is configured again by then is opened again.
-    fn leave(self: &Arc<Self>, name: &Name, claimed: Option<Claimed>) -> Option<oneshot::Receiver<anyhow::Result<()>>> {
-        if !self.volumes.begin_to_leave(name) {
+    fn leave(self: &Arc<Self>, name: &Name, mut claimed: Option<Claimed>) -> Option<oneshot::Receiver<anyhow::Result<()>>> {
+        if !claimed.as_mut().is_some_and(Claimed::takes_its_end) && !self.volumes.begin_to_leave(name) {
             return None;
         }
         let (done, gone) = oneshot::channel();

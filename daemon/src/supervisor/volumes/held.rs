@@ -73,28 +73,14 @@ impl Daemon {
         }
     }
 
-    /// Claims the end of all volumes of a group, or of none.
-    ///
-    /// # Errors
-    /// Which of it somebody else is at, or is not one of these.
-    pub(crate) fn begin_to_hand_over(&self, group: &Name, names: &[Name]) -> Result<(), Name> {
-        // † The whole group is stopped: who is in it and is not named would be served by nobody.
+    /// Who is in a group and is not one of these. † The whole group is stopped when it is handed over: he would be served by nobody.
+    pub(crate) fn others_in(&self, group: &Name, names: &[Name]) -> Option<Name> {
         let others = |found: &Name| (!names.contains(found)).then(|| found.clone());
-        let served: Vec<Name> =
-            locked(&self.volumes.served).iter().filter(|(_, (of, _))| of == group).filter_map(|(name, _)| others(name)).collect();
+        let served = locked(&self.volumes.served).iter().filter(|(_, (of, _))| of == group).find_map(|(name, _)| others(name));
         let adding =
-            locked(&self.volumes.adding).values().find(|volume| volume.group == *group).map(|volume| volume.name.clone());
-        let configured = self.volumes_of(group).iter().find_map(|volume| others(&volume.name));
-        if let Some(other) = served.into_iter().next().or(adding).or(configured) {
-            return Err(other);
-        }
-        for (at, name) in names.iter().enumerate() {
-            if !self.volumes.begin_to_leave(name) {
-                names[..at].iter().for_each(|begun| self.volumes.stays(begun));
-                return Err(name.clone());
-            }
-        }
-        Ok(())
+            || locked(&self.volumes.adding).values().find(|volume| volume.group == *group).map(|volume| volume.name.clone());
+        let configured = || self.volumes_of(group).iter().find_map(|volume| others(&volume.name));
+        served.or_else(adding).or_else(configured)
     }
 
     /// They have left, and nobody serves them before that is over.

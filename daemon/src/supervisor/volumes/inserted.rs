@@ -12,7 +12,8 @@ use farside_insert::Insertion;
 use farside_region::Name;
 use tracing::{error, warn};
 
-use super::{Claimed, LEAVE_WAIT};
+use super::LEAVE_WAIT;
+use super::claimed::{Claimed, EndClaimed};
 use crate::change::{self, Change};
 use crate::config::VolumeConfig;
 use crate::group::{Ask, Leaving};
@@ -51,7 +52,7 @@ impl HeldDevice {
     /// # Errors
     /// When it is not: it rests on its tap then, as far as is known.
     fn take_out(&self, runtime_dir: &Path) -> anyhow::Result<()> {
-        self.insertion.leaves();
+        self.insertion.is_held(true);
         Change::TakeOut { device: self.insertion.device().to_owned() }.make(runtime_dir).map(drop)
     }
 
@@ -70,7 +71,7 @@ impl HeldDevice {
 impl Drop for HeldDevice {
     fn drop(&mut self) {
         if !self.is_given_up {
-            self.insertion.stays(); // that it is on its own disks is noticed from here on
+            self.insertion.is_held(false); // that it is on its own disks is noticed from here on
         }
     }
 }
@@ -91,11 +92,16 @@ impl UsedByNobody {
         let now = written_on(&self.device);
         anyhow::ensure!(
             self.written.is_some() && now == self.written,
-            "somebody wrote to {} while its tap was being taken out, or it cannot be told: stop that, and say the same again",
+            "somebody wrote to {} while its tap was being taken out, or that cannot be told (its queue/iostats is 0): stop that, and say the same again",
             self.device.display()
         );
         Ok(())
     }
+}
+
+/// Whether the kernel counts what is written to a device.
+pub(crate) fn is_counted(device: &Path) -> bool {
+    written_on(device).is_some()
 }
 
 /// A flush counts as a write of no sector, and changes nothing.
@@ -140,14 +146,19 @@ impl Daemon {
         why
     }
 
-    /// Claims what the host uses of a volume that is to be kept from it: its tap's device, or the device that the tap is under. Nothing is changed.
+    /// Claims the end of a volume that is to be kept from its host, and what the host uses of it: its tap's device, or the device that the tap is
+    /// under. Nothing is changed.
     ///
     /// # Errors
-    /// Who uses it.
-    pub(crate) async fn claim_unused(&self, volume: &VolumeConfig) -> Result<Claimed, ApiError> {
+    /// Who uses it, or is at it.
+    pub(crate) async fn claim_unused(self: &Arc<Self>, volume: &VolumeConfig) -> Result<Claimed, ApiError> {
         let name = &volume.name;
+        let Some(end) = EndClaimed::of(self, name) else {
+            let what = "wait for that, and say the same again: `farside volume list`";
+            return Err(ApiError::new(ErrorCode::Conflict, format!("volume {name} is just being closed or opened"), what));
+        };
         let Leaving { tap, insertion, .. } = self.ask(name, Ask::Leaving).await?;
-        let Some(insertion) = insertion else { return self.claim(name).await };
+        let Some(insertion) = insertion else { return Ok(Claimed { end: Some(end), ..self.claim(name).await? }) };
         let conflict = |message: String, what: &str| ApiError::new(ErrorCode::Conflict, message, what);
         // † What is written to later is found by the name that is configured.
         if !matches!((DevNumber::at(&volume.backing), DevNumber::at(insertion.device())), (Ok(named), Ok(is)) if named == is) {
@@ -168,7 +179,7 @@ impl Daemon {
             conflict(format!("volume {name} is in use: {error:#}"), what)
         })?;
         let unused = Unused::Left(anyhow::anyhow!("its tap is still under the device of the host"));
-        Ok(Claimed { tap, unused, is_out: false, held: Some(held) })
+        Ok(Claimed { tap, unused, is_out: false, held: Some(held), end: Some(end) })
     }
 
     /// Takes the tap out from under a device that was claimed; one whose tap is under none stays as it is.
@@ -176,8 +187,8 @@ impl Daemon {
     /// # Errors
     /// When it is not out. What was claimed is nobody's any more, and the tap is put under the device again where it was out for a moment.
     pub(crate) async fn take_out_claimed(&self, volume: &VolumeConfig, claimed_now: Claimed) -> Result<Claimed, ApiError> {
-        let Claimed { tap, held, unused, is_out } = claimed_now;
-        let Some(held) = held else { return Ok(Claimed { tap, held, unused, is_out }) };
+        let Claimed { tap, held, unused, is_out, end } = claimed_now;
+        let Some(held) = held else { return Ok(Claimed { tap, held, unused, is_out, end }) };
         let name = &volume.name;
         // † For a helper that ends after this process does: who comes next may have found the tap under the device still.
         let dir = self.volume_path(volume);
@@ -191,7 +202,7 @@ impl Daemon {
                 if !was_lost {
                     Mark::TrackingLost.put(&dir, false).map_err(ApiError::internal)?;
                 }
-                return Ok(Claimed::once_out(tap, Some(held)).await);
+                return Ok(Claimed::once_out(tap, Some(held), end).await);
             }
             Ok(Ok(Err(error))) => error,
             Ok(Err(error)) => error.into(),

@@ -14,6 +14,7 @@ use tracing::{debug, error, info, warn};
 use super::again::is_given_up;
 use super::{AGAIN, AGAIN_MAX, clear, in_time};
 use crate::config::VolumeConfig;
+use crate::failback::HeldByFailback;
 use crate::group::{Ask, Farewell, Leaving, Note};
 use crate::growth::Growth;
 use crate::locked;
@@ -78,11 +79,13 @@ impl Daemon {
                 }
                 continue;
             }
+            let group = volume.group.clone();
             match self.open_configured(volume).await {
                 Ok(()) => return,
                 Err(error) if is_given_up(&error, true) => {
                     return error!(volume = %name, "not served again: {error:#}");
                 }
+                Err(error) if is_held(&error, &group) => return, // who holds it has it opened
                 // The device may be in the middle of another change.
                 Err(error) => warn!(volume = %name, "not served yet: {error:#}"),
             }
@@ -163,7 +166,7 @@ impl Daemon {
 
     /// A volume that was about to be closed is served on, unless it was taken out of the configuration meanwhile: who did that was
     /// told that somebody was at it.
-    fn stays(self: &Arc<Self>, name: &Name) {
+    pub(super) fn stays(self: &Arc<Self>, name: &Name) {
         self.volumes.stays(name);
         self.leave_if_unwanted(name);
     }
@@ -267,6 +270,8 @@ impl Daemon {
                     // What was given up may be wanted again, by who was told that somebody was at it.
                     Ok(()) if !self.volumes.is_served(name) && self.wanted(name).is_some() => continue,
                     Ok(()) => return,
+                    // Who holds it has it opened.
+                    Err(error) if is_held(&error, &closed.group) && self.wanted(name).is_some() => return,
                     Err(error) => {
                         self.volumes.is_tried_on(name);
                         error!(volume = %name, "not served, and its host waits: {error:#}");
@@ -299,4 +304,9 @@ impl Daemon {
         info!(volume = %name, "not configured any more, and not opened again");
         Ok(())
     }
+}
+
+/// Whether the failback of its own group holds a volume, which is opened at the end of that.
+fn is_held(error: &anyhow::Error, group: &Name) -> bool {
+    matches!(error.downcast_ref(), Some(HeldByFailback(of)) if of == group)
 }
