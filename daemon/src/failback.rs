@@ -684,12 +684,9 @@ impl Daemon {
         for held in &held {
             if !disks.open.contains_key(&held.name) {
                 self.take_for_failback(&group, &held.name).await?;
-                for volume in self.volumes_of(&group).iter().filter(|volume| volume.name == held.name) {
-                    self.keep_device(volume).await?;
-                }
             }
         }
-        let opened = disks.open(&group, &held).await;
+        let opened = self.open_disks(&mut disks, &group, &held).await;
         self.note_identities(failback, &disks)?; // also of those that could be
         opened?;
         let noted = course.says().map(|at| (at.position, &held[..]));

@@ -266,10 +266,7 @@ impl Daemon {
         let held = locked(&failback.note).held();
         let let_go = move || devices.into_iter().flatten().map(HeldDevice::let_go).collect::<anyhow::Result<Vec<_>>>();
         let devices = tokio::task::spawn_blocking(let_go).await??;
-        for volume in &self.volumes_of(group) {
-            self.keep_device(volume).await?;
-        }
-        disks.open(group, &held).await?;
+        self.open_disks(&mut disks, group, &held).await?;
         devices.iter().try_for_each(UsedByNobody::was_left_alone)?;
         let (identities, seen) = (disks.identities(), disks.sync_and_see().await?);
         // † The gateway's word, not ours, for what the newest point is: what is pulled later is what differs from that.
@@ -363,7 +360,7 @@ impl Daemon {
             }
             let held = note.held();
             if held.iter().any(|held| !disks.open.contains_key(&held.name)) {
-                disks.open(&note.group, &held).await?;
+                self.open_disks(&mut disks, &note.group, &held).await?;
                 self.note_identities(failback, &disks)?;
                 disks.believe(at.as_ref().map(|at| (at.position, &held[..]))).await?;
             }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is written to, or said to be a point, is the very disk that was taken, and was written to by nobody else since that was said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use farside_blockio::{Identity, Known as Recognised};
@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::note::Held;
 use crate::locked;
+use crate::supervisor::Daemon;
 
 #[derive(Debug, Default)]
 pub(super) struct Disks {
@@ -36,12 +37,30 @@ impl Disks {
         self.open.iter().filter_map(|(name, target)| Some((name.clone(), target.identity().ok()?))).collect()
     }
 
-    /// Opens and locks what is not; what is not wanted, or is not at its place any more, is closed.
+    /// Opens and locks what is not; what is not wanted, or is not at its place any more, is closed. Each is hidden when it is open.
+    ///
+    /// † Not before: which disk has the name by now is not known, and to hide another one in its place would show the one that was taken.
     ///
     /// # Errors
-    /// When one cannot be opened, or may be another disk than the one that was taken.
-    pub(super) async fn open(&mut self, group: &Name, wanted: &[Held]) -> anyhow::Result<()> {
+    /// When one cannot be opened, or may be another disk than the one that was taken, or cannot be hidden: it is not open then.
+    pub(super) async fn open<F>(&mut self, group: &Name, wanted: &[Held], hide: impl Fn(Name) -> F) -> anyhow::Result<()>
+    where
+        F: Future<Output = anyhow::Result<()>>,
+    {
         self.open.retain(|name, target| wanted.iter().any(|held| held.name == *name) && target.is_in_place());
+        let before: BTreeSet<Name> = self.open.keys().cloned().collect();
+        let mut opened = self.open_all(group, wanted).await;
+        let fresh: Vec<Name> = self.open.keys().filter(|name| !before.contains(*name)).cloned().collect();
+        for name in fresh {
+            if let Err(error) = hide(name.clone()).await {
+                self.open.remove(&name);
+                opened = opened.and(Err(error));
+            }
+        }
+        opened
+    }
+
+    async fn open_all(&mut self, group: &Name, wanted: &[Held]) -> anyhow::Result<()> {
         for held in wanted {
             if self.open.contains_key(&held.name) {
                 continue;
@@ -127,6 +146,23 @@ impl Disks {
     }
 }
 
+impl Daemon {
+    /// Opens the disks of a failback; see [`Disks::open`]. Devices of inserted volumes are on their own disks then, which have no other way, and hidden
+    /// at a boot.
+    pub(super) async fn open_disks(&self, disks: &mut Disks, group: &Name, held: &[Held]) -> anyhow::Result<()> {
+        let mut volumes = self.volumes_of(group);
+        volumes.retain(|volume| volume.insert && held.iter().any(|held| held.name == volume.name));
+        for volume in volumes.iter().filter(|volume| !disks.open.contains_key(&volume.name)) {
+            self.leave_one_way(volume).await?;
+        }
+        let hide = async |name: Name| match volumes.iter().find(|volume| volume.name == name) {
+            Some(volume) => self.hide_device(volume).await,
+            None => Ok(()), // it has been hidden since it was served first
+        };
+        disks.open(group, held, hide).await
+    }
+}
+
 /// How a disk was left by a process before this one. † Nobody had it locked since: where the kernel does not count, whoever wrote left no trace.
 fn as_left(held: &[Held], name: &Name) -> Option<Seen> {
     held.iter().find(|held| held.name == *name)?.seen.clone().filter(Seen::tells_of_writes)
@@ -152,6 +188,38 @@ mod tests {
         Held { name, backing: path.to_owned(), identity, seen: None, beyond: None, was_asked: false, leaving: false }
     }
 
+    async fn hidden(_: Name) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// A device that had got the name of the one that was taken was hidden in its place, before anybody looked which it was: at the next boot the one
+    /// with a part of a point was shown.
+    #[tokio::test]
+    async fn what_came_in_place_of_a_disk_is_not_hidden_and_what_cannot_be_hidden_is_not_open() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (path, aside) = (dir.path().join("disk"), dir.path().join("aside"));
+        let group: Name = "db".parse().expect("a name");
+        std::fs::write(&path, vec![7; 1 << 20]).expect("written");
+        let asked = std::cell::RefCell::new(Vec::new());
+        let hide = async |name: Name| {
+            asked.borrow_mut().push(name);
+            anyhow::ensure!(asked.borrow().len() > 1, "no room for a rule");
+            Ok(())
+        };
+        let mut disks = Disks::default();
+        let refused = disks.open(&group, &[held(&path, None)], hide).await.expect_err("it cannot be hidden").to_string();
+        assert!(refused.contains("no room") && disks.open.is_empty(), "{refused}");
+        for _ in 0..2 {
+            disks.open(&group, &[held(&path, None)], hide).await.expect("opened");
+            assert_eq!((disks.open.len(), asked.borrow().len()), (1, 2), "hidden as it was opened");
+        }
+        let identity = disks.identities().into_values().next();
+        std::fs::copy(&path, &aside).expect("copied");
+        std::fs::rename(&aside, &path).expect("put in its place");
+        disks.open(&group, &[held(&path, identity)], hide).await.expect_err("it is another file");
+        assert_eq!(asked.borrow().len(), 2, "it is hidden");
+    }
+
     /// Whatever came in place of a disk is neither written to nor taken for it; what somebody wrote to is no point.
     #[tokio::test]
     async fn a_disk_that_was_replaced_or_written_to_is_not_believed() {
@@ -160,11 +228,11 @@ mod tests {
         let group: Name = "db".parse().expect("a name");
         std::fs::write(&path, vec![7; 1 << 20]).expect("written");
         let mut disks = Disks::default();
-        disks.open(&group, &[held(&path, None)]).await.expect("opened");
+        disks.open(&group, &[held(&path, None)], hidden).await.expect("opened");
         let identity = disks.identities().into_values().next();
         assert!(identity.is_some(), "it is kept from here on");
         let mut one = held(&path, identity);
-        disks.open(&group, &[one.clone()]).await.expect("open");
+        disks.open(&group, &[one.clone()], hidden).await.expect("open");
         let at = LedgerPosition { slot: Slot(7), digest: RecordDigest([1; 32]) };
         one.seen = disks.sync_and_see().await.expect("seen").into_values().next().expect("one");
         disks.believe(Some((at, &[one.clone()]))).await.expect("looked at");
@@ -186,10 +254,10 @@ mod tests {
         // A copy of it, of the same content.
         std::fs::copy(&path, &aside).expect("copied");
         std::fs::rename(&aside, &path).expect("put in its place");
-        let refused = disks.open(&group, &[one.clone()]).await.expect_err("it is another file").to_string();
+        let refused = disks.open(&group, &[one.clone()], hidden).await.expect_err("it is another file").to_string();
         assert!(refused.contains("--accept-disks"), "{refused}");
         assert!(disks.open.is_empty(), "the one that has no name any more is let go");
         one.identity = None;
-        disks.open(&group, &[one]).await.expect("accepted");
+        disks.open(&group, &[one], hidden).await.expect("accepted");
     }
 }

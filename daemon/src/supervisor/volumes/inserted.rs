@@ -212,25 +212,29 @@ impl Daemon {
         Err(ApiError::new(ErrorCode::Conflict, format!("volume {name} stays: {why:#}"), what))
     }
 
-    /// The device of an inserted volume that is served by nobody is on its own disks, which have no other way, and its host does not see it at a boot.
+    /// The device of an inserted volume that is served by nobody is on its own disks, which have no other way.
     ///
     /// # Errors
-    /// When that is not so, or its host uses it.
-    pub(crate) async fn keep_device(&self, volume: &VolumeConfig) -> anyhow::Result<()> {
-        if !volume.insert {
-            return Ok(());
-        }
-        let (runtime_dir, backings) = (self.around.runtime_dir.clone(), self.around.backings.clone());
-        let (source, alone) = (self.source_of(&volume.group), VolumeConfig { insert: false, ..volume.clone() });
-        let keep = move || {
-            anyhow::ensure!(change::is_idle(&runtime_dir, &alone.backing)?, "an earlier farsided is still changing its table");
-            // † To hide what its host uses would have it unmounted.
-            let _nobody = farside_blockio::hold(&alone.backing)?;
-            farside_insert::remove_twin_of(&alone.backing)?;
-            backings.take(&alone, &source)
-        };
-        let kept = tokio::task::spawn_blocking(keep).await?;
-        kept.with_context(|| format!("the device of volume {} cannot be kept from its host", volume.name))
+    /// When that is not so.
+    pub(crate) async fn leave_one_way(&self, volume: &VolumeConfig) -> anyhow::Result<()> {
+        let (runtime_dir, device) = (self.around.runtime_dir.clone(), volume.backing.clone());
+        let left = tokio::task::spawn_blocking(move || {
+            anyhow::ensure!(change::is_idle(&runtime_dir, &device)?, "an earlier farsided is still changing its table");
+            Ok(farside_insert::remove_twin_of(&device)?)
+        });
+        left.await?.with_context(|| format!("the device of volume {} cannot be taken", volume.name))
+    }
+
+    /// Its host does not see the device of an inserted volume at a boot. Whoever says this has it open and locked: † to hide what its host uses would
+    /// have it unmounted.
+    ///
+    /// # Errors
+    /// When that cannot be kept.
+    pub(crate) async fn hide_device(&self, volume: &VolumeConfig) -> anyhow::Result<()> {
+        let (backings, source) = (self.around.backings.clone(), self.source_of(&volume.group));
+        let alone = VolumeConfig { insert: false, ..volume.clone() };
+        let hidden = tokio::task::spawn_blocking(move || backings.take(&alone, &source));
+        hidden.await?.with_context(|| format!("the device of volume {} cannot be kept from its host", volume.name))
     }
 
     /// Its host sees the device of an inserted volume again.
