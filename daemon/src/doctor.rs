@@ -12,6 +12,7 @@ use farside_blockio::Ring;
 use farside_blockio::dm::{Control, DevNumber};
 use farside_control::source::IfAbsent;
 use farside_insert::{State, Stray, stack};
+use farside_region::Name;
 use farside_service::files::FileError;
 use farside_ublk::{Choice, Effect, Fault, Kernel};
 use serde::Serialize;
@@ -19,6 +20,7 @@ use serde::Serialize;
 use crate::boot::{self, Sight};
 use crate::change;
 use crate::config::{Config, ConfigError, VolumeConfig};
+use crate::failback;
 use crate::node;
 use crate::state_dir::{volume_path, volumes_path};
 use crate::tap::TapConfig;
@@ -346,10 +348,19 @@ fn of_volume(volume: &VolumeConfig, config: &Config) -> Finding {
         return Finding::new(subject, Verdict::Missing, format!("{backing} is not there"));
     };
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-    if !metadata.file_type().is_block_device() && !volume.insert {
-        return Finding::new(subject, Verdict::Good, format!("{backing} is served as {}", volume.address()));
-    }
     let number = DevNumber::of(metadata.rdev());
+    let held = match failback::held_by(state_dir, &volume.name, &volume.backing) {
+        Ok(group) => group.map(|group| {
+            let is_device = metadata.file_type().is_block_device();
+            let sight = if is_device { boot::sight(&config.path, &volume.name, number) } else { Sight::Hidden };
+            held(subject.clone(), &volume.backing, &group, (boot::unserved::is_mounted(&volume.backing), sight))
+        }),
+        Err(error) => return Finding::new(subject, Verdict::Missing, format!("{error:#}")),
+    };
+    if !metadata.file_type().is_block_device() && !volume.insert {
+        let served = || Finding::new(subject, Verdict::Good, format!("{backing} is served as {}", volume.address()));
+        return held.unwrap_or_else(served);
+    }
     if let Some((swap, _)) = swap_on(volume, number) {
         let found = format!(
             "the host swaps to {swap}, which lies on this volume: a start of farsided after a crash may need the memory that waits for \
@@ -361,9 +372,36 @@ fn of_volume(volume: &VolumeConfig, config: &Config) -> Finding {
         let found = format!("{backing} holds the root file system or the state directory, and cannot be protected in place");
         return Finding::new(subject, Verdict::Missing, found).mend(format!("farside volume remove {}", volume.name));
     }
-    match volume.insert {
-        true => inserted(subject, &volume.backing),
-        false => disk(subject, volume, number, &config.path),
+    match (volume.insert, held) {
+        (true, held) => inserted(subject, &volume.backing, held),
+        (false, Some(held)) => held,
+        (false, None) => disk(subject, volume, number, &config.path),
+    }
+}
+
+/// A disk that a failback keeps from everybody, or that was handed over.
+fn held(subject: String, disk: &Path, group: &Name, (is_mounted, sight): (bool, Sight)) -> Finding {
+    let disk = disk.display();
+    let by = format!("group {group} was handed over, or is being failed back (farside failback --list)");
+    if is_mounted {
+        let found =
+            format!("{disk} is mounted, and {by}: another host may serve the group, and what is written here is in no point");
+        return Finding::new(subject, Verdict::Missing, found).mend(format!("umount {disk}"));
+    }
+    match sight {
+        Sight::Hidden => Finding::new(subject, Verdict::Good, format!("{disk} is kept from everybody: {by}")),
+        Sight::Nameless => {
+            let found = format!(
+                "{disk} is kept from everybody as long as farsided runs: {by}. It is not hidden at a boot, for nothing of its own that udev \
+                 knows tells it from others: take its mount out of /etc/fstab until that is over"
+            );
+            Finding::new(subject, Verdict::Warning, found)
+        }
+        Sight::Seen => {
+            let found = format!("{disk} is not hidden: udev has not done as 63-z-farside-backings.rules says, and {by}");
+            Finding::new(subject, Verdict::Missing, found)
+                .mend(format!("udevadm control --reload; udevadm trigger --settle {disk}"))
+        }
     }
 }
 
@@ -473,8 +511,8 @@ fn lvm() -> Option<Finding> {
     })
 }
 
-/// A device under which a tap belongs.
-fn inserted(subject: String, device: &Path) -> Finding {
+/// A device under which a tap belongs, but while it is `held`.
+fn inserted(subject: String, device: &Path, held: Option<Finding>) -> Finding {
     let shown = device.display();
     let runs = daemon_process().is_some();
     let halted = farside_insert::is_halted(device).unwrap_or(false);
@@ -499,6 +537,7 @@ fn inserted(subject: String, device: &Path) -> Finding {
             let found = format!("{shown} rests on a tap that nobody serves: whatever uses it waits");
             Finding::new(subject, Verdict::Missing, found).mend(restart)
         }
+        Ok(_) if held.is_some() => held.expect("it was looked at"),
         Ok(state) => {
             let step = match state {
                 State::Twinned => "its twin is made, and the tables were not swapped",
@@ -561,7 +600,7 @@ fn forgotten(config: &Config, name: &str, uuid: &str, over: DevNumber) -> Option
     let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut dirs = folders(&volumes_path(&config.source.state_dir)).flat_map(|group| folders(&group).collect::<Vec<_>>());
     let dir = dirs.find(|dir| !uuid.is_empty() && KnownDevice::of(dir).is_some_and(|known| known.uuid == uuid))?;
-    let name_of = |path: &Path| path.file_name()?.to_str()?.parse::<farside_region::Name>().ok();
+    let name_of = |path: &Path| path.file_name()?.to_str()?.parse::<Name>().ok();
     let (volume, group) = (name_of(&dir)?, name_of(dir.parent()?)?);
     let tap = if stack::text(over, "backend").is_some() { TapConfig::NbdDevice } else { TapConfig::Ublk };
     (!config.volumes.contains_key(&volume)).then(|| VolumeConfig {
@@ -625,6 +664,34 @@ mod tests {
         std::fs::write(&file, lvm_lines()).expect("written");
         run();
         assert!(!file.exists(), "nothing else was in it");
+    }
+
+    /// Of a device that was handed over it was said that its tap is missing, and to start farsided again.
+    #[test]
+    fn a_disk_that_is_held_is_as_it_should_be_unless_somebody_uses_it_or_may() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let at = dir.path().canonicalize().expect("there");
+        let path = at.join("farsided.toml");
+        let text = format!(
+            "[source]\nname='h1'\nstate_dir='{at}/state'\n[[volume]]\nname='data'\nbacking='{at}/data'\ntap='nbd:unix:{at}/tap'\n",
+            at = at.display()
+        );
+        std::fs::write(&path, text).expect("written");
+        std::fs::write(at.join("data"), "").expect("written");
+        let config = Config::load(&path).expect("valid");
+        let of_data = || of_volume(config.volumes.values().next().expect("one"), &config);
+        assert!(of_data().found.contains("is served as"));
+        let over = failback::hold(&at.join("state"), ("default", "data"), &at.join("data"));
+        let found = of_data();
+        assert!(found.verdict == Verdict::Good && found.found.contains("farside failback --list"), "{found:?}");
+        over();
+        assert!(of_data().found.contains("is served as"));
+        let group = "db".parse().expect("a name");
+        let of = |is_mounted, sight| held("volume x".to_owned(), Path::new("/dev/vg/x"), &group, (is_mounted, sight));
+        let used = of(true, Sight::Hidden);
+        assert!(used.verdict == Verdict::Missing && used.mend.as_deref() == Some("umount /dev/vg/x"), "{used:?}");
+        assert_eq!(of(false, Sight::Nameless).verdict, Verdict::Warning);
+        assert_eq!(of(false, Sight::Seen).verdict, Verdict::Missing);
     }
 
     #[test]

@@ -64,7 +64,7 @@ mod waits;
 
 #[cfg(test)]
 pub(crate) use note::hold;
-pub(crate) use note::{stays_hidden, why_unusable};
+pub(crate) use note::{held_by, stays_hidden, why_unusable};
 
 /// How often it is looked for a newer point, and whether volumes are served again.
 const LOOK: Duration = Duration::from_secs(1);

@@ -258,11 +258,19 @@ pub(crate) fn why_unusable(state_dir: &Path, volume: &Name, backing: &Path) -> a
 
 /// Whether a disk stays hidden because a failback holds it; also where nobody can tell.
 pub(crate) fn stays_hidden(state_dir: &Path, volume: &Name, backing: &Path) -> bool {
-    let names_it = |note: Note| {
+    held_by(state_dir, volume, backing).map_or(true, |group| group.is_some())
+}
+
+/// The group whose failback holds a disk, or that was handed over with it: nobody else may use that.
+///
+/// # Errors
+/// When that cannot be told.
+pub(crate) fn held_by(state_dir: &Path, volume: &Name, backing: &Path) -> anyhow::Result<Option<Name>> {
+    let names_it = |note: &Note| {
         let is_held = !matches!(note.course.stage, Stage::HandingOver | Stage::Aborting | Stage::Returning { served: true, .. });
         is_held && note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing))
     };
-    notes(state_dir).map_or(true, |notes| notes.into_iter().any(names_it))
+    Ok(notes(state_dir)?.into_iter().find(names_it).map(|note| note.group))
 }
 
 /// Whether two paths are one disk, or one file.
