@@ -518,6 +518,21 @@ impl Backings {
         Ok(())
     }
 
+    /// Before a disk is taken whose host mounts it by its own name at every boot: that no boot would see it.
+    ///
+    /// # Errors
+    /// When nothing tells udev which it is.
+    pub(crate) fn refuse_nameless(&self, disk: &Path) -> anyhow::Result<()> {
+        if self.places.is_none() {
+            return Ok(());
+        }
+        match (self.host.disk_of)(disk) {
+            // Where there is no udev, or it is late, it is hidden by what is known of it, or its host sees all disks in any case.
+            Ok(_) | Err(Unknown::Unseen) => Ok(()),
+            Err(why) => bail!("{} could not be hidden from its host at a boot: {why}", disk.display()),
+        }
+    }
+
     /// The volume has left, and its disk is nobody's: its host may see it again. Nobody opens the volume meanwhile.
     pub(crate) fn let_go(&self, name: &Name) {
         let Some(places) = &self.places else { return };
@@ -776,6 +791,24 @@ pub(crate) mod tests {
         over();
         let _ = Backings::at(Some(places(dir.path())), &inserted, HOST);
         assert!(!is_hidden(), "a kill before that was kept, or after it was over, takes it from nobody");
+    }
+
+    /// It would be mounted at the next boot, with a part of a point on it, or beside the host to which it was handed over.
+    #[test]
+    fn a_device_that_could_not_be_hidden_is_not_taken() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let two = config(dir.path(), TWO);
+        let refused = |places, disk_of| {
+            let backings = Backings::at(places, &two, Host { disk_of, ..HOST });
+            backings.refuse_nameless(Path::new("/dev/c")).err().map(|error| error.to_string())
+        };
+        let here = || Some(places(dir.path()));
+        assert_eq!(refused(here(), disk_of), None);
+        assert_eq!(refused(here(), |_| Err(Unknown::Unseen)), None);
+        assert_eq!(refused(None, |_| Err(Unknown::Nameless)), None, "not the daemon of the host");
+        let why = refused(here(), |_| Err(Unknown::Nameless)).expect("nobody could tell it");
+        assert!(why.contains("/dev/c could not be hidden"), "{why}");
+        assert!(refused(here(), |_| Err(Unknown::Alike("device 8:0".to_owned()))).is_some());
     }
 
     #[test]

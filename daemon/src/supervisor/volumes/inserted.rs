@@ -169,6 +169,12 @@ impl Daemon {
                 what,
             ));
         }
+        let (backings, device) = (self.around.backings.clone(), volume.backing.clone());
+        let hidden = tokio::task::spawn_blocking(move || backings.refuse_nameless(&device)).await.map_err(ApiError::internal)?;
+        hidden.map_err(|error| {
+            let what = "its host would mount it at the next boot: protect its disk without --device, or restore the point to another disk";
+            conflict(format!("volume {name} stays: {error:#}"), what)
+        })?;
         let held = tokio::task::spawn_blocking(move || HeldDevice::take(insertion));
         let held = match tokio::time::timeout(LEAVE_WAIT, held).await {
             Ok(held) => held.map_err(ApiError::internal)?,
