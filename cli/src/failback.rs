@@ -38,7 +38,9 @@ What these disks hold and no point does (the last writes before the failover, an
 after it here) is kept first: `farside branch list` shows it. --discard-branch does not keep it.
 
 It goes on by itself after a kill or a reboot at any moment; Ctrl-C ends the watching only. The
-volumes are served by nobody here from step 1 to step 3: stop what uses them, and unmount.
+volumes are served by nobody here from step 1 to step 3: stop what uses them, and unmount. Of a
+volume that was added with --device that is the device itself (/dev/vg/data): its tap is out from
+under it, a mount of it fails, also at a boot, so it wants `nofail` in /etc/fstab.
 
 Everything of the volumes is compared by digest once, and read here in full for that; then only
 what points touched since.

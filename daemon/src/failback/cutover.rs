@@ -19,6 +19,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use farside_blockio::dm::DevNumber;
 use farside_control::failback::{CutoverRequest, CutoverStep, FailbackRequest, FailbackStage, FailbackStatus};
 use farside_control::source::{BehindWhat, VolumeState};
 use farside_control::{ApiError, ErrorCode};
@@ -186,9 +187,11 @@ impl Daemon {
             if volume.insert && !is_counted(&volume.backing) {
                 let device = volume.backing.display();
                 let message = format!(
-                    "the kernel does not count what is written to {device}, so nobody could tell whether somebody wrote there as it was taken"
+                    "the kernel does not count what is written to {device}: nobody could tell whether somebody wrote there as it was handed over"
                 );
-                return Err(conflict(message, "write 1 to its queue/iostats in /sys/block (docs/operate.md)"));
+                let number =
+                    DevNumber::at(&volume.backing).map_or_else(|_| "MAJOR:MINOR".to_owned(), |number| number.to_string());
+                return Err(conflict(message, &format!("echo 1 > /sys/dev/block/{number}/queue/iostats")));
             }
             let served = self.served_volume(group, name).await;
             if served.as_ref().is_some_and(|volume| volume.unreadable_bytes > 0) {
