@@ -344,7 +344,7 @@ impl Insertion {
     }
 
     /// Whether the device is held by us, so that nobody uses it: it may be on its own disks then, whoever says that it stays.
-    pub fn is_held(&self, is_held: bool) {
+    pub fn hold(&self, is_held: bool) {
         self.ours.is_held.store(is_held, Ordering::Relaxed);
     }
 

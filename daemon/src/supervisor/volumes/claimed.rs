@@ -41,7 +41,7 @@ impl Claimed {
 
     /// Whoever says this ends the volume. False: its end was not claimed with it.
     pub(crate) fn takes_its_end(&mut self) -> bool {
-        self.end.take().map(EndClaimed::is_taken).is_some()
+        self.end.take().map(EndClaimed::take).is_some()
     }
 
     /// Takes it away from the host; its tap serves still. Waits for the device. Gives the host's own, where that is kept from it.
@@ -67,7 +67,7 @@ impl EndClaimed {
     }
 
     /// The volume ends, or somebody else says that it stays.
-    fn is_taken(mut self) {
+    fn take(mut self) {
         self.name = None;
     }
 }

@@ -52,7 +52,7 @@ impl HeldDevice {
     /// # Errors
     /// When it is not: it rests on its tap then, as far as is known.
     fn take_out(&self, runtime_dir: &Path) -> anyhow::Result<()> {
-        self.insertion.is_held(true);
+        self.insertion.hold(true);
         Change::TakeOut { device: self.insertion.device().to_owned() }.make(runtime_dir).map(drop)
     }
 
@@ -71,7 +71,7 @@ impl HeldDevice {
 impl Drop for HeldDevice {
     fn drop(&mut self) {
         if !self.is_given_up {
-            self.insertion.is_held(false); // that it is on its own disks is noticed from here on
+            self.insertion.hold(false); // that it is on its own disks is noticed from here on
         }
     }
 }
