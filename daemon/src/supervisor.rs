@@ -43,7 +43,7 @@ use crate::volume::Surroundings;
 use crate::watch::Noticed;
 use volumes::Volumes;
 
-pub(crate) use volumes::{Claimed, HeldDevice, UsedByNobody, is_counted};
+pub(crate) use volumes::{Claimed, HeldDevice, UsedByNobody};
 
 mod reload;
 mod volumes;

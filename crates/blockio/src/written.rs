@@ -105,7 +105,7 @@ impl WriteWatch {
 
     /// Whether it counts at all: a person may have told it not to (`queue/iostats`).
     pub fn is_counted(&self) -> bool {
-        counts_writes(&self.folder)
+        is_switched_on(&self.folder)
     }
 
     /// Sectors that somebody else has written since the last look, as far as that shows already.
@@ -139,8 +139,13 @@ pub fn sectors_written(device: DevNumber) -> Option<u64> {
     counted(&PathBuf::from(format!("/sys/dev/block/{device}")))
 }
 
-/// Whether the kernel counts what is written on a block device, whose folder in sysfs this is: a person may have told it not to.
+/// Whether the kernel counts what is written on a block device, whose folder in sysfs this is: a person may have told it not to. † The device mapper
+/// of older kernels counts whatever its switch says, which is off there.
 pub fn counts_writes(folder: &Path) -> bool {
+    is_switched_on(folder) || folder.join("dm").is_dir()
+}
+
+fn is_switched_on(folder: &Path) -> bool {
     let switch = ["queue/iostats", "../queue/iostats"];
     switch.iter().find_map(|name| door::sysfs_u64(&folder.join(name).to_string_lossy())) == Some(1)
 }
@@ -191,6 +196,9 @@ mod tests {
         assert_eq!(counted(&part), None);
         switch("1\n");
         assert_eq!(counted(&part), Some(20));
+        switch("0\n");
+        std::fs::create_dir(device.path().join("dm")).unwrap();
+        assert_eq!(counted(device.path()), Some(20), "the device mapper's says nothing");
     }
 
     #[test]

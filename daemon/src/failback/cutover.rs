@@ -19,7 +19,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use farside_blockio::dm::DevNumber;
 use farside_control::failback::{CutoverRequest, CutoverStep, FailbackRequest, FailbackStage, FailbackStatus};
 use farside_control::source::{BehindWhat, VolumeState};
 use farside_control::{ApiError, ErrorCode};
@@ -34,7 +33,7 @@ use super::{Failback, SERVED, conflict, turns, unkept};
 use crate::config::VolumeConfig;
 use crate::group::{self, Ask, Ending, Stopped};
 use crate::locked;
-use crate::supervisor::{Claimed, Daemon, HeldDevice, UsedByNobody, is_counted};
+use crate::supervisor::{Claimed, Daemon, HeldDevice, UsedByNobody};
 
 /// How long it may take until all is published.
 pub(super) const WAIT: Duration = Duration::from_secs(300);
@@ -184,15 +183,6 @@ impl Daemon {
     async fn may_be_handed_over(&self, group: &Name, volumes: &[VolumeConfig]) -> Result<(), ApiError> {
         for volume in volumes {
             let name = &volume.name;
-            if volume.insert && !is_counted(&volume.backing) {
-                let device = volume.backing.display();
-                let message = format!(
-                    "the kernel does not count what is written to {device}: nobody could tell whether somebody wrote there as it was handed over"
-                );
-                let number =
-                    DevNumber::at(&volume.backing).map_or_else(|_| "MAJOR:MINOR".to_owned(), |number| number.to_string());
-                return Err(conflict(message, &format!("echo 1 > /sys/dev/block/{number}/queue/iostats")));
-            }
             let served = self.served_volume(group, name).await;
             if served.as_ref().is_some_and(|volume| volume.unreadable_bytes > 0) {
                 let message = format!("a part of the disk of volume {name} cannot be read: it is in no point, and would be lost");

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use farside_control::Reloaded;
-use farside_control::failback::CutoverRequest;
 use farside_control::source::{IfAbsent, VolumeAdd};
 
 use super::*;
@@ -495,19 +494,6 @@ async fn a_volume_that_is_claimed_to_be_kept_is_closed_opened_and_removed_by_nob
     daemon.leave_for_failback(&data, claimed).await;
     assert!(!meta.exists(), "it was not let go");
     daemon.stop_groups().await;
-}
-
-/// Whether somebody wrote to a device as its tap was taken out only the kernel's count says.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_device_on_which_nothing_is_counted_is_not_handed_over() {
-    let running = Running::new().await;
-    locked(&running.daemon.config).volumes.get_mut(&running.data).expect("configured").insert = true;
-    let request = CutoverRequest { group: "default".to_owned(), ..CutoverRequest::default() };
-    let refused = running.daemon.cutover(&request).await.expect_err("a file has no count");
-    assert!(refused.code == ErrorCode::Conflict && refused.message.contains("does not count"), "{refused:?}");
-    assert!(refused.what_to_do.contains("queue/iostats"), "{refused:?}");
-    assert!(!running.daemon.volumes.is_leaving(&running.data), "nothing was changed");
-    running.daemon.stop_groups().await;
 }
 
 /// A volume that was closed to be opened again as a failback came to hold its disk was tried for as long as that lasted, which may be weeks.

@@ -38,7 +38,7 @@ use crate::volume::{Surroundings, device_of};
 pub(crate) use claimed::Claimed;
 use claimed::claimed;
 use inserted::take_out_unused;
-pub(crate) use inserted::{HeldDevice, UsedByNobody, is_counted};
+pub(crate) use inserted::{HeldDevice, UsedByNobody};
 
 mod again;
 mod claimed;

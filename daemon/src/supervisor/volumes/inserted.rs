@@ -92,16 +92,11 @@ impl UsedByNobody {
         let now = written_on(&self.device);
         anyhow::ensure!(
             self.written.is_some() && now == self.written,
-            "somebody wrote to {} while its tap was being taken out, or that cannot be told (its queue/iostats is 0): stop that, and say the same again",
+            "somebody wrote to {} while its tap was being taken out, or that cannot be told: stop that, and say the same again",
             self.device.display()
         );
         Ok(())
     }
-}
-
-/// Whether the kernel counts what is written to a device.
-pub(crate) fn is_counted(device: &Path) -> bool {
-    written_on(device).is_some()
 }
 
 /// A flush counts as a write of no sector, and changes nothing.
