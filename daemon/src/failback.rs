@@ -817,9 +817,8 @@ impl Daemon {
         let keys = self.keys_to(failback, puller, point, &names_of(held)).await?;
         let mut disks = failback.disks.lock().await;
         let note = locked(&failback.note).clone();
-        let is_open = |held: &Held| disks.open.contains_key(&held.name);
         let may = note.course.may_apply(keeping.as_ref().map(|(id, _)| id));
-        if !may || *held != note.held() || !held.iter().all(is_open) {
+        if !may || *held != note.held() || !disks.have_all(held) {
             return Ok(()); // something changed while nothing was locked
         }
         let looked = note.course.branch.clone();

@@ -494,7 +494,12 @@ impl Daemon {
     fn connection(&self, groups: &[GroupStatus]) -> Connection {
         let Some(pin) = self.pin.borrow().clone() else { return Connection::NotPaired };
         let receiver = pin.receiver.to_string();
-        let trouble = groups.iter().flat_map(|g| &g.reasons).find(|r| CONNECTION_CODES.iter().any(|code| code.word() == r.code));
+        // A gateway that is full ends connections; one that is and does not is connected.
+        let is_apart = |group: &GroupStatus, reason: &Reason| {
+            CONNECTION_CODES.iter().any(|code| code.word() == reason.code)
+                || (!group.link.connected && reason.code == Code::GatewayFull.word())
+        };
+        let trouble = groups.iter().find_map(|group| group.reasons.iter().find(|reason| is_apart(group, reason)));
         match trouble {
             Some(reason) => Connection::Disconnected { receiver, error: reason.message.clone() },
             None => Connection::Connected { receiver },

@@ -358,7 +358,8 @@ fn stands_in_for_nobody(names: &GroupNames, peer: &Name, failover: Option<Standi
     let source = &names.source;
     let way_out = match failover {
         None => format!(
-            "{names} is not failed over: its source has its history back, or never lost it; on {peer}: `farside volume remove` of what it has in group {},              then leave `stand_in_for` out of its [[group]]",
+            "{names} is not failed over: its source has its history back, or never lost it; on {peer}: `farside volume remove` of what it has in group {}, \
+             then leave `stand_in_for` out of its [[group]]",
             names.group
         ),
         Some(Standing::Fencing) => {

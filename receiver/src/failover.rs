@@ -343,7 +343,8 @@ fn work(receiver: &Receiver, names: &GroupNames) {
 impl Failovers {
     /// Takes up those of an earlier process. To be called before any group is opened: what they are about to bring up is kept from here on.
     pub(crate) fn load(&self, state_dir: &StateDir) {
-        let (found, broken) = state_dir.failovers();
+        let (mut found, broken) = state_dir.failovers();
+        found.iter_mut().for_each(Failover::inherits);
         broken.iter().for_each(|words| tracing::error!(%words, "a failover cannot be taken up"));
         *lock(&self.broken) = broken;
         *lock(&self.all) = found.into_iter().map(|one| (one.names(), one)).collect();

@@ -341,6 +341,7 @@ impl Group {
                 let _ = reply.send(self.fence(&fence));
             }
             Mail::Settle { reply } => {
+                self.uploads.is_over(); // who asks wants to give the failover up
                 let _ = reply.send(self.settle());
             }
             Mail::StandIn => self.refuse_strangers(),

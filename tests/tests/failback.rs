@@ -315,7 +315,7 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     write(&new, 10, 20);
     wait_until("the stand-in to be told so", || {
         let status = new.status().to_string();
-        if status.contains("--stand-in") || status.contains("fenced") { Ok(()) } else { Err(status) }
+        if status.contains("its source has its history back") { Ok(()) } else { Err(status) }
     });
     assert_eq!(newest(&old), last, "the stand-in published");
     old.daemon.take().expect("it runs").kill();

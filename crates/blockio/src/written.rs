@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::stat::{major, minor};
+use nix::sys::utsname::uname;
 
 use crate::dm::DevNumber;
 use crate::{DeviceKind, FileDevice, door, topology};
@@ -140,9 +141,19 @@ pub fn sectors_written(device: DevNumber) -> Option<u64> {
 }
 
 /// Whether the kernel counts what is written on a block device, whose folder in sysfs this is: a person may have told it not to. † The device mapper
-/// of older kernels counts whatever its switch says, which is off there.
+/// of older kernels counts whatever its switch says, which is off there; that of newer ones obeys it, and it is on.
 pub fn counts_writes(folder: &Path) -> bool {
-    is_switched_on(folder) || folder.join("dm").is_dir()
+    counts_writes_by(folder, &uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default())
+}
+
+fn counts_writes_by(folder: &Path, release: &str) -> bool {
+    is_switched_on(folder) || (folder.join("dm").is_dir() && is_older(release))
+}
+
+/// Of these it was seen (Debian's 6.1; its 6.12 and 7.3 obey). Of those between it was not, and there a person can switch it on.
+fn is_older(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().ok());
+    matches!((numbers.next().flatten(), numbers.next().flatten()), (Some(major), Some(minor)) if (major, minor) < (6, 2))
 }
 
 fn is_switched_on(folder: &Path) -> bool {
@@ -198,7 +209,17 @@ mod tests {
         assert_eq!(counted(&part), Some(20));
         switch("0\n");
         std::fs::create_dir(device.path().join("dm")).unwrap();
-        assert_eq!(counted(device.path()), Some(20), "the device mapper's says nothing");
+        for (release, counts) in [
+            ("6.1.0-50-cloud-amd64", true),
+            ("5.15.3", true),
+            ("6.12.95+deb12-cloud-amd64", false),
+            ("7.3.4", false),
+            ("", false),
+        ] {
+            assert_eq!(counts_writes_by(device.path(), release), counts, "{release}");
+        }
+        switch("1\n");
+        assert!(counts_writes_by(device.path(), "7.3.4"));
     }
 
     #[test]

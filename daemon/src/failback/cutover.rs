@@ -352,7 +352,7 @@ impl Daemon {
                 return self.turn(failback, Stage::Aborting);
             }
             let held = note.held();
-            if held.iter().any(|held| !disks.open.contains_key(&held.name)) {
+            if !disks.have_all(&held) {
                 self.open_disks(&mut disks, &note.group, &held).await?;
                 self.note_identities(failback, &disks)?;
                 disks.believe(at.as_ref().map(|at| (at.position, &held[..]))).await?;

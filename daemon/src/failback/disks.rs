@@ -21,6 +21,8 @@ pub(super) struct Disks {
     pub(super) open: BTreeMap<Name, Arc<FileTarget>>,
     /// What they are, in this process.
     pub(super) known: Option<Known>,
+    /// Those that no boot shows.
+    hidden: BTreeSet<Name>,
 }
 
 /// What is known of them in this process.
@@ -30,6 +32,11 @@ impl Disks {
     /// Nobody holds them any more.
     pub(super) fn let_go(&mut self) {
         *self = Self::default();
+    }
+
+    /// Whether all of them are open, and hidden.
+    pub(super) fn have_all(&self, held: &[Held]) -> bool {
+        held.iter().all(|held| self.open.contains_key(&held.name) && self.hidden.contains(&held.name))
     }
 
     /// Which those are that are open, as far as that can be told.
@@ -42,7 +49,8 @@ impl Disks {
     /// † Not before: which disk has the name by now is not known, and to hide another one in its place would show the one that was taken.
     ///
     /// # Errors
-    /// When one cannot be opened, or may be another disk than the one that was taken, or cannot be hidden: it is not open then.
+    /// When one cannot be opened, or may be another disk than the one that was taken: it is not open then. When one cannot be hidden: it is, and locked,
+    /// and nothing is to be written to it before another call has hidden it.
     pub(super) async fn open<F>(&mut self, group: &Name, wanted: &[Held], hide: impl Fn(Name) -> F) -> anyhow::Result<()>
     where
         F: Future<Output = anyhow::Result<()>>,
@@ -50,11 +58,12 @@ impl Disks {
         self.open.retain(|name, target| wanted.iter().any(|held| held.name == *name) && target.is_in_place());
         let before: BTreeSet<Name> = self.open.keys().cloned().collect();
         let mut opened = self.open_all(group, wanted).await;
-        let fresh: Vec<Name> = self.open.keys().filter(|name| !before.contains(*name)).cloned().collect();
-        for name in fresh {
-            if let Err(error) = hide(name.clone()).await {
-                self.open.remove(&name);
-                opened = opened.and(Err(error));
+        self.hidden.retain(|name| before.contains(name) && self.open.contains_key(name));
+        let shown: Vec<Name> = self.open.keys().filter(|name| !self.hidden.contains(*name)).cloned().collect();
+        for name in shown {
+            match hide(name.clone()).await {
+                Ok(()) => drop(self.hidden.insert(name)),
+                Err(error) => opened = opened.and(Err(error)),
             }
         }
         opened
@@ -152,14 +161,19 @@ impl Daemon {
     pub(super) async fn open_disks(&self, disks: &mut Disks, group: &Name, held: &[Held]) -> anyhow::Result<()> {
         let mut volumes = self.volumes_of(group);
         volumes.retain(|volume| volume.insert && held.iter().any(|held| held.name == volume.name));
+        let (mut left, mut held) = (Ok(()), held.to_vec());
         for volume in volumes.iter().filter(|volume| !disks.open.contains_key(&volume.name)) {
-            self.leave_one_way(volume).await?;
+            // One that comes late keeps no other one from being held.
+            if let Err(error) = self.leave_one_way(volume).await {
+                held.retain(|held| held.name != volume.name);
+                left = left.and(Err(error));
+            }
         }
         let hide = async |name: Name| match volumes.iter().find(|volume| volume.name == name) {
             Some(volume) => self.hide_device(volume).await,
             None => Ok(()), // it has been hidden since it was served first
         };
-        disks.open(group, held, hide).await
+        disks.open(group, &held, hide).await.and(left)
     }
 }
 
@@ -195,7 +209,7 @@ mod tests {
     /// A device that had got the name of the one that was taken was hidden in its place, before anybody looked which it was: at the next boot the one
     /// with a part of a point was shown.
     #[tokio::test]
-    async fn what_came_in_place_of_a_disk_is_not_hidden_and_what_cannot_be_hidden_is_not_open() {
+    async fn what_came_in_place_of_a_disk_is_not_hidden_and_what_cannot_be_hidden_is_locked_all_the_same() {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let (path, aside) = (dir.path().join("disk"), dir.path().join("aside"));
         let group: Name = "db".parse().expect("a name");
@@ -208,10 +222,11 @@ mod tests {
         };
         let mut disks = Disks::default();
         let refused = disks.open(&group, &[held(&path, None)], hide).await.expect_err("it cannot be hidden").to_string();
-        assert!(refused.contains("no room") && disks.open.is_empty(), "{refused}");
+        assert!(refused.contains("no room") && disks.open.len() == 1, "{refused}");
+        assert!(!disks.have_all(&[held(&path, None)]), "nothing is done with it");
         for _ in 0..2 {
             disks.open(&group, &[held(&path, None)], hide).await.expect("opened");
-            assert_eq!((disks.open.len(), asked.borrow().len()), (1, 2), "hidden as it was opened");
+            assert_eq!((disks.have_all(&[held(&path, None)]), asked.borrow().len()), (true, 2), "hidden once");
         }
         let identity = disks.identities().into_values().next();
         std::fs::copy(&path, &aside).expect("copied");

@@ -45,6 +45,15 @@ impl Lineage {
     }
 }
 
+impl super::Failover {
+    /// An earlier build did not note what those before it left aside: the one that stands still says so, and goes once this one has fenced.
+    pub(super) fn inherits(&mut self) {
+        if let Some(before) = self.before.as_ref().filter(|_| self.aside.is_empty()) {
+            self.aside = before.lineage();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

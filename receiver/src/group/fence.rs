@@ -190,6 +190,14 @@ impl Group {
     ///
     /// Gives the generation under which they are: another one where the source may have taken its history back since it was asked for.
     pub(super) fn fence(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
+        let fenced = self.try_to_fence(fence);
+        if !matches!(fenced, Ok(Fenced::Waits(Waits::Uploads | Waits::Mail))) {
+            self.uploads.is_over();
+        }
+        fenced
+    }
+
+    fn try_to_fence(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
         let was_ours = self.slot == LastSlot::Ours;
         if was_ours {
             // † Otherwise a source that has come back stands against asking, and nobody ever knows that it is fenced.
@@ -217,7 +225,7 @@ impl Group {
 
     /// Publishes what is staged, as long as that brings something: what fails now and then may have failed a moment ago.
     fn publish_all(&mut self) {
-        self.happened(Event::Budget { spent: false });
+        self.spend_all();
         let mut staged = usize::MAX;
         while let Place::Here(here) = &self.place
             && let now = here.target.staged_points()
@@ -227,6 +235,14 @@ impl Group {
             self.happened(Event::Publish);
             self.work();
         }
+    }
+
+    /// Requests are not counted for this; from the next tick on they are again.
+    fn spend_all(&mut self) {
+        if let Place::Here(here) = &mut self.place {
+            here.spent = false;
+        }
+        self.happened(Event::Budget { spent: false });
     }
 
     /// The same, one step of it, in which no upload is waited for. `None`: nothing is under way, and a step would bring nothing.
@@ -239,7 +255,7 @@ impl Group {
         if !self.uploads.brings_something(staged) {
             return None;
         }
-        self.happened(Event::Budget { spent: false });
+        self.spend_all();
         self.happened(Event::Publish);
         self.work();
         Some(if self.uploads.is_any() { Waits::Uploads } else { Waits::Mail })

@@ -195,7 +195,8 @@ impl Group {
         let stands_in = self.receiver.failovers.stands_in(&self.names, &peer, highest);
         if peer != self.names.source && (!stands_in || self.is_taken_back()) {
             let text = format!(
-                "{peer} does not stand in for {0} any more: its source has its history back, or another host stands in (on the gateway: farside failover --list);                  on {peer}: `farside volume remove` of what it has in group {1}, then leave `stand_in_for` out of its [[group]]",
+                "{peer} does not stand in for {0} any more: its source has its history back, or another host stands in (on the gateway: farside failover --list); \
+                 on {peer}: `farside volume remove` of what it has in group {1}, then leave `stand_in_for` out of its [[group]]",
                 self.names, self.names.group
             );
             self.turn_away(session, RefusalCode::Unknown, &text);

@@ -68,6 +68,11 @@ impl Uploads {
         self.under_way.iter().any(|uploading| uploading.generation == generation)
     }
 
+    /// What a fence asked for is not waited for any more: whoever fences next asks anew.
+    pub(super) fn is_over(&mut self) {
+        self.hurried = None;
+    }
+
     /// Whether a fence should ask for the publication of that many points that are staged: not if it just has, and none of them was published.
     pub(super) fn brings_something(&mut self, staged: usize) -> bool {
         let before = self.hurried.take();
@@ -200,5 +205,7 @@ mod tests {
         assert!(uploads.brings_something(2));
         uploads.forget();
         assert!(uploads.brings_something(2), "whatever another opening of the group could not");
+        uploads.is_over();
+        assert!(uploads.brings_something(5), "whatever came of another failover");
     }
 }
