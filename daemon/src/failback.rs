@@ -681,14 +681,16 @@ impl Daemon {
             let note = locked(&failback.note);
             (note.group.clone(), note.held(), note.course.clone())
         };
-        for held in &held {
-            if !disks.open.contains_key(&held.name) {
-                self.take_for_failback(&group, &held.name).await?;
+        let (mut taken, mut could_be) = (Ok(()), held.clone());
+        for held in held.iter().filter(|held| !disks.open.contains_key(&held.name)).cloned().collect::<Vec<_>>() {
+            if let Err(error) = self.take_for_failback(&group, &held.name).await {
+                could_be.retain(|one| one.name != held.name);
+                taken = taken.and(Err(error));
             }
         }
-        let opened = self.open_disks(&mut disks, &group, &held).await;
+        let opened = self.open_disks(&mut disks, &group, &could_be).await;
         self.note_identities(failback, &disks)?; // also of those that could be
-        opened?;
+        taken.and(opened)?;
         let noted = course.says().map(|at| (at.position, &held[..]));
         disks.believe(noted).await?;
         locked(&failback.view).taken = true;

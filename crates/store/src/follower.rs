@@ -556,10 +556,9 @@ impl<'t> Follower<'t> {
         // What somebody wrote and did not sync is not counted yet, and must not be counted as ours.
         self.target.sync().map_err(|e| self.failed("syncing", e))?;
         let seen = self.target.seen().map_err(|e| self.failed("looking at", e))?;
-        // Where the kernel counts nothing it says nothing.
-        let tells = |seen: &&Seen| seen.tells_of_writes();
-        Ok(match (self.following.seen.as_ref().filter(tells), seen.as_ref().filter(tells)) {
-            (Some(before), Some(now)) if before == now => Looked::AsItWas,
+        Ok(match (&self.following.seen, seen) {
+            // Where the kernel counts nothing it is the same whoever wrote, which is no worse than nothing to look at.
+            (Some(before), Some(now)) if *before == now && (now.tells_of_writes() || is_at) => Looked::AsItWas,
             // Also when they cannot be compared, as after a boot: nobody knows who had it meanwhile.
             (Some(_), Some(_)) => Looked::Written,
             _ if is_at => Looked::AsItWas,

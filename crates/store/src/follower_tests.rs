@@ -26,6 +26,8 @@ struct Machine {
     random: AtomicU64,
     /// Which disk it is.
     facts: Mutex<&'static str>,
+    /// How often it was booted, and whether it counts what is written.
+    counts: Mutex<(u32, bool)>,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,7 @@ impl Machine {
             power: Mutex::new(u64::MAX),
             random: AtomicU64::new(7),
             facts: Mutex::new(r#"{"serial":"A"}"#),
+            counts: Mutex::new((0, true)),
         }
     }
 
@@ -178,7 +181,9 @@ impl FollowTarget for Machine {
     }
 
     fn seen(&self) -> io::Result<Option<Seen>> {
-        Ok(Some(Seen { since: String::new(), marks: self.disk.lock().expect("sound").writes.to_string() }))
+        let (boot, counted) = *self.counts.lock().expect("sound");
+        let writes = self.disk.lock().expect("sound").writes;
+        Ok(Some(Seen { since: boot.to_string(), marks: if counted { writes.to_string() } else { String::new() } }))
     }
 }
 
@@ -365,6 +370,23 @@ fn a_follower_notices_who_else_wrote_to_its_target() {
         machine.stranger(9 * GRANULE, world.points[&first][9 * GRANULE as usize]);
         world.arrives(&machine, third);
     });
+}
+
+/// Where nothing is counted, before or after, a boot or who was told to count is reason enough to look at all of it.
+#[test]
+fn a_follower_compares_what_nobody_counted() {
+    let (world, [first, second, ..]) = overlapping();
+    for (before, after) in [((0, false), (1, false)), ((0, true), (0, false)), ((0, false), (0, true))] {
+        for granule in 0..GRANULES {
+            let machine = Machine::new(GRANULES * GRANULE);
+            *machine.counts.lock().expect("sound") = before;
+            world.arrives(&machine, first);
+            machine.stranger(granule * GRANULE + 5, 0xEE);
+            *machine.counts.lock().expect("sound") = after;
+            let error = world.advance(&machine, second).expect_err("somebody wrote to it");
+            assert!(matches!(error, StoreError::TargetDiverged { .. }), "{before:?} {after:?} {granule}: {error}");
+        }
+    }
 }
 
 /// What was cut short is not written over either where it has nothing to do with what was being written.

@@ -183,8 +183,9 @@ impl GroupStore {
             {
                 return Ok(Found::Mended(bytes, Known::OneBit));
             }
-            // † Bytes that are a record, and follow something else, are another history's: which of the two is right a person says.
-            let is_another = matches!(&found, Ok(Some(found)) if decode_object(found).is_ok());
+            // † A record of this slot that follows something else is another history's: which of the two is right a person says.
+            let is_of_slot = |own: &Record| own.slot == torn.slot && own.group == self.state().group();
+            let is_another = matches!(&found, Ok(Some(found)) if decode_object(found).is_ok_and(|own| is_of_slot(&own[0].0)));
             if !is_another && let Some((bytes, by)) = self.as_repeated(&slots, torn.slot, wanted.as_ref())? {
                 return Ok(Found::Mended(bytes, Known::Repeated(by)));
             }
@@ -209,7 +210,10 @@ impl GroupStore {
         let ends = later.iter().chain(slots.voids.range(torn.0 + 1..).next()).min();
         let end = ends.map_or(u64::MAX, |next| (torn.0 + room_in_run(torn)).min(*next));
         // Of the last one nobody knows how many it holds.
-        let records = |nth: usize| later.get(nth + 1).map_or(1, |next| (next - later[nth]).min(room_in_run(Slot(later[nth]))));
+        let records = |nth: usize| {
+            let room = room_in_run(Slot(later[nth]));
+            later.get(nth + 1).map_or(room, |next| (next - later[nth]).min(room))
+        };
         let may = |&(nth, slot): &(usize, u64)| repeats_from(Slot(slot), records(nth)) <= torn && !slots.voids.contains(&slot);
         let mut unread = None;
         for (_, slot) in later.iter().copied().enumerate().filter(may).take(REPEATING_MAX) {

@@ -397,18 +397,22 @@ fn a_record_that_a_later_one_repeats_is_mended_and_nothing_is_lost() {
 /// Two that lie side by side, where a digit of the slots is carried: the first that repeats the one before comes eight objects later.
 #[test]
 fn two_records_side_by_side_are_mended_one_after_the_other() {
-    for first in [7, 63] {
+    // At the end, the newest is a batch, and only its last slot asks for so much.
+    for (first, last) in [(7, None), (63, None), (7, Some((13, 4)))] {
         let store = TempStore::new();
         let mut group = store.group();
         begun(&mut group);
-        go_on(&mut group, 140, 1);
+        let (singles, together) = last.unwrap_or((140, 1));
+        go_on(&mut group, singles, 1);
+        go_on(&mut group, singles + together, together);
         let whole = group.state().clone();
         drop(group);
-        for slot in [first, first + 1] {
+        let lost = if last.is_some() { first..13 } else { first..first + 2 };
+        for slot in lost.clone() {
             fs::write(object_path(&store, &names().record(Slot(slot))), "torn").expect("write");
         }
         let mut group = store.group();
-        for slot in [first, first + 1] {
+        for slot in lost {
             let plan = group.repair_plan().expect("looked").expect("something to do");
             assert!(matches!(&plan, Repair::Mend { slot: s, by: Known::Repeated(_), .. } if s.0 == slot), "{plan:?}");
             group.repair_as(&plan).expect("mended");

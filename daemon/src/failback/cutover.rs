@@ -353,8 +353,9 @@ impl Daemon {
             }
             let held = note.held();
             if !disks.have_all(&held) {
-                self.open_disks(&mut disks, &note.group, &held).await?;
-                self.note_identities(failback, &disks)?;
+                let opened = self.open_disks(&mut disks, &note.group, &held).await;
+                self.note_identities(failback, &disks)?; // also of those that could be
+                opened?;
                 disks.believe(at.as_ref().map(|at| (at.position, &held[..]))).await?;
             }
             drop(disks);

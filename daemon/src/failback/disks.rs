@@ -69,40 +69,46 @@ impl Disks {
         opened
     }
 
+    /// One that cannot be opened keeps no other one from being held.
     async fn open_all(&mut self, group: &Name, wanted: &[Held]) -> anyhow::Result<()> {
+        let mut opened = Ok(());
         for held in wanted {
-            if self.open.contains_key(&held.name) {
-                continue;
+            if !self.open.contains_key(&held.name) {
+                opened = opened.and(self.open_one(group, held).await);
             }
-            let (path, name) = (held.backing.clone(), held.name.to_string());
-            let opened = tokio::task::spawn_blocking(move || {
-                let target = FileTarget::open_to_follow(&path, &name, 0, false, true)?;
-                anyhow::Ok((target.identity()?, target))
-            });
-            let (identity, target) = opened.await??;
-            match held.identity.as_ref().map(|kept| kept.compare(&identity)) {
-                None | Some(Recognised::Same) => {}
-                Some(Recognised::Another) => {
-                    anyhow::bail!(
-                        "{} is another disk than the one of volume {} that was taken: bring that one back, or, if this one is to be \
-                         overwritten: farside failback {group} --accept-disks",
-                        held.backing.display(),
-                        held.name
-                    );
-                }
-                // † Names are given anew at each boot.
-                Some(Recognised::Unknown) => {
-                    anyhow::bail!(
-                        "nobody can tell whether {} is the disk of volume {} that was taken: it has no serial number, and this host was booted \
-                         since. Look at it, and if it is: farside failback {group} --accept-disks",
-                        held.backing.display(),
-                        held.name
-                    );
-                }
-            }
-            let target = tokio::task::spawn_blocking(move || target.read_anew().map(|()| target)).await??;
-            self.open.insert(held.name.clone(), Arc::new(target));
         }
+        opened
+    }
+
+    async fn open_one(&mut self, group: &Name, held: &Held) -> anyhow::Result<()> {
+        let (path, name) = (held.backing.clone(), held.name.to_string());
+        let opened = tokio::task::spawn_blocking(move || {
+            let target = FileTarget::open_to_follow(&path, &name, 0, false, true)?;
+            anyhow::Ok((target.identity()?, target))
+        });
+        let (identity, target) = opened.await??;
+        match held.identity.as_ref().map(|kept| kept.compare(&identity)) {
+            None | Some(Recognised::Same) => {}
+            Some(Recognised::Another) => {
+                anyhow::bail!(
+                    "{} is another disk than the one of volume {} that was taken: bring that one back, or, if this one is to be \
+                         overwritten: farside failback {group} --accept-disks",
+                    held.backing.display(),
+                    held.name
+                );
+            }
+            // † Names are given anew at each boot.
+            Some(Recognised::Unknown) => {
+                anyhow::bail!(
+                    "nobody can tell whether {} is the disk of volume {} that was taken: it has no serial number, and this host was booted \
+                         since. Look at it, and if it is: farside failback {group} --accept-disks",
+                    held.backing.display(),
+                    held.name
+                );
+            }
+        }
+        let target = tokio::task::spawn_blocking(move || target.read_anew().map(|()| target)).await??;
+        self.open.insert(held.name.clone(), Arc::new(target));
         Ok(())
     }
 

@@ -72,9 +72,8 @@ impl Source {
         if share == left && left < limits.part_bytes / 4 {
             return;
         }
-        let Some(trusted) = self.trusted(spent) else { return };
         let whole = limits.part_bytes.min(share).min(slice_left);
-        let bytes_max = whole.min(trusted);
+        let bytes_max = whole.min(self.trusted(spent));
         // A part has a whole region at least.
         let reserved = bytes_max.max(whole.min(volume.geometry().region_bytes() + PART_OVERHEAD));
         let part = layer.parts();
@@ -93,26 +92,23 @@ impl Source {
         };
         let (key, state) = (layer.key, ReadingState::Going);
         let volume = self.volumes.get_mut(&id).expect("looked at above");
-        volume.reading = Some(Reading { key, part, begun: now, waited: 0, seen_at: now, reserved, state, asked: Vec::new() });
+        volume.reading =
+            Some(Reading { key, part, begun: now, waited: 0, seen_at: now, bytes_max, reserved, state, asked: Vec::new() });
         out.push(Action::ReadPart(Box::new(action)));
     }
 
-    /// How large the next part may be on a connection that has carried so much; `None`: those that are read now are enough for it.
+    /// How large the next part may be on a connection that has carried so much.
     ///
     /// † What was sent of a part is lost with its connection: over a line that breaks before it has carried a large one, or one of each of many
-    /// volumes, nothing would ever arrive. Half as much again as it has carried by now it may carry as well. One that waits for its disk
-    /// keeps no other one back.
-    fn trusted(&self, spent: u64) -> Option<u64> {
+    /// volumes, nothing would ever arrive. Half as much again as it has carried by now it may carry as well. Nobody waits for this: a part that
+    /// waits for digests, or for its disk, would hold up all others.
+    fn trusted(&self, spent: u64) -> u64 {
         if mutation::on("the first part of a connection is as large as any") {
-            return Some(u64::MAX);
+            return u64::MAX;
         }
         let trust = (spent / 2).max(FIRST_PART_BYTES);
-        let is_sent = |volume: &&Volume| !volume.sample.waits_for_disk;
-        let sent = self.volumes.values().filter(is_sent).filter_map(|volume| volume.reading.as_ref());
-        let (count, under_way) =
-            sent.fold((0, 0_u64), |(count, bytes), reading| (count + 1, bytes.saturating_add(reading.reserved)));
-        let left = trust.saturating_sub(under_way);
-        (left > 0 || count < 2).then(|| left.max(FIRST_PART_BYTES / 4))
+        let under_way: u64 = self.volumes.values().filter_map(|v| v.reading.as_ref()).map(|r| r.bytes_max).sum();
+        trust.saturating_sub(under_way).max(FIRST_PART_BYTES / 4)
     }
 
     /// A slice that takes too long ends with the part it is at. Not one that has sent nothing to a gateway that is full: what is
