@@ -11,8 +11,6 @@ use super::{Hold, Kind, Link, Phase, Source};
 
 /// At most so many bytes of a part are neither content nor proportional to it: header, footer, frame heads.
 const PART_OVERHEAD: u64 = 64 << 10;
-/// The first part of a connection is as large as a line that breaks soon can carry.
-const FIRST_PART_BYTES: u64 = 1 << 20;
 
 impl Source {
     /// Gives every volume's sender something to do, as far as credit goes.
@@ -72,10 +70,7 @@ impl Source {
         if share == left && left < limits.part_bytes / 4 {
             return;
         }
-        let whole = limits.part_bytes.min(share).min(slice_left);
-        let bytes_max = whole.min(self.trusted(spent));
-        // A part has a whole region at least.
-        let reserved = bytes_max.max(whole.min(volume.geometry().region_bytes() + PART_OVERHEAD));
+        let bytes_max = limits.part_bytes.min(share).min(slice_left);
         let part = layer.parts();
         let action = ReadPart {
             connection,
@@ -93,29 +88,17 @@ impl Source {
         let (key, state) = (layer.key, ReadingState::Going);
         let volume = self.volumes.get_mut(&id).expect("looked at above");
         volume.reading =
-            Some(Reading { key, part, begun: now, waited: 0, seen_at: now, bytes_max, reserved, state, asked: Vec::new() });
+            Some(Reading { key, part, begun: now, waited: 0, seen_at: now, reserved: bytes_max, state, asked: Vec::new() });
         out.push(Action::ReadPart(Box::new(action)));
-    }
-
-    /// How large the next part may be on a connection that has carried so much.
-    ///
-    /// † What was sent of a part is lost with its connection: over a line that breaks before it has carried a large one, or one of each of many
-    /// volumes, nothing would ever arrive. Half as much again as it has carried by now it may carry as well. Nobody waits for this: a part that
-    /// waits for digests, or for its disk, would hold up all others.
-    fn trusted(&self, spent: u64) -> u64 {
-        if mutation::on("the first part of a connection is as large as any") {
-            return u64::MAX;
-        }
-        let trust = (spent / 2).max(FIRST_PART_BYTES);
-        let under_way: u64 = self.volumes.values().filter_map(|v| v.reading.as_ref()).map(|r| r.bytes_max).sum();
-        trust.saturating_sub(under_way).max(FIRST_PART_BYTES / 4)
     }
 
     /// A slice that takes too long ends with the part it is at. Not one that has sent nothing to a gateway that is full: what is
     /// equal there is one record, and each takes room that it does not have.
     ///
     /// Of a layer whose end is no slice's (a cut, also one that was demoted, and what is read again) only the part ends. What was sent
-    /// of a part is lost with its connection: over a slow line that breaks every few minutes no whole one would ever arrive.
+    /// of a part is lost with its connection: over a slow line that breaks every few minutes no whole one would ever arrive. (First parts of a
+    /// mebibyte on each connection, which grow with what it has carried, were tried for lines that break sooner, and taken out: after each
+    /// reconnect so many parts made points late that `fio_finds_nothing_while_the_receiver_dies_twenty_times` took a few times as long.)
     pub(super) fn end_slow_slices(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let (slice_time, parts_max) = (self.config.limits.slice_time, self.config.limits.layer_parts_max);
         let is_full = self.gateway_is_full();

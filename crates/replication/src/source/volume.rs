@@ -318,8 +318,6 @@ pub(super) struct Reading {
     pub(super) waited: Nanos,
     /// Up to when that is known.
     pub(super) seen_at: Nanos,
-    /// It ends at the first region boundary after so many bytes.
-    pub(super) bytes_max: u64,
     /// Credit set aside for it.
     pub(super) reserved: u64,
     pub(super) state: ReadingState,

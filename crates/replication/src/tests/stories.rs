@@ -799,94 +799,6 @@ fn what_is_read_again_gets_over_a_slow_line_that_breaks() {
     });
 }
 
-/// A line carries a mebibyte and a half, and breaks, each time. What arrived of a part goes with its connection: one of 56 MiB never would. Of a line
-/// that holds, parts grow with what it has carried.
-#[test]
-fn a_line_that_breaks_after_little_carries_all_the_same() {
-    tell(&[("the first part of a connection is as large as any", "no part of it arrived")], || {
-        const CARRIES: u64 = 3 << 19;
-        let limits =
-            source::Limits { part_bytes: 56 << 20, slice_bytes: 1 << 30, layer_parts_max: 1024, ..super::world::source_limits() };
-        let mut host = Host::with(limits);
-        host.add(1, None, None, directed::regions(0, 8), source::Start::Unclean);
-        host.connect();
-        host.answer_ledger(1, Vec::new(), None, None);
-        host.answer_claim(1, 0);
-        host.tick(&[]);
-        host.switch(vec![(1, directed::granules(0, 8 * 4))]);
-        let order = |host: &mut Host| {
-            host.did(|a| match a {
-                Action::ReadPart(p) if p.key.volume == volume(1) => Some((p.connection, p.key, p.part, p.from, p.bytes_max)),
-                _ => None,
-            })
-        };
-        // A region has a mebibyte that changed.
-        let read = |(connection, key, part, from, bytes_max): (u64, LayerKey, u32, RegionIndex, u64)| {
-            let regions = (bytes_max >> 20).clamp(1, 8 - from.0);
-            let next = RegionIndex(from.0 + regions);
-            let read = PartRead {
-                connection,
-                key,
-                part,
-                sent: Some(SentPart { bytes: regions << 20, footer_digest: [1; 32] }),
-                next,
-                done: next.0 == 8,
-                cut_held: true,
-                granules: 1,
-                left: GranuleSet::new(),
-                unreadable: GranuleSet::new(),
-                zero_regions: RegionSet::new(),
-            };
-            (Event::PartRead(Box::new(read)), regions << 20)
-        };
-        for arrived in 0..2 {
-            let asked = order(&mut host).expect("it is read on");
-            assert_eq!(asked.2, arrived, "from where it was");
-            let (event, bytes) = read(asked);
-            assert!(bytes <= CARRIES, "no part of it arrived: {bytes} bytes");
-            host.event(event);
-            host.reconnect();
-            host.did.clear();
-            host.answer_ledger(1, Vec::new(), directed::current(1, 0, false), Some(1));
-            host.answer_resume(1, 0, vec![(1, directed::landing(arrived + 1, None, false))]);
-        }
-        // It holds.
-        let mut sizes = Vec::new();
-        while let Some(asked) = order(&mut host) {
-            sizes.push(asked.4);
-            host.event(read(asked).0);
-        }
-        assert_eq!(host.end().members[0].parts, 2 + sizes.len() as u32);
-        assert!(sizes.is_sorted() && sizes[0] <= CARRIES && sizes[sizes.len() - 1] > CARRIES, "{sizes:?}");
-    });
-}
-
-/// So it is of the volumes of a group together: a part of each of many is more than such a line carries. Nobody waits for another one, whatever that waits
-/// for.
-#[test]
-fn the_first_parts_of_a_connection_are_small_however_many_volumes_there_are() {
-    let limits = source::Limits { part_bytes: 56 << 20, ..super::world::source_limits() };
-    let mut host = Host::with(limits);
-    // One that compares begins with as large a part as any.
-    host.add(1, None, None, directed::regions(0, 8), source::Start::Unclean);
-    for n in 2..=40 {
-        host.add(n, None, None, RegionSet::new(), source::Start::Clean);
-    }
-    host.connect();
-    for n in 1..=40 {
-        host.answer_ledger(n, Vec::new(), None, None);
-        host.answer_claim(n, u64::from(n) - 1);
-    }
-    host.sampled((2..=40).map(|n| (volume(n), source::Sample { dirty_bytes: 16, ..source::Sample::default() })));
-    host.switch(vec![(1, directed::granules(0, 8 * 4))]);
-    host.sampled((2..=40).map(|n| (volume(n), source::Sample { dirty_bytes: 16, ..source::Sample::default() })));
-    host.switch((2..=40).map(|n| (n, directed::granules(0, 4))).collect());
-    let part = |a: &Action| if let Action::ReadPart(p) = a { Some((p.key.volume, p.bytes_max)) } else { None };
-    let first: Vec<_> = std::iter::from_fn(|| host.did(part)).collect();
-    assert_eq!(first.len(), 40, "each is read: {first:?}");
-    assert!(first.iter().map(|(_, bytes)| bytes).sum::<u64>() <= (1 << 20) + 40 * (256 << 10), "{first:?}");
-}
-
 /// A volume joins a group of busy ones. In a cut, its first sync holds up every point of the others until it is done; in a pass
 /// beside them, a part of it as big as all the credit there is does the same, and the next part after it.
 #[test]
@@ -894,11 +806,11 @@ fn a_first_sync_holds_up_nobody_elses_points() {
     let mistakes =
         [("a first sync joins the cut", "a first sync is a pass"), ("a pass takes all the credit", "waits for the pass")];
     tell(&mistakes, || {
-        let limits = source::Limits { part_bytes: 1 << 20, slice_bytes: 1 << 30, ..super::world::source_limits() };
+        let limits = source::Limits { part_bytes: 56 << 20, slice_bytes: 1 << 30, ..super::world::source_limits() };
         let mut host = Host::with(limits);
         host.add(1, None, None, directed::regions(0, 8), source::Start::Unclean);
         host.add(2, None, None, RegionSet::new(), source::Start::Clean);
-        host.connect_with(1 << 20);
+        host.connect_with(32 << 20);
         for n in [1, 2] {
             host.answer_ledger(n, Vec::new(), None, None);
             host.answer_claim(n, u64::from(n) - 1);
