@@ -1124,9 +1124,10 @@ Examples:
     #[command(after_long_help = "\
 It first says, by name, which records it would void and what was published by them, and asks. A
 record is mended, not voided, where what it said is known: by a later record that repeats it, as
-the next one mostly does, or because only one bit has flipped, by its digest. Points before the torn record are not touched. The source then finds
-that the store lost what it saw published (TargetRewound) and waits for
-`farside volume resync NAME --accept rewound`, which compares and sends what differs.
+the next one mostly does, or because only one bit has flipped, by its digest. Points before the
+torn record are not touched. The source then finds that the store lost what it saw published
+(TargetRewound) and waits for `farside volume resync NAME --accept rewound`, which compares and
+sends what differs.
 
 Stop farside-receiver first; it holds the store's lock. Exits with 0 when every ledger is whole.
 

@@ -31,8 +31,8 @@ unmounted. A planned move has these steps:
 From step 1 on nobody sees these disks here: not after a restart of farsided or of the host, and not
 in the case that farsided cannot start. Of a volume that was added with --device this is the device
 itself (/dev/vg/data): its tap is out from under it, a mount of it fails, also at a boot, so it wants
-`nofail` in /etc/fstab, and the tap is put under it again at the end. What goes wrong before all is published (no connection, a
-kill, --wait is over) serves the volumes again, as they were.
+`nofail` in /etc/fstab, and the tap is put under it again at the end. What goes wrong before all is
+published (no connection, a kill, --wait is over) serves the volumes again, as they were.
 
 Examples:
   farside cutover db --plan

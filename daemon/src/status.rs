@@ -111,10 +111,7 @@ impl Control {
 fn group_reasons(control: &Control, status: &source::Status) -> Vec<Reason> {
     let mut reasons = Vec::new();
     if !status.connected {
-        use farside_transport::ConnectorState as C;
-        if let C::Waiting { why, .. } | C::Dialing { last: Some(why) } = &*control.connector.borrow() {
-            reasons.extend(why_not_connected(why));
-        }
+        reasons.extend(last_end(control).as_ref().and_then(why_not_connected));
     }
     if let Some(Carrier::Tcp(Some(why))) = control.link.as_ref().map(|link| link.connection.peer().carrier)
         && why != WhyTcp::Asked
@@ -285,15 +282,18 @@ pub(crate) fn close_code(problem: &source::Problem) -> CloseCode {
     }
 }
 
+/// Why there is no connection, where there is none.
+fn last_end(control: &Control) -> Option<NotConnected> {
+    use farside_transport::ConnectorState as C;
+    match &*control.connector.borrow() {
+        C::Waiting { why, .. } | C::Dialing { last: Some(why) } => Some(why.clone()),
+        _ => None,
+    }
+}
+
 /// Whether the last connection ended since what was sent had no room at the gateway: the next one comes at once, and may end so, too.
 fn ended_full(control: &Control) -> bool {
-    use farside_transport::ConnectorState as C;
-    let state = control.connector.borrow();
-    let why = match &*state {
-        C::Waiting { why, .. } | C::Dialing { last: Some(why) } => why,
-        _ => return false,
-    };
-    matches!(why, NotConnected::Ended(closed) if closed.code() == Some(CloseCode::Full))
+    matches!(last_end(control), Some(NotConnected::Ended(closed)) if closed.code() == Some(CloseCode::Full))
 }
 
 /// `ended_full`: the gateway had no room, and ended the connection.

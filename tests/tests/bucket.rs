@@ -181,12 +181,7 @@ fn l10_what_a_host_writes_is_staged_while_segments_are_on_their_way_to_the_bucke
     let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(16));
     client.steps(&mut rng, 50);
     site.check_newest("data", &mut client);
-    let held = hold_segments(&faults);
-    wait_for("a segment to be on its way", || {
-        client.steps(&mut rng, 5);
-        client.flush();
-        (held.load(Ordering::Relaxed) > 0).then_some(())
-    });
+    let held = hold_a_segment(&faults, &mut client, &mut rng);
     let (on_their_way, published) = (held.load(Ordering::Relaxed), site.points("data").len());
     let since = Instant::now();
     client.steps(&mut rng, 20);
@@ -214,17 +209,9 @@ fn l6_a_source_that_is_back_while_its_failover_waits_for_uploads_is_not_fenced()
     let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(17));
     client.steps(&mut rng, 50);
     site.check_newest("data", &mut client);
-    let held = hold_segments(&faults);
-    wait_for("a segment to be on its way", || {
-        client.steps(&mut rng, 5);
-        client.flush();
-        (held.load(Ordering::Relaxed) > 0).then_some(())
-    });
+    hold_a_segment(&faults, &mut client, &mut rng);
     site.daemon.take().expect("it runs").kill();
-    wait_for("its end to be noticed", || {
-        let plan = json(&mut site.gateway(&["failover", "host1/default", "--plan"]));
-        plan["connected_from"].is_null().then_some(())
-    });
+    its_end_is_noticed(&site);
     let mut begin = site.gateway(&["failover", "host1/default", "--yes"]);
     let waiting = begin.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let why = |site: &Site, words: &str| {
@@ -245,19 +232,11 @@ fn l6_a_source_that_is_back_while_its_failover_waits_for_uploads_is_not_fenced()
     site.check_newest("data", &mut client);
 
     // And who does not come back is fenced once it is there, with all that was staged.
-    let held = hold_segments(&faults);
-    wait_for("a segment to be on its way", || {
-        client.steps(&mut rng, 5);
-        client.flush();
-        (held.load(Ordering::Relaxed) > 0).then_some(())
-    });
+    hold_a_segment(&faults, &mut client, &mut rng);
     let newest = |site: &Site, of: &str| slot_of(site.points(of).last().expect("a point"));
     let published = newest(&site, "data");
     site.daemon.take().expect("it runs").kill();
-    wait_for("its end to be noticed", || {
-        let plan = json(&mut site.gateway(&["failover", "host1/default", "--plan"]));
-        plan["connected_from"].is_null().then_some(())
-    });
+    its_end_is_noticed(&site);
     let mut begin = site.gateway(&["failover", "host1/default", "--yes"]);
     let waiting = begin.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     why(&site, "on its way into the bucket");
@@ -265,6 +244,25 @@ fn l6_a_source_that_is_back_while_its_failover_waits_for_uploads_is_not_fenced()
     let told = waiting.wait_with_output().expect("it ends");
     assert!(told.status.success(), "{told:?}");
     assert!(newest(&site, "host1/default/data") > published, "what was staged was published first");
+}
+
+/// The gateway sees that its host is gone.
+fn its_end_is_noticed(site: &Site) {
+    wait_for("its end to be noticed", || {
+        let plan = json(&mut site.gateway(&["failover", "host1/default", "--plan"]));
+        plan["connected_from"].is_null().then_some(())
+    });
+}
+
+/// One is on its way, and does not arrive, nor do those after it; says how many were sent.
+fn hold_a_segment(faults: &Faults, client: &mut Verifier, rng: &mut Rng) -> Arc<AtomicUsize> {
+    let held = hold_segments(faults);
+    wait_for("a segment to be on its way", || {
+        client.steps(rng, 5);
+        client.flush();
+        (held.load(Ordering::Relaxed) > 0).then_some(())
+    });
+    held
 }
 
 /// Segments do not arrive; says how many were sent.

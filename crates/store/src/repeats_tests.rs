@@ -66,7 +66,7 @@ fn repeated(store: &TempStore) -> Vec<(u64, Option<(u64, u64)>)> {
     let backend = DirBackend::open(&store.path()).expect("open");
     let slots = Slots::list(&backend, &names()).expect("listed");
     let of = |slot: &u64| {
-        let object = fs::read(object_path(store, &names().record(Slot(*slot)))).expect("read");
+        let object = fs::read(path_of(store, *slot)).expect("read");
         let repeated = decode_repeats(&object).expect("whole");
         let ends = repeated.first().zip(repeated.last());
         (*slot, ends.map(|(first, last)| (first.record.slot.0, last.record.slot.0 + 1)))
@@ -154,7 +154,7 @@ fn what_cannot_be_read_is_not_repeated_and_no_publication_fails_for_it() {
     assert_eq!(repeated(&store)[71], (71, Some((70, 71))));
     // What one object does not repeat rightly, others do.
     go_on(&mut group, 128, 1);
-    let path = object_path(&store, &names().record(Slot(64)));
+    let path = path_of(&store, 64);
     let mut bytes = fs::read(&path).expect("read");
     *bytes.last_mut().expect("not empty") ^= 1;
     fs::write(&path, bytes).expect("write");
@@ -167,7 +167,7 @@ fn what_cannot_be_read_is_not_repeated_and_no_publication_fails_for_it() {
 }
 
 fn repeated_of(store: &TempStore, slot: u64) -> Option<(u64, u64)> {
-    let object = fs::read(object_path(store, &names().record(Slot(slot)))).expect("read");
+    let object = fs::read(path_of(store, slot)).expect("read");
     let repeated = decode_repeats(&object).expect("whole");
     Some((repeated.first()?.record.slot.0, repeated.last()?.record.slot.0 + 1))
 }
@@ -238,7 +238,7 @@ fn whatever_is_damaged_who_opens_a_point_has_what_is_in_the_ledger() {
     let other = other.encode().expect("small").bytes;
     let (mut whole_all_the_same, mut torn) = (0, 0);
     for &slot in &slots {
-        let path = object_path(&store, &names().record(Slot(slot)));
+        let path = path_of(&store, slot);
         let good = fs::read(&path).expect("read");
         let own = decode_object(&good).expect("whole");
         let flipped = |at: usize| {
@@ -271,8 +271,12 @@ fn whatever_is_damaged_who_opens_a_point_has_what_is_in_the_ledger() {
     assert!(whole_all_the_same > 100 && torn > 0, "{whole_all_the_same} {torn}");
 }
 
+fn path_of(store: &TempStore, slot: u64) -> std::path::PathBuf {
+    object_path(store, &names().record(Slot(slot)))
+}
+
 fn object(store: &TempStore, slot: u64) -> Vec<u8> {
-    fs::read(object_path(store, &names().record(Slot(slot)))).expect("read")
+    fs::read(path_of(store, slot)).expect("read")
 }
 
 /// Two histories of one store: what an object of the one repeats of the other, however whole it is, nobody takes for what is in the ledger.
@@ -291,7 +295,7 @@ fn l6_what_is_repeated_of_another_history_is_not_believed() {
         let mut before: Vec<Vec<u8>> = records[..4].iter().map(|record| record.encode().expect("small").bytes).collect();
         before.push(other.encode().expect("small").bytes);
         let forged = encode_repeating(Slot(5), &[records[5].encode().expect("small")], &before).expect("small");
-        fs::write(object_path(&store, &names().record(Slot(5))), forged).expect("write");
+        fs::write(path_of(&store, 5), forged).expect("write");
         let found = opened(&store).0;
         assert!(found.state() == &whole && found.torn().is_none(), "L6: of another history");
     });
@@ -305,7 +309,7 @@ fn who_opens_a_point_reads_each_object_where_some_were_replaced() {
     begun(&mut group);
     go_on(&mut group, 20, 1);
     drop(group);
-    (17..20).for_each(|slot| fs::write(object_path(&store, &names().record(Slot(slot))), "torn").expect("write"));
+    (17..20).for_each(|slot| fs::write(path_of(&store, slot), "torn").expect("write"));
     let mut group = store.group();
     group.repair_torn().expect("voided");
     go_on(&mut group, 30, 1);
@@ -314,7 +318,7 @@ fn who_opens_a_point_reads_each_object_where_some_were_replaced() {
     let found = opened(&store).0;
     assert_eq!((found.state(), found.torn()), (&state, None));
     // What was given up came back, and those that follow say nothing of it.
-    fs::write(object_path(&store, &names().record(Slot(18))), "torn!").expect("write");
+    fs::write(path_of(&store, 18), "torn!").expect("write");
     let (found, each) = (opened(&store).0, read_each(&store));
     assert_eq!((found.state(), found.torn()), (each.state(), each.torn()));
     assert_eq!(each.torn().map(|torn| torn.slot), Some(Slot(18)));
@@ -359,7 +363,7 @@ fn a_record_that_a_later_one_repeats_is_mended_and_nothing_is_lost() {
     let slots: Vec<u64> = repeated(&store).into_iter().map(|(slot, _)| slot).collect();
     let before = repeated(&store);
     for &slot in &slots {
-        let path = object_path(&store, &names().record(Slot(slot)));
+        let path = path_of(&store, slot);
         let good = fs::read(&path).expect("read");
         for bad in [Some(vec![0; good.len()]), Some(good[..60].to_vec()), None] {
             match &bad {
@@ -388,7 +392,7 @@ fn a_record_that_a_later_one_repeats_is_mended_and_nothing_is_lost() {
         }
     }
     // As one object, which repeats what it did.
-    let first = object_path(&store, &names().record(Slot(12)));
+    let first = path_of(&store, 12);
     fs::write(&first, "torn").expect("write");
     store.group().repair_torn().expect("mended");
     assert_eq!(repeated(&store), before);
@@ -409,7 +413,7 @@ fn two_records_side_by_side_are_mended_one_after_the_other() {
         drop(group);
         let lost = if last.is_some() { first..13 } else { first..first + 2 };
         for slot in lost.clone() {
-            fs::write(object_path(&store, &names().record(Slot(slot))), "torn").expect("write");
+            fs::write(path_of(&store, slot), "torn").expect("write");
         }
         let mut group = store.group();
         for slot in lost {
@@ -431,8 +435,7 @@ fn what_cannot_be_read_is_given_up_by_nobody() {
     go_on(&mut group, 6, 1);
     let whole = group.state().clone();
     drop(group);
-    let path = |slot| object_path(&store, &names().record(Slot(slot)));
-    let (torn, repeating) = (path(4), path(5));
+    let (torn, repeating) = (path_of(&store, 4), path_of(&store, 5));
     let good = fs::read(&repeating).expect("read");
     let fails = |at: &std::path::Path| {
         fs::remove_file(at).expect("remove");
@@ -488,13 +491,13 @@ fn l6_a_repair_joins_no_two_histories() {
             others.push(encode(&Record { prev, nonce: [99; 16], ..record(slot) }));
         }
         for slot in 5..9 {
-            fs::write(object_path(&store, &names().record(Slot(slot))), encode(&record(slot)).bytes).expect("write");
+            fs::write(path_of(&store, slot), encode(&record(slot)).bytes).expect("write");
         }
         let before: Vec<&[u8]> = others.iter().map(|other| &other.bytes[..]).collect();
         let foreign = encode_repeating(Slot(7), &others[4..5], &before[..4]).expect("small");
         assert_eq!(decode_repeats(&foreign).expect("it leads up").len(), 4);
-        fs::write(object_path(&store, &names().record(Slot(7))), foreign).expect("write");
-        fs::write(object_path(&store, &names().record(Slot(4))), "torn").expect("write");
+        fs::write(path_of(&store, 7), foreign).expect("write");
+        fs::write(path_of(&store, 4), "torn").expect("write");
         let mut group = store.group();
         let plan = group.repair_plan().expect("looked");
         assert!(matches!(plan, Some(Repair::Void { first: Slot(4), .. })), "L6: it is another's: {plan:?}");
@@ -512,7 +515,7 @@ fn what_was_voided_is_not_mended_by_what_repeats_its_void() {
         begun(&mut group);
         go_on(&mut group, 5, 1);
         drop(group);
-        let file = object_path(&store, &names().record(Slot(4)));
+        let file = path_of(&store, 4);
         let good = fs::read(&file).expect("read");
         fs::write(&file, "torn").expect("write");
         store.group().repair_torn().expect("voided");
@@ -522,7 +525,7 @@ fn what_was_voided_is_not_mended_by_what_repeats_its_void() {
         let void = fs::read(object_path(&store, &names().record_void(Slot(4)))).expect("read");
         let object = encode_repeating(Slot(5), &[own], &[void]).expect("small");
         assert_eq!(decode_repeats(&object).expect("it leads up").len(), 1);
-        fs::write(object_path(&store, &names().record(Slot(5))), object).expect("write");
+        fs::write(path_of(&store, 5), object).expect("write");
         fs::write(&file, "torn!").expect("write");
         fs::remove_file(object_path(&store, &names().record_void(Slot(4)))).expect("remove");
         let mut group = store.group();
@@ -549,7 +552,7 @@ fn a_flipped_bit_of_a_large_object_is_mended() {
     go_on(&mut group, 0o7100, 64);
     let (whole, last) = (group.state().clone(), 0o7000);
     drop(group);
-    let path = object_path(&store, &names().record(Slot(last)));
+    let path = path_of(&store, last);
     let good = fs::read(&path).expect("read");
     let own = decode_object(&good).expect("whole").len();
     let repeated = decode_repeats(&good).expect("whole").len();
