@@ -13,7 +13,7 @@
 //!
 //! Not here: what a claim does to those before (`ledger`), how a source learns of it (`replication`), how targets are written (`follow`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,12 +28,14 @@ use tokio::sync::oneshot;
 
 use self::lineage::Aside;
 pub(crate) use self::lineage::Lineage;
+pub(crate) use self::taken_back::{TAKEN_BACK, TakenBack};
 use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, Promotable, PromotionLook, Waits, Wanted};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError, unsaved};
 
 mod lineage;
+mod taken_back;
 
 /// How often it is looked whether something is left to do.
 const LOOK: Duration = Duration::from_secs(1);
@@ -49,6 +51,8 @@ const VERSION: u32 = 1;
 #[derive(Debug, Default)]
 pub(crate) struct Failovers {
     all: Mutex<BTreeMap<GroupNames, Failover>>,
+    /// Those that are over, and left something aside that could be taken for the newest still.
+    taken_back: Mutex<BTreeMap<GroupNames, TakenBack>>,
     /// One step of a group's at a time.
     working: Turns,
     /// One of a group is begun at a time, from the look to the note.
@@ -217,10 +221,6 @@ impl Failover {
         GroupNames { source: self.source.clone(), group: self.group.clone() }
     }
 
-    pub(crate) fn is_current(&self) -> bool {
-        self.version == VERSION
-    }
-
     /// † Until the claims are in the ledger nothing has changed: whoever stood in may come and show that it is alive. `highest`: of the ledger,
     /// where that is known; the claims may be in it though that is not noted.
     fn standing(&self, highest: Option<Generation>) -> &Self {
@@ -318,7 +318,8 @@ pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<()> {
         let mut at_work: BTreeMap<GroupNames, thread::JoinHandle<()>> = BTreeMap::new();
         while !receiver.is_stopping() {
             at_work.retain(|_, thread| !thread.is_finished());
-            let all: Vec<GroupNames> = lock(&receiver.failovers.all).keys().cloned().collect();
+            let mut all: BTreeSet<GroupNames> = lock(&receiver.failovers.all).keys().cloned().collect();
+            all.extend(lock(&receiver.failovers.taken_back).keys().cloned());
             for names in all.into_iter().filter(|names| !at_work.contains_key(names)).collect::<Vec<_>>() {
                 let (of, receiver) = (names.clone(), Arc::clone(&receiver));
                 match thread::Builder::new().name(format!("failover:{}", names.group)).spawn(move || work(&receiver, &of)) {
@@ -334,8 +335,9 @@ pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<()> {
 
 /// Goes on with one, until it is over.
 fn work(receiver: &Receiver, names: &GroupNames) {
-    while !receiver.is_stopping() && receiver.failovers.stands(names) {
-        let _ = receiver.failovers.go_on(receiver, names); // said by itself
+    let failovers = &receiver.failovers;
+    while !receiver.is_stopping() && (failovers.stands(names) || failovers.taken_back(names).is_some()) {
+        let _ = failovers.go_on(receiver, names); // said by itself
         thread::sleep(LOOK);
     }
 }
@@ -343,8 +345,10 @@ fn work(receiver: &Receiver, names: &GroupNames) {
 impl Failovers {
     /// Takes up those of an earlier process. To be called before any group is opened: what they are about to bring up is kept from here on.
     pub(crate) fn load(&self, state_dir: &StateDir) {
-        let (mut found, broken) = state_dir.failovers();
+        let (mut found, mut broken) = state_dir.failovers();
         found.iter_mut().for_each(Failover::inherits);
+        let taken_back = state_dir.taken_back(&mut broken);
+        *lock(&self.taken_back) = taken_back.into_iter().map(|one| (one.names(), one)).collect();
         broken.iter().for_each(|words| tracing::error!(%words, "a failover cannot be taken up"));
         *lock(&self.broken) = broken;
         *lock(&self.all) = found.into_iter().map(|one| (one.names(), one)).collect();
@@ -431,6 +435,8 @@ impl Failovers {
             }
             return self.show_one(receiver, &names);
         }
+        // Nobody knows of it while one stands that followed it.
+        let over = self.taken_back(&names).filter(|_| known.is_none());
         let look = look(receiver, &group, request.point.map(Slot))?;
         let Chosen { wanted, takes_degraded, shown } = Chosen::of(request, &look);
         let failover = Failover {
@@ -445,10 +451,10 @@ impl Failovers {
             came_back: None,
             stand_in,
             lose_staged: request.lose_staged,
-            former: known.iter().flat_map(Failover::with_former).collect(),
+            former: known.iter().flat_map(Failover::with_former).chain(over.as_ref().map(TakenBack::brought_up)).collect(),
             parted: None,
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
-            aside: known.as_ref().map(Failover::lineage).unwrap_or_default(),
+            aside: known.as_ref().map(Failover::lineage).or(over.as_ref().map(TakenBack::lineage)).unwrap_or_default(),
             committed: known.as_ref().is_some_and(|known| known.committed),
             settled: false,
             takes_degraded,
@@ -459,7 +465,7 @@ impl Failovers {
         if request.plan {
             return Ok(planned);
         }
-        refuse(&names, request, &planned, &look)?;
+        refuse(&names, request, &planned, (&look, over.as_ref()))?;
         let generation = look.generation;
         let working = self.working.of(&names);
         let one = turn(&working, &names, ANSWER)?;
@@ -499,7 +505,7 @@ impl Failovers {
             return Ok(planned);
         }
         let names = known.names();
-        refuse(&names, request, &planned, &look)?;
+        refuse(&names, request, &planned, (&look, None))?;
         self.change(receiver, &names, |known| {
             if known.stage == Stage::Fencing && known.generation == changed.generation {
                 known.choose(chosen, stand_in, request);
@@ -708,9 +714,10 @@ impl Failovers {
         lock(&self.all).get(names).map(|one| of(one.standing(Some(highest))))
     }
 
-    /// Which points are the history by the failover that stands, and those before it. `highest`: of the ledger.
+    /// Which points are the history by the failover that stands, or that is over and followed by nothing yet, and those before it. `highest`: of the ledger.
     pub(crate) fn lineage(&self, names: &GroupNames, highest: Generation) -> Lineage {
-        lock(&self.all).get(names).map(|one| one.standing(Some(highest)).lineage()).unwrap_or_default()
+        let standing = lock(&self.all).get(names).map(|one| one.standing(Some(highest)).lineage());
+        standing.or_else(|| self.taken_back(names).map(|over| over.lineage())).unwrap_or_default()
     }
 
     /// Whether the source is fenced by the failover that stands, and has taken nothing back since. `highest`: of the ledger.
@@ -760,7 +767,7 @@ impl Failovers {
         };
         loop {
             let known = lock(&self.all).get(names).cloned();
-            let Some(mut failover) = known else { return Ok(None) };
+            let Some(mut failover) = known else { return self.look_for_newer(receiver, names).map(|()| None) };
             let group = handle(receiver, names)?;
             match failover.stage {
                 Stage::Fencing if !failover.claimed => {
@@ -836,6 +843,7 @@ impl Failovers {
                             receiver.runtime.block_on(group.change(point.shown.id, change))?;
                         }
                     }
+                    self.forget_taken_back(&receiver.state_dir, names).map_err(unnoted)?;
                     failover.former.clear();
                 }
                 Stage::Promoted { point } => {
@@ -853,12 +861,7 @@ impl Failovers {
                         }
                         return Ok(None);
                     }
-                    if let Some(point) = look.point.filter(|_| point.is_some()) {
-                        let change = PointChange::Unpin { only: failover.pin_reason() };
-                        receiver.runtime.block_on(group.change(point.shown.id, change))?;
-                    }
-                    self.forget(&receiver.state_dir, names).map_err(unnoted)?;
-                    tracing::info!(group = %names, generation = failover.generation, "a failover is over: its history was taken back");
+                    self.end_taken_back(receiver, &failover, &look)?;
                     return Ok(None);
                 }
             }
@@ -968,7 +971,12 @@ fn is_of_cut(receiver: &Receiver, group: &GroupHandle, point: Option<u64>, cut: 
 }
 
 /// What a person must force.
-fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatus, look: &PromotionLook) -> Result<(), ApiError> {
+fn refuse(
+    names: &GroupNames,
+    request: &FailoverRequest,
+    planned: &FailoverStatus,
+    (look, over): (&PromotionLook, Option<&TakenBack>),
+) -> Result<(), ApiError> {
     let Some(point) = &look.point else {
         let message = format!("{names} has no point");
         return Err(ApiError::new(ErrorCode::Conflict, message, "there is nothing to fail over to"));
@@ -982,7 +990,12 @@ fn refuse(names: &GroupNames, request: &FailoverRequest, planned: &FailoverStatu
         let message = format!("{alive} is connected, from {from}: it is alive, or was seconds ago");
         return refused(message, "stop it first, or wait until its silence is noticed; if it must not go on, say --force");
     }
-    if request.cut.is_none() && look.newest.as_ref().is_some_and(|newest| *newest != point.shown) {
+    if request.cut.is_none()
+        && let Some(newest) = look.newest.as_ref().filter(|newest| **newest != point.shown)
+    {
+        if let Some(over) = over.filter(|_| request.point.is_none()) {
+            return Err(over.says_which(names, newest.id.slot));
+        }
         let message = format!("point {} is not the newest of {names}", point.shown.id);
         return refused(message, "say --force if an older one is what you want: newer ones are kept, and not brought up");
     }
@@ -1137,23 +1150,6 @@ async fn answered<T>(
     let (reply, answer) = oneshot::channel();
     group.tell(mail(reply)).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
-}
-
-impl StateDir {
-    /// Those that were begun, and what is wrong with files of others.
-    fn failovers(&self) -> (Vec<Failover>, Vec<String>) {
-        let (mut found, mut broken) = (Vec::new(), Vec::new());
-        for (path, read) in self.read_two_deep::<Failover>("failovers") {
-            match read {
-                Ok(failover) if failover.is_current() => found.push(failover),
-                Ok(failover) => {
-                    broken.push(format!("{} is of version {}, and this build reads {VERSION}", path.display(), failover.version))
-                }
-                Err(error) => broken.push(error.to_string()),
-            }
-        }
-        (found, broken)
-    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use farside_store::GroupNames;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::failover::Failover;
+use crate::failover::{Failover, TAKEN_BACK, TakenBack};
 use crate::floor::KeptFloor;
 use crate::follow::{Definition, Holds};
 use crate::found::Found;
@@ -332,6 +332,21 @@ impl StateDir {
     pub(crate) fn forget_failover(&self, names: &GroupNames) -> Result<(), StateError> {
         let path = self.failover(&names.source, &names.group);
         remove(&path).map_err(|source| StateError::Io { path, source })
+    }
+
+    pub(crate) fn remember_taken_back(&self, one: &TakenBack, before: Option<&TakenBack>) -> Result<(), StateError> {
+        let path = self.taken_back_path(&one.names());
+        make_folder_of(&path)?;
+        change(&path, one, before)
+    }
+
+    pub(crate) fn forget_taken_back(&self, names: &GroupNames) -> Result<(), StateError> {
+        let path = self.taken_back_path(names);
+        remove(&path).map_err(|source| StateError::Io { path, source })
+    }
+
+    fn taken_back_path(&self, names: &GroupNames) -> PathBuf {
+        self.path.join(TAKEN_BACK).join(names.source.as_str()).join(format!("{}.json", names.group))
     }
 
     fn failover(&self, source: &Name, group: &Name) -> PathBuf {

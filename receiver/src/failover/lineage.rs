@@ -18,8 +18,13 @@ pub(crate) struct Lineage(Vec<Aside>);
 
 impl Lineage {
     /// Whether none did.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The newest point that was ever left aside.
+    pub(super) fn newest_aside(&self) -> Option<Slot> {
+        self.0.iter().map(|aside| aside.parted).max()
     }
 
     /// With one more, if that left anything aside.

@@ -111,6 +111,8 @@ pub(crate) struct PromotionLook {
     pub(crate) newest: Option<LastPoint>,
     /// Volumes of which the point has nothing, with the newest point of each.
     pub(crate) left_out: Vec<(String, Option<LastPoint>)>,
+    /// Whether a point is there that failovers left aside.
+    pub(crate) has_aside: bool,
     /// Whether the source said, as its last word, that all is published.
     pub(crate) all_published: bool,
     /// So long it would be waited before anybody is fenced, unless that is forced.
@@ -163,6 +165,7 @@ impl Group {
             state.volumes().filter(|(id, volume)| volume.last_layer().is_some() && chosen.is_none_or(|p| !has(p, *id)));
         Ok(PromotionLook {
             generation: state.highest_generation(),
+            has_aside: !lineage.is_empty() && state.points().keys().any(|slot| !lineage.has(*slot)),
             all_published: self.settled.contains(&self.names.source),
             waits: self.silence_left(),
             newest: newest.map(|point| shown(state, point)),

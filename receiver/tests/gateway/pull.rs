@@ -1,5 +1,6 @@
 //! A host that was failed over asks what its disks lack, and another one publishes in its place.
 
+use farside_control::client::Client;
 use farside_control::failover::{FailoverRequest, FailoverStatus};
 use farside_layer::{Footer, granule_digest};
 use farside_ledger::{LayerKind, VoidReason};
@@ -398,4 +399,74 @@ async fn a_point_that_lacks_a_volume_is_passed_over() {
     });
     assert_eq!(fork.await, both);
     gateway.check_store();
+}
+
+/// What it says when it refuses for that.
+async fn refused_for(client: &Client, request: &FailoverRequest, why: &str) -> String {
+    let mut words = String::new();
+    wait_until(why, async || {
+        words = client.failover(request).await.expect_err("it is to be refused").to_string();
+        words.contains(why)
+    })
+    .await;
+    words
+}
+
+/// A failover to an older point is over, and its source is lost before it has published anything: what was left aside is not brought up unless a person
+/// says so, and what had been brought up is kept, also over a restart of the gateway.
+#[tokio::test]
+async fn what_was_left_aside_stays_so_until_the_source_has_published() {
+    let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
+    let mut points = Vec::new();
+    for seq in 1..=3 {
+        points.push(source.publish(&volume, seq, &granules(0, 20), LayerKind::Point).await.slot.0);
+    }
+    drop(source);
+    let client = gateway.client();
+    let pinned = async |gateway: &Gateway| {
+        gateway.points(None).await.iter().filter(|p| !p.pins.is_empty()).map(|p| p.id.slot).collect::<Vec<_>>()
+    };
+    let unforced = FailoverRequest { force: false, ..request(None) };
+    client.failover(&FailoverRequest { point: Some(points[0]), ..request(None) }).await.expect("begun");
+    let is_over = async || {
+        wait_until("it to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    };
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(3)).await;
+    is_over().await;
+    drop(back);
+    for _ in 0..2 {
+        let refused = refused_for(&client, &unforced, "left aside").await;
+        assert!(refused.contains("failback") && refused.contains("rollback"), "{refused}");
+        let named = FailoverRequest { point: Some(points[2]), ..unforced.clone() };
+        refused_for(&client, &named, "was left aside").await;
+        assert_eq!(pinned(&gateway).await, [points[0]]);
+        gateway.stop();
+        gateway.start().await;
+    }
+    // Nothing changes that if one more is begun, which brings the same up, and is taken back, too.
+    let done = client.failover(&request(None)).await.expect("forced");
+    assert_eq!(done.point.map(|point| point.id.slot), Some(points[0]));
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(5)).await;
+    is_over().await;
+    refused_for(&client, &unforced, "is connected").await;
+
+    // What it could not read all of is nothing that stands for all.
+    let mut content = granules(3, 9);
+    content[2].1.clear();
+    let degraded = back.publish(&volume, 1, &content, LayerKind::Point).await;
+    let plan = FailoverRequest { plan: true, ..unforced.clone() };
+    let planned = client.failover(&plan).await.expect("planned");
+    assert_eq!(planned.point.map(|point| point.id.slot), Some(degraded.slot.0));
+    assert_eq!(pinned(&gateway).await, [points[0]]);
+    let mut member = back.send_layer(&volume, 2, &granules(0, 1024)).await;
+    member.whole_regions.insert(RegionIndex(0));
+    back.end(vec![member], LayerKind::Point).await;
+    let newest = back.published(&volume, 2).await;
+    wait_until("it to be kept no more", async || pinned(&gateway).await.is_empty()).await;
+    drop(back);
+    wait_until("it to be gone", async || client.failover(&unforced).await.is_ok()).await;
+    let all = client.failovers().await.expect("listed");
+    assert_eq!(all[0].point.as_ref().map(|point| point.id.slot), Some(newest.slot.0));
 }
