@@ -13,7 +13,7 @@ use bytes::Bytes;
 use farside_control::cohort::{CohortCut, CohortGroup, CohortPoint, CohortStatus, CohortTally, CohortTrouble};
 use farside_control::{ApiError, Code, ErrorCode, PointCut, PointId, Reason, Severity};
 use farside_keys::Secret;
-use farside_ledger::{CohortCut as Cut, State};
+use farside_ledger::{CohortCut as Cut, Point, State};
 use farside_region::{Name, Slot};
 use farside_replication::cohort::{
     CohortAction, CohortConfig, CohortEvent, CohortLimits, CohortOutcome, CohortsKept, Conductor, WHOLE_KEPT, WholeCut, whole,
@@ -47,6 +47,8 @@ const LOOK: Duration = Duration::from_secs(5);
 /// What is kept for whole cuts is asked for again after so long at first, and at last.
 const SOON: Duration = Duration::from_millis(250);
 const LATE: Duration = Duration::from_secs(30);
+/// So many points of cuts are kept until it was looked whether they are whole: it is looked after each, and for one that is late again and again.
+const NOT_LOOKED_FOR: usize = 2 * WHOLE_KEPT;
 /// Numbers connections, upwards.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
@@ -223,6 +225,19 @@ impl Cohorts {
         self.lock().kept.of_group(group).into_iter().map(|point| Slot(point.slot)).collect()
     }
 
+    /// Its newest points of cuts that nobody has looked for yet. † One of them may be whole, and its newer ones halves: while a group of the cohort that is
+    /// slow is asked, a policy that keeps one would give up the newest that is whole.
+    pub(crate) fn not_looked_for(&self, config: &Config, group: &GroupNames, state: &State) -> Vec<Slot> {
+        let mut found = Vec::new();
+        for cohort in config.cohorts.iter().filter(|cohort| cohort.groups.contains(group)) {
+            let kept = self.lock().kept.newest_of(&cohort.name, group).map(|point| Slot(point.slot));
+            let id = Cut::cohort_id(cohort.name.as_str());
+            let is_of_it = |point: &Point| point.consistency().cohort_cut().is_some_and(|cut| cut.cohort == id);
+            found.extend(unlooked(state.points().values().rev().map(|point| (point.slot, is_of_it(point))), kept));
+        }
+        found
+    }
+
     /// Whether it is known which points of a group are kept for whole cuts: until this says yes, nothing of the group is given up.
     /// `has_points_of`: see [`has_points_of`]. † A group that has left a cohort has points of its cuts all the same, and others keep theirs.
     pub(crate) fn knows(&self, config: &Config, group: &GroupNames, has_points_of: impl Fn(&Name) -> bool) -> bool {
@@ -283,6 +298,12 @@ impl Running {
         let room = config.groups.iter().map(|group| (group.clone(), Arc::new(Semaphore::new(SAID_MAX)))).collect();
         Self { config, events, room, seen }
     }
+}
+
+/// Of points, newest first, and whether they are of cuts of a cohort: the newest that are, and are above what is kept of it.
+fn unlooked(newest_first: impl Iterator<Item = (Slot, bool)>, kept: Option<Slot>) -> impl Iterator<Item = Slot> {
+    let above = newest_first.take_while(move |(slot, _)| kept.is_none_or(|kept| *slot > kept));
+    above.filter_map(|(slot, is_of_it)| is_of_it.then_some(slot)).take(NOT_LOOKED_FOR)
 }
 
 /// Whether the configuration has a cohort of that name.
@@ -773,6 +794,17 @@ mod tests {
         assert!(!cohorts.knows(&config, &names("web1"), |_| false), "not all of them answered");
         cohorts.keep(&cohort, &Found::default(), true);
         assert!(cohorts.knows(&config, &names("web1"), |_| false) && cohorts.knows(&config, &names("web2"), |_| false));
+    }
+
+    /// A policy that keeps one, and a group of the cohort that does not answer while newer cuts are made.
+    #[test]
+    fn what_may_be_the_newest_whole_cut_is_kept_until_it_was_looked_for() {
+        let points = |newest: u64| (1..=newest).rev().map(|slot| (Slot(slot), slot % 2 == 0));
+        let slots = |newest, kept: Option<u64>| unlooked(points(newest), kept.map(Slot)).map(|slot| slot.0).collect::<Vec<_>>();
+        assert_eq!(slots(9, Some(4)), [8, 6], "above what is kept, and of its cuts");
+        assert_eq!(slots(9, Some(8)), [0; 0]);
+        assert_eq!(slots(7, None), [6, 4, 2], "none was whole yet");
+        assert_eq!((slots(1000, None).len(), slots(1000, None)[0]), (NOT_LOOKED_FOR, 1000), "and no more than that");
     }
 
     /// A conductor hears nothing while it waits for a group that does not answer.

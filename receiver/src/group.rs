@@ -545,6 +545,9 @@ impl Group {
         let mut kept = self.receiver.followers.kept(&self.names);
         kept.extend(self.receiver.failovers.wanted(&self.names));
         kept.extend(self.receiver.cohorts.kept(&self.names));
+        if let Place::Here(here) = &self.place {
+            kept.extend(self.receiver.cohorts.not_looked_for(&self.receiver.config(), &self.names, here.store.state()));
+        }
         kept
     }
 

@@ -33,6 +33,11 @@ impl<G: Clone + Ord, P: Copy + Ord> CohortsKept<G, P> {
         self.kept.values().flatten().filter_map(|whole| whole.point_of(group)).collect()
     }
 
+    /// The newest of them that is kept for a cut of that cohort.
+    pub fn newest_of(&self, cohort: &Name, group: &G) -> Option<P> {
+        self.of_cohort(cohort.as_str()).filter_map(|whole| whole.point_of(group)).max()
+    }
+
     /// The cuts that are kept of a cohort, newest first.
     pub fn of_cohort(&self, cohort: &str) -> impl Iterator<Item = &WholeCut<G, P>> {
         self.kept.iter().filter(move |(name, _)| name.as_str() == cohort).flat_map(|(_, cuts)| cuts)
