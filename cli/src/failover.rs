@@ -304,6 +304,9 @@ fn loss(planned: &FailoverStatus) -> String {
     if let Some(newest) = planned.newest.as_ref().filter(|newest| *newest != point) {
         text.push_str(&format!("! not the newest: that is {}, cut {}\n", newest.id, print::time(newest.cut_wall)));
     }
+    if planned.aside {
+        text.push_str("! an earlier failover left that point aside, and was to an older one: without --force this is refused\n");
+    }
     text.push_str(&left_out(planned));
     text.push_str(&doubts(planned));
     text

@@ -6,6 +6,7 @@
 use farside_blockio::process::monotonic_ns;
 use farside_control::source::{Accept, ByteRange, VerifyOutcome, VerifyStatus};
 use farside_region::{Generation, Geometry, LedgerPosition, RegionSet, Slot, VolumeId};
+use farside_replication::failback::taken_back_at;
 use farside_replication::source::{self, Event, RefusedWhy, State};
 use farside_shim::Tracking;
 use tokio::sync::oneshot;
@@ -205,12 +206,6 @@ impl Control {
     }
 }
 
-/// The newest point that there may be when a disk takes its history back from that one: it, or one up to that slot, which a person passed over for it.
-fn taken_back_at(newest: Option<LedgerPosition>, at: LedgerPosition, passes: Option<Slot>) -> Option<LedgerPosition> {
-    let is_passed = |newest: &LedgerPosition| newest.slot > at.slot && passes.is_some_and(|passes| newest.slot <= passes);
-    newest.filter(|newest| *newest == at || is_passed(newest))
-}
-
 fn tell(name: &str, result: &VerifyStatus) {
     let VerifyStatus { outcome, cold_bytes, hot_bytes, differing_bytes, unreadable_bytes, .. } = result;
     match outcome {
@@ -282,23 +277,6 @@ fn verify_status(report: &source::VerifyReport, since: jiff::Timestamp, geometry
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// What could not be read of the newest points, and was passed over on a person's word, is in nobody's way; anything after that is.
-    #[test]
-    fn a_history_is_taken_back_over_what_was_passed_over_and_nothing_else() {
-        let position = |slot| LedgerPosition { slot: Slot(slot), digest: farside_region::RecordDigest([1; 32]) };
-        let back = |newest: u64, passes: Option<u64>| {
-            taken_back_at(Some(position(newest)), position(10), passes.map(Slot)).map(|newest| newest.slot.0)
-        };
-        assert_eq!((back(10, None), back(10, Some(12))), (Some(10), Some(10)));
-        assert_eq!((back(12, None), back(11, Some(12)), back(12, Some(12))), (None, Some(11), Some(12)));
-        assert_eq!((back(13, Some(12)), back(9, Some(12))), (None, None), "nobody has seen that one");
-        let another = LedgerPosition { digest: farside_region::RecordDigest([2; 32]), ..position(10) };
-        assert_eq!(
-            (taken_back_at(Some(another), position(10), Some(Slot(12))), taken_back_at(None, position(10), None)),
-            (None, None)
-        );
-    }
 
     #[test]
     fn a_resync_is_done_only_in_the_state_that_the_person_names() {

@@ -232,7 +232,9 @@ impl Cohorts {
         for cohort in config.cohorts.iter().filter(|cohort| cohort.groups.contains(group)) {
             let kept = self.lock().kept.newest_of(&cohort.name, group).map(|point| Slot(point.slot));
             let id = Cut::cohort_id(cohort.name.as_str());
-            let is_of_it = |point: &Point| point.consistency().cohort_cut().is_some_and(|cut| cut.cohort == id);
+            // (One that is degraded is of no whole cut.)
+            let is_of_it =
+                |point: &Point| !point.degraded && point.consistency().cohort_cut().is_some_and(|cut| cut.cohort == id);
             found.extend(unlooked(state.points().values().rev().map(|point| (point.slot, is_of_it(point))), kept));
         }
         found

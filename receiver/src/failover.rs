@@ -14,27 +14,28 @@
 //! Not here: what a claim does to those before (`ledger`), how a source learns of it (`replication`), how targets are written (`follow`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use farside_control::failover::{FailoverMember, FailoverRequest, FailoverStage, FailoverStatus, LeftOut};
+use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
 use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
 use farside_ledger::PointFilter;
 use farside_region::{Generation, Name, Slot};
+use farside_replication::lineage::{Aside, Lineage};
 use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use self::lineage::Aside;
-pub(crate) use self::lineage::Lineage;
+use self::shown::{show, shown_alone};
 pub(crate) use self::taken_back::{TAKEN_BACK, TakenBack};
 use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, Promotable, PromotionLook, Waits, Wanted};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError, unsaved};
 
-mod lineage;
+mod shown;
 mod taken_back;
 
 /// How often it is looked whether something is left to do.
@@ -45,14 +46,18 @@ const ANSWER: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_millis(10);
 /// So many are looked at at once where all are shown.
 const SHOWN_AT_ONCE: usize = 64;
+/// Of those looks, of what is over.
+const SELDOM: u64 = 5;
 const VERSION: u32 = 1;
 
 /// All failovers that are not over.
 #[derive(Debug, Default)]
 pub(crate) struct Failovers {
     all: Mutex<BTreeMap<GroupNames, Failover>>,
-    /// Those that are over, and left something aside that could be taken for the newest still.
+    /// Those that are over, and left something aside that is there still.
     taken_back: Mutex<BTreeMap<GroupNames, TakenBack>>,
+    /// Files and folders of theirs that cannot be read, and why.
+    unread: Mutex<BTreeMap<PathBuf, String>>,
     /// One step of a group's at a time.
     working: Turns,
     /// One of a group is begun at a time, from the look to the note.
@@ -277,6 +282,13 @@ impl Failover {
         self.aside.clone().and(brought_up.map(|(point, parted)| Aside { point, parted }))
     }
 
+    /// An earlier build did not note what those before it left aside: the one that stands still says so, and goes once this one has fenced.
+    fn inherits(&mut self) {
+        if let Some(before) = self.before.as_ref().filter(|_| self.aside.is_empty()) {
+            self.aside = before.lineage();
+        }
+    }
+
     /// Whether the point that a person named was given up before it could be pinned.
     fn has_lost_its_point(&self, receiver: &Receiver, group: &GroupHandle) -> bool {
         let wanted = self.wanted.filter(|_| self.stage == Stage::Fencing);
@@ -336,8 +348,16 @@ pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<()> {
 /// Goes on with one, until it is over.
 fn work(receiver: &Receiver, names: &GroupNames) {
     let failovers = &receiver.failovers;
-    while !receiver.is_stopping() && (failovers.stands(names) || failovers.taken_back(names).is_some()) {
-        let _ = failovers.go_on(receiver, names); // said by itself
+    for turns in 0_u64.. {
+        if receiver.is_stopping() || !(failovers.stands(names) || failovers.taken_back(names).is_some()) {
+            return;
+        }
+        // What stands against it is said by itself, or is in nobody's way.
+        let _ = match failovers.stands(names) {
+            true => failovers.go_on(receiver, names),
+            false if turns % SELDOM == 0 => failovers.look_for_newer(receiver, names),
+            false => Ok(()),
+        };
         thread::sleep(LOOK);
     }
 }
@@ -345,9 +365,11 @@ fn work(receiver: &Receiver, names: &GroupNames) {
 impl Failovers {
     /// Takes up those of an earlier process. To be called before any group is opened: what they are about to bring up is kept from here on.
     pub(crate) fn load(&self, state_dir: &StateDir) {
-        let (mut found, mut broken) = state_dir.failovers();
+        let (mut found, broken) = state_dir.failovers();
         found.iter_mut().for_each(Failover::inherits);
-        let taken_back = state_dir.taken_back(&mut broken);
+        let (taken_back, unread) = state_dir.taken_back();
+        unread.iter().for_each(|(_, words)| tracing::error!(%words, "what a failover left aside cannot be read"));
+        *lock(&self.unread) = unread.into_iter().collect();
         *lock(&self.taken_back) = taken_back.into_iter().map(|one| (one.names(), one)).collect();
         broken.iter().for_each(|words| tracing::error!(%words, "a failover cannot be taken up"));
         *lock(&self.broken) = broken;
@@ -451,7 +473,7 @@ impl Failovers {
             came_back: None,
             stand_in,
             lose_staged: request.lose_staged,
-            former: known.iter().flat_map(Failover::with_former).chain(over.as_ref().map(TakenBack::brought_up)).collect(),
+            former: known.iter().flat_map(Failover::with_former).chain(over.as_ref().and_then(TakenBack::brought_up)).collect(),
             parted: None,
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
             aside: known.as_ref().map(Failover::lineage).or(over.as_ref().map(TakenBack::lineage)).unwrap_or_default(),
@@ -466,6 +488,9 @@ impl Failovers {
             return Ok(planned);
         }
         refuse(&names, request, &planned, (&look, over.as_ref()))?;
+        if !request.force || request.point.is_none() {
+            self.refuse_unread(&receiver.state_dir, &names)?;
+        }
         let generation = look.generation;
         let working = self.working.of(&names);
         let one = turn(&working, &names, ANSWER)?;
@@ -526,7 +551,8 @@ impl Failovers {
         receiver.runtime.block_on(answered(&group, |reply| Mail::Settle { reply }))?;
         let look = look(receiver, &group, None)?;
         // † Without the one before it, which an earlier build did not keep, nothing would stand.
-        let has_lost_another = known.before.is_none() && !known.former.is_empty();
+        let over = self.taken_back(names).and_then(|over| over.brought_up());
+        let has_lost_another = known.before.is_none() && known.former.iter().any(|former| Some(*former) != over);
         if known.stage != Stage::Fencing || known.claimed || has_lost_another || look.generation.0 >= known.generation {
             let message = format!("{names} was failed over: its source is fenced, or may be (generation {})", known.generation);
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
@@ -587,6 +613,10 @@ impl Failovers {
                 (before.committed, before.settled) = (commit, commit);
             }
         })?;
+        if !commit && let Some((known, point)) = known.zip(status.point.as_ref()).filter(|(known, _)| known.settled) {
+            let change = PointChange::OwnPin { reason: known.pin_reason() };
+            receiver.runtime.block_on(group.change(point.id, change))?;
+        }
         // Whoever is connected and may not be is told; what is kept for the way back is kept no more.
         let _ = receiver.runtime.block_on(group.tell(Mail::StandIn));
         if commit {
@@ -678,7 +708,13 @@ impl Failovers {
     /// The point that a group is about to be failed over to, which is not pinned yet; or the newest that was shown, until it is known which.
     pub(crate) fn wanted(&self, names: &GroupNames) -> Option<Slot> {
         let shown = |one: &Failover| one.shown.as_ref().filter(|_| one.stage == Stage::Fencing).map(|shown| shown.point);
-        lock(&self.all).get(names).filter(|one| !one.settled).and_then(|one| one.point().or_else(|| shown(one)))
+        let over = || self.taken_back(names)?.brought_up().map(|former| former.point);
+        let all = lock(&self.all);
+        let Some(one) = all.get(names) else {
+            drop(all);
+            return over();
+        };
+        Some(one).filter(|one| !one.settled).and_then(|one| one.point().or_else(|| shown(one)))
     }
 
     /// Whether a group was failed over for good, and who has it now.
@@ -767,7 +803,7 @@ impl Failovers {
         };
         loop {
             let known = lock(&self.all).get(names).cloned();
-            let Some(mut failover) = known else { return self.look_for_newer(receiver, names).map(|()| None) };
+            let Some(mut failover) = known else { return Ok(None) };
             let group = handle(receiver, names)?;
             match failover.stage {
                 Stage::Fencing if !failover.claimed => {
@@ -811,10 +847,9 @@ impl Failovers {
                     let wanted = look_for(receiver, &group, wanted);
                     // Where there is nothing to bring up, nothing stands in the way of whoever took it back.
                     if wanted.as_ref().is_err_and(|error| error.code == ErrorCode::NotFound) && failover.is_taken_back(&newest) {
-                        self.forget(&receiver.state_dir, names).map_err(unnoted)?;
-                        let generation = failover.generation;
-                        tracing::info!(group = %names, generation, "a failover that brought nothing up is over: its history was taken back");
-                        return Ok(None);
+                        failover.stage = Stage::Promoted { point: None };
+                        self.keep(&receiver.state_dir, failover).map_err(unnoted)?;
+                        continue;
                     }
                     let point = wanted?.point;
                     failover.parted = newest.newest.map(|newest| Slot(newest.id.slot));
@@ -831,6 +866,7 @@ impl Failovers {
                             found.into_iter().flat_map(|point| point.members).map(|(name, _)| name).collect();
                         receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unnoted)?;
                     }
+                    self.forget_taken_back(&receiver.state_dir, names).map_err(unnoted)?;
                     failover.stage = Stage::Promoted { point };
                 }
                 Stage::Promoted { .. } if !failover.former.is_empty() => {
@@ -843,7 +879,6 @@ impl Failovers {
                             receiver.runtime.block_on(group.change(point.shown.id, change))?;
                         }
                     }
-                    self.forget_taken_back(&receiver.state_dir, names).map_err(unnoted)?;
                     failover.former.clear();
                 }
                 Stage::Promoted { point } => {
@@ -912,7 +947,7 @@ impl Failovers {
         let of_all = said.values().filter(|failover| !failover.settled || troubles.contains_key(&failover.names())).map(|failover| {
             let names = failover.names();
             let message = match (failover.stage, troubles.get(&names)) {
-                (Stage::Fencing | Stage::Fenced { .. }, Some(why)) => format!("the failover of {names} does not go on: {why}"),
+                (_, Some(why)) => format!("the failover of {names} does not go on: {why}"),
                 (Stage::Fencing, None) => format!("{names} is being failed over: its source is not fenced yet"),
                 _ => format!(
                     "{names} was failed over (generation {}): what its source has since is not taken",
@@ -931,7 +966,7 @@ impl Failovers {
             let what = "nothing goes on with that failover: put the file back, or remove it and begin anew";
             Reason::new(Severity::Error, Code::FailedOver, words, what)
         });
-        of_all.chain(of_broken).collect()
+        of_all.chain(of_broken).chain(self.reasons_of_taken_back()).collect()
     }
 }
 
@@ -979,6 +1014,10 @@ fn refuse(
 ) -> Result<(), ApiError> {
     let Some(point) = &look.point else {
         let message = format!("{names} has no point");
+        if let Some(newest) = &look.newest {
+            let what = format!("--point {} --force brings up the newest of them", newest.id.slot);
+            return Err(ApiError::new(ErrorCode::Refused, format!("all points of {names} were left aside by a failover"), what));
+        }
         return Err(ApiError::new(ErrorCode::Conflict, message, "there is nothing to fail over to"));
     };
     let refused = |message: String, what: &str| Err(ApiError::new(ErrorCode::Refused, message, what));
@@ -993,8 +1032,9 @@ fn refuse(
     if request.cut.is_none()
         && let Some(newest) = look.newest.as_ref().filter(|newest| **newest != point.shown)
     {
-        if let Some(over) = over.filter(|_| request.point.is_none()) {
-            return Err(over.says_which(names, newest.id.slot));
+        let over = over.filter(|_| request.point.is_none());
+        if let Some(which) = over.and_then(|over| over.says_which(point.slot.0, newest.id.slot)) {
+            return Err(which);
         }
         let message = format!("point {} is not the newest of {names}", point.shown.id);
         return refused(message, "say --force if an older one is what you want: newer ones are kept, and not brought up");
@@ -1012,83 +1052,6 @@ fn refuse(
         return refused(message, "take an older one that is not degraded, or say --force");
     }
     Ok(())
-}
-
-fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover, look: &PromotionLook) -> FailoverStatus {
-    let view = group.view();
-    // † Of a source that is fenced already it says nothing that it is there: another host is alive, or not.
-    let is_fenced = failover.before.as_ref().is_some_and(|before| look.generation.0 <= before.generation);
-    let (host, silent, connected_from) = match view.heard_beside(Some(&failover.source).filter(|_| is_fenced)) {
-        Some((host, silent, from)) => (Some(host), Some(silent), from),
-        None => (None, None, None),
-    };
-    let stood_in = || failover.before.as_ref().and_then(|before| before.stand_in.clone());
-    let fences = host.filter(|_| connected_from.is_some()).or_else(stood_in).filter(|_| failover.stage == Stage::Fencing);
-    let fences = fences.unwrap_or_else(|| failover.source.clone());
-    let is_over = failover.is_taken_back(look);
-    let point = look.point.as_ref();
-    let member = |(volume, bytes): &(String, u64)| {
-        let follower = receiver.followers.of_volume(group.names(), volume, failover.generation);
-        FailoverMember {
-            volume: volume.clone(),
-            bytes: *bytes,
-            target: follower.as_ref().map(|one| one.target.clone()),
-            state: follower.as_ref().map(|one| one.state),
-            in_doubt: follower
-                .as_ref()
-                .is_some_and(|one| one.reasons.iter().any(|reason| reason.code == Code::FollowerInDoubt.word())),
-            follower: follower.map(|one| one.name),
-        }
-    };
-    let alone = shown_alone(failover);
-    FailoverStatus {
-        stage: if is_over { FailoverStage::Over } else { alone.stage },
-        point: point.map(|point| point.shown.clone()),
-        degraded: point.is_some_and(|point| point.degraded),
-        newest: look.newest.clone(),
-        published_since: failover
-            .newest_before()
-            .is_some_and(|before| look.newest.as_ref().is_some_and(|newest| newest.id.slot > before.0)),
-        lag_ms: view.lag_ms(),
-        fences: Some(fences.to_string()),
-        silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
-        waits_ms: look
-            .waits
-            .filter(|_| failover.stage == Stage::Fencing && !failover.claimed && !failover.forced && failover.came_back.is_none())
-            .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
-        // † After a failover it is another host whose word would count.
-        all_published: look.all_published
-            && connected_from.is_none()
-            && failover.stage == Stage::Fencing
-            && failover.former.is_empty()
-            && look.newest == point.map(|point| point.shown.clone()),
-        connected_from,
-        members: point.iter().flat_map(|point| &point.members).map(member).collect(),
-        left_out: look
-            .left_out
-            .iter()
-            .map(|(volume, newest)| LeftOut { volume: volume.clone(), newest: newest.clone() })
-            .collect(),
-        ..alone
-    }
-}
-
-/// As far as its note says.
-fn shown_alone(failover: &Failover) -> FailoverStatus {
-    FailoverStatus {
-        source: failover.source.to_string(),
-        group: failover.group.to_string(),
-        stage: match failover.stage {
-            Stage::Fencing => FailoverStage::Fencing,
-            Stage::Fenced { .. } => FailoverStage::Fenced,
-            Stage::Promoted { .. } => FailoverStage::Promoted,
-        },
-        generation: failover.generation,
-        forced: failover.forced,
-        committed: failover.settled,
-        stand_in: failover.stand_in.as_ref().map(Name::to_string),
-        ..FailoverStatus::default()
-    }
 }
 
 fn find_group(receiver: &Receiver, address: &str) -> Result<GroupHandle, ApiError> {

@@ -345,7 +345,7 @@ impl StateDir {
         remove(&path).map_err(|source| StateError::Io { path, source })
     }
 
-    fn taken_back_path(&self, names: &GroupNames) -> PathBuf {
+    pub(crate) fn taken_back_path(&self, names: &GroupNames) -> PathBuf {
         self.path.join(TAKEN_BACK).join(names.source.as_str()).join(format!("{}.json", names.group))
     }
 

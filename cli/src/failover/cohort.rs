@@ -58,7 +58,11 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
     // † Not when the first are fenced: then it would be known that another cannot be.
     if !refused.is_empty() {
         let message = format!("cohort {name} is not failed over, nothing was changed: {}", refused.join("; "));
-        return Err(Failure::new(Exit::Refused, message, "stop those hosts first; if they must not go on, say --force"));
+        return Err(Failure::new(
+            Exit::Refused,
+            message,
+            "stop hosts that are connected, and name a --cut from before what was left aside; or say --force",
+        ));
     }
     let fresh: Vec<&str> = planned.iter().filter(|one| one.stage == FailoverStage::Planned).map(fences).collect();
     if !fresh.is_empty() {
@@ -143,6 +147,10 @@ async fn plan(
         let is_new = one.stage == FailoverStage::Planned;
         if let Some(from) = one.connected_from.as_ref().filter(|_| is_new && !force) {
             refused.push(format!("{} is connected, from {from}", fences(&one)));
+        }
+        // † It would be refused when the first are fenced.
+        if is_new && one.aside && !force {
+            refused.push(format!("point {} of {} was left aside by a failover to an older one", part.point, part.group));
         }
         if one.stage == FailoverStage::Over {
             refused.push(format!("{} was failed over to it once, and that is over", part.group));

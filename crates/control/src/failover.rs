@@ -68,6 +68,8 @@ pub struct FailoverStatus {
     pub point: Option<LastPoint>,
     /// The source could not read all of that point: what is missing reads as an error.
     pub degraded: bool,
+    /// A failover before left that point aside, and was to an older one: it is brought up only if that is forced.
+    pub aside: bool,
     /// The newest point that there is.
     pub newest: Option<LastPoint>,
     /// It is from after the failover: another host publishes in place of the source, or did.

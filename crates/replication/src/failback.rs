@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 
 use farside_ledger::{Point, State};
-use farside_region::{LedgerPosition, Name, RegionSet, VolumeId, mutation};
+use farside_region::{LedgerPosition, Name, RegionSet, Slot, VolumeId, mutation};
 use farside_wire::PullPoint;
 use serde::{Deserialize, Serialize};
 
@@ -350,4 +350,10 @@ pub fn touched(state: &State, volume: VolumeId, have: &LedgerPosition, point: &P
         return None;
     }
     Some(state.touched(volume, have.slot, point.slot))
+}
+
+/// The newest point that there may be when a disk takes its history back from that one: it, or one up to that slot, which a person passed over for it.
+pub fn taken_back_at(newest: Option<LedgerPosition>, at: LedgerPosition, passes: Option<Slot>) -> Option<LedgerPosition> {
+    let is_passed = |newest: &LedgerPosition| newest.slot > at.slot && passes.is_some_and(|passes| newest.slot <= passes);
+    newest.filter(|newest| *newest == at || is_passed(newest))
 }

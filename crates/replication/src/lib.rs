@@ -16,6 +16,7 @@
 
 pub mod cohort;
 pub mod failback;
+pub mod lineage;
 pub mod source;
 pub mod target;
 

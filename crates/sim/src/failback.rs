@@ -57,6 +57,8 @@ pub(crate) struct Failback {
     /// Who stood in is gone for ever.
     alone: bool,
     /// The judge's.
+    /// Up to where a person passed over what was left aside.
+    passes: Option<Slot>,
     holds: Holds,
     truth: Truth,
     strange: Vec<BTreeSet<usize>>,
@@ -94,6 +96,7 @@ impl Failback {
             taken: false,
             in_vain: 0,
             alone: false,
+            passes: None,
             holds: Holds::Taken,
             truth: Truth::default(),
             strange: vec![BTreeSet::new(); world.volumes()],
@@ -107,6 +110,11 @@ impl Failback {
             Stage::Returning { at, served: true } => Some(at.position),
             _ => None,
         }
+    }
+
+    /// Up to where a person passed over what is newer.
+    pub(crate) fn passes(&self) -> Option<Slot> {
+        self.passes
     }
 
     /// Looks what the disks are.
@@ -262,7 +270,7 @@ impl Run {
         if let Some(at) = failback.takes_back() {
             // Who died in between goes on with it.
             match self.exists[0] {
-                true => self.is_it_the_newest(at, failback.alone),
+                true => self.is_it_the_newest((at, failback.passes), failback.alone),
                 false => self.serve_what_returns(&mut failback, at),
             }
             if self.failback.is_none() {
@@ -427,7 +435,8 @@ impl Run {
     fn newest_pulled(&self) -> Option<At> {
         let receiver = self.receiver.as_ref()?;
         receiver.with_group(|group| {
-            let newest = group.state().points().values().rev().find(|point| !point.degraded)?.slot;
+            let lineage = self.world.lineage();
+            let newest = group.state().points().values().rev().find(|point| !point.degraded && lineage.has(point.slot))?.slot;
             self.pulled(newest)
         })
     }
@@ -631,9 +640,12 @@ impl Run {
             }
             return Ok(false);
         }
-        let is_passed_over = self.receiver.as_ref().and_then(|receiver| receiver.points().last().copied())
-            > self.newest_pulled().map(|newest| newest.position.slot);
-        if is_passed_over {
+        let newest = self.receiver.as_ref().and_then(|receiver| receiver.points().last().copied());
+        let is_passed_over = newest > self.newest_pulled().map(|newest| newest.position.slot);
+        if is_passed_over && newest.is_some_and(|newest| !world.lineage().has(newest)) {
+            world.met("what was left aside is passed over");
+            failback.passes = newest;
+        } else if is_passed_over {
             world.met("points that are not whole stand against the end of a failback");
             if failback.alone {
                 return Err(Ended::Failed);
@@ -666,6 +678,9 @@ impl Run {
         if !is_right && !is_forced {
             let stage = Stage::Held { at: Some(at.clone()), applying: None };
             return failback.change(&world, |course| course.stage = stage);
+        }
+        if is_right {
+            self.judge.on_taken_back(&world, at.position.slot);
         }
         failback.change(&world, |course| course.stage = Stage::Returning { at: at.clone(), served: true })?;
         self.serve_what_returns(failback, at.position);
@@ -762,10 +777,13 @@ impl Run {
     }
 
     /// The original is served; if there is more by now than what its disks were brought to, a person gives that up, and begins anew.
-    fn is_it_the_newest(&mut self, at: LedgerPosition, alone: bool) {
+    fn is_it_the_newest(&mut self, (at, passes): (LedgerPosition, Option<Slot>), alone: bool) {
         let world = self.world.clone();
         let generation = world.failover.borrow().as_ref().map_or(0, |failover| failover.generation);
-        let is_newer = |volume: &usize| self.judge.newest_position(*volume) > Some(at);
+        let is_newer = |volume: &usize| {
+            let newest = self.judge.newest_position(*volume);
+            newest > Some(at) && newest.map(|newest| newest.slot) > passes
+        };
         let waits = |volume: &usize| self.judge.generation(*volume) <= generation;
         if !(0..world.volumes()).filter(waits).any(|volume| is_newer(&volume)) {
             return;

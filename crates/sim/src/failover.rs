@@ -10,8 +10,11 @@
 //! a person's word. Modelled here and in [`crate::receiver`], in the order that `receiver/src/group/fence.rs` and
 //! `receiver/src/failover.rs` have: what is durable before what, who may connect, what is refused without `--force`.
 
-use farside_region::Slot;
+use farside_region::{Slot, mutation};
+use farside_replication::failback::taken_back_at;
+use farside_replication::lineage::{Aside, Lineage};
 
+use crate::failback::Failback;
 use crate::history::Refusal;
 use crate::plan::Fault;
 use crate::run::Run;
@@ -39,6 +42,10 @@ pub struct Failover {
     pub claimed: bool,
     /// The machine that may publish in the original's place.
     pub stand_in: Option<usize>,
+    /// The newest point when whoever published before was fenced.
+    pub parted: Option<Slot>,
+    /// What those before it left aside.
+    pub aside: Lineage,
     /// The judge has looked at it.
     pub judged: bool,
 }
@@ -59,6 +66,16 @@ impl Failover {
     /// The point that was brought up.
     pub fn point(&self) -> Option<Slot> {
         if let Stage::Promoted { point } = self.stage { point } else { None }
+    }
+
+    /// What is the history by it; while nothing is brought up, by those before it.
+    pub fn lineage(&self) -> Lineage {
+        let aside = self.point().zip(self.newest_before()).map(|(point, parted)| Aside { point, parted });
+        self.aside.clone().and(aside)
+    }
+
+    fn newest_before(&self) -> Option<Slot> {
+        self.point().and(self.parted.max(self.point()))
     }
 
     /// Why its point is pinned.
@@ -84,8 +101,7 @@ impl Run {
         }
         let points = receiver.points();
         // Who fails over once more does so for what was published since; now and then for the copy that never came up.
-        let is_early =
-            known.is_some() && points.last().is_none_or(|newest| known.as_ref().and_then(Failover::point) >= Some(*newest));
+        let is_early = known.is_some() && known.as_ref().and_then(Failover::newest_before) >= points.last().copied();
         if is_early && !world.chance(0.2) {
             return false;
         }
@@ -93,14 +109,23 @@ impl Run {
             return false;
         }
         let wanted = world.chance(0.3).then(|| world.rng.borrow_mut().pick(&points));
+        let forced = wanted.is_some() || world.chance(0.7);
+        let aside = world.lineage();
+        // † A person says which: what was left aside, or what was brought up instead.
+        if wanted.is_none() && !forced && points.last().is_some_and(|newest| !aside.has(*newest)) {
+            world.met("a failover is refused, since what is the newest was left aside");
+            return false;
+        }
         let failover = Failover {
             generation: receiver.highest_generation().0 + 1,
             wanted,
-            forced: wanted.is_some() || world.chance(0.7),
+            forced,
             lose_staged: world.chance(0.2),
             stage: Stage::Fencing,
             claimed: false,
             stand_in: None,
+            parted: None,
+            aside,
             judged: false,
         };
         world.say(|| format!("the group is FAILED OVER: {failover:?}"));
@@ -152,7 +177,7 @@ impl Run {
         }
         self.branches_go_on();
         self.failback_goes_on();
-        let Some(failover) = world.failover.borrow().clone() else { return };
+        let Some(failover) = world.failover.borrow().clone() else { return self.looks_for_newer() };
         let soon = |p: f64| world.chance(if world.healing.get() { 0.3 } else { p });
         match failover.stage {
             Stage::Fencing => {
@@ -173,11 +198,27 @@ impl Run {
                 world.met("a history is taken back");
                 world.say(|| format!("the failover of generation {} is over", failover.generation));
                 world.failover.replace(None);
+                if !mutation::on("L6 what a failover left aside is forgotten once its history is taken back") {
+                    world.left_aside.replace(failover.lineage());
+                }
                 if self.failback.take().is_some() {
                     world.met("a failback is over");
                 }
             }
             Stage::Promoted { .. } => {}
+        }
+    }
+
+    /// Of failovers that are over nothing is kept once all that they left aside is gone.
+    fn looks_for_newer(&self) {
+        let world = &self.world;
+        let Some(receiver) = self.receiver.as_ref().filter(|_| !world.left_aside.borrow().is_empty() && world.chance(0.05))
+        else {
+            return;
+        };
+        if receiver.points().iter().all(|point| world.left_aside.borrow().has(*point)) {
+            world.met("nothing of what was left aside is there any more");
+            world.left_aside.take();
         }
     }
 
@@ -215,7 +256,12 @@ impl Run {
             world.met("a fenced machine is accepted");
         }
         match self.failback.as_ref().and_then(|failback| failback.takes_back()).filter(|_| no == 0) {
-            Some(at) => source.take_back(volume, at),
+            Some(at) => {
+                let passes = self.failback.as_ref().and_then(Failback::passes);
+                if let Some(at) = taken_back_at(source.refused_at(volume), at, passes) {
+                    source.take_back(volume, at);
+                }
+            }
             None => source.accept(volume),
         }
     }

@@ -19,6 +19,7 @@ use farside_store::GroupImage;
 
 use crate::failover::Failover;
 use crate::history::{Histories, Refusal, Tips};
+use crate::line::Line;
 use crate::oracle::{Cut, Published, show};
 use crate::parts::{self, Content};
 use crate::plan::Fault;
@@ -41,6 +42,7 @@ pub struct Judge {
     seen: BTreeMap<(usize, usize), (u64, u64, u64)>,
     histories: Histories,
     succession: Succession,
+    line: Line,
     looked_at: u64,
     clock: LedgerClock,
     ever_cloned: bool,
@@ -101,6 +103,7 @@ impl Judge {
             seen: BTreeMap::new(),
             histories: Histories::default(),
             succession: Succession::default(),
+            line: Line::default(),
             looked_at: 0,
             clock: LedgerClock::default(),
             ever_cloned: false,
@@ -148,6 +151,7 @@ impl Judge {
         self.heads.clone_from(&then.heads);
         self.points.clone_from(&then.points);
         self.succession.clone_from(&then.succession);
+        self.line.on_rewound();
         self.clock.clone_from(&then.clock);
         self.before.clone_from(&then.before);
         self.healed.fill(false);
@@ -168,6 +172,7 @@ impl Judge {
         (self.heads, self.clock, self.succession) = (before.heads, before.clock, before.succession);
         world.pinned.replace(before.pinned);
         self.points.retain(|point, _| point.0 < slot);
+        self.line.on_rewound();
         self.healed.fill(false);
         self.seen.clear();
     }
@@ -233,9 +238,9 @@ impl Judge {
     /// The gateway says that a failover is done.
     pub fn on_promoted(&mut self, world: &World, failover: &Failover) {
         let whole = |point: &&PointTruth| failover.forced || !point.degraded;
-        let newest = self.points.iter().rev().find(|(_, point)| whole(point)).map(|(slot, _)| *slot);
+        let newest = self.line.newest(|slot| self.points.get(&slot).is_some_and(|point| whole(&point)));
         let point = failover.point();
-        if failover.wanted.is_none() && point != newest {
+        if failover.wanted.is_none() && newest.is_some() && point != newest {
             return world.fail(format!("L6: the newest point is {newest:?}, and {point:?} was brought up in its place"));
         }
         if let Some(point) = point
@@ -243,7 +248,17 @@ impl Judge {
         {
             return world.fail(format!("L5: point {point} was brought up, and nothing keeps it"));
         }
+        self.line.on_promoted(point);
         world.check(self.succession.on_promoted(failover.generation));
+    }
+
+    /// A machine's disks, which were brought to a point, are served, and its history goes on from there.
+    pub fn on_taken_back(&self, world: &World, at: Slot) {
+        let has_all = |point: &PointTruth| (0..world.volumes()).all(|volume| point.images.contains_key(&volume));
+        let newest = self.line.newest(|slot| self.points.get(&slot).is_some_and(|point| !point.degraded && has_all(point)));
+        if let Some(newest) = newest.filter(|newest| *newest != at) {
+            world.fail(format!("L6: the history is taken back at {at}, and its newest point is {newest}"));
+        }
     }
 
     /// What a point holds of a volume, or its newest point if that one does not have it; as a restore leaves it.
@@ -360,6 +375,7 @@ impl Judge {
             return world.fail(why);
         }
         let degraded = self.ledger().points().get(&slot).is_some_and(|p| p.degraded);
+        self.line.on_point(slot);
         let mut images = BTreeMap::new();
         let mut bad = false;
         for entry in &layers.members {

@@ -413,6 +413,8 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("L6 a promotion outranks one volume of the group", 800, Some(failovers)),
     seeds("L6 a promotion fences the volumes of its point only", 100, Some(failovers)),
     seeds("L6 a history that was taken back is called fenced", 400, Some(failovers)),
+    seeds("L6 what a failover left aside is brought up by the next one", 1000, Some(failbacks)),
+    seeds("L6 what a failover left aside is forgotten once its history is taken back", 3000, Some(failbacks)),
     seeds("L6 a fence that was overtaken goes on as it was", 4000, Some(overtaken_fences)),
     story("L6 what was published since is taken back, too", CORE, "fencing::l6_what_was_published_since_is_not_taken_back"),
     story(

@@ -493,6 +493,12 @@ impl Source {
         known.fenced_by.map(|generation| generation.0)
     }
 
+    /// The newest point of the volume when it was refused.
+    pub fn refused_at(&self, volume: usize) -> Option<LedgerPosition> {
+        let status = self.core.borrow().status(self.world.mono_ns());
+        status.volumes.iter().find(|s| s.volume == self.world.names.ids[volume])?.refused_at
+    }
+
     /// A person says that the history goes on from that point, which the disk was brought to.
     pub fn take_back(&self, volume: usize, at: LedgerPosition) {
         self.say(|| format!("v{volume}: a person takes the history back from point {}", at.slot));

@@ -9,6 +9,8 @@ use farside_region::{BootId, Geometry, GroupId, LayerKey, Name, RecordDigest, Sl
 
 use crate::cohort::line::Lines;
 use crate::exec::{Executor, Owner, Steps};
+use farside_replication::lineage::Lineage;
+
 use crate::failover::Failover;
 use crate::history::Author;
 use crate::net::Network;
@@ -141,6 +143,8 @@ pub struct World {
     pub source_wall_off_ms: Cell<i64>,
     /// What the gateway keeps of a failover of the group.
     pub failover: RefCell<Option<Failover>>,
+    /// What failovers that are over left aside, until something newer is published.
+    pub left_aside: RefCell<Lineage>,
     /// The machine that is to have the group; `None`: that is being decided.
     pub main: Cell<Option<usize>>,
     /// Who asked for a claim: volume, generation, up to where they had looked.
@@ -200,6 +204,7 @@ impl World {
             of_cohort: Cell::new(plan.cohort.unwrap_or_default()),
             hold_us: Cell::new(0),
             failover: RefCell::default(),
+            left_aside: RefCell::default(),
             main: Cell::new(Some(0)),
             claimants: RefCell::default(),
             fences: RefCell::default(),
@@ -407,6 +412,11 @@ impl World {
     /// A volume has that shape in this attach.
     pub fn note_shape(&self, volume: usize, term: Term, shape: Geometry) {
         self.shapes.borrow_mut().insert((volume, term.0), shape);
+    }
+
+    /// Which points are the history, by the failover that stands, or those that are over and followed by nothing yet.
+    pub fn lineage(&self) -> Lineage {
+        self.failover.borrow().as_ref().map_or_else(|| self.left_aside.borrow().clone(), Failover::lineage)
     }
 
     /// Number of volumes.

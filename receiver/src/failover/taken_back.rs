@@ -1,17 +1,24 @@
-//! Failovers that are over, whose source has published nothing since.
+//! Failovers that are over, and left points aside that are there still.
 //!
-//! Invariant: what a failover left aside is not brought up by the next one unless a person forces it, and the point that it brought up is kept, until a
-//! point was published that is not of before it. † The source's disks are that point after a failback, and nothing above it, though the newest point of
-//! the group is one of those left aside: what ransomware wrote, say. (After a rollback they are what they had been; which of the two, nobody here knows,
-//! and a person is asked.)
+//! ```text
+//! taken back ──► the source has published nothing that is whole: what was brought up is pinned, and a person says which ──► followed ──► none is left
+//! ```
+//!
+//! Invariant: what a failover left aside is not brought up by a later one unless a person forces it, as long as there is any of it. † After a failback the
+//! disks of the source are the point that was brought up, and none of those: the newest of the group may be what ransomware wrote, and so may the newest
+//! whole cut of its cohort be for long after its source has published. (After a rollback they are what they had been: which of the two, nobody here knows.)
 
-use farside_control::{ApiError, ErrorCode};
-use farside_region::Name;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
+use farside_region::{Name, Slot};
+use farside_replication::lineage::Lineage;
 use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 
-use super::{Failover, Failovers, Former, Lineage, VERSION, handle, lock, look_for, unnoted};
-use crate::group::{PointChange, Promotable, PromotionLook, Wanted};
+use super::{Failover, Failovers, Former, VERSION, handle, lock, look, look_for, turn, unnoted};
+use crate::group::{GroupHandle, PointChange, Promotable, PromotionLook, Wanted};
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError};
 
@@ -24,17 +31,17 @@ pub(crate) struct TakenBack {
     version: u32,
     source: Name,
     group: Name,
-    /// What was brought up, and under which generation.
-    brought_up: Former,
+    /// What was brought up, and under which generation; as long as nothing follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    brought_up: Option<Former>,
     lineage: Lineage,
 }
 
 impl TakenBack {
     /// `None`: nothing was left aside, or there is nothing of it any more.
-    pub(super) fn of(failover: &Failover, has_aside: bool) -> Option<Self> {
-        let (lineage, point) = (failover.lineage(), failover.point()?);
-        let brought_up = Former { generation: failover.generation, point };
-        let (source, group) = (failover.source.clone(), failover.group.clone());
+    fn of(failover: &Failover, has_aside: bool) -> Option<Self> {
+        let brought_up = failover.point().map(|point| Former { generation: failover.generation, point });
+        let (source, group, lineage) = (failover.source.clone(), failover.group.clone(), failover.lineage());
         (has_aside && !lineage.is_empty()).then_some(Self { version: VERSION, source, group, brought_up, lineage })
     }
 
@@ -46,112 +53,178 @@ impl TakenBack {
         self.lineage.clone()
     }
 
-    pub(super) fn brought_up(&self) -> Former {
+    pub(super) fn brought_up(&self) -> Option<Former> {
         self.brought_up
     }
 
     /// Nobody knows which of two the disks of the source are.
-    pub(super) fn says_which(&self, names: &GroupNames, newest: u64) -> ApiError {
-        let point = self.brought_up.point;
-        let message = format!(
-            "{names} was failed over to point {point}, and points up to {newest} were left aside; its source has taken its history back, and published \
-             nothing since: its disks are point {point} if that was by `farside failback`, and what they had been before if it was by `farside rollback`"
-        );
+    fn which(&self) -> Option<String> {
+        let Former { point, .. } = self.brought_up?;
+        let aside = self.lineage.newest_aside()?;
+        Some(format!(
+            "{} was failed over to point {point}, and points up to {aside} were left aside; its source has taken its history back, and published nothing \
+             whole since: its disks are point {point} if that was by `farside failback`, and what they had been before if it was by `farside rollback`",
+            self.names()
+        ))
+    }
+
+    /// The same where a failover is refused for it, which would bring up that point.
+    pub(super) fn says_which(&self, point: u64, newest: u64) -> Option<ApiError> {
         let what = format!("--force brings up point {point}, and --point {newest} --force what was left aside");
-        ApiError::new(ErrorCode::Refused, message, &what)
+        Some(ApiError::new(ErrorCode::Refused, self.which()?, &what))
     }
 
-    /// What has all that was brought up.
-    fn wanted(members: Vec<String>) -> Wanted {
-        Wanted::NewestWith { members, takes_degraded: false }
-    }
-
-    /// Whether the history goes on: with a point of its own, that is whole; or nothing is left that it could be mistaken for.
-    fn is_over(&self, look: &PromotionLook) -> bool {
-        let is_since = |point: &Promotable| !point.degraded && Some(point.slot) > self.lineage.newest_aside();
-        !look.has_aside || look.point.as_ref().is_some_and(is_since)
+    /// Whether the history goes on with a point of its own, that is whole.
+    fn is_followed(&self, look: &PromotionLook) -> bool {
+        let is_since = |point: &Promotable| !point.degraded && self.lineage.is_followed_by(point.slot);
+        look.point.as_ref().is_some_and(is_since)
     }
 }
 
 impl Failovers {
-    /// A failover is over: nothing of it is kept but what it left aside, until there is something newer. Called for as long as it fails.
+    /// A failover is over: nothing of it is kept but what it left aside. Called again for as long as it fails.
     pub(super) fn end_taken_back(&self, receiver: &Receiver, failover: &Failover, look: &PromotionLook) -> Result<(), ApiError> {
-        let names = failover.names();
-        if let Some(taken_back) = TakenBack::of(failover, look.has_aside) {
-            receiver.state_dir.remember_taken_back(&taken_back, self.taken_back(&names).as_ref()).map_err(unnoted)?;
-            lock(&self.taken_back).insert(names.clone(), taken_back);
-        } else if let Some(point) = look.point.as_ref().filter(|_| failover.point().is_some()) {
+        let (names, pin) = (failover.names(), failover.pin_reason());
+        let taken_back = TakenBack::of(failover, look.has_aside);
+        if let Some(point) = look.point.as_ref().filter(|_| failover.point().is_some()) {
             let group = handle(receiver, &names)?;
-            let change = PointChange::Unpin { only: failover.pin_reason() };
+            // † One that was for good for a while is not pinned any more.
+            let change = match &taken_back {
+                Some(_) => PointChange::OwnPin { reason: pin },
+                None => PointChange::Unpin { only: pin },
+            };
             receiver.runtime.block_on(group.change(point.shown.id, change))?;
+        }
+        if let Some(taken_back) = taken_back {
+            self.keep_taken_back(&receiver.state_dir, taken_back).map_err(unnoted)?;
         }
         self.forget(&receiver.state_dir, &names).map_err(unnoted)?;
         tracing::info!(group = %names, generation = failover.generation, "a failover is over: its history was taken back");
         Ok(())
     }
 
-    /// Of a group of which none stands: whether something was published since the last one, and then that one's point is kept no more.
+    /// Of a group of which none stands: whether something was published since the last one, and then that one's point is kept no more; and whether
+    /// anything of what it left aside is there. Waits for nobody who is at the group.
     pub(super) fn look_for_newer(&self, receiver: &Receiver, names: &GroupNames) -> Result<(), ApiError> {
-        let Some(taken_back) = lock(&self.taken_back).get(names).cloned() else { return Ok(()) };
-        let (group, former) = (handle(receiver, names)?, taken_back.brought_up);
-        let brought_up = match look_for(receiver, &group, Wanted::Point(former.point)) {
-            Err(error) if error.code != ErrorCode::NotFound => return Err(error),
-            look => look.ok().and_then(|look| look.point),
+        let Some(mut taken_back) = self.taken_back(names) else { return Ok(()) };
+        let group = handle(receiver, names)?;
+        let is_over = !look(receiver, &group, None)?.has_aside;
+        let followed = match taken_back.brought_up {
+            Some(former) => self.is_followed(receiver, &group, &taken_back, former.point)?.then_some(former),
+            None => None,
         };
-        let members = brought_up.iter().flat_map(|point| &point.members).map(|(volume, _)| volume.clone()).collect();
-        if !taken_back.is_over(&look_for(receiver, &group, TakenBack::wanted(members))?) {
+        if !is_over && followed.is_none() {
             return Ok(());
         }
-        if let Some(point) = brought_up {
-            let change = PointChange::Unpin { only: former.pin_reason() };
-            receiver.runtime.block_on(group.change(point.shown.id, change))?;
+        let working = self.working.of(names);
+        let Ok(_one) = turn(&working, names, Duration::ZERO) else { return Ok(()) };
+        if self.stands(names) || self.taken_back(names).as_ref() != Some(&taken_back) {
+            return Ok(());
         }
-        self.forget_taken_back(&receiver.state_dir, names).map_err(unnoted)
+        if let Some(former) = taken_back.brought_up.filter(|_| is_over).or(followed) {
+            match look(receiver, &group, Some(former.point)) {
+                Err(error) if error.code != ErrorCode::NotFound => return Err(error),
+                found => {
+                    if let Some(point) = found.ok().and_then(|look| look.point) {
+                        let change = PointChange::Unpin { only: former.pin_reason() };
+                        receiver.runtime.block_on(group.change(point.shown.id, change))?;
+                    }
+                }
+            }
+        }
+        if is_over {
+            return self.forget_taken_back(&receiver.state_dir, names).map_err(unnoted);
+        }
+        taken_back.brought_up = None;
+        self.keep_taken_back(&receiver.state_dir, taken_back).map_err(unnoted)
     }
 
-    /// What it left aside is known otherwise, or is nothing any more.
-    pub(super) fn forget_taken_back(&self, state_dir: &StateDir, names: &GroupNames) -> Result<(), StateError> {
-        if lock(&self.taken_back).contains_key(names) {
-            state_dir.forget_taken_back(names)?;
-            lock(&self.taken_back).remove(names);
-        }
+    /// Whether a point with all volumes of that one, or any if that one is gone, was published since.
+    fn is_followed(&self, receiver: &Receiver, group: &GroupHandle, of: &TakenBack, brought_up: Slot) -> Result<bool, ApiError> {
+        let found = match look(receiver, group, Some(brought_up)) {
+            Err(error) if error.code != ErrorCode::NotFound => return Err(error),
+            found => found.ok().and_then(|look| look.point),
+        };
+        let members = found.into_iter().flat_map(|point| point.members).map(|(volume, _)| volume).collect();
+        Ok(of.is_followed(&look_for(receiver, group, Wanted::NewestWith { members, takes_degraded: false })?))
+    }
+
+    fn keep_taken_back(&self, state_dir: &StateDir, taken_back: TakenBack) -> Result<(), StateError> {
+        let names = taken_back.names();
+        state_dir.remember_taken_back(&taken_back, self.taken_back(&names).as_ref())?;
+        lock(&self.taken_back).insert(names, taken_back);
         Ok(())
     }
 
-    /// The one that is over, if nothing was published since.
+    /// What it left aside is known otherwise, or is nothing any more. Also if it could not be read.
+    pub(super) fn forget_taken_back(&self, state_dir: &StateDir, names: &GroupNames) -> Result<(), StateError> {
+        state_dir.forget_taken_back(names)?;
+        lock(&self.taken_back).remove(names);
+        lock(&self.unread).remove(&state_dir.taken_back_path(names));
+        Ok(())
+    }
+
+    /// The one that is over, if what it left aside is there still.
     pub(super) fn taken_back(&self, names: &GroupNames) -> Option<TakenBack> {
         lock(&self.taken_back).get(names).cloned()
+    }
+
+    /// † What failovers left aside is not known where that cannot be read: it may be the newest.
+    pub(super) fn refuse_unread(&self, state_dir: &StateDir, names: &GroupNames) -> Result<(), ApiError> {
+        let path = state_dir.taken_back_path(names);
+        let unread = lock(&self.unread).iter().find(|(unread, _)| path.starts_with(unread)).map(|(_, words)| words.clone());
+        let Some(words) = unread else { return Ok(()) };
+        let message =
+            format!("what an earlier failover of {names} left aside is not known, and the newest point may be of it: {words}");
+        let what = "name the point that is wanted (--point, with --force; `farside point list`), or put the file back and restart farside-receiver";
+        Err(ApiError::new(ErrorCode::Refused, message, what))
+    }
+
+    /// Those that nothing follows yet, and what cannot be read.
+    pub(super) fn reasons_of_taken_back(&self) -> Vec<Reason> {
+        let whichs: Vec<String> = lock(&self.taken_back).values().filter_map(TakenBack::which).collect();
+        let which = |message: String| {
+            let what =
+                "nothing has to be done: it is over with its next whole point; a failover before that asks which of the two";
+            Reason::new(Severity::Info, Code::FailedOver, message, what)
+        };
+        let unread: Vec<String> = lock(&self.unread).values().cloned().collect();
+        let unread = unread.into_iter().map(|words| {
+            let message = format!("what an earlier failover left aside is not known: {words}");
+            let what = "put the file back and restart farside-receiver; until then a failover of that group must be forced, to a point that is named";
+            Reason::new(Severity::Error, Code::FailedOver, message, what)
+        });
+        whichs.into_iter().map(which).chain(unread).collect()
     }
 }
 
 impl StateDir {
     /// Those that were begun, and what is wrong with files of others.
     pub(super) fn failovers(&self) -> (Vec<Failover>, Vec<String>) {
-        let mut broken = Vec::new();
-        (self.current("failovers", &mut broken, |failover: &Failover| failover.version), broken)
+        let (found, broken) = self.current("failovers", |failover: &Failover| failover.version);
+        (found, broken.into_iter().map(|(_, words)| words).collect())
     }
 
     /// The same of those that are over.
-    pub(super) fn taken_back(&self, broken: &mut Vec<String>) -> Vec<TakenBack> {
-        self.current(TAKEN_BACK, broken, |one: &TakenBack| one.version)
+    pub(super) fn taken_back(&self) -> (Vec<TakenBack>, Vec<(PathBuf, String)>) {
+        self.current(TAKEN_BACK, |one: &TakenBack| one.version)
     }
 
-    fn current<T: serde::de::DeserializeOwned>(
-        &self,
-        folder: &str,
-        broken: &mut Vec<String>,
-        version: impl Fn(&T) -> u32,
-    ) -> Vec<T> {
-        let mut found = Vec::new();
+    fn current<T>(&self, folder: &str, version: impl Fn(&T) -> u32) -> (Vec<T>, Vec<(PathBuf, String)>)
+    where
+        T: serde::de::DeserializeOwned,
+    {
+        let (mut found, mut broken) = (Vec::new(), Vec::new());
         for (path, read) in self.read_two_deep::<T>(folder) {
             match read {
                 Ok(one) if version(&one) == VERSION => found.push(one),
                 Ok(one) => {
-                    broken.push(format!("{} is of version {}, and this build reads {VERSION}", path.display(), version(&one)))
+                    let words = format!("{} is of version {}, and this build reads {VERSION}", path.display(), version(&one));
+                    broken.push((path, words));
                 }
-                Err(error) => broken.push(error.to_string()),
+                Err(error) => broken.push((path, error.to_string())),
             }
         }
-        found
+        (found, broken)
     }
 }

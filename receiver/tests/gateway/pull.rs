@@ -440,10 +440,22 @@ async fn what_was_left_aside_stays_so_until_the_source_has_published() {
         assert!(refused.contains("failback") && refused.contains("rollback"), "{refused}");
         let named = FailoverRequest { point: Some(points[2]), ..unforced.clone() };
         refused_for(&client, &named, "was left aside").await;
+        assert!(client.failover(&FailoverRequest { plan: true, ..named }).await.expect("planned").aside);
         assert_eq!(pinned(&gateway).await, [points[0]]);
         gateway.stop();
         gateway.start().await;
     }
+    // A note that cannot be read is no leave.
+    let (note, aside) = (gateway.path("state/taken-back/host1/default.json"), gateway.path("aside.json"));
+    std::fs::rename(&note, &aside).expect("it is there");
+    std::fs::write(&note, b"{").expect("written");
+    gateway.stop();
+    gateway.start().await;
+    refused_for(&client, &unforced, "is not known").await;
+    gateway.stop();
+    std::fs::rename(&aside, &note).expect("put back");
+    gateway.start().await;
+    refused_for(&client, &unforced, "left aside").await;
     // Nothing changes that if one more is begun, which brings the same up, and is taken back, too.
     let done = client.failover(&request(None)).await.expect("forced");
     assert_eq!(done.point.map(|point| point.id.slot), Some(points[0]));
@@ -469,4 +481,72 @@ async fn what_was_left_aside_stays_so_until_the_source_has_published() {
     wait_until("it to be gone", async || client.failover(&unforced).await.is_ok()).await;
     let all = client.failovers().await.expect("listed");
     assert_eq!(all[0].point.as_ref().map(|point| point.id.slot), Some(newest.slot.0));
+}
+
+/// One that was begun in that time, and has fenced nobody, is given up like any other; what was left aside before it stays so.
+#[tokio::test]
+async fn a_failover_after_one_that_was_taken_back_can_be_given_up() {
+    let mut gateway = Gateway::new("fence_after = \"1h\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    let older = source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await.slot.0;
+    source.publish(&volume, 2, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let client = gateway.client();
+    client.failover(&FailoverRequest { point: Some(older), ..request(None) }).await.expect("begun");
+    let mut back = host.connect_when_ready("default").await;
+    back.claim_back("data", &volume, Generation(3)).await;
+    wait_until("it to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    drop(back);
+    gateway.stop();
+    // As `--cut` begins one that nobody forces.
+    let note = gateway.path("state/failovers/host1/default.json");
+    let former = serde_json::json!([{"generation": 2, "point": older}]);
+    let begun = serde_json::json!({
+        "version": 1, "source": "host1", "group": "default", "generation": 4, "wanted": older, "forced": false, "stage": "fencing", "former": former,
+    });
+    std::fs::write(&note, begun.to_string()).expect("written");
+    gateway.start().await;
+    wait_until("it to be known", async || client.failovers().await.is_ok_and(|all| all.len() == 1)).await;
+    let abort = FailoverRequest { abort: true, force: false, ..request(None) };
+    let mut refused = String::new();
+    wait_until("it to be given up", async || match client.failover(&abort).await {
+        Ok(_) => true,
+        Err(error) => {
+            refused = error.to_string();
+            assert!(!refused.contains("may be (generation"), "{refused}");
+            false
+        }
+    })
+    .await;
+    refused_for(&client, &FailoverRequest { force: false, ..request(None) }, "left aside").await;
+    gateway.check_store();
+}
+
+/// What was left aside is brought up after all, by name: it is the history again, for whoever comes back and for the next failover.
+#[tokio::test]
+async fn what_was_left_aside_and_is_brought_up_after_all_is_the_history() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    let mut points = Vec::new();
+    for seq in 1..=3 {
+        points.push(source.publish(&volume, seq, &granules(0, 20), LayerKind::Point).await);
+    }
+    drop(source);
+    let client = gateway.client();
+    client.failover(&FailoverRequest { point: Some(points[0].slot.0), ..request(None) }).await.expect("begun");
+    let after_all = FailoverRequest { point: Some(points[2].slot.0), again: true, ..request(None) };
+    client.failover(&after_all).await.expect("begun");
+    let mut pull = host.pulling("host1", "default").await;
+    let now = begin(&mut pull, None).await;
+    assert_eq!((now.position, now.passed_over), (points[2], None));
+    let again = client.failover(&FailoverRequest { again: true, ..request(None) }).await.expect("begun");
+    assert_eq!(again.point.map(|point| point.id.slot), Some(points[2].slot.0));
+    let mut back = host.connect_when_ready("default").await;
+    back.claim_back("data", &volume, Generation(5)).await;
+    wait_until("it to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    drop(back);
+    wait_until("it to be gone", async || client.failover(&FailoverRequest { force: false, ..request(None) }).await.is_ok()).await;
+    gateway.check_store();
 }

@@ -1,11 +1,12 @@
 //! L6: a copy was promoted in this one's place.
 
 use farside_region::mutation::tell;
-use farside_region::{Generation, RegionSet, Slot};
+use farside_region::{Generation, LedgerPosition, RecordDigest, RegionSet, Slot};
 use farside_wire::{ClaimOutcome, ClaimVerdict, CurrentVolume, NewestPoint, ReceiverMessage, RequestId, SourceMessage};
 
 use super::directed::{Gateway, Host, at, current, layer, refused, regions};
 use super::world::volume;
+use crate::failback::taken_back_at;
 use crate::source::{Action, Event, RefusedWhy, Start};
 
 fn promoted(generation: u64) -> Option<CurrentVolume> {
@@ -298,4 +299,21 @@ fn l6_what_was_given_up_is_not_taken_back() {
         host.event(Event::Withdraw { volume: volume(1) });
         assert_eq!((refused(&host, 1), generation), (None, Generation(3)));
     });
+}
+
+/// What could not be read of the newest points, and was passed over on a person's word, is in nobody's way; anything after that is.
+#[test]
+fn a_history_is_taken_back_over_what_was_passed_over_and_nothing_else() {
+    let position = |slot| LedgerPosition { slot: Slot(slot), digest: RecordDigest([1; 32]) };
+    let back = |newest: u64, passes: Option<u64>| {
+        taken_back_at(Some(position(newest)), position(10), passes.map(Slot)).map(|newest| newest.slot.0)
+    };
+    assert_eq!((back(10, None), back(10, Some(12))), (Some(10), Some(10)));
+    assert_eq!((back(12, None), back(11, Some(12)), back(12, Some(12))), (None, Some(11), Some(12)));
+    assert_eq!((back(13, Some(12)), back(9, Some(12))), (None, None), "nobody has seen that one");
+    let another = LedgerPosition { digest: RecordDigest([2; 32]), ..position(10) };
+    assert_eq!(
+        (taken_back_at(Some(another), position(10), Some(Slot(12))), taken_back_at(None, position(10), None)),
+        (None, None)
+    );
 }

@@ -78,6 +78,8 @@ impl Receiver {
         let kept = match self.world.failover.borrow().as_ref() {
             Some(Failover { stage: Stage::Fencing, .. }) => return,
             Some(failover) => failover.pin_reason(),
+            // Until there is something newer it is what is brought up next.
+            None if !self.is_followed() => return,
             None => String::new(),
         };
         let group = self.group.borrow();
@@ -86,6 +88,13 @@ impl Receiver {
         if let Some(pin) = former.filter(|_| !self.inbox.borrow().iter().any(|e| matches!(e, Event::Submit { .. }))) {
             self.submit(Body::Unpin(Unpin { pin }));
         }
+    }
+
+    /// Whether something whole was published since what failovers that are over left aside.
+    fn is_followed(&self) -> bool {
+        let (aside, group) = (self.world.left_aside.borrow(), self.group.borrow());
+        let newest = group.state().points().values().rev().find(|point| !point.degraded);
+        aside.is_empty() || newest.is_some_and(|newest| aside.is_followed_by(newest.slot))
     }
 
     /// Whether a point is pinned for this.
@@ -299,10 +308,12 @@ impl Receiver {
 
     /// Nothing of the source can be added any more: the point is chosen, and kept.
     async fn bring_up(&self, asked: Failover) {
+        let parted = self.group.borrow().state().points().keys().next_back().copied();
         let point = {
             let group = self.group.borrow();
             let points = group.state().points();
-            let mut newest_first = points.values().rev().filter(|point| asked.forced || !point.degraded);
+            let may_be = |point: &&farside_ledger::Point| (asked.forced || !point.degraded) && asked.aside.has(point.slot);
+            let mut newest_first = points.values().rev().filter(may_be);
             match asked.wanted {
                 Some(wanted) => points.get(&wanted).map(|point| point.slot),
                 None => newest_first.next().map(|point| point.slot),
@@ -326,7 +337,7 @@ impl Receiver {
             }
         }
         self.world.say(|| format!("point {point:?} is BROUGHT UP under generation {}", asked.generation));
-        self.world.failover.replace(Some(Failover { stage: Stage::Promoted { point }, ..asked }));
+        self.world.failover.replace(Some(Failover { stage: Stage::Promoted { point }, parted, ..asked }));
     }
 
     /// Everybody is sent away, and the group is entered as at a start.
