@@ -51,6 +51,8 @@ use crate::uapi::{self, DESCRIPTOR_BYTES, Descriptor, DeviceInfo, IoCommand, Ope
 const CLIENT: u32 = 0;
 /// Tag of the ring's read of the waker; the others are the kernel's tags, which end below.
 const WAKE: u64 = 1 << 32;
+/// Until the kernel is asked again that has not taken every command: it had no memory, or was interrupted.
+const TAKE_AGAIN: Duration = Duration::from_millis(1);
 
 /// What a server has done; monotonic, except for `in_flight`.
 #[derive(Debug, Default)]
@@ -278,7 +280,7 @@ impl<Q: BlockQueue> Running<Q> {
         // A command that the kernel does not want completes at once.
         self.ring.wait(Some(Duration::ZERO))?;
         while !self.ring.is_submitted() {
-            std::thread::yield_now(); // it had no memory, or was interrupted
+            std::thread::sleep(TAKE_AGAIN);
             self.ring.wait(Some(Duration::ZERO))?;
         }
         self.descriptors = Some(self.map(device)?);

@@ -225,6 +225,8 @@ const CANCEL: u64 = u64::MAX;
 const INTERRUPTED_MAX: u8 = 100;
 /// How often one looks whether the kernel is done with a thread.
 const THREAD_POLL: Duration = Duration::from_millis(1);
+/// Until one asks again who had no memory.
+const NO_MEMORY_WAIT: Duration = Duration::from_millis(1);
 
 impl Ring {
     /// A ring whose submission queue holds `entries` (rounded up to a power of two); more may be in flight.
@@ -427,7 +429,15 @@ impl Ring {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // Interrupted, timed out, or the completion queue must be emptied first.
-                Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                Some(libc::EINTR | libc::ETIME | libc::EBUSY) => Ok(()),
+                // † The kernel has no memory. Asked again at once, it would be asked until it has, by a thread that lets nobody run who
+                // could give some back.
+                Some(libc::EAGAIN) => {
+                    if timeout != Some(Duration::ZERO) && self.uring.completion().is_empty() {
+                        std::thread::sleep(NO_MEMORY_WAIT);
+                    }
+                    Ok(())
+                }
                 _ => Err(RingError::explain(error)),
             },
         }
