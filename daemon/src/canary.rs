@@ -21,7 +21,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use crossbeam::channel::{RecvTimeoutError, bounded};
 use farside_blockio::dm::DevNumber;
 use farside_blockio::{WriteWatch, sectors_written};
 use farside_region::{Geometry, GranuleIndex, VolumeId};
@@ -29,6 +28,7 @@ use farside_shim::{Tracking, Volume};
 use tracing::warn;
 
 use crate::change::Change;
+use crate::channel::{Nothing, channel};
 use crate::queue::Counters;
 use crate::showing::FirstWrite;
 
@@ -86,7 +86,7 @@ fn place(volume: &Volume) -> Option<GranuleIndex> {
 fn write_again(tap: &Path, granule: GranuleIndex, volume: &Volume, runtime_dir: &Path) -> anyhow::Result<Written> {
     let bytes = volume.geometry().granule_bytes();
     let change = Change::WriteAgain { tap: tap.to_owned(), offset: granule.0 * bytes, bytes };
-    let (done, end) = bounded(1);
+    let (done, end) = channel();
     let runtime_dir = runtime_dir.to_owned();
     std::thread::Builder::new().name("canary".into()).spawn(move || {
         let _ = done.send(change.make(&runtime_dir)); // whoever waited may have given up
@@ -95,9 +95,9 @@ fn write_again(tap: &Path, granule: GranuleIndex, volume: &Volume, runtime_dir: 
     loop {
         match end.recv_timeout(POLL) {
             Ok(end) => return end.map(Written::Ended),
-            Err(RecvTimeoutError::Timeout) if Instant::now() < until && volume.tracking() == Tracking::Sound => {}
-            Err(RecvTimeoutError::Timeout) => return Ok(Written::UnderWay(FirstWrite::Sent(end))),
-            Err(RecvTimeoutError::Disconnected) => bail!("who sends it has ended"),
+            Err(Nothing::Yet) if Instant::now() < until && volume.tracking() == Tracking::Sound => {}
+            Err(Nothing::Yet) => return Ok(Written::UnderWay(FirstWrite::Sent(end))),
+            Err(Nothing::Ever) => bail!("who sends it has ended"),
         }
     }
 }

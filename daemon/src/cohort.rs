@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam::channel::{Sender, unbounded};
 use farside_blockio::process::Priority;
 use farside_shim::{Group, HoldId};
 use farside_transport::{CloseCode, Connection, Dial};
@@ -14,6 +13,7 @@ use farside_wire::{
 };
 use tokio::sync::mpsc;
 
+use crate::channel::{Sender, channel};
 use crate::group::{Inbox, Note};
 use crate::link::WAITING_MAX;
 
@@ -34,13 +34,13 @@ impl HoldTimer {
     /// # Errors
     /// When no thread can be started.
     pub(crate) fn start(group: Arc<Group>) -> std::io::Result<Self> {
-        let (holds, held) = unbounded::<(HoldId, Instant)>();
+        let (holds, held) = channel::<(HoldId, Instant)>();
         std::thread::Builder::new().name("hold-timer".to_owned()).spawn(move || {
             // Host writes wait for it.
             if let Err(error) = Priority::Urgent.set() {
                 tracing::debug!(%error, "the timer of holds has the priority of any other thread");
             }
-            for (hold, until) in held {
+            for (hold, until) in held.iter() {
                 std::thread::sleep(until.saturating_duration_since(Instant::now()));
                 group.let_go(hold);
             }

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
 use farside_blockio::process::Priority;
 use farside_blockio::{Buffer, Waker};
 use farside_keys::{ContentKeys, Sealer, Secret};
 use farside_layer::{Compression, Encoder, FrameEncoder, Frames, is_zero};
 use farside_region::{Geometry, GranuleIndex, GranuleRun, RegionIndex};
 
+use crate::channel::{Receiver, Sender, channel};
 use crate::verify::Published;
 
 /// The threads, as long as somebody holds one of these.
@@ -75,13 +75,13 @@ impl Encoders {
     /// # Errors
     /// When the system gives none.
     pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
-        let (tasks, queue) = unbounded();
+        let (tasks, queue) = channel();
         for i in 0..threads.max(1) {
             let queue: Receiver<Task> = queue.clone();
             let mut encoder = encoder()?;
             thread::Builder::new().name(format!("encode-{i}")).spawn(move || {
                 let _ = Priority::Background.set(); // where it is refused, all threads are equal
-                for task in queue {
+                for task in queue.iter() {
                     encoder.set(task.compression);
                     let (done, waker) = (task.done.clone(), task.waker.clone());
                     let (encoded, again) = task.encode(encoder);
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn buffers_are_dropped_by_whom_they_belong_to() {
         let encoders = Encoders::start(1).expect("a thread");
-        let (done, encoded) = unbounded();
+        let (done, encoded) = channel();
         let wanted = Arc::new(AtomicU32::new(4));
         let pool = farside_blockio::BufferPool::new(8192, 4096).expect("memory");
         let first = Geometry::new(8 << 20).expect("valid").region_run(RegionIndex(1)).start;
@@ -246,7 +246,7 @@ mod tests {
     fn holes_are_back_at_once_and_as_a_thread_would_have_encoded_them() {
         let geometry = Geometry::new(8 << 20).expect("valid");
         let encoders = Encoders::start(1).expect("a thread");
-        let (done, encoded) = unbounded();
+        let (done, encoded) = channel();
         let (wanted, run) = (Arc::default(), geometry.region_run(RegionIndex(1)));
         let hand_in = |content| encoders.hand_in(task(&done, vec![(run, content)], 0, &wanted));
         let now = hand_in(Content::Zero).expect("no work");
@@ -271,7 +271,7 @@ mod tests {
     fn what_was_given_up_comes_back_once_and_unencoded() {
         let geometry = Geometry::new(8 << 20).expect("valid");
         let encoders = Encoders::start(1).expect("a thread");
-        let (done, encoded) = unbounded();
+        let (done, encoded) = channel();
         let wanted = Arc::new(AtomicU32::new(4));
         let run = geometry.region_run(RegionIndex(1));
         for generation in [3, 4] {

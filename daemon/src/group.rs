@@ -9,16 +9,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use farside_blockio::process::monotonic_ns;
-use farside_ledger::{CutTime, EpochInfo, LayerKind};
+use farside_ledger::{CutTime, LayerKind};
 use farside_region::{EpochId, Name, RegionSet, VolumeId};
-use farside_replication::source::{Action, DemoteCause, Event, Limits, Report, Sample, Source, SwitchDone, SwitchMember, Tick};
+use farside_replication::source::{Action, DemoteCause, Event, Limits, Report, Sample, Source, Tick};
 use farside_shim::{CoolStep, Cooler, Kind, Switcher, Tracking};
 use farside_wire::{PointAnswer, PointQuery, ReceiverMessage, RequestId, SourceMessage};
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::channel::{Nothing, Receiver, Sender, channel};
 use crate::compare::{Compares, Heat};
 use crate::config::{GroupConfig, VolumeConfig};
 use crate::growth::Growth;
@@ -42,6 +42,7 @@ mod closing;
 mod cohort;
 mod notes;
 mod quiet;
+mod switch;
 
 /// How often regions are offered for cooling, at most.
 const COOL_EVERY: Duration = Duration::from_secs(5);
@@ -71,7 +72,7 @@ pub(crate) struct Inbox(Sender<Note>);
 impl Inbox {
     #[cfg(test)]
     pub(crate) fn pair() -> (Self, Receiver<Note>) {
-        let (sender, notes) = unbounded();
+        let (sender, notes) = channel();
         (Self(sender), notes)
     }
 
@@ -88,7 +89,7 @@ impl Inbox {
     /// # Errors
     /// When the group has stopped, and has said how.
     pub(crate) fn attaches(&self, volume: Opening) -> Result<(), IntentFileError> {
-        let (heard, is_heard) = crossbeam::channel::bounded(1);
+        let (heard, is_heard) = channel();
         self.send(Note::Attaches(volume, heard));
         is_heard.recv().map_err(|_| IntentFileError::Stopping)
     }
@@ -119,7 +120,7 @@ impl GroupHandle {
 
 /// Has a group stop in order; it can be asked meanwhile. Waits for that.
 pub(crate) fn stop(inbox: &Inbox, configured: usize, patience: Option<Duration>) -> Ending {
-    let (answer, answered) = crossbeam::channel::bounded(1);
+    let (answer, answered) = channel();
     inbox.send(Note::Ask(Ask::Stop { configured, patience, answer }));
     answered.recv().unwrap_or(Ending::UNKNOWN)
 }
@@ -141,7 +142,7 @@ impl GroupStart {
         self.around.pacer.set(self.config.rate.bytes_per_s());
         self.around.keys =
             GroupKeys::start(self.state.path(), &self.name, self.config.encryption.clone(), self.config.stand_in_for.clone())?;
-        let (sender, notes) = unbounded();
+        let (sender, notes) = channel();
         let inbox = Inbox(sender);
         let (link, connector) =
             crate::link::start(&self.around.links, self.dial.clone(), self.around.pacer.clone(), inbox.clone());
@@ -396,8 +397,8 @@ impl Control {
                     return;
                 }
                 Ok(note) => self.hear(note),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(Nothing::Yet) => {}
+                Err(Nothing::Ever) => return,
             }
             self.routine();
         }
@@ -727,70 +728,6 @@ impl Control {
         if let Some(member) = self.members.get_mut(&id) {
             f(member);
         }
-    }
-
-    /// The switch. Parked writers wait for its grace, so it is polled to the end without sleeping.
-    fn switch(&mut self, kind: LayerKind, members: Vec<SwitchMember>) {
-        let kind = match kind {
-            LayerKind::Point => Kind::Cut,
-            LayerKind::Fuzzy => Kind::Pass,
-        };
-        while self.switcher.is_busy() {
-            // A cut that was released is freed by polling; nobody waits for a host here.
-            if self.switcher.poll().is_none() {
-                std::thread::yield_now();
-            }
-        }
-        let members = members
-            .into_iter()
-            .map(|m| farside_shim::Member {
-                volume: self.members.get(&m.volume).expect("a switch names members of the group").served.volume.clone(),
-                also: m.extra,
-            })
-            .collect();
-        let mono_before_ns = monotonic_ns();
-        let epoch = self.switcher.begin(kind, members).expect("the state machine switches when it may");
-        let mono_after_ns = monotonic_ns();
-        let info = EpochInfo { boot: self.around.boot, mono_before_ns, mono_after_ns, wall_ms: wall_ms() };
-        let frozen = loop {
-            if let Some(frozen) = self.switcher.poll() {
-                break frozen;
-            }
-            std::thread::yield_now();
-        };
-        let grace = monotonic_ns() - mono_after_ns;
-        self.tally.grace(grace);
-        if grace > 10_000_000 {
-            warn!(group = %self.name, epoch = %epoch, grace_us = grace / 1000, "a switch took long: a queue thread was held up");
-        }
-        let now = Instant::now();
-        let mut done = Vec::new();
-        for frozen in &frozen.members {
-            let geometry = frozen.volume.geometry();
-            self.tally.frozen(frozen.set.granule_count(geometry) * geometry.granule_bytes());
-        }
-        for volume in frozen.members {
-            let (id, member) = self
-                .members
-                .iter_mut()
-                .find(|(_, m)| Arc::ptr_eq(&m.served.volume, &volume.volume))
-                .expect("what was frozen is a member");
-            member.recent.push_back((now, volume.set.regions()));
-            done.push((*id, volume.set));
-        }
-        if kind == Kind::Cut {
-            // Of the others nothing is read, so nobody would say that it was.
-            let left: BTreeSet<VolumeId> = done.iter().filter(|(_, set)| !set.is_empty()).map(|(id, _)| *id).collect();
-            // † What nobody reads is a point at once: it must hold already.
-            if left.is_empty() && !self.see_taps() {
-                self.switcher.demote(epoch);
-                let demoted = Event::Demoted { epoch, why: DemoteCause::Member };
-                self.source.step(monotonic_ns(), demoted, &mut self.actions);
-            } else {
-                self.cuts.insert(epoch, left);
-            }
-        }
-        self.source.step(monotonic_ns(), Event::SwitchDone(SwitchDone { epoch, info, members: done }), &mut self.actions);
     }
 
     fn tick(&mut self) {
@@ -1159,9 +1096,9 @@ impl Control {
             match self.notes.recv_timeout(Duration::from_millis(10)) {
                 // Whoever says it once more does not want to wait.
                 Ok(Note::Ask(Ask::Stop { .. })) => self.hurries = true,
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(Nothing::Yet) => {}
                 Ok(note) => self.hear(note),
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(Nothing::Ever) => return,
             }
             self.routine();
         }

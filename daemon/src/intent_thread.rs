@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 use farside_blockio::process::monotonic_ns;
 use farside_region::{BootId, Geometry, LedgerPosition, MapId, Name, Term, VolumeId};
 use farside_shim::IntentOwner;
 use tracing::{error, info, warn};
 
+use crate::channel::{Nothing, Receiver};
 use crate::group::{Inbox, Note};
 use crate::intent_file::IntentFile;
 use crate::volume::IntentOrder;
@@ -105,8 +105,8 @@ impl IntentThread {
                             return;
                         }
                     }
-                    Err(TryRecvError::Disconnected) => return,
-                    Err(TryRecvError::Empty) => break,
+                    Err(Nothing::Ever) => return,
+                    Err(Nothing::Yet) => break,
                 }
             }
             // One of each in turn: cold writes without end must not keep the header waiting, nor a header them for long.
@@ -123,16 +123,16 @@ impl IntentThread {
                         return;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(Nothing::Yet) => {}
+                Err(Nothing::Ever) => return,
             }
         }
     }
 
-    fn next_order(&self) -> Result<IntentOrder, RecvTimeoutError> {
+    fn next_order(&self) -> Result<IntentOrder, Nothing> {
         match self.mend {
             Some((at, _)) => self.orders.recv_deadline(at),
-            None => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            None => self.orders.recv(),
         }
     }
 
@@ -241,18 +241,18 @@ impl IntentThread {
 
 #[cfg(test)]
 mod tests {
-    use crossbeam::channel::unbounded;
     use farside_region::{RecordDigest, RegionSet, Slot};
     use farside_shim::{Tracking, TrackingVerdict, Volume, VolumeConfig, Wakes};
 
     use super::*;
+    use crate::channel::{Sender, channel};
 
     const VOLUME: VolumeId = VolumeId([1; 16]);
     const BOOT: BootId = BootId([2; 16]);
 
     struct Running {
         volume: std::sync::Arc<Volume>,
-        orders: crossbeam::channel::Sender<IntentOrder>,
+        orders: Sender<IntentOrder>,
         notes: Receiver<Note>,
         busy: Busy,
         thread: std::thread::JoinHandle<()>,
@@ -268,9 +268,9 @@ mod tests {
         }
         let config = VolumeConfig::new(geometry);
         let group = farside_shim::Group::new(&config.limits, geometry.granule_bytes());
-        let (orders, from_control) = unbounded();
+        let (orders, from_control) = channel();
         let (wakes, commit) = (Wakes::none(1), orders.clone());
-        struct Commit(crossbeam::channel::Sender<IntentOrder>);
+        struct Commit(Sender<IntentOrder>);
         impl farside_shim::Wake for Commit {
             fn wake(&self) {
                 let _ = self.0.send(IntentOrder::Commit);

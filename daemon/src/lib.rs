@@ -11,6 +11,7 @@ pub mod bandwidth;
 pub mod boot;
 mod canary;
 mod change;
+mod channel;
 mod cohort;
 mod compare;
 mod compression;

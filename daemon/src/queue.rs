@@ -6,9 +6,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crossbeam::queue::ArrayQueue;
 use farside_blockio::{
     BlockQueue, Buffer, BufferPool, Completion, DeviceDone, DeviceEngine, DeviceOp, Done, Errno, Extent, Op, Pages, Payload,
     QueueInfo, Request, Ring,
@@ -37,19 +36,19 @@ pub(crate) struct Counters {
 }
 
 /// What other threads ask of a queue thread; the queue's waker tells it to look.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Orders {
-    flushes: ArrayQueue<()>,
+    flush: AtomicBool,
 }
 
 impl Orders {
-    pub(crate) fn new() -> Self {
-        Self { flushes: ArrayQueue::new(8) }
-    }
-
     /// Asks for a flush of the backing; [`FlushDone`] is called with the result. Wake the queue afterwards.
     pub(crate) fn flush(&self) {
-        let _ = self.flushes.push(()); // full: so many flushes are asked for already, and the next answers them all
+        self.flush.store(true, Ordering::Release); // one that begins later answers all who asked before
+    }
+
+    fn wants_flush(&self) -> bool {
+        self.flush.load(Ordering::Relaxed)
     }
 }
 
@@ -389,8 +388,7 @@ impl BlockQueue for ShimQueue {
     }
 
     fn wake(&mut self, ring: &mut Ring) {
-        if !self.flush_under_way && !self.orders.flushes.is_empty() {
-            while self.orders.flushes.pop().is_some() {}
+        if !self.flush_under_way && self.orders.wants_flush() && self.orders.flush.swap(false, Ordering::Acquire) {
             self.flush_under_way = true;
             self.engine.submit(ring, ORDERED_FLUSH, DeviceOp::Flush);
         }
@@ -417,7 +415,7 @@ impl BlockQueue for ShimQueue {
     }
 
     fn is_idle(&self) -> bool {
-        !self.flush_under_way && self.orders.flushes.is_empty()
+        !self.flush_under_way && !self.orders.wants_flush()
     }
 
     fn reap(&mut self) -> Option<Done> {

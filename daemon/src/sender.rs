@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, Sender, unbounded};
 use farside_blockio::process::monotonic_ns;
 use farside_blockio::{
     Buffer, BufferPool, DeviceDone, DeviceEngine, DeviceOp, Errno, ExtentKind, FileDevice, Ring, RingError, Tag, Waker,
@@ -29,6 +28,7 @@ use farside_wire::{DigestRun, PartHeader};
 use tokio::sync::mpsc;
 use tracing::{debug, error};
 
+use crate::channel::{Receiver, Sender, channel};
 use crate::compression::{Choice, Waited};
 use crate::encode::{Content, Encoded, Encoders, Task};
 use crate::keys::GroupKeys;
@@ -125,7 +125,7 @@ impl SenderThread {
         let pool = BufferPool::new(POOL_BYTES, RUN_BYTES_MAX).map_err(|source| RingError::Io { source })?;
         let engine = DeviceEngine::new(self.device.clone()).map_err(|source| RingError::Io { source })?;
         ring.wake_read(Tag::server(0), &self.waker);
-        let (done, encoded) = unbounded();
+        let (done, encoded) = channel();
         let mut pipeline = Pipeline {
             geometry: *self.volume.geometry(),
             id: self.id,
@@ -893,7 +893,7 @@ mod tests {
     fn l8_what_was_given_up_is_part_of_the_window_until_it_is_back() {
         let geometry = Geometry::new(64 << 20).expect("valid");
         let whole = geometry.region_run(RegionIndex(0)).count;
-        let (done, back) = unbounded();
+        let (done, back) = channel();
         let encoders = Encoders::start(1).expect("a thread");
         let (wanted, waker) = (Arc::new(AtomicU32::new(0)), Waker::new().expect("an eventfd"));
         let hand_in = |region: RegionIndex| {

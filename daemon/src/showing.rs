@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
 use tracing::{error, info, warn};
 
+use crate::channel::{Nothing, Receiver};
 use crate::{change, locked};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -44,7 +44,7 @@ impl FirstWrite {
     /// Whether it has ended. Waits a moment, if it is ours.
     fn has_ended(&self) -> bool {
         match self {
-            Self::Sent(end) => !matches!(end.recv_timeout(POLL), Err(RecvTimeoutError::Timeout)),
+            Self::Sent(end) => !matches!(end.recv_timeout(POLL), Err(Nothing::Yet)),
             Self::Left { runtime_dir, device } => change::is_idle(runtime_dir, device).unwrap_or_else(|error| {
                 warn!(device = %device.display(), "whether a first write is under way is unknown: {error:#}");
                 false
@@ -140,13 +140,13 @@ impl Showing {
 
 #[cfg(test)]
 mod tests {
-    use crossbeam::channel::{bounded, unbounded};
+    use crate::channel::channel;
 
     use super::*;
 
     /// Says when it is made known.
     fn shown_after(first: FirstWrite) -> (Showing, Receiver<()>) {
-        let (shown, is_shown) = unbounded();
+        let (shown, is_shown) = channel();
         let showing = Showing::new();
         showing.show(Some(first), move || shown.send(()).map_err(io::Error::other)).expect("a thread");
         (showing, is_shown)
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn r13_a_device_is_not_known_before_its_first_write_has_ended() {
-        let (end, first) = bounded(1);
+        let (end, first) = channel();
         let (showing, is_shown) = shown_after(FirstWrite::Sent(first));
         assert!(showing.lacks().is_some() && is_shown.try_recv().is_err());
         end.send(Err(anyhow::anyhow!("its disk refuses it"))).expect("awaited");
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_withdrawn_is_not_made_known() {
-        let (end, first) = bounded(1);
+        let (end, first) = channel();
         let (showing, is_shown) = shown_after(FirstWrite::Sent(first));
         showing.give_up();
         drop(end);
@@ -189,8 +189,8 @@ mod tests {
     fn what_cannot_be_made_known_is_said() {
         let showing = Showing::new();
         showing.show(None, || Err(io::Error::other("read-only"))).expect_err("at once");
-        let (end, first) = bounded::<anyhow::Result<bool>>(1);
-        let (tried, is_tried) = unbounded::<()>();
+        let (end, first) = channel::<anyhow::Result<bool>>();
+        let (tried, is_tried) = channel::<()>();
         let publish = move || {
             drop(tried);
             Err(io::Error::other("read-only"))

@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::dm::DevNumber;
 use farside_blockio::{Abandoned, BlockQueue, FileDevice, OpenOptions, RingError, Waker, living_openers, open_still, openers};
 use farside_insert::stack;
@@ -32,6 +31,7 @@ use tracing::{error, info, warn};
 
 use crate::boot::unserved;
 use crate::change::{self, Change};
+use crate::channel::{Receiver, Sender, channel};
 use crate::config::{DataPath, LimitsConfig, VolumeConfig, write_atomically};
 use crate::node::Place;
 use crate::showing::{FirstWrite, Showing};
@@ -219,7 +219,7 @@ impl Prepared {
                 let (token, data_path, queues) = (device.token(), Arc::new(device.data_path().clone()), device.queues());
                 let (can_grow, is_small) = (device.can_grow(), device.is_small());
                 let (servers, handle) = device.servers(wakers);
-                let (ready, is_ready) = bounded(queues.into());
+                let (ready, is_ready) = channel();
                 let waiting = Arc::new(Mutex::new(Some((device, is_ready))));
                 let taps = servers.into_iter().map(|server| Tap::Ublk(server, ready.clone())).collect();
                 let withdrawn = Arc::default();

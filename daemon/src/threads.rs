@@ -5,9 +5,9 @@
 
 use std::thread::JoinHandle;
 
-use crossbeam::channel::Sender;
 use farside_blockio::{Abandoned, Waker};
 
+use crate::channel::Sender;
 use crate::sender::Order;
 use crate::tap;
 use crate::volume::IntentOrder;
@@ -75,16 +75,16 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use crossbeam::channel::{Receiver, unbounded};
     use farside_blockio::{Buffer, Ring, Tag};
     use farside_nbd::Server;
 
     use super::*;
+    use crate::channel::{Nothing, Receiver, channel};
 
     /// Threads of a volume that has none yet, and what they would be told.
     fn threads() -> (Threads, Receiver<Order>, Receiver<IntentOrder>) {
-        let (sender, orders) = unbounded();
-        let (intent, intent_orders) = unbounded();
+        let (sender, orders) = channel();
+        let (intent, intent_orders) = channel();
         let waker = || Waker::new().expect("an eventfd");
         let (_, tap) = Server::new(None, "data", "", farside_nbd::Limits::default(), waker());
         let (tap, sender_waker, queue_threads) = (tap::Handle::Nbd(tap), waker(), Vec::new());
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn what_was_begun_of_an_opening_that_failed_ends() {
-        let (held, is_held) = unbounded::<()>();
+        let (held, is_held) = channel::<()>();
         let (mut threads, _orders, orders) = threads();
         let intent = threads.intent.clone();
         threads.intent_thread = Some(std::thread::spawn(move || {
@@ -103,7 +103,7 @@ mod tests {
         }));
         // The thread of the sender cannot be had: those who may still ask for a commit have their way to the thread, too.
         drop(threads);
-        assert_eq!(is_held.try_recv(), Err(crossbeam::channel::TryRecvError::Disconnected), "the map is free");
+        assert_eq!(is_held.try_recv(), Err(Nothing::Ever), "the map is free");
         drop(intent);
     }
 

@@ -16,7 +16,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use crossbeam::channel::{Sender, unbounded};
 use farside_blockio::dm::DevNumber;
 use farside_blockio::process::Priority;
 use farside_blockio::{DeviceEngine, DeviceError, FileDevice, Identity, Known, OpenOptions, Ring, Waker, WriteWatch};
@@ -33,6 +32,7 @@ use crate::backing;
 use crate::boot::{self, Backings};
 use crate::canary::{self, BlindNote, Canary, TapWatch};
 use crate::change::{self, Change};
+use crate::channel::{Sender, channel};
 use crate::config::{Config, LimitsConfig, STATE_DIR, VolumeConfig, write_atomically};
 use crate::encode::Encoders;
 use crate::flush_note::FlushNote;
@@ -307,8 +307,8 @@ impl Served {
 
         let wakers = engines.iter().map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let sender_waker = Waker::new()?;
-        let (intent, intent_orders) = unbounded();
-        let (sender, sender_orders) = unbounded();
+        let (intent, intent_orders) = channel();
+        let (sender, sender_orders) = channel();
         let id = meta.id;
         let wakes = Wakes {
             queues: wakers.iter().map(|waker| Arc::new(RingWake(waker.clone())) as Arc<dyn Wake>).collect(),
@@ -350,7 +350,7 @@ impl Served {
         let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
         let guard = sentinels.map(|kept| Guard::start(&device, &dir, sentinel_key, kept, name.as_str())).transpose()?;
         // The first queue's: a flush of the backing covers what all of them have completed.
-        let orders = Arc::new(Orders::new());
+        let orders = Arc::new(Orders::default());
         let client = prepared.has_one_client().then(|| volume.connect());
         let mut shim_queues = Vec::with_capacity(queues.len());
         for (at, (queue, engine)) in queues.into_iter().zip(engines).enumerate() {
@@ -359,7 +359,7 @@ impl Served {
                 queue,
                 engine,
                 tap::depth(&around.limits),
-                if at == 0 { orders.clone() } else { Arc::new(Orders::new()) },
+                if at == 0 { orders.clone() } else { Arc::new(Orders::default()) },
                 Box::new(move |ok| flushed.send(Note::Flushed(id, ok))),
                 counters.clone(),
                 guard.as_ref().map(Guard::bell),
@@ -670,7 +670,7 @@ impl Served {
             return false;
         }
         let backing = self.device.identity_now().ok().flatten();
-        let (answer, answered) = unbounded();
+        let (answer, answered) = channel();
         self.intent(IntentOrder::Clean { owed, backing, answer });
         let clean = answered.recv().unwrap_or(false);
         if clean {

@@ -141,6 +141,15 @@ const IMPURE_WORDS: &[&str] = &[
 const NOT_FOR_THE_DAEMON: &[(&str, &str)] =
     &[("passing_pages", "what a host puts in its pages after a switch would be in the cut before it (L3)")];
 
+/// Where threads run that a host's request waits for, and whoever shares something with them.
+const WRITE_PATH: &[&str] = &["crates/shim/src/", "crates/blockio/src/", "crates/nbd/src/", "ublk/src/", "daemon/src/"];
+
+/// How threads wait there without sleeping. `std::sync::mpsc` does, inside; so does all of crossbeam.
+const AWAKE: &[&str] = &["yield_now", "spin_loop", "crossbeam", "std::sync::mpsc", "ArrayQueue", "SegQueue"];
+
+/// Models, which are no part of what is shipped; and who makes a device of the kernel's client, which serves no request.
+const MAY_WAIT_AWAKE: &[&str] = &["crates/shim/src/models.rs", "crates/nbd/src/kernel.rs"];
+
 /// The only places that may contain unsafe code.
 const UNSAFE_ROOMS: &[&str] = &["crates/blockio/", "ublk/", "crates/hooks/src/kernel.rs"];
 
@@ -182,6 +191,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     check_pure(&sources, &mut found);
     check_unsafe(&sources, &mut found);
     check_daemon(&sources, &mut found);
+    check_write_path(&sources, &mut found);
     check_words(&sources, &mut found);
     check_shape(&sources, &mut found);
     laws::check(&sources, &mut found);
@@ -408,6 +418,23 @@ fn check_daemon(sources: &Sources, found: &mut Vec<String>) {
     }
 }
 
+/// † A thread that waits awake for another one's unfinished change keeps the processor, which that one may need; where it outranks it, for
+/// ever. A host's request waits for both.
+fn check_write_path(sources: &Sources, found: &mut Vec<String>) {
+    for (name, text) in sources.rust().filter(|(name, _)| WRITE_PATH.iter().any(|dir| name.starts_with(dir))) {
+        if is_test_file(name) || MAY_WAIT_AWAKE.contains(&name) {
+            continue;
+        }
+        for (at, line) in product_lines(text) {
+            // A task of tokio's that yields does not keep its thread, whose others run.
+            let line = line.replace("tokio::task::yield_now", "");
+            for word in AWAKE.iter().filter(|word| line.contains(*word)) {
+                found.push(format!("{name}:{at}: `{word}` waits without sleeping; see `daemon/src/channel.rs`"));
+            }
+        }
+    }
+}
+
 /// What no file of the project may contain. Each is put together here, so that this file does not contain it either.
 fn forbidden_words() -> Vec<(String, &'static str)> {
     vec![
@@ -465,6 +492,7 @@ mod tests {
             (check_unsafe, "crates/shim/src/lib.rs", unsafe_line, "outside its rooms"),
             (check_unsafe, "crates/blockio/src/lib.rs", unsafe_line, "SAFETY"),
             (check_daemon, "daemon/src/tap.rs", "//! x\nfn f(s: Server) { s.passing_pages(); }\n", "(L3)"),
+            (check_write_path, "daemon/src/queue.rs", "//! x\nuse crossbeam::queue::ArrayQueue;\n", "without sleeping"),
             (check_words, "README.md", &unfinished, "unfinished"),
             (check_shape, "cli/src/x.rs", "fn f() {}\n", "must say what the file owns"),
         ];

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use crossbeam::channel::bounded;
 use farside_blockio::dm::DevNumber;
 use farside_blockio::{DeviceError, FileDevice, OpenOptions};
 use farside_control::source::IfAbsent;
 use farside_insert::stack;
 
 use super::{Backing, List, Look, Places, have_udev_look};
+use crate::channel::channel;
 use crate::config::RUN_DIR;
 use crate::state_dir::Mark;
 use crate::{node, tap};
@@ -67,7 +67,7 @@ pub fn run(config: &Path, bare: bool) -> anyhow::Result<()> {
 
 fn decide(list: &Arc<List>, places: &Arc<Places>, until: Instant, bare: bool) -> anyhow::Result<()> {
     // One that does not answer holds up no other.
-    let (done, decided) = bounded(list.volumes.len());
+    let (done, decided) = channel();
     for index in 0..list.volumes.len() {
         let (list, places, done) = (list.clone(), places.clone(), done.clone());
         std::thread::spawn(move || {

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::process::monotonic_ns;
 use farside_region::{GranuleSet, LedgerPosition, Name, VolumeId};
 use farside_replication::source::{State, VolumeStatus};
@@ -18,6 +17,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Control, Farewell, Member, Stopped};
+use crate::channel::{Receiver, Sender, channel};
 
 /// A device that does not answer is waited for so long at a stop.
 const CLOSE_WAIT: Duration = Duration::from_secs(15);
@@ -89,7 +89,7 @@ impl Away {
     fn closes(&mut self, id: VolumeId, name: Name, dir: Option<PathBuf>) -> Sender<bool> {
         let is_over = |gone: &Gone| gone.closing.as_ref().is_none_or(|closing| !closing.is_empty());
         self.0.retain(|_, gone| gone.dir.is_some() || !is_over(gone));
-        let (answer, closing) = bounded(1);
+        let (answer, closing) = channel();
         self.0.insert(id, Gone { name, dir, closing: Some(closing) });
         answer
     }
@@ -231,7 +231,7 @@ impl Control {
             }
             let is_kept = kept.is_ok() || member.is_on_record();
             let trusted = is_kept && member.is_trusted();
-            let (answer, answered) = bounded(1);
+            let (answer, answered) = channel();
             std::thread::spawn(move || answer.send(member.served.close_at_stop(owed.filter(|_| trusted))));
             closing.push((name, is_kept, answered));
         }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::Sender;
 use farside_control::source::{Accept, VerifyStatus};
 use farside_region::{EpochId, Generation, LedgerPosition, Slot, Term, VolumeId};
 use farside_wire::{CohortAsk, PointAnswer, PointQueryKind, ReceiverMessage};
 use tokio::sync::oneshot;
 
 use super::{Ending, Farewell, Opening, Served, Taken};
+use crate::channel::Sender;
 use crate::config::{GroupConfig, VolumeConfig};
 use crate::growth::Growth;
 use crate::link::Link;

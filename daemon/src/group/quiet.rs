@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Sender, bounded};
 use farside_blockio::process::monotonic_ns;
 use farside_control::Consistency;
 use farside_control::source::{ConsistentStatus, HooksFailure, LastPoint, PointTaken};
@@ -19,6 +18,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{Control, Note};
+use crate::channel::{Sender, channel};
 use crate::hooks;
 use crate::locked;
 use crate::status::{last_point, said_of};
@@ -169,7 +169,7 @@ impl Control {
         let plan = hooks::plan(&self.around, self.state.path(), &self.name, volumes, &self.config);
         let guard = hooks::guard(&self.around.runtime_dir);
         let inbox = self.inbox.clone();
-        let (holds, what_was_cut) = bounded(1);
+        let (holds, what_was_cut) = channel();
         let until = Instant::now() + hooks::patience(&self.config.hooks);
         self.quiet.last_attempt += 1;
         let attempt = self.quiet.last_attempt;
