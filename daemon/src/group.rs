@@ -496,11 +496,11 @@ impl Control {
                 self.step(Event::SetWrappedKeys { wrapped });
                 self.step(Event::Connected { connection });
             }
-            Note::Disconnected(connection) => {
+            Note::Disconnected(connection, how) => {
                 if let Some(link) = self.link.take_if(|link| link.number == connection) {
                     self.tally.disconnected(link.connection.statistics());
                 }
-                self.disconnected(connection);
+                self.disconnected(connection, how);
             }
             Note::Message(connection, message) => match *message {
                 ReceiverMessage::Points(answer) => {
@@ -534,12 +534,12 @@ impl Control {
         }
     }
 
-    fn disconnected(&mut self, connection: u64) {
+    fn disconnected(&mut self, connection: u64, how: farside_replication::source::Ended) {
         // What was read ahead is forgotten before the machine may order a part anew: orders keep their order.
         self.members.values().for_each(|m| m.served.send(Order::Forget));
         self.points.clear();
         self.damaged.clear();
-        self.step(Event::Disconnected { connection });
+        self.step(Event::Disconnected { connection, how });
     }
 
     /// The gateway answered whether it wants the group encrypted at rest.
@@ -946,7 +946,7 @@ impl Control {
         {
             self.hang_up(&link, &why, false);
             self.tally.disconnected(link.connection.statistics());
-            self.disconnected(link.number);
+            self.disconnected(link.number, farside_replication::source::Ended::Closed);
         }
         self.step(Event::AddVolume(setup));
         self.say_seals(); // before the machine hears what the ledger says of it

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use farside_transport::{CloseCode, Connection, Connector, ConnectorState, Dial, Pacer};
+use farside_replication::source::Ended;
+use farside_transport::{CloseCode, Closed, Connection, Connector, ConnectorState, Dial, Pacer};
 use farside_wire::ReceiverMessage;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
@@ -60,7 +61,15 @@ async fn run(mut connector: Connector, pacer: Arc<Pacer>, inbox: Inbox) {
             () = connector.switch() => reading.await,
         }
         writer.abort();
-        inbox.send(Note::Disconnected(number));
+        inbox.send(Note::Disconnected(number, tells_of_the_line(connection.close_reason().as_ref())));
+    }
+}
+
+/// What one side says, and a receiver that was started anew, tell nothing of it.
+fn tells_of_the_line(why: Option<&Closed>) -> Ended {
+    match why {
+        Some(Closed::TimedOut | Closed::Broken(_)) => Ended::Broken,
+        _ => Ended::Closed,
     }
 }
 
@@ -88,5 +97,19 @@ async fn read(connection: &Arc<dyn Connection>, number: u64, inbox: &Inbox) {
         while inbox.len() > WAITING_MAX {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_a_stop_and_a_restart_tell_nothing_of_the_line() {
+        let (code, reason) = (CloseCode::ShuttingDown, "stopping".to_owned());
+        let by_somebody = [Closed::Here { code, reason: reason.clone() }, Closed::ByPeer { code, reason }, Closed::PeerRestarted];
+        assert!(by_somebody.iter().all(|why| tells_of_the_line(Some(why)) == Ended::Closed));
+        let by_the_line = [Closed::TimedOut, Closed::Broken("reset by a gateway on the way".to_owned())];
+        assert!(by_the_line.iter().all(|why| tells_of_the_line(Some(why)) == Ended::Broken));
     }
 }

@@ -471,6 +471,11 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("L5 a full store takes no claim", 50, Some(|p| p.full = true)),
     story("a pass takes all the credit", CORE, "stories::a_first_sync_holds_up_nobody_elses_points"),
     story("a slow part ends of a slice only", CORE, "stories::what_is_read_again_gets_over_a_slow_line_that_breaks"),
+    story(
+        "parts are as long on a line that breaks under them",
+        CORE,
+        "line::a_line_that_breaks_under_a_part_brings_points_all_the_same",
+    ),
     story("unreadable anew puts off every retry", CORE, "loss::a_dead_sector_that_is_written_puts_off_nobody_elses_retry"),
     story(
         "a region that is read again in part is not retried",

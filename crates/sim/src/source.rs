@@ -35,7 +35,7 @@ use farside_region::intent::{
     HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentLayout, Owed, SlotIndex, UncheckedOwed, recover_header,
 };
 use farside_region::{EpochId, Generation, LedgerPosition, RegionIndex, RegionSet, mutation};
-use farside_replication::source::{Config, Event, PartRead, ReadPart, Source as Core, Start, VerifyChunk, VolumeSetup};
+use farside_replication::source::{Config, Ended, Event, PartRead, ReadPart, Source as Core, Start, VerifyChunk, VolumeSetup};
 use farside_shim::{
     Connection, Cooler, Group, IntentOwner, Queue, RegionState, Switcher, Tracking, Volume, VolumeConfig, Wake, Wakes,
 };
@@ -602,7 +602,7 @@ impl Source {
             vol.set_job(None);
             vol.digests.replace(None);
         }
-        self.push(Event::Disconnected { connection: conn.0 });
+        self.push(Event::Disconnected { connection: conn.0, how: Ended::Broken });
     }
 
     fn push(&self, event: Event) {

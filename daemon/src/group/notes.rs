@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use farside_control::source::{Accept, VerifyStatus};
 use farside_region::{EpochId, Generation, LedgerPosition, Slot, Term, VolumeId};
+use farside_replication::source::Ended;
 use farside_wire::{CohortAsk, PointAnswer, PointQueryKind, ReceiverMessage};
 use tokio::sync::oneshot;
 
@@ -42,7 +43,7 @@ pub(crate) enum Note {
     /// The map of a volume that is being opened is about to say `attached`; answered.
     Attaches(Opening, Sender<()>),
     Connected(Link),
-    Disconnected(u64),
+    Disconnected(u64, Ended),
     Message(u64, Box<ReceiverMessage>),
     /// Applications are quiet, by the attempt of that number; or why not.
     Quiesced(u64, Result<(), String>),

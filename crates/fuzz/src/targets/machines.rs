@@ -148,6 +148,7 @@ impl Host {
             cut_bytes_min: 64,
             cut_bytes_max: 4096,
             part_bytes: 128,
+            part_bytes_min: 32,
             slice_bytes: 256,
             ..source::Limits::default()
         };
@@ -245,7 +246,7 @@ impl Host {
 
     fn reconnect(&mut self) {
         if self.connected {
-            self.events.push_back(source::Event::Disconnected { connection: self.connection });
+            self.events.push_back(source::Event::Disconnected { connection: self.connection, how: source::Ended::Broken });
         }
         self.wanted.clear();
         self.connection += 1;
@@ -307,7 +308,7 @@ impl Host {
             Action::Disconnect { connection, .. } if connection == self.connection && self.connected => {
                 self.connected = false;
                 self.wanted.clear();
-                self.events.push_back(Event::Disconnected { connection });
+                self.events.push_back(Event::Disconnected { connection, how: source::Ended::Closed });
             }
             Action::WriteHeader { volume, confirmed, position } => {
                 self.events.push_back(Event::HeaderDurable { volume, confirmed, position });

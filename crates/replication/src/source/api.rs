@@ -61,6 +61,8 @@ pub struct Limits {
     pub layer_parts_max: u32,
     /// A part ends at the first region boundary after so many bytes. Real parts stay below 64 MiB if this plus one region fits.
     pub part_bytes: u64,
+    /// Where connections break before a part has arrived, parts become shorter, down to this or a region.
+    pub part_bytes_min: u64,
     /// A pass or cut begins only while a volume has fewer unpublished layers.
     pub unpublished_layers_max: usize,
     /// A verify asks for the digests of so much of a volume at once.
@@ -99,6 +101,7 @@ impl Default for Limits {
             slice_time: 60 * SECOND,
             layer_parts_max: 1024,
             part_bytes: 56 << 20,
+            part_bytes_min: 1 << 20,
             unpublished_layers_max: 64,
             verify_bytes: 64 << 20,
             cut_bytes_max: 1 << 30,
@@ -164,6 +167,15 @@ pub struct Sample {
     pub waits_for_disk: bool,
 }
 
+/// How a connection came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The line fell silent, or broke.
+    Broken,
+    /// One of the two sides closed it, or the receiver was started anew.
+    Closed,
+}
+
 /// What happened.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -185,6 +197,8 @@ pub enum Event {
     Disconnected {
         /// Its number; an old one is ignored.
         connection: u64,
+        /// Whether that tells of the line.
+        how: Ended,
     },
     /// A message on it.
     Message {
@@ -755,6 +769,11 @@ pub enum Report {
         key: LayerKey,
         /// From which part on.
         from_part: u32,
+    },
+    /// The line breaks before a part has arrived, again and again: parts become shorter.
+    ShorterParts {
+        /// They have at most so many bytes, or a region.
+        bytes: u64,
     },
     /// Layers were published.
     Published {

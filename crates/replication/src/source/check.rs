@@ -11,7 +11,7 @@ use farside_wire::{
     ReceiverHello, RequestId, ResumeAnswer, ResumeQuery, Settings, SourceHello, SourceMessage, VersionRange,
 };
 
-use super::api::{Action, DemoteCause, Nanos, Problem, Report, SECOND};
+use super::api::{Action, DemoteCause, Ended, Nanos, Problem, Report, SECOND};
 use super::status::{PointStatus, RefusedWhy};
 use super::verify::VerifyOutcome;
 use super::volume::{Check, HeatFor, Layer, Looked, Loss, Reclaim, Seen, Service, Stage, Standing, Volume, slot_of};
@@ -36,8 +36,9 @@ impl Source {
 
     /// The connection is gone: what was being read is read again, and a cut among it is no cut any more (T1). What was said
     /// may have been staged; the answer to the resume question tells.
-    pub(super) fn disconnected(&mut self, now: Nanos, out: &mut Vec<Action>) {
+    pub(super) fn disconnected(&mut self, now: Nanos, how: Ended, out: &mut Vec<Action>) {
         self.link = Link::Down;
+        self.line.ends(how);
         self.trouble = None;
         self.key_answer = KeyAnswer::NotAsked;
         for volume in self.volumes.values_mut() {
@@ -431,6 +432,10 @@ impl Source {
             let volume = self.volumes.get_mut(&id).expect("the caller found it");
             let Some(layer) = volume.layers.iter_mut().find(|l| l.key.seq == resumed.seq) else { continue };
             let (key, epoch) = (layer.key, layer.epoch);
+            let parts = if let LayerFate::Landing { parts, .. } = resumed.fate { parts } else { layer.parts() };
+            if let Some(bytes) = layer.arrived(parts) {
+                self.line.brought(bytes);
+            }
             match &resumed.fate {
                 LayerFate::Published { position, kind } => self.published_layer(now, key, *position, *kind, out),
                 LayerFate::Landing { parts, end, staged } => {

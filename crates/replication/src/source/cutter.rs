@@ -233,6 +233,7 @@ impl Source {
             cursor: from,
             stage,
             reads: Vec::new(),
+            there: 0,
             begun: now,
             volume_bytes,
         });

@@ -10,6 +10,7 @@
 //! | `check` | greeting, position rule, claim, resume |
 //! | `cutter` | the switch, demotion |
 //! | `send` | parts, end messages, acknowledgements |
+//! | `line` | how long parts may be on a line that breaks |
 //! | `loss` | tracking that was lost, and who keeps that |
 //! | `upkeep` | header position, cooling, heartbeats |
 //! | `verify` | the whole volume against what is published |
@@ -19,6 +20,7 @@
 mod api;
 mod check;
 mod cutter;
+mod line;
 mod loss;
 mod send;
 mod status;
@@ -34,7 +36,7 @@ use farside_region::{EpochId, GranuleSet, LayerKey, RegionIndex, VolumeId, mutat
 use farside_wire::{Features, Notice, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceMessage};
 
 pub use api::{
-    Action, Config, DemoteCause, Event, LayerDigestFn, Limits, Nanos, PartRead, Problem, ReadPart, Report, SECOND, Sample,
+    Action, Config, DemoteCause, Ended, Event, LayerDigestFn, Limits, Nanos, PartRead, Problem, ReadPart, Report, SECOND, Sample,
     SentPart, Start, SwitchDone, SwitchMember, Tick, VerifyChunk, VerifyRead, VolumeSetup,
 };
 pub(crate) use status::FULL_BELOW;
@@ -43,6 +45,7 @@ pub use verify::{VerifyOutcome, VerifyReport};
 pub use wish::{Around, Wish, WishState, WishStatus};
 
 use cutter::Taken;
+use line::Line;
 use volume::{HeatFor, Layer, Reclaim, Service, Volume};
 use wish::{Labelled, Wishes};
 
@@ -56,6 +59,7 @@ pub struct Source {
     config: Config,
     phase: Phase,
     link: Link,
+    line: Line,
     volumes: BTreeMap<VolumeId, Volume>,
     epochs: BTreeMap<EpochId, Epoch>,
     switching: Option<Switching>,
@@ -166,10 +170,12 @@ impl Source {
     /// A group without volumes and without a connection.
     pub fn new(config: Config) -> Self {
         let cut_budget = config.limits.cut_bytes_max;
+        let line = Line::new(config.limits.part_bytes_min, config.limits.part_bytes);
         Self {
             config,
             phase: Phase::Running,
             link: Link::Down,
+            line,
             volumes: BTreeMap::new(),
             epochs: BTreeMap::new(),
             switching: None,
@@ -198,7 +204,9 @@ impl Source {
             Event::AddVolume(setup) => self.add_volume(now, *setup, actions),
             Event::RemoveVolume { volume } => self.set_service(volume, Service::Leaving),
             Event::Connected { connection } => self.connected_anew(now, connection, actions),
-            Event::Disconnected { connection } if self.link.connection() == Some(connection) => self.disconnected(now, actions),
+            Event::Disconnected { connection, how } if self.link.connection() == Some(connection) => {
+                self.disconnected(now, how, actions);
+            }
             Event::Message { connection, message } if self.link.connection() == Some(connection) => {
                 self.message(now, *message, actions);
             }
@@ -325,7 +333,7 @@ impl Source {
 
     fn connected_anew(&mut self, now: Nanos, connection: u64, out: &mut Vec<Action>) {
         if self.link != Link::Down {
-            self.disconnected(now, out);
+            self.disconnected(now, Ended::Closed, out);
         }
         self.connected(connection, out);
     }

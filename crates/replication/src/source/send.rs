@@ -6,7 +6,7 @@ use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Features, Lab
 
 use super::api::{Action, DemoteCause, Nanos, PartRead, ReadPart, Report};
 use super::status::PointStatus;
-use super::volume::{Layer, Reading, ReadingState, Reclaim, Service, Stage, Volume, slot_of};
+use super::volume::{Layer, Reading, ReadingState, Reclaim, Service, Stage, Volume, above, slot_of};
 use super::{Hold, Kind, Link, Phase, Source};
 
 /// At most so many bytes of a part are neither content nor proportional to it: header, footer, frame heads.
@@ -18,6 +18,7 @@ impl Source {
         if !matches!(self.link, Link::Up { .. }) {
             return;
         }
+        self.judge_line(now, out);
         let mut ids: Vec<VolumeId> =
             self.volumes.values().filter(|v| v.is_checked() && v.reading.is_none()).map(|v| v.id()).collect();
         ids.iter().for_each(|&id| self.begin_slice(now, id, out));
@@ -70,7 +71,10 @@ impl Source {
         if share == left && left < limits.part_bytes / 4 {
             return;
         }
-        let bytes_max = limits.part_bytes.min(share).min(slice_left);
+        let whole = limits.part_bytes.min(share).min(slice_left);
+        let bytes_max = whole.min(self.longest_part(volume, layer));
+        // A part has a whole region at least.
+        let reserved = bytes_max.max(whole.min(volume.geometry().region_bytes() + PART_OVERHEAD));
         let part = layer.parts();
         let action = ReadPart {
             connection,
@@ -87,18 +91,46 @@ impl Source {
         };
         let (key, state) = (layer.key, ReadingState::Going);
         let volume = self.volumes.get_mut(&id).expect("looked at above");
-        volume.reading =
-            Some(Reading { key, part, begun: now, waited: 0, seen_at: now, reserved: bytes_max, state, asked: Vec::new() });
+        volume.reading = Some(Reading { key, part, begun: now, waited: 0, seen_at: now, reserved, state, asked: Vec::new() });
+        self.line.begins(bytes_max);
         out.push(Action::ReadPart(Box::new(action)));
+    }
+
+    /// What the connection before this one brought is known when every volume of which parts were under way has heard what is there. Of one that does not
+    /// hear it in time nothing is expected.
+    fn judge_line(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let Link::Up { since, .. } = self.link else { return };
+        if !self.line.is_in_doubt() {
+            return;
+        }
+        let may_hear = |v: &Volume| v.is_active() && !v.is_checked() && v.layers.iter().any(Layer::is_in_doubt);
+        let is_patient = now < since.saturating_add(self.config.limits.recheck);
+        if is_patient && self.volumes.values().any(may_hear) {
+            return;
+        }
+        if let Some(bytes) = self.line.judge() {
+            out.push(Action::Report { volume: None, what: Report::ShorterParts { bytes } });
+        }
+    }
+
+    /// How long the next part of a layer may be, as far as the line goes. The layer that no slice ends has room for all of it all the same: its record
+    /// lists its parts.
+    fn longest_part(&self, volume: &Volume, layer: &Layer) -> u64 {
+        let Some(bytes) = self.line.holds().filter(|_| !mutation::on("parts are as long on a line that breaks under them"))
+        else {
+            return u64::MAX;
+        };
+        let left = volume.frozen.get(&layer.epoch).map_or(0, |frozen| volume.granule_bytes(&above(&frozen.set, layer.cursor)));
+        let parts_left = self.config.limits.layer_parts_max.saturating_sub(layer.parts()).max(1);
+        bytes.max(left.min(self.config.limits.slice_bytes).div_ceil(u64::from(parts_left)))
     }
 
     /// A slice that takes too long ends with the part it is at. Not one that has sent nothing to a gateway that is full: what is
     /// equal there is one record, and each takes room that it does not have.
     ///
     /// Of a layer whose end is no slice's (a cut, also one that was demoted, and what is read again) only the part ends. What was sent
-    /// of a part is lost with its connection: over a slow line that breaks every few minutes no whole one would ever arrive. (First parts of a
-    /// mebibyte on each connection, which grow with what it has carried, were tried for lines that break sooner, and taken out: after each
-    /// reconnect so many parts made points late that `fio_finds_nothing_while_the_receiver_dies_twenty_times` took a few times as long.)
+    /// of a part is lost with its connection: over a slow line that breaks every few minutes no whole one would ever arrive. Of one that breaks sooner
+    /// `line` takes care.
     pub(super) fn end_slow_slices(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let (slice_time, parts_max) = (self.config.limits.slice_time, self.config.limits.layer_parts_max);
         let is_full = self.gateway_is_full();
@@ -151,6 +183,9 @@ impl Source {
         volume.reading = None;
         if let (Link::Up { spent, .. }, Some(sent)) = (&mut self.link, read.sent) {
             *spent += sent.bytes;
+        }
+        if read.sent.is_none() {
+            self.line.brings(0); // what is equal need not arrive
         }
         let Some(epoch) = volume.layer_mut(&read.key).map(|l| l.epoch) else { return };
         volume.part_read(read, now, self.config.limits.unreadable_retry);
@@ -322,11 +357,21 @@ impl Source {
                 layer.stage = Stage::Staged;
                 self.staged_unasked = true;
             }
+            self.is_there(*key);
             if mutation::on("L7 staged clears")
                 && let Some(volume) = self.volumes.get_mut(&key.volume)
             {
                 volume.publish(key);
             }
+        }
+    }
+
+    /// All parts of a layer arrived.
+    fn is_there(&mut self, key: LayerKey) {
+        if let Some(layer) = self.layer_mut(&key)
+            && let Some(bytes) = layer.arrived(layer.parts())
+        {
+            self.line.brings(bytes);
         }
     }
 
@@ -361,6 +406,7 @@ impl Source {
         for &key in &published.layers {
             if self.volumes.get(&key.volume).is_some_and(|v| v.held == Some(key.term)) {
                 members += 1;
+                self.is_there(key);
                 self.published_layer(now, key, published.position, published.kind, out);
             }
         }

@@ -293,6 +293,8 @@ pub(super) struct Layer {
     pub(super) cursor: RegionIndex,
     pub(super) stage: Stage,
     pub(super) reads: Vec<Read>,
+    /// So many of its parts are known to be at the receiver.
+    pub(super) there: u32,
     pub(super) begun: Nanos,
     pub(super) volume_bytes: u64,
 }
@@ -364,6 +366,20 @@ impl Layer {
         self.cursor = self.reads[at].from;
         self.reads.truncate(at);
         true
+    }
+
+    /// So many of its parts are at the receiver. Gives how many bytes those have of which that is new; `None`: it is of none.
+    pub(super) fn arrived(&mut self, parts: u32) -> Option<u64> {
+        let parts = parts.min(self.parts());
+        let before = std::mem::replace(&mut self.there, parts);
+        let sent = self.reads.iter().filter_map(|read| read.sent);
+        let new = sent.take(parts as usize).skip(before as usize);
+        (parts > before).then(|| new.map(|part| part.bytes).sum())
+    }
+
+    /// Parts were sent of which it is not known whether they arrived.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.parts() > self.there
     }
 }
 

@@ -13,7 +13,7 @@ use farside_wire::{
 
 use super::world::{GRANULES, layer_digest, meta, name, source_limits, volume};
 use crate::source::{
-    self, Action, Behind, DemoteCause, Event, PartRead, RefusedWhy, Sample, SentPart, Source, Start, SwitchDone, Tick,
+    self, Action, Behind, DemoteCause, Ended, Event, PartRead, RefusedWhy, Sample, SentPart, Source, Start, SwitchDone, Tick,
     VolumeSetup,
 };
 use crate::target::{self, AppendOutcome, SessionId, Target, Ticket};
@@ -140,7 +140,7 @@ impl Host {
 
     pub(super) fn reconnect(&mut self) {
         let connection = self.connection();
-        self.event(Event::Disconnected { connection });
+        self.event(Event::Disconnected { connection, how: Ended::Broken });
         self.epoch += 1000;
         self.said.clear();
         self.connect();
@@ -351,7 +351,7 @@ fn a_grid_is_said_to_who_knows_grids_and_to_others_as_a_span() {
     host.event(Event::SetPolicy { policy: Policy::without_grid(6, 7), is_said: true });
     assert_eq!(host.take(settings), (6, 7));
 
-    host.event(Event::Disconnected { connection: host.connection() });
+    host.event(Event::Disconnected { connection: host.connection(), how: Ended::Broken });
     host.epoch += 1000;
     host.event(Event::SetPolicy { policy: policy.clone(), is_said: true });
     host.event(Event::Connected { connection: host.connection() });

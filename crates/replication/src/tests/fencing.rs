@@ -7,7 +7,7 @@ use farside_wire::{ClaimOutcome, ClaimVerdict, CurrentVolume, NewestPoint, Recei
 use super::directed::{Gateway, Host, at, current, layer, refused, regions};
 use super::world::volume;
 use crate::failback::taken_back_at;
-use crate::source::{Action, Event, RefusedWhy, Start};
+use crate::source::{Action, Ended, Event, RefusedWhy, Start};
 
 fn promoted(generation: u64) -> Option<CurrentVolume> {
     let mut theirs = current(1, 9, true).expect("some");
@@ -271,7 +271,7 @@ fn l6_what_was_given_up_is_not_taken_back() {
             if all_hot {
                 host.event(Event::AllHot { volume: volume(1) });
             }
-            host.event(Event::Disconnected { connection: host.connection() });
+            host.event(Event::Disconnected { connection: host.connection(), how: Ended::Broken });
             assert!(!host.source.may_have_taken_back(volume(1), Generation(2)));
             host.event(Event::Withdraw { volume: volume(1) });
             host.event(Event::AllHot { volume: volume(1) });

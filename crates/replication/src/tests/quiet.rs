@@ -8,7 +8,7 @@ use farside_wire::{EpochEnd, Features, LabelledEnd, Published, ReceiverMessage, 
 
 use super::directed::{Host, at, granules};
 use super::world::{World, volume};
-use crate::source::{Action, Around, DemoteCause, Event, Report, Start, Wish, WishState};
+use crate::source::{Action, Around, DemoteCause, Ended, Event, Report, Start, Wish, WishState};
 
 /// What hooks do in the toy world, and what may be said of it.
 #[derive(Debug, Default)]
@@ -194,7 +194,7 @@ fn nobody_is_kept_quiet_for_what_cannot_be_cut() {
     host.event(wish(7, true));
     assert_eq!(quiesces(&mut host), Some(7));
     let connection = host.connection();
-    host.event(Event::Disconnected { connection });
+    host.event(Event::Disconnected { connection, how: Ended::Broken });
     host.event(Event::Quiesced { wish: 7, result: Ok(()) });
     assert_eq!(resumes(&mut host), Some(None));
     assert_eq!(host.source.wishes()[0].tries, 1, "it is tried again");
@@ -365,7 +365,7 @@ fn a_cut_with_others_is_tried_once() {
 
     let mut host = ready_for_others(Features::LABELS_OF_COHORTS);
     let connection = host.connection();
-    host.event(Event::Disconnected { connection });
+    host.event(Event::Disconnected { connection, how: Ended::Broken });
     host.event(Event::Quiesced { wish: 7, result: Ok(()) });
     assert_eq!(resumes(&mut host), Some(None), "nobody is held for what cannot be cut");
     assert!(host.source.wishes().is_empty());

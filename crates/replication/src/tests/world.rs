@@ -19,21 +19,21 @@ pub(super) const REGIONS: u64 = 8;
 pub(super) const GRANULES: u64 = REGIONS * 4;
 const UNREADABLE: u64 = u64::MAX;
 
-pub(super) struct Rng(pub u64);
+pub(crate) struct Rng(pub u64);
 
 impl Rng {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
     }
 
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    pub(super) fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 }
@@ -86,6 +86,7 @@ pub(super) fn source_limits() -> source::Limits {
         slice_time: 400,
         layer_parts_max: 5,
         part_bytes: 6 * 16,
+        part_bytes_min: 2 * 16,
         unpublished_layers_max: 6,
         verify_bytes: 3 * 4 * 16,
         cut_bytes_max: GRANULES * 16 * 3 / 2,
@@ -215,6 +216,12 @@ pub(super) struct World {
     pub(super) applications: Applications,
     /// A schedule that is written out: nothing happens by chance.
     pub(super) by_hand: bool,
+    pub(super) limits: source::Limits,
+    target_limits: target::Limits,
+    /// What went over the line, of parts that were given up, too.
+    pub(super) carried_bytes: u64,
+    /// Parts that landed.
+    pub(super) parts_landed: u64,
 }
 
 impl World {
@@ -257,6 +264,10 @@ impl World {
             tampered: false,
             applications: Applications::default(),
             by_hand: false,
+            limits: source_limits(),
+            target_limits: target_config().limits,
+            carried_bytes: 0,
+            parts_landed: 0,
         };
         for n in 1..=volumes {
             let mut disk = Disk { content: vec![0; GRANULES as usize], ..Disk::default() };
@@ -265,6 +276,18 @@ impl World {
             world.disks.insert(volume(n), disk);
         }
         world
+    }
+
+    /// A world whose source has these limits, and whose receiver grants all that is asked for.
+    pub(super) fn with(seed: u64, volumes: u8, limits: source::Limits) -> Self {
+        let mut world = Self { limits, ..Self::new(seed, volumes) };
+        (world.target_limits.credit_step, world.target_limits.credit_window) = (1 << 20, 1 << 20);
+        world.target = Target::new(world.target_config(), &world.state, Vec::new(), &mut Vec::new());
+        world
+    }
+
+    fn target_config(&self) -> target::Config {
+        target::Config { limits: self.target_limits, ..target_config() }
     }
 
     pub(super) fn say(&self, what: impl FnOnce() -> String) {
@@ -287,7 +310,7 @@ impl World {
             policy: Policy::without_grid(3, 0),
             policy_is_said: true,
             layer_digest,
-            limits: source_limits(),
+            limits: self.limits,
         };
         self.source = Some(Source::new(config));
         self.epoch = 1;
@@ -419,7 +442,7 @@ impl World {
             }
             A::Disconnect { why, .. } => {
                 self.say(|| format!("source disconnects: {why:?}"));
-                self.disconnect();
+                self.disconnect_as(source::Ended::Closed);
             }
             A::WriteHeader { volume, confirmed, position } => self.headers.push_back((volume, confirmed, position)),
             A::Switch { .. } => self.switch = Some(action),
@@ -565,6 +588,7 @@ impl World {
                 && job.digests.get(&granule) == Some(&Some(granule_digest(granule, value)));
             if !equal {
                 job.content.push((granule, value));
+                self.carried_bytes += 16;
             }
         }
         if zero {
@@ -634,6 +658,10 @@ impl World {
     }
 
     pub(super) fn disconnect(&mut self) {
+        self.disconnect_as(source::Ended::Broken);
+    }
+
+    fn disconnect_as(&mut self, how: source::Ended) {
         let Some(connection) = self.connection.take() else { return };
         self.say(|| format!("connection {connection} is gone"));
         self.to_target.clear();
@@ -643,7 +671,7 @@ impl World {
             self.jobs.clear();
         }
         self.at(target::Event::Closed { session: SessionId(connection) });
-        self.to(source::Event::Disconnected { connection });
+        self.to(source::Event::Disconnected { connection, how });
     }
 
     // ---- the receiver
@@ -665,7 +693,7 @@ impl World {
             }
             A::CloseSession { session, .. } => {
                 if self.connection == Some(session.0) {
-                    self.disconnect();
+                    self.disconnect_as(source::Ended::Closed);
                 }
             }
             A::Append { ticket, mut records } => {
@@ -691,7 +719,7 @@ impl World {
 
     pub(super) fn crash_target(&mut self, lose_landing: bool) {
         self.say(|| format!("receiver crashes, landing lost: {lose_landing}"));
-        self.disconnect();
+        self.disconnect_as(source::Ended::Closed);
         self.appends.clear();
         self.digest_questions.clear();
         if lose_landing {
@@ -705,7 +733,7 @@ impl World {
         }
         let landed = layers.into_iter().map(|(key, parts)| LandedLayer { key, parts, end: None, staged_ago: 0 }).collect();
         let mut actions = Vec::new();
-        self.target = Target::new(target_config(), &self.state, landed, &mut actions);
+        self.target = Target::new(self.target_config(), &self.state, landed, &mut actions);
         actions.into_iter().for_each(|a| self.do_target(a));
     }
 
@@ -887,6 +915,7 @@ impl World {
             Err(_) => return,
         }
         self.landed.insert((key, part), content);
+        self.parts_landed += 1;
         self.at(target::Event::PartLanded { session, key, part, entry });
     }
 

@@ -62,6 +62,7 @@ pub(super) fn core_limits(plan: &Plan) -> Limits {
         slice_time: 60 * MS,
         layer_parts_max: 6,
         part_bytes: 400,
+        part_bytes_min: 100,
         unpublished_layers_max: 6,
         verify_bytes: 3 * (REGION_SECTORS * SECTOR) as u64,
         cut_bytes_max: 1 << 20,
