@@ -72,7 +72,7 @@ impl Source {
             return;
         }
         let whole = limits.part_bytes.min(share).min(slice_left);
-        let bytes_max = whole.min(self.longest_part(volume, layer));
+        let bytes_max = whole.min(self.longest_part(volume, layer, is_pass && layer.until.is_none()));
         // A part has a whole region at least.
         let reserved = bytes_max.max(whole.min(volume.geometry().region_bytes() + PART_OVERHEAD));
         let part = layer.parts();
@@ -113,16 +113,18 @@ impl Source {
         }
     }
 
-    /// How long the next part of a layer may be, as far as the line goes. The layer that no slice ends has room for all of it all the same: its record
-    /// lists its parts.
-    fn longest_part(&self, volume: &Volume, layer: &Layer) -> u64 {
+    /// How long the next part of a layer may be, as far as the line goes. A layer that ends with no slice has room for all of it all the same: its
+    /// record lists its parts.
+    fn longest_part(&self, volume: &Volume, layer: &Layer, ends_with_slice: bool) -> u64 {
         let Some(bytes) = self.line.holds().filter(|_| !mutation::on("parts are as long on a line that breaks under them"))
         else {
             return u64::MAX;
         };
-        let left = volume.frozen.get(&layer.epoch).map_or(0, |frozen| volume.granule_bytes(&above(&frozen.set, layer.cursor)));
+        let Some(frozen) = volume.frozen.get(&layer.epoch).filter(|_| !ends_with_slice) else { return bytes };
+        let from = |region| volume.granule_bytes(&above(&frozen.set, region));
+        let left = from(layer.cursor).saturating_sub(layer.until.map_or(0, from));
         let parts_left = self.config.limits.layer_parts_max.saturating_sub(layer.parts()).max(1);
-        bytes.max(left.min(self.config.limits.slice_bytes).div_ceil(u64::from(parts_left)))
+        bytes.max(left.div_ceil(u64::from(parts_left)))
     }
 
     /// A slice that takes too long ends with the part it is at. Not one that has sent nothing to a gateway that is full: what is

@@ -32,7 +32,11 @@ struct Line {
 
 impl Line {
     fn new(volumes: u8, carries: u64) -> Self {
-        let mut world = World::with(7, volumes, limits());
+        Self::of(limits(), volumes, carries)
+    }
+
+    fn of(limits: source::Limits, volumes: u8, carries: u64) -> Self {
+        let mut world = World::with(7, volumes, limits);
         world.by_hand = true;
         world.boot();
         world.connect();
@@ -126,6 +130,17 @@ fn a_line_that_broke_once_is_sent_no_more_parts_than_before() {
         anew.connects();
     }
     assert_eq!(parts_of(&mut anew), as_ever, "after a receiver that died");
+}
+
+/// What was written meanwhile goes into one cut, whose record lists its parts: it has no more than a layer may have, however little the line is known
+/// to carry.
+#[test]
+fn a_layer_has_room_for_its_parts_on_such_a_line_too() {
+    let mut line = Line::of(source::Limits { layer_parts_max: 4, ..limits() }, 1, REGION_BYTES * 3 / 2);
+    line.until_a_point(20);
+    line.carries = u64::MAX;
+    (0..GRANULES).for_each(|granule| line.world.write(volume(1), granule, 100 + granule));
+    assert_eq!(parts_of(&mut line), 4);
 }
 
 /// What was read of two volumes, and what of it the receiver says that it has.
