@@ -29,6 +29,10 @@ const OPEN_FILES_MAX: usize = 64;
 const LOOKED_AGAIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 1 });
 /// Directories remembered as durable.
 const KNOWN_DIRS_MAX: usize = 16_384;
+/// An object of so many bytes is read in pieces at once: no one processor makes the memory for all of it, and a cold disk has several requests.
+const LONG_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 4 << 20 };
+const PIECES: usize = 4;
+
 /// Magic numbers of `statfs(2)` whose locks or links are not dependable between hosts.
 const NETWORK: [(i64, &str); 5] =
     [(0x6969, "NFS"), (0x517b, "SMB"), (0xfe53_4d42, "SMB"), (0xff53_4d42, "CIFS"), (0x5346_414f, "AFS")];
@@ -436,6 +440,21 @@ impl DirBackend {
     }
 }
 
+/// An object that has so many bytes, and is whole. Whatever else there is to say of it, who reads it in one go says.
+fn read_in_pieces(file: &File, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut content = vec![0; bytes];
+    let piece_bytes = bytes.div_ceil(PIECES).max(1);
+    std::thread::scope(|scope| {
+        let read = |(at, piece): (usize, &mut [u8])| file.read_exact_at(piece, (at * piece_bytes) as u64);
+        let mut pieces = content.chunks_mut(piece_bytes).enumerate();
+        let first = pieces.next();
+        let others: Vec<_> = pieces.map(|piece| scope.spawn(move || read(piece))).collect();
+        let all = first.map_or(Ok(()), read);
+        others.into_iter().map(|other| other.join().expect("such a thread does not panic")).fold(all, Result::and)
+    })?;
+    Ok(content)
+}
+
 #[async_trait]
 impl Backend for DirBackend {
     async fn create(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
@@ -459,6 +478,11 @@ impl Backend for DirBackend {
         let file = self.unless_missing("opening", &path, File::open(&path)).map_err(StoreError::while_reading)?;
         let Some(file) = file else { return Ok(None) };
         let has = file.metadata().map_err(|e| self.io("looking at", &path, 0, e).while_reading())?.len();
+        if (LONG_BYTES..=bytes_max).contains(&has)
+            && let Ok(content) = read_in_pieces(&file, usize::try_from(has).expect("an object fits memory"))
+        {
+            return Ok(Some(content.into()));
+        }
         // Read in one go, and in another that finds its end.
         let mut content = Vec::with_capacity(usize::try_from(has.min(bytes_max)).expect("an object fits memory") + 1);
         let read = file.take(bytes_max + 1).read_to_end(&mut content);
