@@ -3,12 +3,16 @@
 //! Invariant: a checkpoint is a function of the records that it covers, and of all before them, alone. Whoever makes it makes
 //! the same bytes, and replay from it and the records after it gives the state that replay from slot 0 gives.
 
+use bytes::Bytes;
 use farside_region::{GroupId, LayerKey, RecordDigest, Slot};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::codec::{Head, from_postcard, to_postcard};
+use crate::codec::{Head, to_postcard};
+use crate::in_turn::InTurn;
+use crate::rows::Rows;
 use crate::state::State;
+use crate::stored::{LayerName, Stored};
 
 /// The bytes of every root.
 pub const CHECKPOINT_ROOT_BYTES: usize = ROOT_HEAD_BYTES + 32;
@@ -55,8 +59,6 @@ impl CheckpointPlace {
 /// A published part that no accepted record has given up: what is needed beside the state to lay out the head image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointPart {
-    /// Which one of all that the group ever published, in the order of their publication.
-    pub ordinal: u32,
     /// Its layer.
     pub layer: LayerKey,
     /// Its number in the layer.
@@ -69,13 +71,25 @@ pub struct CheckpointPart {
     pub born: Slot,
 }
 
-/// All of these, ascending, and the ordinal of the next.
+/// All of these by their ordinals, which say which one of all that the group ever published each was, in the order of their publication; and the
+/// ordinal of the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointParts {
     /// The ordinal of the part that is published next.
     pub next: u32,
     /// Those that are left.
-    pub parts: Vec<CheckpointPart>,
+    pub parts: Rows<u32, CheckpointPart>,
+}
+
+impl CheckpointParts {
+    /// Whether each of them is of a layer, or of a merge, that was accepted.
+    fn are_published(&self, state: &State) -> bool {
+        let mut layers: InTurn<'_, LayerName> = InTurn::new(state);
+        self.parts.passing().all(|(_, part)| match part.layer.merge() {
+            Some(_) => state.published(&part.layer).is_some(),
+            None => layers.find(&part.layer, part.born).is_some(),
+        })
+    }
 }
 
 /// The small object that makes a checkpoint exist.
@@ -220,28 +234,25 @@ impl CheckpointRoot {
         self.version < VERSION
     }
 
-    /// Reads the state that this root names.
+    /// Reads the state that this root names. All of it is looked at, and its tables stay the bytes that they are until somebody looks into them.
     ///
     /// # Errors
     /// See [`CheckpointError`].
-    pub fn state(&self, bytes: &[u8]) -> Result<(State, CheckpointParts), CheckpointError> {
+    pub fn state(&self, bytes: &Bytes) -> Result<(State, CheckpointParts), CheckpointError> {
         if self.is_of_an_earlier_version() {
             return Err(CheckpointError::Earlier);
         }
         if bytes.len() as u64 != self.state_bytes || *blake3::hash(bytes).as_bytes() != self.state_digest {
             return Err(CheckpointError::Digest);
         }
-        let body = bytes.strip_prefix(&STATE_MAGIC).ok_or(CheckpointError::Magic)?;
-        let (state, parts): (State, CheckpointParts) = from_postcard(body).map_err(|_| CheckpointError::Place)?;
+        let mut body = bytes.strip_prefix(&STATE_MAGIC).ok_or(CheckpointError::Magic)?;
+        let (state, parts) = read(&mut body, bytes).filter(|_| body.is_empty()).ok_or(CheckpointError::Place)?;
         let here = state.group() == self.group && self.place.end() == Some(state.next_slot()) && state.prev() == self.last;
-        let mut layers = state.layers_in_turn();
-        let mut is_published = |part: &CheckpointPart| match part.layer.merge() {
-            Some(_) => state.published(&part.layer).is_some(),
-            None => layers.layer(&part.layer).is_some(),
-        };
-        let ordered = parts.parts.windows(2).all(|w| w[0].ordinal < w[1].ordinal)
-            && parts.parts.last().is_none_or(|last| last.ordinal < parts.next)
-            && parts.parts.iter().all(&mut is_published);
-        if here && ordered { Ok((state, parts)) } else { Err(CheckpointError::Place) }
+        let ordered = parts.parts.last_key().is_none_or(|last| last < parts.next);
+        if here && ordered && parts.are_published(&state) { Ok((state, parts)) } else { Err(CheckpointError::Place) }
     }
+}
+
+fn read(from: &mut &[u8], all: &Bytes) -> Option<(State, CheckpointParts)> {
+    Some((State::read(from, all)?, CheckpointParts { next: u32::read(from)?, parts: Rows::read(from, all)? }))
 }

@@ -18,6 +18,7 @@
 mod batch;
 mod checkpoint;
 mod codec;
+mod digests;
 mod identity;
 mod in_turn;
 mod kept;
@@ -30,8 +31,10 @@ mod promotion;
 mod record;
 mod repeats;
 mod retention;
+mod rows;
 mod sorted;
 mod state;
+mod stored;
 mod verdict;
 
 #[cfg(test)]
@@ -44,7 +47,7 @@ pub use checkpoint::{
 };
 pub use codec::{DecodeError, Encoded, RECORD_BYTES_MAX, RECORD_BYTES_MIN, TooLarge};
 pub use identity::{group_id, volume_id};
-pub use in_turn::LayersInTurn;
+pub use in_turn::{LayerTouch, LayersInTurn, Touched};
 pub use kept::KeptEnd;
 pub use label::{CohortCut, Consistency, Label};
 pub use memory::{Forgotten, Memory};
@@ -60,8 +63,10 @@ pub use repeats::{
     encode_repeating, may_repeat_others, repeats_from,
 };
 pub use retention::{Grid, GridError, Policy, Rule};
+pub use rows::{Passing, Rows, RowsIn};
 pub use state::{
     CacheError, ChainError, GIVEN_UP_LATELY_MS, LayerFact, Point, PointMember, PointProof, Proof, Proofs, State,
     TOUCHED_BYTES_MAX, VolumeState,
 };
+pub use stored::Stored;
 pub use verdict::{Malformed, Verdict, VoidReason};

@@ -212,7 +212,7 @@ impl State {
         }
         let kept: Vec<_> = named.into_iter().filter_map(|slot| Some((slot, self.digest_at(slot)?))).collect();
         self.old_digests.extend(kept);
-        self.digests.drain(..(count as usize).min(self.digests.len()));
+        self.digests.forget_first(usize::try_from(count).unwrap_or(usize::MAX));
         self.digests_from = below.0;
     }
 }

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::PrunePolicy;
 use crate::state::{Point, State};
+use crate::stored::Stored;
 
 /// How many points a volume keeps, and for how long at least.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,6 +277,12 @@ impl<'a> Measure<'a> {
 pub(crate) struct HeldBy {
     good: VecDeque<Slot>,
     degraded: VecDeque<Slot>,
+}
+
+impl Stored for HeldBy {
+    fn read(from: &mut &[u8]) -> Option<Self> {
+        Some(Self { good: VecDeque::read(from)?, degraded: VecDeque::read(from)? })
+    }
 }
 
 impl HeldBy {

@@ -1,5 +1,5 @@
-//! Maps that were written in the order of their keys, read in one go: a checkpoint of a long history is mostly such maps, and one entry at a
-//! time, each looks for its place and leaves nodes half empty.
+//! Maps that were written in the order of their keys, read by serde in one go: one entry at a time, each looks for its place and leaves nodes
+//! half empty. (Of a checkpoint these are where parts lie in packs; its other tables are [rows](crate::rows::Rows).)
 //!
 //! The result is what serde's own reading gives, whatever the order, and for a key that comes twice, too.
 

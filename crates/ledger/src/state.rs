@@ -3,8 +3,9 @@
 //! `judge` decides from the state alone, `admit` changes it and cannot fail; [`State::apply`] is the two in turn. Nothing else
 //! changes a state, so what was void left no trace but its place in the chain.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
 use farside_region::{
     Geometry, GroupId, LayerKey, LedgerPosition, MergeId, Name, PackedRegions, RecordDigest, RegionSet, Seq, Slot, Term,
     VolumeId, mutation,
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::codec::to_postcard;
+use crate::digests::Digests;
 use crate::label::Label;
 use crate::memory::Forgotten;
 use crate::merges::MergeFact;
@@ -22,6 +24,8 @@ use crate::record::{
     TrackingLost, Verified, VerifiedHow, VolumeMeta,
 };
 use crate::retention::HeldBy;
+use crate::rows::Rows;
+use crate::stored::{Stored, by_serde, count};
 use crate::verdict::{Malformed, Verdict, VoidReason};
 
 /// Between records of different writers ledger time advances by at most this, and the age clock between any two records, in
@@ -45,17 +49,15 @@ pub const GIVEN_UP_LATELY_MS: u64 = 24 * 3600 * 1000;
 pub struct State {
     group: GroupId,
     /// Of the records from `digests_from` on.
-    pub(crate) digests: Vec<RecordDigest>,
+    pub(crate) digests: Digests,
     pub(crate) digests_from: u64,
     /// Of records before them that something names.
-    #[serde(deserialize_with = "crate::sorted::map")]
-    pub(crate) old_digests: BTreeMap<Slot, RecordDigest>,
+    pub(crate) old_digests: Rows<Slot, RecordDigest>,
     time_ms: u64,
     age_clock_ms: u64,
     last_stamp: Option<Stamp>,
     pub(crate) volumes: BTreeMap<VolumeId, VolumeState>,
-    #[serde(deserialize_with = "crate::sorted::map")]
-    points: BTreeMap<Slot, Point>,
+    points: Rows<Slot, Point>,
     held_by: BTreeMap<VolumeId, HeldBy>,
     roots_changed: Option<Slot>,
     /// Of layers from this slot on it is known exactly what they touched.
@@ -85,10 +87,8 @@ pub struct VolumeState {
     source: Name,
     pub(crate) term: Term,
     last_seq: Seq,
-    #[serde(deserialize_with = "crate::sorted::map")]
-    pub(crate) layers: BTreeMap<Slot, LayerFact>,
-    #[serde(deserialize_with = "crate::sorted::map")]
-    pub(crate) slots: BTreeMap<(Term, Seq), Slot>,
+    pub(crate) layers: Rows<Slot, LayerFact>,
+    pub(crate) slots: Rows<(Term, Seq), Slot>,
     pub(crate) forgotten: Option<Forgotten>,
     unreadable: RegionSet,
     pub(crate) quiet: Option<(Slot, CutTime)>,
@@ -112,7 +112,7 @@ pub struct LayerFact {
     pub part_count: u32,
     /// Bytes of these parts.
     pub bytes: u64,
-    touched: PackedRegions,
+    pub(crate) touched: PackedRegions,
     pub(crate) pruned: BTreeSet<u32>,
 }
 
@@ -263,14 +263,14 @@ impl State {
     pub fn new(group: GroupId) -> Self {
         Self {
             group,
-            digests: Vec::new(),
+            digests: Digests::default(),
             digests_from: 0,
-            old_digests: BTreeMap::new(),
+            old_digests: Rows::new(),
             time_ms: 0,
             age_clock_ms: 0,
             last_stamp: None,
             volumes: BTreeMap::new(),
-            points: BTreeMap::new(),
+            points: Rows::new(),
             held_by: BTreeMap::new(),
             roots_changed: None,
             exact_from: Slot(0),
@@ -288,7 +288,7 @@ impl State {
 
     /// The head: the last slot replayed and its digest. `None` when nothing was.
     pub fn position(&self) -> Option<LedgerPosition> {
-        let digest = *self.digests.last()?;
+        let digest = self.digests.last()?;
         Some(LedgerPosition { slot: Slot(self.next_slot().0 - 1), digest })
     }
 
@@ -304,14 +304,14 @@ impl State {
 
     /// What the next record must name as its predecessor.
     pub fn prev(&self) -> RecordDigest {
-        self.digests.last().copied().unwrap_or(Record::NO_PREDECESSOR)
+        self.digests.last().unwrap_or(Record::NO_PREDECESSOR)
     }
 
     /// The digest of the record in a slot up to the head, if it is known: see [`State::remembers`]. That of an accepted layer's record always is as long as the
     /// layer is, and so is that of a retained point's.
     pub fn digest_at(&self, slot: Slot) -> Option<RecordDigest> {
         match slot.0.checked_sub(self.digests_from) {
-            Some(at) => self.digests.get(usize::try_from(at).ok()?).copied(),
+            Some(at) => self.digests.get(usize::try_from(at).ok()?),
             None => self.old_digests.get(&slot).copied(),
         }
     }
@@ -357,7 +357,7 @@ impl State {
     }
 
     /// The retained points by slot.
-    pub fn points(&self) -> &BTreeMap<Slot, Point> {
+    pub fn points(&self) -> &Rows<Slot, Point> {
         &self.points
     }
 
@@ -418,7 +418,7 @@ impl State {
         let volumes: BTreeMap<_, _> = self.volumes.iter().map(|(id, volume)| (*id, volume.without_history())).collect();
         let held_bytes = |volume: &VolumeState| volume.layers.values().map(|layer| layer.touched.held_bytes()).sum::<usize>();
         Self {
-            digests: self.digests.last().copied().into_iter().collect(),
+            digests: self.digests.last().into_iter().collect(),
             digests_from: self.next_slot().0.saturating_sub(1),
             time_ms: self.time_ms,
             age_clock_ms: self.age_clock_ms,
@@ -723,8 +723,8 @@ impl State {
             source: claim.source.clone(),
             term: Term(slot.0),
             last_seq: Seq(0),
-            layers: BTreeMap::new(),
-            slots: BTreeMap::new(),
+            layers: Rows::new(),
+            slots: Rows::new(),
             forgotten: None,
             unreadable: RegionSet::new(),
             quiet: None,
@@ -940,11 +940,6 @@ impl VolumeState {
         self.layers.get(self.slots.get(&(term, seq))?)
     }
 
-    /// Which slot each layer came in with, and the layers by slot.
-    pub(crate) fn in_order(&self) -> (btree_map::Iter<'_, (Term, Seq), Slot>, btree_map::Iter<'_, Slot, LayerFact>) {
-        (self.slots.iter(), self.layers.iter())
-    }
-
     pub(crate) fn layer_mut(&mut self, term: Term, seq: Seq) -> Option<&mut LayerFact> {
         self.layers.get_mut(self.slots.get(&(term, seq))?)
     }
@@ -1018,6 +1013,50 @@ impl LayerFact {
     /// The parts that an accepted prune or merge gave up.
     pub fn pruned(&self) -> &BTreeSet<u32> {
         &self.pruned
+    }
+}
+
+impl State {
+    /// Reads a state as postcard has it, up to its end; `all`: what `from` is a part of. Its tables stay bytes until somebody looks into them.
+    /// `None`: these bytes are none.
+    pub(crate) fn read(from: &mut &[u8], all: &Bytes) -> Option<Self> {
+        Some(Self {
+            group: by_serde(from)?,
+            digests: Digests::read(from, all)?,
+            digests_from: u64::read(from)?,
+            old_digests: Rows::read(from, all)?,
+            time_ms: u64::read(from)?,
+            age_clock_ms: u64::read(from)?,
+            last_stamp: by_serde(from)?,
+            volumes: (0..count(from)?).map(|_| Some((by_serde(from)?, VolumeState::read(from, all)?))).collect::<Option<_>>()?,
+            points: Rows::read(from, all)?,
+            held_by: BTreeMap::read(from)?,
+            roots_changed: Option::read(from)?,
+            exact_from: Slot::read(from)?,
+            touched_bytes: by_serde(from)?,
+            given_up: by_serde(from)?,
+            last_proofs: by_serde(from)?,
+            packs: by_serde(from)?,
+        })
+    }
+}
+
+impl VolumeState {
+    fn read(from: &mut &[u8], all: &Bytes) -> Option<Self> {
+        Some(Self {
+            meta: by_serde(from)?,
+            source: by_serde(from)?,
+            term: Term::read(from)?,
+            last_seq: Seq::read(from)?,
+            layers: Rows::read(from, all)?,
+            slots: Rows::read(from, all)?,
+            forgotten: by_serde(from)?,
+            unreadable: by_serde(from)?,
+            quiet: by_serde(from)?,
+            tracking_lost: Option::read(from)?,
+            merges: by_serde(from)?,
+            decreed: by_serde(from)?,
+        })
     }
 }
 

@@ -13,6 +13,7 @@ mod promotion;
 mod properties;
 mod repeats;
 mod retention;
+mod rows;
 mod stories;
 
 use farside_region::{

@@ -25,9 +25,24 @@ impl PackedRegions {
         self.bytes.len()
     }
 
+    /// The bytes in which it is packed.
+    pub fn packed(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// As it was packed: how many ranges, and the bytes. Whatever these are, looking into them ends.
+    pub fn from_packed(count: u32, bytes: &[u8]) -> Self {
+        Self { count, bytes: bytes.into() }
+    }
+
     /// The ranges, ascending.
     pub fn ranges(&self) -> impl Iterator<Item = RegionRange> + '_ {
-        let (mut rest, mut at) = (&self.bytes[..], 0_u64);
+        Self::ranges_in(&self.bytes)
+    }
+
+    /// The ranges of one that is packed in these bytes, ascending.
+    pub fn ranges_in(bytes: &[u8]) -> impl Iterator<Item = RegionRange> + '_ {
+        let (mut rest, mut at) = (bytes, 0_u64);
         std::iter::from_fn(move || {
             let start = at.checked_add(take(&mut rest)?)?;
             let count = take(&mut rest)?;

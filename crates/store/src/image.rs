@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use farside_ledger::{
-    Body, CheckpointParts, LayerEntry, Map, PackId, PartEntry, Place, Policy, Prune, PrunePolicy, Record, State, Verdict,
+    Body, CheckpointParts, LayerEntry, Map, PackId, PartEntry, Place, Policy, Prune, PrunePolicy, Record, Rows, State, Verdict,
 };
 use farside_region::{
     Geometry, GranuleIndex, GranuleRun, GroupId, LayerKey, RecordDigest, RegionIndex, RegionRange, RegionSet, Slot, VolumeId,
@@ -154,9 +154,9 @@ impl GroupImage {
         &self.parts
     }
 
-    /// Takes out the parts that the image of a volume at a slot uses, for whoever needs no more of this than the ledger.
-    pub(crate) fn take_living_at(&mut self, volume: VolumeId, slot: Slot) -> BTreeMap<PartNo, Part> {
-        self.parts.take_living_at(volume, slot)
+    /// Takes out all parts, for whoever needs no more of this than the ledger.
+    pub(crate) fn take_parts(&mut self) -> Rows<PartNo, Part> {
+        self.parts.take_all()
     }
 
     /// The head image of a volume; `None` before its first layer with content.

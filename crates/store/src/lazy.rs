@@ -6,13 +6,11 @@
 //! Invariant: the image of a region is what the image of the whole point holds there, damage included. It rests on what is held against
 //! the footers before a layer is published: that its record names every region of which it has anything.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use farside_ledger::{LayerFact, State};
-use farside_region::{
-    Geometry, GranuleRun, LayerKey, PackedRegions, RecordDigest, RegionIndex, RegionRange, RegionSet, Slot, mutation,
-};
+use farside_ledger::{Passing, State, Touched};
+use farside_region::{Geometry, GranuleRun, RecordDigest, RegionIndex, RegionSet, Slot, mutation};
 
 use crate::error::Result;
 use crate::group::DigestRun;
@@ -46,48 +44,30 @@ pub struct LazyImage {
 #[derive(Debug)]
 struct Laid {
     no: PartNo,
-    touched: Touched,
-    /// The record that alone knows them exactly.
-    told_by: Option<(Slot, RecordDigest)>,
+    touched: MayTouch,
+    /// The record that alone knows them exactly. (Few have one, and there may be a hundred thousand of these.)
+    told_by: Option<Box<(Slot, RecordDigest)>>,
 }
 
-/// The regions that a layer touched, or more.
-#[derive(Clone, Debug)]
-enum Touched {
-    Any,
-    /// Most layers of a long history: what is kept of old ones, and of those that are small.
-    Range(RegionRange),
-    Several(Arc<PackedRegions>),
+/// The regions that a layer touched, or more. `None`: nobody knows which.
+type MayTouch = Option<Touched>;
+
+fn may_touch(touched: &MayTouch, region: RegionIndex) -> bool {
+    match touched {
+        None => true,
+        Some(Touched::Range(range)) => region.0.checked_sub(range.start.0).is_some_and(|after| after < range.count),
+        Some(Touched::Several(regions)) => regions.contains(region),
+    }
 }
 
-impl Touched {
-    fn of(layer: &LayerFact) -> Self {
-        let mut ranges = layer.touched().ranges();
-        match (ranges.next(), ranges.next()) {
-            (Some(range), None) => Self::Range(range),
-            _ => Self::Several(Arc::new(layer.touched().clone())),
+fn regions(touched: &MayTouch) -> Option<RegionSet> {
+    match touched.as_ref()? {
+        Touched::Range(range) => {
+            let mut regions = RegionSet::new();
+            regions.insert_range(*range);
+            Some(regions)
         }
-    }
-
-    fn contains(&self, region: RegionIndex) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Range(range) => region.0.checked_sub(range.start.0).is_some_and(|after| after < range.count),
-            Self::Several(regions) => regions.contains(region),
-        }
-    }
-
-    /// `None`: nobody knows which.
-    fn regions(&self) -> Option<RegionSet> {
-        match self {
-            Self::Any => None,
-            Self::Range(range) => {
-                let mut regions = RegionSet::new();
-                regions.insert_range(*range);
-                Some(regions)
-            }
-            Self::Several(regions) => Some(regions.regions()),
-        }
+        Touched::Several(regions) => Some(regions.regions()),
     }
 }
 
@@ -98,23 +78,24 @@ struct Known {
 }
 
 impl LazyImage {
-    /// Of these parts. `at_hand`: the image itself, if somebody has it.
-    pub(crate) fn new(geometry: Geometry, state: &State, parts: &BTreeMap<PartNo, Part>, at_hand: Option<VolumeImage>) -> Self {
+    /// Of these parts, which are so many at most. `at_hand`: the image itself, if somebody has it.
+    pub(crate) fn new<'p>(
+        geometry: Geometry,
+        state: &State,
+        parts: impl Iterator<Item = (PartNo, Passing<'p, Part>)>,
+        at_most: usize,
+        at_hand: Option<VolumeImage>,
+    ) -> Self {
         let mut layers = state.layers_in_turn();
-        let mut last: Option<(LayerKey, Touched)> = None;
-        let mut touched_by = |key: LayerKey| {
-            if last.as_ref().is_none_or(|(of, _)| *of != key) {
-                last = Some((key, layers.layer(&key).map_or(Touched::Any, Touched::of)));
-            }
-            last.as_ref().map_or(Touched::Any, |(_, touched)| touched.clone())
-        };
-        let laid = |(no, part): (&PartNo, &Part)| {
-            let layer = part.name.layer;
+        let mut laid = Vec::with_capacity(at_most);
+        for (no, part) in parts {
             // What a merge touched is in its record only.
-            let touched = if layer.merge().is_some() { Touched::Any } else { touched_by(layer) };
-            Laid { no: *no, touched, told_by: Parts::told_by(state, part) }
-        };
-        let laid = parts.iter().map(laid).collect();
+            let touched = match part.name.layer.merge() {
+                Some(_) => None,
+                None => layers.touched(&part.name.layer, part.born).map(|layer| layer.touched.clone()),
+            };
+            laid.push(Laid { no, touched, told_by: Parts::told_by(state, &part).map(Box::new) });
+        }
         let whole = at_hand.map_or_else(OnceLock::new, |image| Arc::new(image).into());
         Self { geometry, laid, whole, known: Mutex::default() }
     }
@@ -206,13 +187,13 @@ impl PointReader<LazyImage> {
     }
 
     fn runs_of(&self, laid: &Laid) -> Result<PartRuns> {
-        self.segments.runs(&self.volume.name, self.part(laid.no), laid.told_by)
+        self.segments.runs(&self.volume.name, self.part(laid.no), laid.told_by.as_deref().copied())
     }
 
     /// The granules of which a damaged part leaves nothing known.
     fn unknown_in(&self, laid: &Laid, runs: &PartRuns) -> Vec<GranuleRun> {
-        let PartRuns::Damaged { regions } = runs else { return Vec::new() };
-        let regions = regions.clone().or_else(|| laid.touched.regions());
+        let PartRuns::Damaged { regions: of_record } = runs else { return Vec::new() };
+        let regions = of_record.clone().or_else(|| regions(&laid.touched));
         unknown_runs(&self.image.geometry, regions)
     }
 
@@ -226,7 +207,7 @@ impl PointReader<LazyImage> {
             let (start, end) = (run.start.max(within.start), run.end().min(within.end()));
             (start < end).then(|| GranuleRun { start, count: end.0 - start.0 })
         };
-        let mut above = self.image.laid.iter().rev().filter(|laid| laid.touched.contains(region));
+        let mut above = self.image.laid.iter().rev().filter(|laid| may_touch(&laid.touched, region));
         let (mut found, mut covered) = (Vec::new(), VolumeIndex::new());
         let mut at_once = self.requests_at_once().unwrap_or_default().max(FOOTERS_AT_ONCE.0);
         'down: loop {

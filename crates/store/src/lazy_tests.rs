@@ -1,13 +1,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use farside_ledger::LayerKind;
+use farside_ledger::{Body, LayerKind, Pin, Policy, Unpin, group_id};
 use farside_region::mutation::tell;
 use proptest::prelude::*;
 
 use super::*;
 use crate::testkit::{Fill, Runs, TempStore, TestVolume, name};
-use crate::{GroupReader, StoreError, StoreReader};
+use crate::{GroupReader, GroupStore, StoreError, StoreReader};
 
 const GRANULES: u64 = 64;
 
@@ -90,6 +90,105 @@ proptest! {
             lazy.index_all(&|| true).expect("indexed");
             prop_assert_eq!(&**lazy.image.whole.get().expect("there"), &whole.image);
             prop_assert_eq!(lazy.unreadable_bytes().expect("read"), whole.granule_counts().1 * crate::testkit::GRANULE);
+        }
+    }
+}
+
+/// What somebody does with a group of two volumes.
+fn live(group: &mut GroupStore, volumes: &mut [TestVolume; 2], (what, at, count): (u8, u64, u64)) {
+    let volume = &mut volumes[usize::from(what % 2)];
+    let fill = [Fill::Byte(what), Fill::Byte(at as u8), Fill::Zero, Fill::Unreadable][(at % 4) as usize];
+    let parts = [vec![(at, count, fill)], vec![((at + 20) % (GRANULES - 8), count, Fill::Byte(what))]];
+    let point = group.state().points().keys().nth(at as usize % 3).copied();
+    match what {
+        0 | 1 => volume.claim(group),
+        2 => drop(group.prune(&Policy::without_grid(2, 0)).expect("prune")),
+        3 => drop(group.prune(&Policy::without_grid(3, 0)).expect("prune")),
+        4 => {
+            if let Some(point) = point {
+                group.append(Body::Pin(Pin { point, reason: "a reason".into() })).expect("pin");
+            }
+        }
+        5 => {
+            let pin = group.state().points().values().flat_map(|point| point.pins.keys()).next().copied();
+            if let Some(pin) = pin {
+                group.append(Body::Unpin(Unpin { pin })).expect("unpin");
+            }
+        }
+        6 | 7 => drop(group.merge(&Policy::without_grid(2, 0)).expect("merge")),
+        8 => {
+            // A volume that was grown.
+            let granules = volume.image.len() as u64 + count;
+            volume.meta.geometry = volume.meta.geometry.resized(granules * crate::testkit::GRANULE).expect("larger");
+            volume.image.resize(granules as usize, None);
+            let new = vec![(granules - count, count, Fill::Byte(what))];
+            volume.publish(group, LayerKind::Point, &[new]);
+        }
+        9 => drop(volume.publish(group, LayerKind::Fuzzy, &parts)),
+        _ => drop(volume.publish(group, LayerKind::Point, &parts)),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever the history, and whatever of a checkpoint was looked at before: each member of each retained point holds what all records give,
+    /// opened by the checkpoint and what objects repeat, and taken out of its group or not; also when the state is damaged, or its root.
+    #[test]
+    fn a_point_is_the_same_by_the_checkpoint_and_by_all_records(
+        steps in prop::collection::vec((0u8..16, 0u64..56, 1u64..8), 1..60),
+        damage in prop::option::of((any::<bool>(), any::<prop::sample::Index>(), 0u32..8)),
+    ) {
+        let store = TempStore::new();
+        let mut volumes = [TestVolume::new("v", GRANULES), TestVolume::new("w", GRANULES)];
+        let names = {
+            let mut group = store.group();
+            for volume in &mut volumes {
+                volume.claim(&mut group);
+                volume.base(&mut group, 1);
+            }
+            steps.into_iter().for_each(|step| live(&mut group, &mut volumes, step));
+            group.names().clone()
+        };
+        let folder = store.path().join("groups/host/default/checkpoint");
+        let newest = |end: &str| {
+            let files = fs::read_dir(&folder).into_iter().flatten().map(|file| file.expect("a file").path());
+            let of_it = files.filter_map(|path| Some((path.file_name()?.to_str()?.strip_suffix(end)?.parse::<u64>().ok()?, path)));
+            of_it.max().map(|(_, path)| path)
+        };
+        let is_damaged = match damage.and_then(|(root, at, bit)| Some((newest(if root { "" } else { ".state" })?, at, bit))) {
+            Some((path, at, bit)) => {
+                let mut bytes = fs::read(&path).expect("read");
+                let at = at.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+                fs::write(&path, bytes).expect("write");
+                true
+            }
+            None => false,
+        };
+        let open = || StoreReader::open(&store.path()).expect("open").group_by_repeats(&names).expect("group");
+        let backend = std::sync::Arc::clone(StoreReader::open(&store.path()).expect("open").backend());
+        let all = crate::replay::replay_all_slots(&*backend, &names, group_id(&names.source, &names.group), |_| {}).expect("replay");
+        prop_assert!(all.torn.is_none());
+        let opened = open();
+        prop_assert!(opened.torn().is_none(), "the records are whole, whatever is of the checkpoint: {}", is_damaged);
+        prop_assert_eq!(opened.state(), all.image.state());
+        let places = all.image.state().points().values();
+        for (point, volume) in places.flat_map(|point| point.members.iter().map(|member| (point.slot, member.key.volume))) {
+            let whole = PointReader::over(&all.image, &backend, &names, point, volume).expect("reader");
+            let beside = open().point_reader_lazily(point, volume).expect("reader");
+            let taken = open().into_point_reader_lazily(point, volume).expect("reader");
+            for one in [&beside, &taken] {
+                prop_assert_eq!((one.geometry(), one.part_count()), (whole.geometry(), whole.part_count()));
+                for region in (0..whole.geometry().region_count()).map(RegionIndex) {
+                    let digests = one.region_digests(region).map_err(|e| e.to_string());
+                    prop_assert_eq!(digests, whole.region_digests(region).map_err(|e| e.to_string()), "{} of {}", region, point);
+                    let (mut read, mut expected) = (one.content(), whole.content());
+                    let results = [one.read_region(region, &mut read), whole.read_region(region, &mut expected)];
+                    prop_assert_eq!(format!("{:?}", results[0]), format!("{:?}", results[1]));
+                    prop_assert_eq!((&read.bytes[..], &read.runs), (&expected.bytes[..], &expected.runs));
+                }
+            }
         }
     }
 }

@@ -11,8 +11,9 @@
 //! the last of their numbers, and count as born with the last of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
-use farside_ledger::{CheckpointPart, CheckpointParts, LayerEntry, Map, Place, PrunedParts, State};
+use farside_ledger::{CheckpointPart, CheckpointParts, LayerEntry, Map, Passing, Place, PrunedParts, Rows, State, Stored};
 use farside_region::{LayerKey, RecordDigest, Slot, VolumeId, mutation};
 
 use crate::index::PartNo;
@@ -61,14 +62,39 @@ impl Part {
     }
 }
 
+impl From<CheckpointPart> for Part {
+    fn from(part: CheckpointPart) -> Self {
+        let CheckpointPart { layer, number, bytes, footer_digest, born } = part;
+        Self { name: PartName { layer, number }, bytes, footer_digest, born, died: None, head_granules: 0, place: None }
+    }
+}
+
+/// As it lies in a checkpoint.
+impl Stored for Part {
+    fn read(from: &mut &[u8]) -> Option<Self> {
+        CheckpointPart::read(from).map(Self::from)
+    }
+
+    fn pass(from: &mut &[u8]) -> Option<()> {
+        CheckpointPart::pass(from)
+    }
+}
+
+impl Stored for PartNo {
+    fn read(from: &mut &[u8]) -> Option<Self> {
+        u32::read(from).map(Self)
+    }
+}
+
 /// All published parts of a group that were not given up.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
-    all: BTreeMap<PartNo, Part>,
-    by_name: BTreeMap<PartName, PartNo>,
+    all: Rows<PartNo, Part>,
+    /// Made when somebody asks for a name: who opens a point knows none.
+    by_name: OnceLock<BTreeMap<PartName, PartNo>>,
     next: u32,
-    /// Of all of them.
-    bytes: u64,
+    /// Of all of them; counted when somebody asks.
+    bytes: OnceLock<u64>,
 }
 
 impl Parts {
@@ -79,13 +105,9 @@ impl Parts {
 
     /// What the ledger alone says of them: not what the head image uses.
     pub fn to_checkpoint(&self) -> CheckpointParts {
-        let of = |(no, part): (PartNo, &Part)| CheckpointPart {
-            ordinal: no.0,
-            layer: part.name.layer,
-            number: part.name.number,
-            bytes: part.bytes,
-            footer_digest: part.footer_digest,
-            born: part.born,
+        let of = |(no, part): (PartNo, &Part)| {
+            let Part { name: PartName { layer, number }, bytes, footer_digest, born, .. } = *part;
+            (no.0, CheckpointPart { layer, number, bytes, footer_digest, born })
         };
         CheckpointParts { next: self.next, parts: self.iter().map(of).collect() }
     }
@@ -93,16 +115,25 @@ impl Parts {
     /// The inverse; no head image uses any of them yet. Where they lie the state knows.
     pub(crate) fn from_checkpoint(checkpoint: CheckpointParts, state: &State) -> Self {
         let CheckpointParts { next, parts } = checkpoint;
-        let bytes = parts.iter().map(|part| part.bytes).sum();
-        let named = |part: &CheckpointPart| (PartName { layer: part.layer, number: part.number }, PartNo(part.ordinal));
-        let by_name = parts.iter().map(named).collect();
-        let of = |part: CheckpointPart| {
-            let (name, no) = named(&part);
-            let CheckpointPart { layer, number, bytes, footer_digest, born, .. } = part;
-            let place = state.place(&layer, number);
-            (no, Part { name, bytes, footer_digest, born, died: None, head_granules: 0, place })
+        let all = match state.packs().is_empty() {
+            true => parts.recast(PartNo, Part::from),
+            false => {
+                let placed = |(no, part): (u32, Passing<'_, CheckpointPart>)| {
+                    (PartNo(no), Part { place: state.place(&part.layer, part.number), ..Part::from(*part) })
+                };
+                parts.passing().map(placed).collect()
+            }
         };
-        Self { all: parts.into_iter().map(of).collect(), by_name, next, bytes }
+        Self { all, by_name: OnceLock::new(), next, bytes: OnceLock::new() }
+    }
+
+    fn by_name(&self) -> &BTreeMap<PartName, PartNo> {
+        self.by_name.get_or_init(|| self.all.passing().map(|(no, part)| (part.name, no)).collect())
+    }
+
+    fn by_name_mut(&mut self) -> &mut BTreeMap<PartName, PartNo> {
+        self.by_name();
+        self.by_name.get_mut().expect("it was just made")
     }
 
     /// Those of a layer that was accepted in a slot; `state`: says where they lie.
@@ -111,8 +142,10 @@ impl Parts {
             let id = PartNo(self.next);
             self.next = self.next.checked_add(1).expect("a group never publishes 2^32 parts");
             let name = PartName { layer: entry.key, number };
-            self.by_name.insert(name, id);
-            self.bytes += part.bytes;
+            if let Some(by_name) = self.by_name.get_mut() {
+                by_name.insert(name, id);
+            }
+            self.has_grown(part.bytes);
             let place = state.place(&entry.key, number);
             let part = Part {
                 name,
@@ -130,8 +163,9 @@ impl Parts {
     /// Forgets those that an accepted prune record gave up; says what they were.
     pub fn give_up(&mut self, pruned: &[PrunedParts]) -> Vec<Part> {
         let names = pruned.iter().flat_map(|p| p.parts.iter().map(|&number| PartName { layer: p.layer, number }));
-        let gone: Vec<Part> = names.filter_map(|name| self.all.remove(&self.by_name.remove(&name)?)).collect();
-        self.bytes -= gone.iter().map(|part| part.bytes).sum::<u64>();
+        let numbers: Vec<PartNo> = names.filter_map(|name| self.by_name_mut().remove(&name)).collect();
+        let gone: Vec<Part> = numbers.iter().filter_map(|no| self.all.remove(no)).collect();
+        self.has_shrunk(gone.iter().map(|part| part.bytes).sum());
         gone
     }
 
@@ -139,22 +173,27 @@ impl Parts {
     /// order of publication. What the head image takes from them is for the caller to move.
     pub(crate) fn merge(&mut self, map: &Map, born: Slot) -> Vec<(PartNo, Part)> {
         let names = map.parts.iter().flat_map(|p| p.parts.iter().map(|&number| PartName { layer: p.layer, number }));
-        let numbers: BTreeSet<PartNo> = names.filter_map(|name| self.by_name.get(&name).copied()).collect();
+        let numbers: BTreeSet<PartNo> = names.filter_map(|name| self.by_name().get(&name).copied()).collect();
         let gone: Vec<(PartNo, Part)> = numbers.into_iter().filter_map(|no| Some((no, self.all.remove(&no)?))).collect();
         for (_, part) in &gone {
-            self.by_name.remove(&part.name);
-            self.bytes -= part.bytes;
+            self.by_name_mut().remove(&part.name);
+            self.has_shrunk(part.bytes);
         }
         let places = gone.iter().map(|(no, _)| *no).skip(gone.len().saturating_sub(map.new.len()));
         for ((number, new), no) in (0..).zip(&map.new).zip(places) {
             let name = PartName { layer: map.key(), number };
-            self.by_name.insert(name, no);
-            self.bytes += new.bytes;
+            self.by_name_mut().insert(name, no);
+            self.has_grown(new.bytes);
             let (bytes, footer_digest) = (new.bytes, new.footer_digest);
             let part = Part { name, bytes, footer_digest, born, died: None, head_granules: 0, place: None };
             self.all.insert(no, part);
         }
         gone
+    }
+
+    /// How many.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
     }
 
     /// One part.
@@ -164,7 +203,7 @@ impl Parts {
 
     /// The id of a part.
     pub fn id(&self, name: &PartName) -> Option<PartNo> {
-        self.by_name.get(name).copied()
+        self.by_name().get(name).copied()
     }
 
     /// All, in the order of publication.
@@ -179,13 +218,13 @@ impl Parts {
 
     /// The newest.
     pub fn last(&self) -> Option<PartNo> {
-        self.all.last_key_value().map(|(&no, _)| no)
+        self.all.last_key()
     }
 
     /// The parts of a layer that are left.
     pub fn of_layer(&self, layer: LayerKey) -> impl Iterator<Item = PartNo> + '_ {
         let range = PartName { layer, number: 0 }..=PartName { layer, number: u32::MAX };
-        self.by_name.range(range).map(|(_, &id)| id)
+        self.by_name().range(range).map(|(_, &id)| id)
     }
 
     /// The record that says which regions a part's layer or merge touched, its slot and digest, where replay does not know it: for parts
@@ -206,15 +245,14 @@ impl Parts {
         self.iter().filter(move |(_, p)| p.name.layer.volume == volume && p.lives_at(slot))
     }
 
-    /// The same, taken out for whoever needs nothing else. Most of a long history are taken and not copied.
-    pub(crate) fn take_living_at(&mut self, volume: VolumeId, slot: Slot) -> BTreeMap<PartNo, Part> {
-        let lives = |part: &Part| part.name.layer.volume == volume && part.lives_at(slot);
-        if self.living_at(volume, slot).count() * 2 < self.all.len() {
-            return self.living_at(volume, slot).map(|(no, part)| (no, part.clone())).collect();
-        }
-        let mut living = std::mem::take(&mut self.all);
-        living.retain(|_, part| lives(part));
-        living
+    /// The same, for whoever needs each for a moment only.
+    pub(crate) fn passing_that_live_at(&self, volume: VolumeId, slot: Slot) -> impl Iterator<Item = (PartNo, Passing<'_, Part>)> {
+        self.all.passing().filter(move |(_, part)| part.name.layer.volume == volume && part.lives_at(slot))
+    }
+
+    /// All of them as they are.
+    pub(crate) fn take_all(&mut self) -> Rows<PartNo, Part> {
+        std::mem::take(self).all
     }
 
     /// The head image took granules of a part.
@@ -310,13 +348,25 @@ impl Parts {
 
     /// Bytes of all parts.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        *self.bytes.get_or_init(|| self.all.passing().map(|(_, part)| part.bytes).sum())
+    }
+
+    fn has_grown(&mut self, bytes: u64) {
+        if let Some(all) = self.bytes.get_mut() {
+            *all += bytes;
+        }
+    }
+
+    fn has_shrunk(&mut self, bytes: u64) {
+        if let Some(all) = self.bytes.get_mut() {
+            *all -= bytes;
+        }
     }
 
     /// Bytes of those that nothing needs now. Walks them all.
     pub fn dead_bytes(&self, state: &State) -> u64 {
         let dead = self.dead(state, &BTreeSet::new(), usize::MAX);
         let names = dead.iter().flat_map(|d| d.parts.iter().map(|&number| PartName { layer: d.layer, number }));
-        names.filter_map(|n| self.all.get(self.by_name.get(&n)?)).map(|p| p.bytes).sum()
+        names.filter_map(|n| self.all.get(self.by_name().get(&n)?)).map(|p| p.bytes).sum()
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use farside_keys::{ContentKeys, Keeper};
 use farside_layer::{Footer, FrameDecoder, FrameRef};
-use farside_ledger::{State, VolumeMeta, group_id};
+use farside_ledger::{Rows, State, VolumeMeta, group_id};
 use farside_region::{
     ByteExtent, Geometry, GranuleIndex, GranuleRun, GroupId, LedgerPosition, Name, RecordDigest, RegionIndex, SealMode, Slot,
     Term, VolumeId, mutation,
@@ -94,7 +94,8 @@ pub struct PointReader<I = VolumeImage> {
     digest: Option<RecordDigest>,
     geometry: Geometry,
     pub(crate) image: I,
-    parts: BTreeMap<PartNo, Part>,
+    /// Those that the image uses, and perhaps others.
+    parts: Rows<PartNo, Part>,
     _lock: ReaderLock,
     /// In a bucket.
     lease: Option<Lease>,
@@ -372,8 +373,9 @@ impl GroupReader {
             self.image = newer;
         }
         let at_hand = self.image.is_head(volume, point).then(|| self.image.head(volume).cloned().unwrap_or_default());
-        let parts = self.image.take_living_at(volume, point);
-        let lazy = LazyImage::new(begun.meta.geometry, self.image.state(), &parts, at_hand);
+        let living = self.image.parts().passing_that_live_at(volume, point);
+        let lazy = LazyImage::new(begun.meta.geometry, self.image.state(), living, self.image.parts().len(), at_hand);
+        let parts = self.image.take_parts();
         let segments = Arc::clone(&self.segments);
         if self.state().next_slot().0 > AT_ONCE_MAX {
             // Where there can be no thread it is given back here.
@@ -420,11 +422,12 @@ impl PointReader<LazyImage> {
     ) -> Result<Self> {
         let begun = Begun::of(readers, image, segments, point, volume)?;
         let image = begun.newer.as_ref().unwrap_or(image);
-        let parts = image.parts().living_at(volume, point).map(|(no, part)| (no, part.clone())).collect();
+        let parts: Rows<PartNo, Part> =
+            image.parts().passing_that_live_at(volume, point).map(|(no, part)| (no, part.clone())).collect();
         // Whoever owns the group looks at what is new, and has no time to copy all of it.
         let at_hand = (!matches!(readers, Readers::None) && image.is_head(volume, point))
             .then(|| image.head(volume).cloned().unwrap_or_default());
-        let lazy = LazyImage::new(begun.meta.geometry, image.state(), &parts, at_hand);
+        let lazy = LazyImage::new(begun.meta.geometry, image.state(), parts.passing(), parts.len(), at_hand);
         Ok(begun.opened(lazy, parts, Arc::clone(segments)))
     }
 }
@@ -480,7 +483,7 @@ impl Begun {
         Ok(Self { lock, point, digest: known, meta, geometry, lease, newer })
     }
 
-    fn opened<I>(self, image: I, parts: BTreeMap<PartNo, Part>, segments: Arc<Segments>) -> PointReader<I> {
+    fn opened<I>(self, image: I, parts: Rows<PartNo, Part>, segments: Arc<Segments>) -> PointReader<I> {
         let Self { lock, point, digest, meta, geometry, lease, newer: _ } = self;
         let (keys, deleted) = ((&meta.digest_key).into(), Mutex::default());
         PointReader { segments, volume: meta, keys, point, digest, geometry, image, parts, _lock: lock, lease, deleted }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use farside_ledger::{
-    Body, Claim, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerEntry, LayerKind, Layers, PackId, PackPlaces,
-    PackedPart, PackedParts, PartEntry, Pin, Policy, Prune, PrunePolicy, PrunedParts, Record, Stamp, State, TornVoid,
-    TrackingLost, Unpin, Verdict, Verified, VerifiedHow, VoidReason, VolumeMeta, decode_object, decode_repeats, encode_object,
-    encode_repeating, group_id, may_repeat_others, volume_id,
+    Body, CheckpointPlace, CheckpointRoot, Claim, Consistency, CutTime, EpochInfo, Grid, Heartbeat, Label, LayerEntry, LayerKind,
+    Layers, PackId, PackPlaces, PackedPart, PackedParts, PartEntry, Pin, Policy, Prune, PrunePolicy, PrunedParts, Record, Stamp,
+    State, TornVoid, TrackingLost, Unpin, Verdict, Verified, VerifiedHow, VoidReason, VolumeMeta, decode_object, decode_repeats,
+    encode_object, encode_repeating, group_id, may_repeat_others, volume_id,
 };
 use farside_region::{
     BootId, Generation, Geometry, LayerKey, LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, VolumeId,
@@ -350,6 +351,7 @@ fn ledger(bytes: &[u8]) -> Outcome {
 }
 
 fn cache(bytes: &[u8]) -> Outcome {
+    read_by_hand(bytes.get(8..bytes.len().saturating_sub(32)).unwrap_or_default());
     match State::from_cache(bytes) {
         Err(error) => Outcome::refused(error),
         Ok(state) => {
@@ -357,4 +359,29 @@ fn cache(bytes: &[u8]) -> Outcome {
             Outcome::accepted((state.volumes().count().min(8), state.points().len().min(8)))
         }
     }
+}
+
+/// The same as the state of a checkpoint, which is read by hand: what serde refuses is refused, and all of what is read is what serde reads.
+fn read_by_hand(body: &[u8]) {
+    unmeasured(|| {
+        let by_serde = match postcard::take_from_bytes::<State>(body) {
+            Ok((state, [])) => Some(state),
+            _ => None,
+        };
+        // Of no parts.
+        let bytes = Bytes::from([b"FSCHKST7", body, &[0, 0]].concat());
+        let last = by_serde.as_ref().map_or(0, |state| state.next_slot().0.saturating_sub(1));
+        let root = CheckpointRoot {
+            version: 2,
+            group: by_serde.as_ref().map_or(group(), State::group),
+            place: CheckpointPlace { number: last, slots: 1 },
+            last: by_serde.as_ref().map_or(Record::NO_PREDECESSOR, State::prev),
+            previous: [0; 32],
+            state_bytes: bytes.len() as u64,
+            state_digest: *blake3::hash(&bytes).as_bytes(),
+        };
+        if let Ok((by_hand, _)) = root.state(&bytes) {
+            assert_eq!(Some(by_hand), by_serde, "read by hand it is another");
+        }
+    });
 }

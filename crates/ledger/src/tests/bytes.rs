@@ -6,7 +6,7 @@ use farside_region::{MergeId, RecordDigest};
 use proptest::prelude::*;
 
 use super::*;
-use crate::codec::{MAGIC, VERSION};
+use crate::codec::{MAGIC, VERSION, from_postcard};
 
 fn samples() -> Vec<(&'static str, Record)> {
     let member = LayerEntry {
@@ -293,8 +293,8 @@ fn checkpointed() -> (EncodedCheckpoint, CheckpointPlace, CheckpointParts) {
     assert_eq!(w.put(w.beat(&[(1, w.term(1))], w.position())), Verdict::Accepted);
     assert_eq!(w.put(Body::TrackingLost(TrackingLost { volume: vol(1), term: w.term(1) })), Verdict::Accepted);
     let layer = w.state.layers_above(vol(2), None).next().expect("one").key;
-    let part = CheckpointPart { ordinal: 1, layer, number: 0, bytes: 100, footer_digest: [9; 32], born: Slot(2) };
-    let parts = CheckpointParts { next: 3, parts: vec![part] };
+    let part = CheckpointPart { layer, number: 0, bytes: 100, footer_digest: [9; 32], born: Slot(2) };
+    let parts = CheckpointParts { next: 3, parts: [(1, part)].into_iter().collect() };
     let volume = VolumeMeta { digest_key: DigestKey::Sealed(seal()), ..meta(7) };
     assert_eq!(w.put(Body::Claim(Claim { volume, looked: None, source: name("host") })), Verdict::Accepted);
     let (pack, packed) = (PackId::new(w.state.next_slot(), [0xab; 8]), w.next(1, 0).key);
@@ -346,7 +346,37 @@ fn golden_bytes_of_a_checkpoint() {
     }
     assert_eq!(text, include_str!("golden-checkpoint.txt"));
     let (root, _) = CheckpointRoot::decode(&encoded.root, group(), place).expect("our own");
-    assert_eq!(root.state(&encoded.state).expect("our own").1, parts);
+    assert_eq!(root.state(&encoded.state.clone().into()).expect("our own").1, parts);
+}
+
+/// The digest says that these are the bytes that somebody wrote, and not that he wrote a state: whatever they are, they are read as serde reads
+/// them or refused, and nothing that is looked into later panics.
+#[test]
+fn a_state_that_its_writer_got_wrong_is_refused_or_read_as_it_is() {
+    let (encoded, place, _) = checkpointed();
+    let (root, _) = CheckpointRoot::decode(&encoded.root, group(), place).expect("our own");
+    let (mut refused, mut read) = (0, 0);
+    for at in 0..encoded.state.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut state = encoded.state.clone();
+            state[at] ^= flip;
+            let named = CheckpointRoot { state_digest: *blake3::hash(&state).as_bytes(), ..root };
+            match named.state(&state.clone().into()) {
+                Ok((by_hand, parts)) => {
+                    let theirs: (State, CheckpointParts) = from_postcard(&state[8..]).expect("as by hand");
+                    assert_eq!((&by_hand, &parts), (&theirs.0, &theirs.1), "byte {at}, {flip:#x}");
+                    assert_eq!(by_hand.to_cache(), theirs.0.to_cache());
+                    read += 1;
+                }
+                Err(CheckpointError::Magic | CheckpointError::Place) => refused += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        let cut = &encoded.state[..at];
+        let named = CheckpointRoot { state_digest: *blake3::hash(cut).as_bytes(), state_bytes: at as u64, ..root };
+        assert!(named.state(&cut.to_vec().into()).is_err(), "{at} bytes");
+    }
+    assert!(refused > 100 && read > 100, "{refused} {read}");
 }
 
 #[test]
@@ -363,13 +393,13 @@ fn a_checkpoint_with_any_bit_wrong_or_any_byte_missing_is_refused() {
         assert!(!error.is_newer(), "damage is never taken for a newer version");
     }
     for bit in 0..encoded.state.len() * 8 {
-        assert_eq!(root.state(&flipped(&encoded.state, bit)).err(), Some(CheckpointError::Digest));
+        assert_eq!(root.state(&flipped(&encoded.state, bit).into()).err(), Some(CheckpointError::Digest));
     }
     for len in 0..encoded.root.len() {
         assert!(CheckpointRoot::decode(&encoded.root[..len], group(), place).is_err());
     }
     for len in 0..encoded.state.len() {
-        assert_eq!(root.state(&encoded.state[..len]).err(), Some(CheckpointError::Digest));
+        assert_eq!(root.state(&encoded.state[..len].to_vec().into()).err(), Some(CheckpointError::Digest));
     }
     let elsewhere = [(group(), CheckpointPlace { number: 0, ..place }), (group(), CheckpointPlace { slots: 8, ..place })];
     for (group, place) in elsewhere.into_iter().chain([(farside_region::GroupId([1; 16]), place)]) {
@@ -393,5 +423,5 @@ fn a_checkpoint_of_a_newer_version_is_told_from_a_damaged_one() {
     // The chain of roots goes on over those of an earlier Farside, whose states are not read.
     let (earlier, _) = CheckpointRoot::decode(&with(8, 1), group(), place).expect("a root");
     assert!(earlier.is_of_an_earlier_version());
-    assert_eq!(earlier.state(&encoded.state).err(), Some(CheckpointError::Earlier));
+    assert_eq!(earlier.state(&encoded.state.into()).err(), Some(CheckpointError::Earlier));
 }

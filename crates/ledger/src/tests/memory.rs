@@ -210,7 +210,7 @@ fn the_state_of_a_long_ledger_is_as_large_as_what_is_retained() {
                 w.point(&[1, 2]);
             }
             let (newest, all) = (*w.state.points().keys().next_back().expect("points"), w.state.points().clone());
-            let points: Vec<Slot> = all.into_keys().filter(|slot| *slot < newest).collect();
+            let points: Vec<Slot> = all.keys().copied().filter(|slot| *slot < newest).collect();
             let is_over = |layer: &&LayerFact| layer.slot < newest && layer.pruned().is_empty();
             let layers: Vec<LayerKey> =
                 [1, 2].into_iter().flat_map(|n| w.state.layers_above(vol(n), None)).filter(is_over).map(|l| l.key).collect();

@@ -7,6 +7,7 @@ use farside_region::MergeId;
 use proptest::prelude::*;
 
 use super::*;
+use crate::codec::from_postcard;
 
 /// What a random writer tries. Numbers choose among what there is.
 #[derive(Clone, Debug)]
@@ -410,7 +411,9 @@ proptest! {
             prop_assert_eq!(&encoded, &EncodedCheckpoint::new(place, previous, &whole, &CheckpointParts::default()));
             let (root, root_digest) = CheckpointRoot::decode(&encoded.root, group(), place).expect("our own");
             prop_assert_eq!((root.last, root.previous), (*digest, previous));
-            anew = root.state(&encoded.state).expect("our own").0;
+            let (by_serde, _): (State, CheckpointParts) = from_postcard(&encoded.state[8..]).expect("our own");
+            anew = root.state(&encoded.state.into()).expect("our own").0;
+            prop_assert_eq!(&anew, &by_serde);
             from_each.push(anew.clone());
             previous = root_digest;
         }
