@@ -55,12 +55,13 @@ impl<K: Stored + Ord + Copy, V: Stored> Leaf<K, V> {
     }
 
     fn rows(&self) -> &[(K, V)] {
-        self.rows.get_or_init(|| {
-            let (bytes, count) = &self.stored;
-            let mut from = &bytes[..];
-            let row = |_| <(K, V)>::read(&mut from).expect("all rows were passed when the table was read");
-            (0..*count).map(row).collect()
-        })
+        self.rows.get_or_init(|| Self::made(&self.stored))
+    }
+
+    fn made((bytes, count): &(Bytes, usize)) -> Vec<(K, V)> {
+        let mut from = &bytes[..];
+        let row = |_| <(K, V)>::read(&mut from).expect("all rows were passed when the table was read");
+        (0..*count).map(row).collect()
     }
 
     fn rows_mut(&mut self) -> &mut Vec<(K, V)> {
@@ -190,7 +191,31 @@ impl<K: Stored + Ord + Copy, V: Stored> Rows<K, V> {
             _ => drop(self.leaves.remove(at)),
         }
         self.len -= 1;
+        self.tidy(at);
         Some(value)
+    }
+
+    /// Leaves that have lost most of their rows become one, or give their room back: where one row of a minute stays, none of them is ever empty.
+    fn tidy(&mut self, at: usize) {
+        let is_small = |leaf: &Leaf<K, V>| leaf.len() <= LEAF_ROWS / 4;
+        if !self.leaves.get(at).is_some_and(is_small) {
+            return;
+        }
+        let fits = |one: usize| self.leaves.get(one..one + 2).is_some_and(|two| two[0].len() + two[1].len() <= LEAF_ROWS / 2);
+        let one = [Some(at), at.checked_sub(1)].into_iter().flatten().find(|one| fits(*one));
+        if let Some(one) = one {
+            let behind = self.leaves.remove(one + 1);
+            let behind = behind.rows.into_inner().unwrap_or_else(|| Leaf::made(&behind.stored));
+            let leaf = &mut self.leaves[one];
+            let rows = leaf.rows_mut();
+            rows.extend(behind);
+            leaf.last = rows[rows.len() - 1].0;
+        } else {
+            let rows = self.leaves[at].rows_mut();
+            if rows.capacity() > 4 * rows.len() {
+                rows.shrink_to(2 * rows.len());
+            }
+        }
     }
 
     /// The first row.
@@ -212,6 +237,12 @@ impl<K: Stored + Ord + Copy, V: Stored> Rows<K, V> {
     #[cfg(test)]
     pub(crate) fn made(&self) -> usize {
         self.leaves.iter().filter(|leaf| leaf.stored.1 > 0 && leaf.rows.get().is_some()).count()
+    }
+
+    /// How many leaves there are, and for how many rows they have room.
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> (usize, usize) {
+        (self.leaves.len(), self.leaves.iter().map(|leaf| leaf.rows.get().map_or(leaf.stored.1, Vec::capacity)).sum())
     }
 
     fn begin(&self) -> Place {
@@ -418,7 +449,7 @@ impl<K: fmt::Debug, V> fmt::Debug for RowsIn<'_, K, V> {
 impl<K: Stored + Ord + Copy + Serialize, V: Stored + Serialize> Serialize for Rows<K, V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.len))?;
-        self.iter().try_for_each(|(key, value)| map.serialize_entry(key, value))?;
+        self.passing().try_for_each(|(key, value)| map.serialize_entry(&key, &*value))?;
         map.end()
     }
 }

@@ -25,7 +25,7 @@ use crate::record::{
 };
 use crate::retention::HeldBy;
 use crate::rows::Rows;
-use crate::stored::{Stored, by_serde, count};
+use crate::stored::{LayerName, Stored, by_serde, count};
 use crate::verdict::{Malformed, Verdict, VoidReason};
 
 /// Between records of different writers ledger time advances by at most this, and the age clock between any two records, in
@@ -1043,6 +1043,18 @@ impl State {
 
 impl VolumeState {
     fn read(from: &mut &[u8], all: &Bytes) -> Option<Self> {
+        Self::read_unlinked(from, all).filter(Self::is_linked)
+    }
+
+    /// † By the one table a layer's parts are known, and by the other that it is there: of one that is not, whatever lies in the store is swept.
+    fn is_linked(&self) -> bool {
+        let of_layers = self.layers.passing_as(|layer| LayerName(layer.key));
+        let of_layers = of_layers.map(|(slot, LayerName(key))| ((key.term, key.seq), slot));
+        let of_slots = self.slots.passing().map(|(name, slot)| (name, *slot));
+        self.layers.len() == self.slots.len() && of_layers.eq(of_slots)
+    }
+
+    fn read_unlinked(from: &mut &[u8], all: &Bytes) -> Option<Self> {
         Some(Self {
             meta: by_serde(from)?,
             source: by_serde(from)?,

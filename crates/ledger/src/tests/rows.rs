@@ -235,3 +235,47 @@ fn little_is_made_of_what_nobody_asks_for() {
     assert_eq!((rows.passing().count() as u64, rows.made()), (ROWS + 1, 1));
     assert_eq!((rows.iter().count() as u64, rows.made()), (ROWS + 1, 1000));
 }
+
+/// One row of many stays, here and there, as in a grid that thins out: it takes no more leaves than rows need, nor room.
+#[test]
+fn what_is_left_of_many_rows_lies_together() {
+    let all = 100 * LEAF_ROWS as u64;
+    for stays in [LEAF_ROWS as u64 / 2, LEAF_ROWS as u64, 3 * LEAF_ROWS as u64] {
+        let mut rows: Rows<u64, u64> = of_bytes(&(0..all).map(|key| (key, key)).collect());
+        (0..all).filter(|key| key % stays != 0).for_each(|key| drop(rows.remove(&key)));
+        same(&rows, &(0..all).step_by(stays as usize).map(|key| (key, key)).collect());
+        let (leaves, room) = rows.room();
+        assert!(leaves <= 8 * rows.len() / LEAF_ROWS + 2, "{leaves} leaves of {} rows", rows.len());
+        assert!(room <= 8 * rows.len() + LEAF_ROWS, "room for {room}, and {} are there", rows.len());
+    }
+}
+
+/// † A layer whose name leads nowhere would be swept, though its parts are there.
+#[test]
+fn a_table_of_layers_and_one_of_their_names_that_differ_are_no_state() {
+    let mut w = claimed();
+    for _ in 0..9 {
+        w.point(&[1]);
+    }
+    let read = |state: &State| {
+        let bytes = Bytes::from(to_postcard(state));
+        State::read(&mut &bytes[..], &bytes)
+    };
+    assert_eq!(read(&w.state).as_ref(), Some(&w.state));
+    let changed = |change: fn(&mut VolumeState)| {
+        let mut state = w.state.clone();
+        change(state.volumes.get_mut(&vol(1)).expect("claimed"));
+        assert!(state != w.state && read(&state).is_none());
+    };
+    changed(|volume| _ = volume.slots.remove(&volume.slots.last_key().expect("there")));
+    changed(|volume| _ = volume.layers.remove(&volume.layers.last_key().expect("there")));
+    changed(|volume| {
+        let name = volume.slots.last_key().expect("there");
+        *volume.slots.get_mut(&name).expect("there") = Slot(1);
+    });
+    changed(|volume| {
+        let (term, seq) = volume.slots.last_key().expect("there");
+        let slot = volume.slots.remove(&(term, seq)).expect("there");
+        volume.slots.insert((term, Seq(seq.0 + 1)), slot);
+    });
+}

@@ -448,7 +448,9 @@ fn read_in_pieces(file: &File, bytes: usize) -> io::Result<Vec<u8>> {
         let read = |(at, piece): (usize, &mut [u8])| file.read_exact_at(piece, (at * piece_bytes) as u64);
         let mut pieces = content.chunks_mut(piece_bytes).enumerate();
         let first = pieces.next();
-        let others: Vec<_> = pieces.map(|piece| scope.spawn(move || read(piece))).collect();
+        // Where there is no thread for it, whoever asks has the rest read in one go.
+        let others = pieces.map(|piece| std::thread::Builder::new().spawn_scoped(scope, move || read(piece)));
+        let others: Vec<_> = others.collect::<io::Result<_>>()?;
         let all = first.map_or(Ok(()), read);
         others.into_iter().map(|other| other.join().expect("such a thread does not panic")).fold(all, Result::and)
     })?;
