@@ -122,6 +122,9 @@ pub(crate) struct Failover {
     /// Those before it, whose points are pinned until this one's is.
     #[serde(default)]
     former: Vec<Former>,
+    /// That was over when this one was begun: nothing of it stands.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    former_is_over: bool,
     /// The newest point when whoever published before was fenced.
     #[serde(default)]
     parted: Option<Slot>,
@@ -474,6 +477,7 @@ impl Failovers {
             stand_in,
             lose_staged: request.lose_staged,
             former: known.iter().flat_map(Failover::with_former).chain(over.as_ref().and_then(TakenBack::brought_up)).collect(),
+            former_is_over: known.is_none(),
             parted: None,
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
             aside: known.as_ref().map(Failover::lineage).or(over.as_ref().map(TakenBack::lineage)).unwrap_or_default(),
@@ -496,7 +500,8 @@ impl Failovers {
         let one = turn(&working, &names, ANSWER)?;
         // † Whoever was at it would write over the new one what he had begun with.
         let same = self::look(receiver, &group, None)?.generation == generation;
-        if !same || lock(&self.all).get(&names) != known.as_ref() {
+        let is_as_it_was = self.taken_back(&names).filter(|_| known.is_none()) == over;
+        if !same || !is_as_it_was || lock(&self.all).get(&names) != known.as_ref() {
             let message = format!("the failover of {names} has gone on meanwhile");
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -531,6 +536,9 @@ impl Failovers {
         }
         let names = known.names();
         refuse(&names, request, &planned, (&look, None))?;
+        if !request.force || request.point.is_none() {
+            self.refuse_unread(&receiver.state_dir, &names)?;
+        }
         self.change(receiver, &names, |known| {
             if known.stage == Stage::Fencing && known.generation == changed.generation {
                 known.choose(chosen, stand_in, request);
@@ -551,8 +559,7 @@ impl Failovers {
         receiver.runtime.block_on(answered(&group, |reply| Mail::Settle { reply }))?;
         let look = look(receiver, &group, None)?;
         // † Without the one before it, which an earlier build did not keep, nothing would stand.
-        let over = self.taken_back(names).and_then(|over| over.brought_up());
-        let has_lost_another = known.before.is_none() && known.former.iter().any(|former| Some(*former) != over);
+        let has_lost_another = known.before.is_none() && !known.former.is_empty() && !known.former_is_over;
         if known.stage != Stage::Fencing || known.claimed || has_lost_another || look.generation.0 >= known.generation {
             let message = format!("{names} was failed over: its source is fenced, or may be (generation {})", known.generation);
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
@@ -613,7 +620,10 @@ impl Failovers {
                 (before.committed, before.settled) = (commit, commit);
             }
         })?;
-        if !commit && let Some((known, point)) = known.zip(status.point.as_ref()).filter(|(known, _)| known.settled) {
+        let is_its = |(known, point): &(Failover, &farside_control::source::LastPoint)| {
+            known.settled && known.point() == Some(Slot(point.id.slot))
+        };
+        if !commit && let Some((known, point)) = known.zip(status.point.as_ref()).filter(is_its) {
             let change = PointChange::OwnPin { reason: known.pin_reason() };
             receiver.runtime.block_on(group.change(point.id, change))?;
         }
@@ -866,7 +876,10 @@ impl Failovers {
                             found.into_iter().flat_map(|point| point.members).map(|(name, _)| name).collect();
                         receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unnoted)?;
                     }
-                    self.forget_taken_back(&receiver.state_dir, names).map_err(unnoted)?;
+                    // This one has what it left aside, and outranks it: what cannot be removed is in nobody's way.
+                    if let Err(error) = self.forget_taken_back(&receiver.state_dir, names) {
+                        tracing::error!(group = %names, %error, "the note of an earlier failover stays");
+                    }
                     failover.stage = Stage::Promoted { point };
                 }
                 Stage::Promoted { .. } if !failover.former.is_empty() => {

@@ -433,6 +433,9 @@ impl Ring {
                 // † The kernel has no memory. Asked again at once, it would be asked until it has, by a thread that lets nobody run who
                 // could give some back.
                 Some(libc::EAGAIN) => {
+                    // What has ended is told in this thread only, and where nothing can be submitted not by that call: the memory may be theirs.
+                    // SAFETY: nothing is submitted, and there is no argument.
+                    let _ = unsafe { self.uring.submitter().enter::<libc::sigset_t>(0, 0, EnterFlags::GETEVENTS.bits(), None) };
                     if timeout != Some(Duration::ZERO) && self.uring.completion().is_empty() {
                         std::thread::sleep(NO_MEMORY_WAIT);
                     }

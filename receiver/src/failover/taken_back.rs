@@ -86,7 +86,8 @@ impl Failovers {
     pub(super) fn end_taken_back(&self, receiver: &Receiver, failover: &Failover, look: &PromotionLook) -> Result<(), ApiError> {
         let (names, pin) = (failover.names(), failover.pin_reason());
         let taken_back = TakenBack::of(failover, look.has_aside);
-        if let Some(point) = look.point.as_ref().filter(|_| failover.point().is_some()) {
+        // (Where that one is gone, the newest was looked at.)
+        if let Some(point) = look.point.as_ref().filter(|point| failover.point() == Some(point.slot)) {
             let group = handle(receiver, &names)?;
             // † One that was for good for a while is not pinned any more.
             let change = match &taken_back {
@@ -184,8 +185,7 @@ impl Failovers {
     pub(super) fn reasons_of_taken_back(&self) -> Vec<Reason> {
         let whichs: Vec<String> = lock(&self.taken_back).values().filter_map(TakenBack::which).collect();
         let which = |message: String| {
-            let what =
-                "nothing has to be done: it is over with its next whole point; a failover before that asks which of the two";
+            let what = "nothing has to be done: it is over with the next whole point of all its volumes; a failover before that asks which of the two";
             Reason::new(Severity::Info, Code::FailedOver, message, what)
         };
         let unread: Vec<String> = lock(&self.unread).values().cloned().collect();

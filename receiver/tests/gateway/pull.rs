@@ -506,6 +506,7 @@ async fn a_failover_after_one_that_was_taken_back_can_be_given_up() {
     let former = serde_json::json!([{"generation": 2, "point": older}]);
     let begun = serde_json::json!({
         "version": 1, "source": "host1", "group": "default", "generation": 4, "wanted": older, "forced": false, "stage": "fencing", "former": former,
+        "former_is_over": true,
     });
     std::fs::write(&note, begun.to_string()).expect("written");
     gateway.start().await;

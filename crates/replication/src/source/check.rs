@@ -434,7 +434,7 @@ impl Source {
             let (key, epoch) = (layer.key, layer.epoch);
             let parts = if let LayerFate::Landing { parts, .. } = resumed.fate { parts } else { layer.parts() };
             if let Some(bytes) = layer.arrived(parts) {
-                self.line.brought(bytes);
+                self.line.brought(key, bytes);
             }
             match &resumed.fate {
                 LayerFate::Published { position, kind } => self.published_layer(now, key, *position, *kind, out),

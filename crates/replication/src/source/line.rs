@@ -1,37 +1,45 @@
 //! How long a part may be on a line that breaks before it has carried one.
 //!
 //! What was sent of a part is lost with its connection: over a line whose connections end before a part has arrived the same one would be sent for
-//! ever. So parts become shorter where connections bring nothing whole, and longer again with what arrives. On any other line they are as long as ever:
+//! ever. So parts become shorter where connections bring nothing whole of a layer, and longer again with what arrives. On any other line they are as long as ever:
 //! each part is a file that the receiver makes durable, and an entry in its layer's record.
 //!
-//! Parts of several volumes need no turns here. The transport sends earlier ones first, so what is under way of short ones arrives one after the other.
+//! Parts of several volumes need no turns here. A connection sends earlier ones first, so what is under way of short ones arrives one after the other. (Over
+//! several connections at once they share the line, which breaks under each of them the sooner.)
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farside_region::LayerKey;
 
 use super::api::Ended;
 
-/// So many connections in a row must have brought nothing: one that breaks under its first part, as any line may, changes nothing.
+/// So many connections in a row must have brought nothing of a layer of which parts were begun: one that breaks under its first part, as any line may,
+/// changes nothing.
 const IN_VAIN_MIN: u32 = 2;
 
 /// What a group's line was seen to carry, over all its connections.
+///
+/// † What a connection brought of one layer says nothing of another's parts: small ones get through a line under which each part of a first sync breaks.
 #[derive(Debug)]
 pub(super) struct Line {
     least: u64,
     most: u64,
     /// Parts are no longer; `None`: as long as any.
     holds: Option<u64>,
-    /// Connections in a row that the line ended, over which parts were begun and nothing came whole.
-    in_vain: u32,
+    /// Connections in a row that the line ended, over which parts of a layer were begun and nothing of it came whole.
+    in_vain: BTreeMap<LayerKey, u32>,
     present: Carried,
-    /// The last one that the line ended, until it is known what of it arrived.
+    /// The last ones that the line ended, until it is known what of them arrived.
     last: Option<Carried>,
 }
 
 /// What is known of one connection.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Carried {
-    /// The longest part that was begun; 0: none was.
-    begun: u64,
-    /// A part arrived, or one was read of which nothing had to be sent.
-    something: bool,
+    /// The longest part of each layer that was begun.
+    begun: BTreeMap<LayerKey, u64>,
+    /// Layers of which a part arrived, or one was read of which nothing had to be sent.
+    something: BTreeSet<LayerKey>,
     /// Of parts that arrived.
     bytes: u64,
 }
@@ -39,7 +47,7 @@ struct Carried {
 impl Line {
     /// Nothing is known of it.
     pub(super) fn new(least: u64, most: u64) -> Self {
-        Self { least: least.min(most), most, holds: None, in_vain: 0, present: Carried::default(), last: None }
+        Self { least: least.min(most), most, holds: None, in_vain: BTreeMap::new(), present: Carried::default(), last: None }
     }
 
     /// The longest part that it is known not to break under; `None`: no part is too long for it.
@@ -48,38 +56,46 @@ impl Line {
     }
 
     /// A part of up to so many bytes is begun.
-    pub(super) fn begins(&mut self, bytes: u64) {
-        self.present.begun = self.present.begun.max(bytes);
+    pub(super) fn begins(&mut self, layer: LayerKey, bytes: u64) {
+        let longest = self.present.begun.entry(layer).or_default();
+        *longest = bytes.max(*longest);
     }
 
-    /// So much arrived over the present connection, in whole parts.
-    pub(super) fn brings(&mut self, bytes: u64) {
-        let carried = self.present.brings(bytes);
-        self.grow(carried);
+    /// So much of a layer arrived over the present connection, in whole parts.
+    pub(super) fn brings(&mut self, layer: LayerKey, bytes: u64) {
+        let carried = self.present.brings(layer, bytes);
+        self.grow(layer, carried);
     }
 
     /// So much arrived over the one before.
-    pub(super) fn brought(&mut self, bytes: u64) {
-        let carried = self.last.get_or_insert_default().brings(bytes);
-        self.grow(carried);
+    pub(super) fn brought(&mut self, layer: LayerKey, bytes: u64) {
+        let carried = self.last.get_or_insert_default().brings(layer, bytes);
+        self.grow(layer, carried);
     }
 
     /// Half of what a connection has brought it may bring as one part. (Twice as long ones after each would be too long after each two.)
-    fn grow(&mut self, carried: u64) {
-        self.in_vain = 0;
+    fn grow(&mut self, layer: LayerKey, carried: u64) {
+        self.in_vain.remove(&layer);
         self.holds = self.holds.map(|bytes| bytes.max(carried / 2)).filter(|bytes| *bytes < self.most);
     }
 
     /// The present connection is over. What of it arrived the receiver may still say.
     pub(super) fn ends(&mut self, how: Ended) {
-        let Carried { begun, something, bytes } = std::mem::take(&mut self.present);
+        let mut ended = std::mem::take(&mut self.present);
         // One that was closed says nothing against the line.
-        if (how == Ended::Broken && begun > 0) || something {
-            let last = self.last.get_or_insert_default();
-            last.begun = last.begun.max(begun);
-            last.something |= something;
-            last.bytes += bytes;
+        if how != Ended::Broken {
+            ended.begun.clear();
         }
+        if ended.begun.is_empty() && ended.something.is_empty() {
+            return;
+        }
+        let last = self.last.get_or_insert_default();
+        for (layer, bytes) in ended.begun {
+            let longest = last.begun.entry(layer).or_default();
+            *longest = bytes.max(*longest);
+        }
+        last.something.extend(ended.something);
+        last.bytes = last.bytes.max(ended.bytes);
     }
 
     /// Whether it is open what the last connection brought.
@@ -87,23 +103,31 @@ impl Line {
         self.last.is_some()
     }
 
-    /// Nobody will say more of the last connection. Gives how long parts are from now on, if they became shorter.
-    pub(super) fn judge(&mut self) -> Option<u64> {
-        let last = self.last.take().filter(|last| !last.something)?;
-        self.in_vain = self.in_vain.saturating_add(1);
-        if self.in_vain < IN_VAIN_MIN {
-            return None;
-        }
+    /// Nobody will say more of the last connection. Gives how long parts are from now on, if they became shorter. `is_open`: of a layer, whether it is
+    /// still being sent.
+    pub(super) fn judge(&mut self, is_open: impl Fn(&LayerKey) -> bool) -> Option<u64> {
+        let Carried { begun, something, .. } = self.last.take()?;
+        self.in_vain.retain(|layer, _| is_open(layer));
         let before = self.holds.unwrap_or(self.most);
-        let bytes = (before.min(last.begun) / 2).max(self.least);
-        self.holds = Some(bytes);
-        (bytes < before).then_some(bytes)
+        let mut shortest = before;
+        for (layer, longest) in begun.into_iter().filter(|(layer, _)| !something.contains(layer) && is_open(layer)) {
+            let in_vain = self.in_vain.entry(layer).or_default();
+            *in_vain = in_vain.saturating_add(1);
+            // (Of parts that are as short as any the line says nothing that would help.)
+            if *in_vain >= IN_VAIN_MIN && longest > self.least {
+                shortest = shortest.min((before.min(longest) / 2).max(self.least));
+            }
+        }
+        if shortest < before {
+            self.holds = Some(shortest);
+        }
+        (shortest < before).then_some(shortest)
     }
 }
 
 impl Carried {
-    fn brings(&mut self, bytes: u64) -> u64 {
-        self.something = true;
+    fn brings(&mut self, layer: LayerKey, bytes: u64) -> u64 {
+        self.something.insert(layer);
         self.bytes = self.bytes.saturating_add(bytes);
         self.bytes
     }
@@ -113,8 +137,13 @@ impl Carried {
 mod tests {
     use super::*;
     use crate::tests::world::Rng;
+    use farside_region::{Seq, Term, VolumeId};
 
     const MIB: u64 = 1 << 20;
+
+    fn layer(volume: u8) -> LayerKey {
+        LayerKey { volume: VolumeId([volume; 16]), term: Term(1), seq: Seq(1) }
+    }
 
     fn line() -> Line {
         Line::new(MIB, 56 * MIB)
@@ -124,16 +153,16 @@ mod tests {
     fn connection(line: &mut Line, carries: u64) -> u64 {
         let size = line.holds().unwrap_or(56 * MIB);
         let mut arrived = 0;
-        line.begins(size);
+        line.begins(layer(1), size);
         while arrived + size <= carries {
             arrived += size;
-            line.begins(size);
+            line.begins(layer(1), size);
         }
         line.ends(Ended::Broken);
         if arrived > 0 {
-            line.brought(arrived);
+            line.brought(layer(1), arrived);
         }
-        line.judge();
+        line.judge(|_| true);
         arrived
     }
 
@@ -150,10 +179,31 @@ mod tests {
         assert_eq!(sizes[0], None, "one that breaks under its first part is any line");
         assert_eq!(sizes[1..6], halves);
         assert_eq!(sizes[6..], [halves[4]; 3], "and stay as long as is good for the line");
-        line.brings(111 * MIB);
+        line.brings(layer(1), 111 * MIB);
         assert_eq!(line.holds(), Some(111 * MIB / 2));
-        line.brings(MIB);
+        line.brings(layer(1), MIB);
         assert_eq!(line.holds(), None, "as long as ever");
+    }
+
+    /// † Small parts of another volume get through, or all of it is equal, while none of a first sync does.
+    #[test]
+    fn what_gets_through_of_one_layer_excuses_no_other() {
+        let mut line = line();
+        for round in 0..9 {
+            line.begins(layer(1), 56 * MIB);
+            line.begins(layer(2), MIB / 8);
+            line.brings(layer(2), MIB / 8);
+            line.brings(layer(3), 0);
+            line.ends(Ended::Broken);
+            assert_eq!(line.judge(|_| true).is_some(), (1..=6).contains(&round), "{round}: {line:?}");
+        }
+        assert_eq!(line.holds(), Some(MIB));
+        // One that is gone counts no more.
+        line.judge(|_| false);
+        line.begins(layer(9), 1);
+        line.ends(Ended::Broken);
+        line.judge(|key| *key == layer(9));
+        assert_eq!(line.in_vain.keys().collect::<Vec<_>>(), [&layer(9)]);
     }
 
     #[test]
@@ -162,17 +212,17 @@ mod tests {
         for _ in 0..9 {
             // None was begun; one was begun, and somebody closed it; a part was over because nothing of it had to be sent.
             line.ends(Ended::Broken);
-            line.begins(56 * MIB);
+            line.begins(layer(1), 56 * MIB);
             line.ends(Ended::Closed);
             assert!(!line.is_in_doubt());
-            line.begins(56 * MIB);
-            line.brings(0);
+            line.begins(layer(1), 56 * MIB);
+            line.brings(layer(1), 0);
             line.ends(Ended::Broken);
-            assert_eq!((line.judge(), line.holds()), (None, None));
+            assert_eq!((line.judge(|_| true), line.holds()), (None, None));
             // One in between that was in vain.
-            line.begins(56 * MIB);
+            line.begins(layer(1), 56 * MIB);
             line.ends(Ended::Broken);
-            assert_eq!((line.judge(), line.holds()), (None, None));
+            assert_eq!((line.judge(|_| true), line.holds()), (None, None));
         }
     }
 
@@ -204,16 +254,16 @@ mod tests {
                 let (is_begun, is_closed) = (!rng.one_in(4), rng.one_in(4));
                 let (early, late) = (rng.one_in(4), rng.one_in(4));
                 if is_begun {
-                    line.begins(1 + rng.below(before.min(56 * MIB)));
+                    line.begins(layer(1), 1 + rng.below(before.min(56 * MIB)));
                 }
                 if is_begun && early {
-                    line.brings(rng.below(9 * MIB));
+                    line.brings(layer(1), rng.below(9 * MIB));
                 }
                 line.ends(if is_closed { Ended::Closed } else { Ended::Broken });
                 if is_begun && late {
-                    line.brought(rng.below(9 * MIB));
+                    line.brought(layer(1), rng.below(9 * MIB));
                 }
-                let shorter = line.judge();
+                let shorter = line.judge(|_| true);
                 match (is_begun && (early || late), is_begun && !is_closed) {
                     (true, _) => in_vain = 0,
                     (false, is_in_vain) => in_vain += u32::from(is_in_vain),

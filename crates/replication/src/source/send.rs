@@ -92,7 +92,7 @@ impl Source {
         let (key, state) = (layer.key, ReadingState::Going);
         let volume = self.volumes.get_mut(&id).expect("looked at above");
         volume.reading = Some(Reading { key, part, begun: now, waited: 0, seen_at: now, reserved, state, asked: Vec::new() });
-        self.line.begins(bytes_max);
+        self.line.begins(key, bytes_max);
         out.push(Action::ReadPart(Box::new(action)));
     }
 
@@ -108,7 +108,9 @@ impl Source {
         if is_patient && self.volumes.values().any(may_hear) {
             return;
         }
-        if let Some(bytes) = self.line.judge() {
+        let (line, volumes) = (&mut self.line, &self.volumes);
+        let is_open = |key: &LayerKey| volumes.get(&key.volume).is_some_and(|v| v.layers.iter().any(|layer| layer.key == *key));
+        if let Some(bytes) = line.judge(is_open) {
             out.push(Action::Report { volume: None, what: Report::ShorterParts { bytes } });
         }
     }
@@ -187,7 +189,7 @@ impl Source {
             *spent += sent.bytes;
         }
         if read.sent.is_none() {
-            self.line.brings(0); // what is equal need not arrive
+            self.line.brings(read.key, 0); // what is equal need not arrive
         }
         let Some(epoch) = volume.layer_mut(&read.key).map(|l| l.epoch) else { return };
         volume.part_read(read, now, self.config.limits.unreadable_retry);
@@ -373,7 +375,7 @@ impl Source {
         if let Some(layer) = self.layer_mut(&key)
             && let Some(bytes) = layer.arrived(layer.parts())
         {
-            self.line.brings(bytes);
+            self.line.brings(key, bytes);
         }
     }
 
