@@ -34,8 +34,7 @@ struct State<T> {
     messages: VecDeque<T>,
     /// Receivers that sleep, or did and have not looked since.
     sleepers: usize,
-    /// How many of them have been woken up, as far as is known here: never more than are awake. While it is all of them, a message costs
-    /// no system call.
+    /// How many of them have been woken up, or are about to be. While it is all of them, a message that is the only one costs no system call.
     woken: usize,
     senders: usize,
     receivers: usize,
@@ -93,8 +92,9 @@ impl<T> Sender<T> {
             return Ok(());
         }
         state.messages.push_back(message);
-        let sleeps = state.sleepers > state.woken;
-        state.woken += usize::from(sleeps);
+        // † Whoever is to wake one up may be held up before he does: where a message waits already, nobody relies on that.
+        let sleeps = state.sleepers > state.woken || (state.sleepers > 0 && state.messages.len() > 1);
+        state.woken = (state.woken + usize::from(sleeps)).min(state.sleepers);
         drop(state);
         if sleeps {
             self.0.sent.notify_one();

@@ -44,7 +44,7 @@ pub(crate) struct Orders {
 impl Orders {
     /// Asks for a flush of the backing; [`FlushDone`] is called with the result. Wake the queue afterwards.
     pub(crate) fn flush(&self) {
-        self.flush.store(true, Ordering::Release); // one that begins later answers all who asked before
+        self.flush.swap(true, Ordering::AcqRel); // one that begins later answers all who asked before
     }
 
     fn wants_flush(&self) -> bool {
@@ -264,6 +264,13 @@ impl ShimQueue {
         self.engine.submit(ring, u64::from(index), op);
     }
 
+    fn flush_if_ordered(&mut self, ring: &mut Ring) {
+        if !self.flush_under_way && self.orders.wants_flush() && self.orders.flush.swap(false, Ordering::AcqRel) {
+            self.flush_under_way = true;
+            self.engine.submit(ring, ORDERED_FLUSH, DeviceOp::Flush);
+        }
+    }
+
     fn ended(&mut self, ring: &mut Ring, end: DeviceDone) {
         if end.id == ORDERED_FLUSH {
             self.flush_under_way = false;
@@ -274,7 +281,9 @@ impl ShimQueue {
                 let flush = volume.flush_begin();
                 volume.flush_end(flush, false);
             }
-            return (self.flush_done)(end.result.is_ok());
+            (self.flush_done)(end.result.is_ok());
+            // One that was ordered meanwhile has found nothing to do.
+            return self.flush_if_ordered(ring);
         }
         let index = end.id as u32;
         let active = self.active[index as usize].as_mut().expect("an operation in flight belongs to a request");
@@ -388,10 +397,7 @@ impl BlockQueue for ShimQueue {
     }
 
     fn wake(&mut self, ring: &mut Ring) {
-        if !self.flush_under_way && self.orders.wants_flush() && self.orders.flush.swap(false, Ordering::Acquire) {
-            self.flush_under_way = true;
-            self.engine.submit(ring, ORDERED_FLUSH, DeviceOp::Flush);
-        }
+        self.flush_if_ordered(ring);
         // Those that park again are behind `count`, for the next wake.
         let count = self.parked.len();
         for i in 0..count {

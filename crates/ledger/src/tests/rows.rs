@@ -242,7 +242,7 @@ fn what_is_left_of_many_rows_lies_together() {
     let all = 100 * LEAF_ROWS as u64;
     for stays in [LEAF_ROWS as u64 / 2, LEAF_ROWS as u64, 3 * LEAF_ROWS as u64] {
         let mut rows: Rows<u64, u64> = of_bytes(&(0..all).map(|key| (key, key)).collect());
-        (0..all).filter(|key| key % stays != 0).for_each(|key| drop(rows.remove(&key)));
+        (0..all).filter(|key| key % stays != 0).for_each(|key| _ = rows.remove(&key));
         same(&rows, &(0..all).step_by(stays as usize).map(|key| (key, key)).collect());
         let (leaves, room) = rows.room();
         assert!(leaves <= 8 * rows.len() / LEAF_ROWS + 2, "{leaves} leaves of {} rows", rows.len());
