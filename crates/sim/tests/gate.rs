@@ -153,7 +153,7 @@ const MET_BY_FAILBACKS: &[(&str, u64)] = &[
     ("disks that were about to be served are not what they were", 5),
     ("the group was failed over again beside a failback", 3),
     ("what a failback overwrote is put back", 60),
-    ("what was left aside is passed over", 30),
+    ("what was left aside is passed over", 8),
 ];
 
 /// Disks follow the volumes, with kills and power cuts at every operation, syncs that fail, and strangers who write to them.
