@@ -34,7 +34,8 @@ struct State<T> {
     messages: VecDeque<T>,
     /// Receivers that sleep, or did and have not looked since.
     sleepers: usize,
-    /// How many of them have been woken up, or are about to be. While it is all of them, a message that is the only one costs no system call.
+    /// How many of them have been woken up, or are about to be. While it is all of them, a message that is the only one costs no
+    /// system call, where there is one receiver.
     woken: usize,
     senders: usize,
     receivers: usize,
@@ -92,8 +93,10 @@ impl<T> Sender<T> {
             return Ok(());
         }
         state.messages.push_back(message);
-        // † Whoever is to wake one up may be held up before he does: where a message waits already, nobody relies on that.
-        let sleeps = state.sleepers > state.woken || (state.sleepers > 0 && state.messages.len() > 1);
+        // † Whoever is to wake one up may be held up before he does: where a message waits already, or another receiver may have taken that one's,
+        // nobody relies on that.
+        let is_alone = state.messages.len() == 1 && state.receivers == 1;
+        let sleeps = state.sleepers > state.woken || (state.sleepers > 0 && !is_alone);
         state.woken = (state.woken + usize::from(sleeps)).min(state.sleepers);
         drop(state);
         if sleeps {

@@ -559,7 +559,9 @@ impl Failovers {
         receiver.runtime.block_on(answered(&group, |reply| Mail::Settle { reply }))?;
         let look = look(receiver, &group, None)?;
         // † Without the one before it, which an earlier build did not keep, nothing would stand.
-        let has_lost_another = known.before.is_none() && !known.former.is_empty() && !known.former_is_over;
+        let over = self.taken_back(names).and_then(|over| over.brought_up());
+        let is_lost = |former: &Former| !known.former_is_over && Some(*former) != over;
+        let has_lost_another = known.before.is_none() && known.former.iter().any(is_lost);
         if known.stage != Stage::Fencing || known.claimed || has_lost_another || look.generation.0 >= known.generation {
             let message = format!("{names} was failed over: its source is fenced, or may be (generation {})", known.generation);
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
@@ -876,7 +878,7 @@ impl Failovers {
                             found.into_iter().flat_map(|point| point.members).map(|(name, _)| name).collect();
                         receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unnoted)?;
                     }
-                    // This one has what it left aside, and outranks it: what cannot be removed is in nobody's way.
+                    // This one has what that left aside, and outranks it while it stands; at its end it is tried again.
                     if let Err(error) = self.forget_taken_back(&receiver.state_dir, names) {
                         tracing::error!(group = %names, %error, "the note of an earlier failover stays");
                     }

@@ -210,11 +210,10 @@ impl<K: Stored + Ord + Copy, V: Stored> Rows<K, V> {
             let rows = leaf.rows_mut();
             rows.extend(behind);
             leaf.last = rows[rows.len() - 1].0;
-        } else {
-            let rows = self.leaves[at].rows_mut();
-            if rows.capacity() > 4 * rows.len() {
-                rows.shrink_to(2 * rows.len());
-            }
+        } else if let Some(rows) = self.leaves[at].rows.get_mut()
+            && rows.capacity() > 4 * rows.len()
+        {
+            rows.shrink_to(2 * rows.len());
         }
     }
 

@@ -96,8 +96,10 @@ impl Failovers {
             };
             receiver.runtime.block_on(group.change(point.shown.id, change))?;
         }
-        if let Some(taken_back) = taken_back {
-            self.keep_taken_back(&receiver.state_dir, taken_back).map_err(unnoted)?;
+        // † Or the note of one before it, which this one outranked, would stand again.
+        match taken_back {
+            Some(taken_back) => self.keep_taken_back(&receiver.state_dir, taken_back).map_err(unnoted)?,
+            None => self.forget_taken_back(&receiver.state_dir, &names).map_err(unnoted)?,
         }
         self.forget(&receiver.state_dir, &names).map_err(unnoted)?;
         tracing::info!(group = %names, generation = failover.generation, "a failover is over: its history was taken back");
@@ -153,6 +155,7 @@ impl Failovers {
     fn keep_taken_back(&self, state_dir: &StateDir, taken_back: TakenBack) -> Result<(), StateError> {
         let names = taken_back.names();
         state_dir.remember_taken_back(&taken_back, self.taken_back(&names).as_ref())?;
+        lock(&self.unread).remove(&state_dir.taken_back_path(&names));
         lock(&self.taken_back).insert(names, taken_back);
         Ok(())
     }

@@ -17,6 +17,9 @@ use super::api::Ended;
 /// changes nothing.
 const IN_VAIN_MIN: u32 = 2;
 
+/// So many layers are known of a connection before those that are over are forgotten.
+const LAYERS_KEPT: usize = 1024;
+
 /// What a group's line was seen to carry, over all its connections.
 ///
 /// † What a connection brought of one layer says nothing of another's parts: small ones get through a line under which each part of a first sync breaks.
@@ -26,15 +29,17 @@ pub(super) struct Line {
     most: u64,
     /// Parts are no longer; `None`: as long as any.
     holds: Option<u64>,
-    /// Connections in a row that the line ended, over which parts of a layer were begun and nothing of it came whole.
+    /// Connections that the line ended, over which parts of a layer were begun and nothing of it came whole, since something did.
     in_vain: BTreeMap<LayerKey, u32>,
     present: Carried,
+    /// From so many layers of it on those that are over are forgotten.
+    crowded: usize,
     /// The last ones that the line ended, until it is known what of them arrived.
     last: Option<Carried>,
 }
 
 /// What is known of one connection.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Carried {
     /// The longest part of each layer that was begun.
     begun: BTreeMap<LayerKey, u64>,
@@ -47,7 +52,8 @@ struct Carried {
 impl Line {
     /// Nothing is known of it.
     pub(super) fn new(least: u64, most: u64) -> Self {
-        Self { least: least.min(most), most, holds: None, in_vain: BTreeMap::new(), present: Carried::default(), last: None }
+        let (in_vain, present) = (BTreeMap::new(), Carried::default());
+        Self { least: least.min(most), most, holds: None, in_vain, present, crowded: LAYERS_KEPT, last: None }
     }
 
     /// The longest part that it is known not to break under; `None`: no part is too long for it.
@@ -55,8 +61,14 @@ impl Line {
         self.holds
     }
 
-    /// A part of up to so many bytes is begun.
-    pub(super) fn begins(&mut self, layer: LayerKey, bytes: u64) {
+    /// A part of up to so many bytes is begun. `is_open`: of a layer, whether it is still being sent.
+    pub(super) fn begins(&mut self, layer: LayerKey, bytes: u64, is_open: impl Fn(&LayerKey) -> bool) {
+        // † A connection may stay for months.
+        if self.present.begun.len() >= self.crowded {
+            self.present.begun.retain(|layer, _| is_open(layer));
+            self.present.something.retain(is_open);
+            self.crowded = LAYERS_KEPT.max(2 * self.present.begun.len());
+        }
         let longest = self.present.begun.entry(layer).or_default();
         *longest = bytes.max(*longest);
     }
@@ -106,22 +118,24 @@ impl Line {
     /// Nobody will say more of the last connection. Gives how long parts are from now on, if they became shorter. `is_open`: of a layer, whether it is
     /// still being sent.
     pub(super) fn judge(&mut self, is_open: impl Fn(&LayerKey) -> bool) -> Option<u64> {
-        let Carried { begun, something, .. } = self.last.take()?;
+        let Carried { begun, something, bytes } = self.last.take()?;
         self.in_vain.retain(|layer, _| is_open(layer));
         let before = self.holds.unwrap_or(self.most);
-        let mut shortest = before;
-        for (layer, longest) in begun.into_iter().filter(|(layer, _)| !something.contains(layer) && is_open(layer)) {
+        let mut holds = None;
+        // Where twice as much of others arrived, that part was not too long.
+        let starves =
+            |(layer, longest): &(LayerKey, u64)| !something.contains(layer) && is_open(layer) && longest / 2 >= bytes / 4;
+        for (layer, longest) in begun.into_iter().filter(starves) {
             let in_vain = self.in_vain.entry(layer).or_default();
             *in_vain = in_vain.saturating_add(1);
             // (Of parts that are as short as any the line says nothing that would help.)
             if *in_vain >= IN_VAIN_MIN && longest > self.least {
-                shortest = shortest.min((before.min(longest) / 2).max(self.least));
+                holds = holds.max(Some((before.min(longest) / 2).max(self.least)));
             }
         }
-        if shortest < before {
-            self.holds = Some(shortest);
-        }
-        (shortest < before).then_some(shortest)
+        let holds = holds.filter(|holds| *holds < before)?;
+        self.holds = Some(holds);
+        Some(holds)
     }
 }
 
@@ -153,10 +167,10 @@ mod tests {
     fn connection(line: &mut Line, carries: u64) -> u64 {
         let size = line.holds().unwrap_or(56 * MIB);
         let mut arrived = 0;
-        line.begins(layer(1), size);
+        line.begins(layer(1), size, |_| true);
         while arrived + size <= carries {
             arrived += size;
-            line.begins(layer(1), size);
+            line.begins(layer(1), size, |_| true);
         }
         line.ends(Ended::Broken);
         if arrived > 0 {
@@ -190,8 +204,8 @@ mod tests {
     fn what_gets_through_of_one_layer_excuses_no_other() {
         let mut line = line();
         for round in 0..9 {
-            line.begins(layer(1), 56 * MIB);
-            line.begins(layer(2), MIB / 8);
+            line.begins(layer(1), 56 * MIB, |_| true);
+            line.begins(layer(2), MIB / 8, |_| true);
             line.brings(layer(2), MIB / 8);
             line.brings(layer(3), 0);
             line.ends(Ended::Broken);
@@ -200,10 +214,36 @@ mod tests {
         assert_eq!(line.holds(), Some(MIB));
         // One that is gone counts no more.
         line.judge(|_| false);
-        line.begins(layer(9), 1);
+        line.begins(layer(9), 1, |_| true);
         line.ends(Ended::Broken);
         line.judge(|key| *key == layer(9));
         assert_eq!(line.in_vain.keys().collect::<Vec<_>>(), [&layer(9)]);
+    }
+
+    /// A connection may stay for months, and each point is another layer.
+    #[test]
+    fn what_is_known_of_a_connection_is_bounded() {
+        let mut line = line();
+        for seq in 0..20_000 {
+            let this = LayerKey { seq: Seq(seq), ..layer(1) };
+            line.begins(this, MIB, |key| key.seq.0 + 9 > seq);
+            line.brings(this, MIB);
+        }
+        let Carried { begun, something, .. } = &line.present;
+        assert!(begun.len() <= LAYERS_KEPT && something.len() <= LAYERS_KEPT, "{} {}", begun.len(), something.len());
+    }
+
+    /// A line that flaps twice under a small part, and carries long ones in between.
+    #[test]
+    fn a_small_part_that_is_lost_beside_long_ones_that_arrive_shortens_none() {
+        let mut line = line();
+        for _ in 0..9 {
+            line.begins(layer(1), 56 * MIB, |_| true);
+            line.brings(layer(1), 50 * MIB);
+            line.begins(layer(2), 2 * MIB, |_| true);
+            line.ends(Ended::Broken);
+            assert_eq!((line.judge(|_| true), line.holds()), (None, None));
+        }
     }
 
     #[test]
@@ -212,15 +252,15 @@ mod tests {
         for _ in 0..9 {
             // None was begun; one was begun, and somebody closed it; a part was over because nothing of it had to be sent.
             line.ends(Ended::Broken);
-            line.begins(layer(1), 56 * MIB);
+            line.begins(layer(1), 56 * MIB, |_| true);
             line.ends(Ended::Closed);
             assert!(!line.is_in_doubt());
-            line.begins(layer(1), 56 * MIB);
+            line.begins(layer(1), 56 * MIB, |_| true);
             line.brings(layer(1), 0);
             line.ends(Ended::Broken);
             assert_eq!((line.judge(|_| true), line.holds()), (None, None));
             // One in between that was in vain.
-            line.begins(layer(1), 56 * MIB);
+            line.begins(layer(1), 56 * MIB, |_| true);
             line.ends(Ended::Broken);
             assert_eq!((line.judge(|_| true), line.holds()), (None, None));
         }
@@ -254,7 +294,7 @@ mod tests {
                 let (is_begun, is_closed) = (!rng.one_in(4), rng.one_in(4));
                 let (early, late) = (rng.one_in(4), rng.one_in(4));
                 if is_begun {
-                    line.begins(layer(1), 1 + rng.below(before.min(56 * MIB)));
+                    line.begins(layer(1), 1 + rng.below(before.min(56 * MIB)), |_| true);
                 }
                 if is_begun && early {
                     line.brings(layer(1), rng.below(9 * MIB));

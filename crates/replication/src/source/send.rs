@@ -1,5 +1,7 @@
 //! Reading parts, saying what they became, and hearing what was made of them (§4.4, T1, T10).
 
+use std::collections::BTreeMap;
+
 use farside_ledger::LayerKind;
 use farside_region::{EpochId, GranuleRun, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
 use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Features, LabelledEnd, Notice, Published, SourceMessage};
@@ -11,6 +13,11 @@ use super::{Hold, Kind, Link, Phase, Source};
 
 /// At most so many bytes of a part are neither content nor proportional to it: header, footer, frame heads.
 const PART_OVERHEAD: u64 = 64 << 10;
+
+/// Whether a layer is still being sent.
+fn is_open(volumes: &BTreeMap<VolumeId, Volume>, key: &LayerKey) -> bool {
+    volumes.get(&key.volume).is_some_and(|volume| volume.layers.iter().any(|layer| layer.key == *key))
+}
 
 impl Source {
     /// Gives every volume's sender something to do, as far as credit goes.
@@ -92,7 +99,8 @@ impl Source {
         let (key, state) = (layer.key, ReadingState::Going);
         let volume = self.volumes.get_mut(&id).expect("looked at above");
         volume.reading = Some(Reading { key, part, begun: now, waited: 0, seen_at: now, reserved, state, asked: Vec::new() });
-        self.line.begins(key, bytes_max);
+        let (line, volumes) = (&mut self.line, &self.volumes);
+        line.begins(key, bytes_max, |key| is_open(volumes, key));
         out.push(Action::ReadPart(Box::new(action)));
     }
 
@@ -109,8 +117,7 @@ impl Source {
             return;
         }
         let (line, volumes) = (&mut self.line, &self.volumes);
-        let is_open = |key: &LayerKey| volumes.get(&key.volume).is_some_and(|v| v.layers.iter().any(|layer| layer.key == *key));
-        if let Some(bytes) = line.judge(is_open) {
+        if let Some(bytes) = line.judge(|key| is_open(volumes, key)) {
             out.push(Action::Report { volume: None, what: Report::ShorterParts { bytes } });
         }
     }
