@@ -492,9 +492,7 @@ impl Failovers {
             return Ok(planned);
         }
         refuse(&names, request, &planned, (&look, over.as_ref()))?;
-        if !request.force || request.point.is_none() {
-            self.refuse_unread(&receiver.state_dir, &names)?;
-        }
+        self.refuse_unread(&receiver.state_dir, &names, request)?;
         let generation = look.generation;
         let working = self.working.of(&names);
         let one = turn(&working, &names, ANSWER)?;
@@ -536,9 +534,7 @@ impl Failovers {
         }
         let names = known.names();
         refuse(&names, request, &planned, (&look, None))?;
-        if !request.force || request.point.is_none() {
-            self.refuse_unread(&receiver.state_dir, &names)?;
-        }
+        self.refuse_unread(&receiver.state_dir, &names, request)?;
         self.change(receiver, &names, |known| {
             if known.stage == Stage::Fencing && known.generation == changed.generation {
                 known.choose(chosen, stand_in, request);
@@ -762,7 +758,7 @@ impl Failovers {
         lock(&self.all).get(names).map(|one| of(one.standing(Some(highest))))
     }
 
-    /// Which points are the history by the failover that stands, or that is over and followed by nothing yet, and those before it. `highest`: of the ledger.
+    /// Which points are the history by the failover that stands, or that is over, and those before it. `highest`: of the ledger.
     pub(crate) fn lineage(&self, names: &GroupNames, highest: Generation) -> Lineage {
         let standing = lock(&self.all).get(names).map(|one| one.standing(Some(highest)).lineage());
         standing.or_else(|| self.taken_back(names).map(|over| over.lineage())).unwrap_or_default()

@@ -10,7 +10,7 @@ use farside_region::Slot;
 
 /// See the head of the file.
 #[derive(Clone, Debug, Default)]
-pub struct Line {
+pub(crate) struct Line {
     tip: Option<Slot>,
     /// What each point follows.
     follows: BTreeMap<Slot, Option<Slot>>,
@@ -22,23 +22,23 @@ pub struct Line {
 
 impl Line {
     /// A point was published.
-    pub fn on_point(&mut self, slot: Slot) {
+    pub(crate) fn on_point(&mut self, slot: Slot) {
         self.follows.insert(slot, self.tip);
         self.tip = Some(slot);
     }
 
     /// A failover is done.
-    pub fn on_promoted(&mut self, point: Option<Slot>) {
+    pub(crate) fn on_promoted(&mut self, point: Option<Slot>) {
         (self.tip, self.brought_up) = (point, point);
     }
 
     /// The store went back.
-    pub fn on_rewound(&mut self) {
+    pub(crate) fn on_rewound(&mut self) {
         self.is_unclear = true;
     }
 
     /// The point that is brought up, or taken back, if none is named, of those that may be; `None`: that cannot be told.
-    pub fn newest(&self, may_be: impl Fn(Slot) -> bool) -> Option<Slot> {
+    pub(crate) fn newest(&self, may_be: impl Fn(Slot) -> bool) -> Option<Slot> {
         let mut at = self.tip.filter(|_| !self.is_unclear);
         while let Some(slot) = at.filter(|slot| !may_be(*slot)) {
             at = self.follows.get(&slot).copied().flatten().filter(|_| self.brought_up != Some(slot));

@@ -143,7 +143,7 @@ pub struct World {
     pub source_wall_off_ms: Cell<i64>,
     /// What the gateway keeps of a failover of the group.
     pub failover: RefCell<Option<Failover>>,
-    /// What failovers that are over left aside, until something newer is published.
+    /// What failovers that are over left aside, as long as any of it is there.
     pub left_aside: RefCell<Lineage>,
     /// The machine that is to have the group; `None`: that is being decided.
     pub main: Cell<Option<usize>>,
@@ -414,7 +414,7 @@ impl World {
         self.shapes.borrow_mut().insert((volume, term.0), shape);
     }
 
-    /// Which points are the history, by the failover that stands, or those that are over and followed by nothing yet.
+    /// Which points are the history, by the failover that stands, or those that are over.
     pub fn lineage(&self) -> Lineage {
         self.failover.borrow().as_ref().map_or_else(|| self.left_aside.borrow().clone(), Failover::lineage)
     }

@@ -11,6 +11,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use farside_control::failover::FailoverRequest;
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_region::{Name, Slot};
 use farside_replication::lineage::Lineage;
@@ -173,8 +174,16 @@ impl Failovers {
         lock(&self.taken_back).get(names).cloned()
     }
 
-    /// † What failovers left aside is not known where that cannot be read: it may be the newest.
-    pub(super) fn refuse_unread(&self, state_dir: &StateDir, names: &GroupNames) -> Result<(), ApiError> {
+    /// † What failovers left aside is not known where that cannot be read: it may be the newest, and only a point that is named may be forced.
+    pub(super) fn refuse_unread(
+        &self,
+        state_dir: &StateDir,
+        names: &GroupNames,
+        request: &FailoverRequest,
+    ) -> Result<(), ApiError> {
+        if request.force && request.point.is_some() {
+            return Ok(());
+        }
         let path = state_dir.taken_back_path(names);
         let unread = lock(&self.unread).iter().find(|(unread, _)| path.starts_with(unread)).map(|(_, words)| words.clone());
         let Some(words) = unread else { return Ok(()) };

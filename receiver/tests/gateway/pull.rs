@@ -10,7 +10,7 @@ use farside_wire::{
     RefusalCode, RequestId, SourceMessage,
 };
 
-use crate::site::{Gateway, Session, Volume, granules, noise, wait_until};
+use crate::site::{Gateway, Session, Source, Volume, granules, noise, wait_until};
 
 async fn begin(pull: &mut Session, have: Option<LedgerPosition>) -> PullPoint {
     pull.send(SourceMessage::PullBegin(PullBegin { id: RequestId(1), have })).await;
@@ -238,15 +238,20 @@ async fn a_host_that_stands_in_publishes_until_its_source_is_back() {
     gateway.check_store();
 }
 
-/// What a source had published after an older point that was brought up is nothing that was published since.
-#[tokio::test]
-async fn what_is_above_an_older_point_is_from_before_the_failover() {
+/// A source that has published three points, and is gone.
+async fn with_three_points() -> (Gateway, Source, Volume, Vec<LedgerPosition>) {
     let (gateway, host, mut source, volume) = Gateway::with_claim().await;
     let mut points = Vec::new();
     for seq in 1..=3 {
         points.push(source.publish(&volume, seq, &granules(0, 20), LayerKind::Point).await);
     }
-    drop(source);
+    (gateway, host, volume, points)
+}
+
+/// What a source had published after an older point that was brought up is nothing that was published since.
+#[tokio::test]
+async fn what_is_above_an_older_point_is_from_before_the_failover() {
+    let (gateway, host, volume, points) = with_three_points().await;
     let client = gateway.client();
     let older = FailoverRequest { point: Some(points[0].slot.0), ..request(Some("host2")) };
     let other = gateway.pair("host2").await;
@@ -529,12 +534,7 @@ async fn a_failover_after_one_that_was_taken_back_can_be_given_up() {
 /// What was left aside is brought up after all, by name: it is the history again, for whoever comes back and for the next failover.
 #[tokio::test]
 async fn what_was_left_aside_and_is_brought_up_after_all_is_the_history() {
-    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
-    let mut points = Vec::new();
-    for seq in 1..=3 {
-        points.push(source.publish(&volume, seq, &granules(0, 20), LayerKind::Point).await);
-    }
-    drop(source);
+    let (gateway, host, volume, points) = with_three_points().await;
     let client = gateway.client();
     client.failover(&FailoverRequest { point: Some(points[0].slot.0), ..request(None) }).await.expect("begun");
     let after_all = FailoverRequest { point: Some(points[2].slot.0), again: true, ..request(None) };

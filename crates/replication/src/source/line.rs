@@ -69,8 +69,7 @@ impl Line {
             self.present.something.retain(is_open);
             self.crowded = LAYERS_KEPT.max(2 * self.present.begun.len());
         }
-        let longest = self.present.begun.entry(layer).or_default();
-        *longest = bytes.max(*longest);
+        self.present.begins(layer, bytes);
     }
 
     /// So much of a layer arrived over the present connection, in whole parts.
@@ -102,10 +101,7 @@ impl Line {
             return;
         }
         let last = self.last.get_or_insert_default();
-        for (layer, bytes) in ended.begun {
-            let longest = last.begun.entry(layer).or_default();
-            *longest = bytes.max(*longest);
-        }
+        ended.begun.into_iter().for_each(|(layer, bytes)| last.begins(layer, bytes));
         last.something.extend(ended.something);
         last.bytes = last.bytes.max(ended.bytes);
     }
@@ -140,6 +136,11 @@ impl Line {
 }
 
 impl Carried {
+    fn begins(&mut self, layer: LayerKey, bytes: u64) {
+        let longest = self.begun.entry(layer).or_default();
+        *longest = bytes.max(*longest);
+    }
+
     fn brings(&mut self, layer: LayerKey, bytes: u64) -> u64 {
         self.something.insert(layer);
         self.bytes = self.bytes.saturating_add(bytes);
