@@ -661,5 +661,8 @@ mod churn_tests;
 mod loss_tests;
 
 #[cfg(test)]
+mod days_tests;
+
+#[cfg(test)]
 #[path = "../merge_tests.rs"]
 mod tests;
