@@ -15,8 +15,7 @@ use super::*;
 use crate::backend::Backend;
 use crate::backend::memory::Memory;
 use crate::checkpoint::SPAN;
-use crate::group::Dated;
-use crate::group::set_waiting_bytes_least;
+use crate::group::{Dated, set_waiting_bytes_least};
 use crate::testkit::{Fill, PASSED_MS, Runs, TempStore, TestVolume, layers};
 use crate::{GroupStore, PointReader, Severity, Store, StoreReader, check};
 
@@ -97,8 +96,6 @@ struct Days {
     deaths: u64,
     deaths_in_merges: u64,
     is_to_die: bool,
-    /// The most parts that an image of a retained point takes a region from.
-    fragments: usize,
 }
 
 impl Days {
@@ -127,7 +124,6 @@ impl Days {
             deaths: 0,
             deaths_in_merges: 0,
             is_to_die: false,
-            fragments: 0,
         };
         site.open();
         let mut volumes = std::mem::take(&mut site.volumes);
@@ -139,10 +135,7 @@ impl Days {
     }
 
     fn open(&mut self) {
-        let mut group = self.place.open().group(&names().source, &names().group).expect("group");
-        // What retention did before a death stands.
-        group.catch_up().expect("caught up");
-        self.group = Some(group);
+        self.group = Some(self.place.open().group(&names().source, &names().group).expect("group"));
     }
 
     fn die(&mut self) {
@@ -249,17 +242,22 @@ impl Days {
         points[self.next(points.len() as u64) as usize]
     }
 
+    /// Appends a record, and gives its slot.
+    fn say(&mut self, body: Body) -> Slot {
+        let appended = self.group().append(body).expect("appended");
+        assert_eq!(appended.verdict, Verdict::Accepted);
+        appended.position.slot
+    }
+
     fn pin(&mut self) {
         let point = self.some_point();
-        let appended = self.group().append(Body::Pin(Pin { point, reason: "a person's".to_owned() })).expect("appended");
-        assert_eq!(appended.verdict, Verdict::Accepted);
-        self.pins.push(appended.position.slot);
+        let pin = self.say(Body::Pin(Pin { point, reason: "a person's".to_owned() }));
+        self.pins.push(pin);
     }
 
     fn unpin(&mut self) {
         if let Some(pin) = self.pins.pop() {
-            let appended = self.group().append(Body::Unpin(Unpin { pin })).expect("appended");
-            assert_eq!(appended.verdict, Verdict::Accepted);
+            self.say(Body::Unpin(Unpin { pin }));
         }
     }
 
@@ -320,7 +318,7 @@ impl Days {
         }
     }
 
-    /// Every retained point is what it was, by who opens the bucket now.
+    /// Every retained point is what it was, for who opens the store now.
     fn judge(&mut self) {
         let group = self.place.reader().group(&names()).expect("group");
         let points: BTreeSet<Slot> = group.points().iter().map(|point| point.slot).collect();
@@ -333,24 +331,13 @@ impl Days {
         }
         let report = check(&self.place.reader(), &|_| true).expect("checked");
         assert!(report.worst().is_none_or(|worst| worst <= Severity::Note), "{:?}", report.findings);
-        for volume in &self.volumes {
-            for slot in self.held.keys() {
-                let reader = group.point_reader(*slot, volume.id()).expect("opened");
-                for region in 0..REGIONS {
-                    let run = volume.meta.geometry.region_run(RegionIndex(region));
-                    let parts: BTreeSet<_> = reader.extents(run).map(|extent| extent.part).collect();
-                    self.fragments = self.fragments.max(parts.len());
-                }
-            }
-        }
     }
 
     /// Once nobody reads and a day has gone by, nothing is there that nobody needs.
     fn settle(&mut self) {
         self.guests.clear();
         for pin in std::mem::take(&mut self.pins) {
-            let appended = self.group().append(Body::Unpin(Unpin { pin })).expect("appended");
-            assert_eq!(appended.verdict, Verdict::Accepted);
+            self.say(Body::Unpin(Unpin { pin }));
         }
         self.keep_house();
         // Three days: of a merge that came to nothing its decree is given up first. Of a longer silence the age clock would take two hours.
@@ -363,10 +350,9 @@ impl Days {
                 self.publish(LayerKind::Fuzzy, &parts);
             }
             for _ in 0..8 {
-                let group = self.group();
-                group.sweep().expect("swept");
-                if let Some(decree) = group.decree_plan() {
-                    assert_eq!(group.append(decree).expect("appended").verdict, Verdict::Accepted);
+                self.group().sweep().expect("swept");
+                if let Some(decree) = self.group().decree_plan() {
+                    self.say(decree);
                 }
             }
         }
@@ -413,8 +399,8 @@ fn live(place: Place, volumes: &[&str], seed: u64) -> Days {
         }
     }
     println!(
-        "{} points, {} merges, {} deaths ({} in a merge); {} fragments, {} guests were late",
-        site.published, site.merges, site.deaths, site.deaths_in_merges, site.fragments, site.late
+        "{} points, {} merges, {} deaths ({} in a merge); {} guests were late",
+        site.published, site.merges, site.deaths, site.deaths_in_merges, site.late
     );
     assert!(site.merges > 100 && site.deaths_in_merges > 0 && site.deaths > 15);
     site.settle();
