@@ -22,7 +22,7 @@ use crate::locks::{LockProgram, REFLINK};
 /// Where the configuration is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/farside/receiver.toml";
 /// More often is no use to anybody.
-const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
+const EVERY_MIN: Duration = Duration::from_secs(1);
 /// How long points that are staged wait for others, unless something else is said.
 pub const PUBLISH_EVERY: Duration = Duration::from_secs(30);
 /// A store holds 64 wrapped keys of a group, and hosts and people put some there, too.
@@ -279,14 +279,30 @@ impl Default for Verify {
 pub struct Merge {
     /// How often it is looked for such parts; `None`: never.
     pub every: Option<Duration>,
+    /// The same of a store in a bucket, where it costs requests and what they send.
+    pub every_in_bucket: Option<Duration>,
     /// How much is read and written.
     pub rate: Rate,
+}
+
+impl Merge {
+    /// How often, for this store.
+    pub fn every_for(&self, store: &Location) -> Option<Duration> {
+        match store {
+            Location::Dir(_) => self.every,
+            Location::Bucket(_) => self.every_in_bucket,
+        }
+    }
 }
 
 impl Default for Merge {
     fn default() -> Self {
         // ARCHITECTURE.md says why.
-        Self { every: None, rate: Rate::from_bytes_per_s(20 << 20).expect("in range") }
+        Self {
+            every: Some(Duration::from_secs(300)),
+            every_in_bucket: None,
+            rate: Rate::from_bytes_per_s(20 << 20).expect("in range"),
+        }
     }
 }
 
@@ -401,6 +417,7 @@ struct VerifyTable {
 #[serde(default, deny_unknown_fields)]
 struct MergeTable {
     every: Option<String>,
+    every_in_bucket: Option<String>,
     rate: Option<String>,
 }
 
@@ -591,14 +608,7 @@ impl Config {
 
     fn lay_verify(&mut self, file: &File<FileText>, table: &VerifyTable) -> Result<(), ConfigError> {
         let fault = |key: &str, what: String| file.fault(&[Step::Key("verify"), Step::Key(key)], what);
-        let every = |key: &str, said: &str| match said {
-            "never" => Ok(None),
-            said => match parse_span(said) {
-                Ok(every) if every >= VERIFY_EVERY_MIN => Ok(Some(every)),
-                Ok(_) => Err(fault(key, "at least 1s; \"never\" turns it off".to_owned())),
-                Err(error) => Err(fault(key, error.to_string())),
-            },
-        };
+        let every = |key: &str, said: &str| parse_every(said).map_err(|what| fault(key, what));
         let verify = &mut self.verify;
         if let Some(said) = &table.every {
             verify.every = every("every", said)?;
@@ -617,14 +627,12 @@ impl Config {
 
     fn lay_merge(&mut self, file: &File<FileText>, table: &MergeTable) -> Result<(), ConfigError> {
         let fault = |key: &str, what: String| file.fault(&[Step::Key("merge"), Step::Key(key)], what);
-        match table.every.as_deref() {
-            None => {}
-            Some("never") => self.merge.every = None,
-            Some(said) => match parse_span(said) {
-                Ok(every) if every >= VERIFY_EVERY_MIN => self.merge.every = Some(every),
-                Ok(_) => return Err(fault("every", "at least 1s; \"never\" turns it off".to_owned())),
-                Err(error) => return Err(fault("every", error.to_string())),
-            },
+        let every = |key: &str, said: &str| parse_every(said).map_err(|what| fault(key, what));
+        if let Some(said) = &table.every {
+            self.merge.every = every("every", said)?;
+        }
+        if let Some(said) = &table.every_in_bucket {
+            self.merge.every_in_bucket = every("every_in_bucket", said)?;
         }
         if let Some(said) = &table.rate {
             self.merge.rate = said.parse().map_err(|e: RateError| fault("rate", e.to_string()))?;
@@ -837,6 +845,7 @@ impl Config {
         live("[verify] rate", old_verify.rate.to_string(), new_verify.rate.to_string());
         live("[verify] after_start", format!("{:?}", old_verify.after_start), format!("{:?}", new_verify.after_start));
         live("[merge] every", every(self.merge.every), every(new.merge.every));
+        live("[merge] every_in_bucket", every(self.merge.every_in_bucket), every(new.merge.every_in_bucket));
         live("[merge] rate", self.merge.rate.to_string(), new.merge.rate.to_string());
         next.locks.clone_from(&new.locks);
         next.keys.clone_from(&new.keys);
@@ -851,6 +860,18 @@ impl Config {
         next.verify = new.verify.clone();
         next.merge = new.merge.clone();
         (next, changes)
+    }
+}
+
+/// How often something is done, or "never".
+fn parse_every(said: &str) -> Result<Option<Duration>, String> {
+    match said {
+        "never" => Ok(None),
+        said => match parse_span(said) {
+            Ok(every) if every >= EVERY_MIN => Ok(Some(every)),
+            Ok(_) => Err("at least 1s; \"never\" turns it off".to_owned()),
+            Err(error) => Err(error.to_string()),
+        },
     }
 }
 
@@ -1100,6 +1121,7 @@ mod tests {
             ("[verify]\nevery = \"0s\"", "line 2: every: at least 1s"),
             ("[verify]\nrate = \"fast\"", "line 2: rate: `fast` is not a rate"),
             ("[merge]\nevery = \"0s\"", "line 2: every: at least 1s"),
+            ("[merge]\nevery_in_bucket = \"0s\"", "line 2: every_in_bucket: at least 1s"),
             ("[merge]\nrate = \"fast\"", "line 2: rate: `fast` is not a rate"),
             ("[unknown]", "unknown"),
             ("[receiver", "receiver.toml"),
@@ -1108,5 +1130,17 @@ mod tests {
             assert!(error.contains(word), "{text:?}: {error}");
         }
         assert!(Config::load(Path::new("/nowhere/receiver.toml")).is_err());
+    }
+
+    #[test]
+    fn what_costs_nothing_is_merged_unless_it_is_said_otherwise() {
+        let dir = Location::Dir("/srv/farside".into());
+        let bucket: Location = "s3://points/prefix".parse().expect("a bucket");
+        let merge = |text: &str| load(text, &[]).expect(text).merge;
+        assert_eq!(merge("").every_for(&dir), Some(Duration::from_secs(300)));
+        assert_eq!(merge("").every_for(&bucket), None);
+        let other = merge("[merge]\nevery = \"never\"\nevery_in_bucket = \"1h\"");
+        assert_eq!(other.every_for(&dir), None);
+        assert_eq!(other.every_for(&bucket), Some(Duration::from_secs(3600)));
     }
 }

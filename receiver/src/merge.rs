@@ -38,6 +38,12 @@ pub(crate) fn start(receiver: Arc<Receiver>) -> std::io::Result<thread::JoinHand
     })
 }
 
+/// How often it is looked for what can be merged; `None`: never.
+fn every(receiver: &Receiver) -> Option<Duration> {
+    let config = receiver.config();
+    config.merge.every_for(&config.store)
+}
+
 struct Runner {
     receiver: Arc<Receiver>,
     /// When there was nothing to do in a group.
@@ -48,7 +54,7 @@ struct Runner {
 
 impl Runner {
     fn look(&mut self) {
-        let every = self.receiver.config().merge.every.unwrap_or(LEFT);
+        let every = every(&self.receiver).unwrap_or(LEFT);
         let groups = self.receiver.roster.all();
         self.looked.retain(|names, _| groups.iter().any(|group| group.names() == names));
         for group in groups {
@@ -163,6 +169,6 @@ impl<'r> Paced<'r> {
         let rate = self.receiver.config().merge.rate.bytes_per_s();
         let until = self.until.get().max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
         self.until.set(until);
-        wait_until(until, &|| !self.receiver.is_stopping() && self.receiver.config().merge.every.is_some())
+        wait_until(until, &|| !self.receiver.is_stopping() && every(self.receiver).is_some())
     }
 }

@@ -58,7 +58,8 @@ impl Group {
             self.merges.insert(self.submitted, Submitted::Decree { reply });
             return;
         }
-        if self.receiver.config().merge.every.is_none() {
+        let config = self.receiver.config();
+        if config.merge.every_for(&config.store).is_none() {
             self.merging.why_not = None;
             let _ = reply.send(MergeNext::Nothing);
             return;
@@ -74,7 +75,6 @@ impl Group {
             return;
         };
         let kept = self.kept_points();
-        let config = self.receiver.config();
         let forgotten = self.receiver.cohorts.forgotten(&config);
         let Place::Here(here) = &mut self.place else { return };
         let lacks_key =
