@@ -83,9 +83,16 @@ impl LeftOver {
         (self.next, self.pause) = (Instant::now(), LEFT_AGAIN);
     }
 
-    /// Nothing is left.
-    fn is_ended(&mut self) {
-        (self.why, self.pause) = (None, LEFT_AGAIN);
+    /// It is looked now; says when it is the next time, should something be left.
+    fn looks(&mut self, now: Instant) {
+        self.next = now + self.pause;
+        self.pause = (self.pause * 2).min(LEFT_AGAIN_MAX);
+    }
+
+    /// Nothing is left. † Also the next look is soon: by what was left before it might be minutes away, and so long would
+    /// applications be held whose post-cut fails next.
+    fn is_ended(&mut self, now: Instant) {
+        *self = Self { next: now + LEFT_AGAIN, is_tried: self.is_tried, ..Self::default() };
     }
 }
 
@@ -196,7 +203,7 @@ impl Control {
         let wish = holds.wish;
         match &result {
             // A guard begins when what was left is ended.
-            Ok(()) => self.quiet.left.is_ended(),
+            Ok(()) => self.quiet.left.is_ended(Instant::now()),
             Err(_) => {
                 self.quiet.holds = None;
                 self.quiet.left.is_looked_for();
@@ -240,12 +247,11 @@ impl Control {
         if now < self.quiet.left.next || is_busy {
             return;
         }
-        self.quiet.left.next = now + self.quiet.left.pause;
         let runtime_dir = self.around.runtime_dir.clone();
         if !hooks::note(&runtime_dir, &self.name).exists() {
-            return self.quiet.left.is_ended();
+            return self.quiet.left.is_ended(now);
         }
-        self.quiet.left.pause = (self.quiet.left.pause * 2).min(LEFT_AGAIN_MAX);
+        self.quiet.left.looks(now);
         let inbox = self.inbox.clone();
         self.quiet.left.is_tried = true;
         let group = self.name.clone();
@@ -265,8 +271,10 @@ impl Control {
             warn!(group = %self.name, %why, "what hooks quiesced may still be; it is tried again by itself");
         }
         // Where nothing is said of it and it is there, somebody is at work with it.
-        if why.is_some() || !hooks::note(&self.around.runtime_dir, &self.name).exists() {
+        if why.is_some() {
             self.quiet.left.why = why;
+        } else if !hooks::note(&self.around.runtime_dir, &self.name).exists() {
+            self.quiet.left.is_ended(Instant::now());
         }
     }
 
@@ -354,4 +362,24 @@ fn words(outcome: &Outcome) -> Result<String, String> {
         None => ran.hook.to_string(),
     };
     Ok(outcome.ran.iter().filter(|ran| ran.stage == Stage::PreCut).map(said).collect::<Vec<_>>().join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_next_is_looked_for_soon_however_long_the_last_one_took() {
+        let mut left = LeftOver::default();
+        let mut now = left.next;
+        for _ in 0..10 {
+            left.looks(now);
+            now = left.next;
+        }
+        left.looks(now);
+        assert_eq!(left.next, now + LEFT_AGAIN_MAX, "it is tried ever less often");
+        left.why = Some("a post-cut failed".to_owned());
+        left.is_ended(now);
+        assert_eq!((left.why.as_deref(), left.next), (None, now + LEFT_AGAIN));
+    }
 }
