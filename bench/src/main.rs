@@ -75,7 +75,7 @@ enum Section {
     /// The first byte of an open point by size and history.
     FirstByte,
     /// Block devices in an emulated machine: ublk, the kernel's NBD client and the disk itself. Needs qemu and the kernels:
-    /// `cargo run --release -p xtask -- test --only install --only kernels --only programs --only packages`.
+    /// `cargo run --release -p xtask -- test --only install --only kernels --only packages`.
     Vm,
 }
 

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -22,7 +22,7 @@ use crate::test_all::{Count, cargo, endure, parse_result, seconds};
 pub(crate) struct Plan {
     /// The package, and its folder.
     package: &'static str,
-    folder: &'static str,
+    pub(crate) folder: &'static str,
     /// Whose guests have two processors: how their titles begin.
     alone: &'static [&'static str],
     /// The longest tests, by how their titles begin: what begins last should not end last.
@@ -209,39 +209,72 @@ fn run_all(plan: &Plan, tests: Vec<Test>, workers: usize, hours: Option<f64>) ->
     total.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Builds the tests and says what there is, the longest first.
+/// Says what tests there are, the longest first.
 fn tests(plan: &Plan) -> anyhow::Result<Vec<Test>> {
-    let mut build =
-        cargo(&["test", "--release", "--locked", "--no-run", "--message-format", "json-render-diagnostics", "-p", plan.package]);
-    let built =
-        build.stdin(Stdio::null()).stderr(Stdio::inherit()).output().with_context(|| format!("{build:?} does not start"))?;
-    if !built.status.success() {
-        bail!("{build:?}: {}", built.status);
-    }
     let mut tests = Vec::new();
-    for (file, is_file_of_tests, program) in String::from_utf8_lossy(&built.stdout).lines().filter_map(parse_artifact) {
-        match is_file_of_tests {
-            true => {
-                let names = names(&program)?;
-                tests.extend(names.into_iter().map(|name| Test {
-                    file: file.clone(),
-                    program: program.clone(),
-                    name: Some(name),
-                }));
-            }
-            false => tests.push(Test { file, program, name: None }),
+    for built in built()?.iter().filter(|built| built.is_of(plan.folder)) {
+        let test = |name| Test { file: built.file.clone(), program: built.program.clone(), name };
+        match built.is_file_of_tests {
+            true => tests.extend(names(&built.program)?.into_iter().map(|name| test(Some(name)))),
+            false => tests.push(test(None)),
         }
     }
     tests.sort_by_key(|test| test.rank(plan));
     Ok(tests)
 }
 
-/// Of what cargo says of a build: a file of tests or the unit tests of something else, and the program that runs them.
-fn parse_artifact(line: &str) -> Option<(String, bool, PathBuf)> {
-    let message: serde_json::Value = serde_json::from_str(line).ok()?;
-    let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
-    let (target, program) = (&message["target"], message["executable"].as_str()?);
-    is_test.then(|| Some((target["name"].as_str()?.to_owned(), target["kind"][0] == "test", program.into())))?
+/// A program of tests, of whatever package.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Built {
+    /// Its package's.
+    folder: PathBuf,
+    /// The file of tests, or what else it is the unit tests of.
+    file: String,
+    is_file_of_tests: bool,
+    program: PathBuf,
+}
+
+impl Built {
+    /// Whether it is of the package in this folder.
+    pub(crate) fn is_of(&self, folder: &str) -> bool {
+        self.folder == crate::root().join(folder)
+    }
+
+    /// All its tests, as cargo runs them.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
+        command
+    }
+
+    /// Of a line that cargo says of a build; `None`: it is about something else.
+    fn parse(line: &str) -> Option<Self> {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
+        let (target, program) = (&message["target"], message["executable"].as_str()?);
+        let folder = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
+        let (file, is_file_of_tests) = (target["name"].as_str()?.to_owned(), target["kind"][0] == "test");
+        is_test.then(|| Self { folder, file, is_file_of_tests, program: program.into() })
+    }
+}
+
+/// Builds all packages and their tests, once.
+///
+/// # Errors
+/// When that fails.
+pub(crate) fn built() -> anyhow::Result<&'static [Built]> {
+    static BUILT: OnceLock<Vec<Built>> = OnceLock::new();
+    if let Some(built) = BUILT.get() {
+        return Ok(built);
+    }
+    let what = ["--workspace", "--lib", "--bins", "--tests", "--message-format", "json-render-diagnostics"];
+    let mut build = cargo(&[&["build", "--release", "--locked"], &what[..]].concat());
+    let output =
+        build.stdin(Stdio::null()).stderr(Stdio::inherit()).output().with_context(|| format!("{build:?} does not start"))?;
+    if !output.status.success() {
+        bail!("{build:?}: {}", output.status);
+    }
+    Ok(BUILT.get_or_init(|| String::from_utf8_lossy(&output.stdout).lines().filter_map(Built::parse).collect()))
 }
 
 fn names(program: &Path) -> anyhow::Result<Vec<String>> {
@@ -261,15 +294,19 @@ mod tests {
     #[test]
     fn programs_of_tests_are_told_from_what_they_need() {
         let artifact = |kind: &str, test: bool, program: &str| {
+            let (target, path) = (format!(r#"{{"kind":["{kind}"],"name":"n"}}"#), "/w/crates/c/Cargo.toml");
             format!(
-                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"n"}},"profile":{{"test":{test}}},"executable":{program}}}"#
+                r#"{{"reason":"compiler-artifact","manifest_path":"{path}","target":{target},"profile":{{"test":{test}}},"executable":{program}}}"#
             )
         };
-        assert_eq!(parse_artifact(&artifact("test", true, "\"/x\"")), Some(("n".to_owned(), true, "/x".into())));
-        assert_eq!(parse_artifact(&artifact("lib", true, "\"/x\"")), Some(("n".to_owned(), false, "/x".into())));
-        assert_eq!(parse_artifact(&artifact("bin", false, "\"/x\"")), None);
-        assert_eq!(parse_artifact(&artifact("lib", true, "null")), None);
-        assert_eq!(parse_artifact("no JSON"), None);
+        let built = |is_file_of_tests| {
+            Some(Built { folder: "/w/crates/c".into(), file: "n".to_owned(), is_file_of_tests, program: "/x".into() })
+        };
+        assert_eq!(Built::parse(&artifact("test", true, "\"/x\"")), built(true));
+        assert_eq!(Built::parse(&artifact("lib", true, "\"/x\"")), built(false));
+        assert_eq!(Built::parse(&artifact("bin", false, "\"/x\"")), None);
+        assert_eq!(Built::parse(&artifact("lib", true, "null")), None);
+        assert_eq!(Built::parse("no JSON"), None);
     }
 
     #[test]

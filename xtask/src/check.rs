@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
+use crate::features::{self, ONLY_FOR_FEATURES};
 use crate::{laws, licence};
 
 /// Who may import whom, among ourselves. Development crates may import anything; nothing imports them, but tests one of them.
@@ -195,6 +196,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     check_words(&sources, &mut found);
     check_shape(&sources, &mut found);
     laws::check(&sources, &mut found);
+    features::check(&mut found)?;
     if found.is_empty() {
         return Ok(());
     }
@@ -215,6 +217,14 @@ fn metadata(root: &Path) -> anyhow::Result<Metadata> {
         bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
     }
     serde_json::from_slice(&output.stdout).context("cargo metadata says something unexpected")
+}
+
+impl Package {
+    /// The dependencies that are there for what they do.
+    fn used(&self) -> impl Iterator<Item = &Dependency> {
+        let is_for_features = |name: &str| self.name == "xtask" && ONLY_FOR_FEATURES.contains(&name);
+        self.dependencies.iter().filter(move |dependency| !is_for_features(&dependency.name))
+    }
 }
 
 impl Metadata {
@@ -282,7 +292,7 @@ fn check_dependencies(metadata: &Metadata, root: &Path, found: &mut Vec<String>)
     let ours: BTreeSet<&str> = metadata.members().map(|package| package.name.as_str()).collect();
     let direct: BTreeSet<&str> = metadata
         .members()
-        .flat_map(|package| &package.dependencies)
+        .flat_map(Package::used)
         .map(|dependency| dependency.name.as_str())
         .filter(|name| !ours.contains(name))
         .collect();
@@ -307,7 +317,7 @@ fn check_unused(metadata: &Metadata, root: &Path, sources: &Sources, found: &mut
         let Some(folder) = folder.and_then(Path::to_str) else { continue };
         let texts: Vec<&str> =
             sources.rust().filter(|(name, _)| name.starts_with(&format!("{folder}/"))).map(|(_, text)| text).collect();
-        for dependency in &package.dependencies {
+        for dependency in package.used() {
             let ident = dependency.name.replace('-', "_");
             let ways = [format!("{ident}::"), format!("use {ident}"), format!("derive({ident}")];
             if !texts.iter().any(|text| ways.iter().any(|way| text.contains(way))) {

@@ -1,5 +1,6 @@
 //! `xtask fuzz`: the fuzzer of `crates/fuzz`, built without what development crates turn on.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
@@ -54,10 +55,10 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     succeed(command)
 }
 
-/// The step of `xtask test`.
-pub(crate) fn step() -> Command {
-    let mut command = fuzzer();
-    command.args(["run", "--seconds", &SECONDS.to_string(), "--seed", &SEED.to_string()]);
+/// The step of `xtask test`, by the program that was built in this folder.
+pub(crate) fn step(bin_dir: &Path) -> Command {
+    let mut command = Command::new(bin_dir.join("farside-fuzz"));
+    command.current_dir(crate::root()).args(["run", "--seconds", &SECONDS.to_string(), "--seed", &SEED.to_string()]);
     command
 }
 

@@ -4,6 +4,7 @@
 
 mod apart;
 mod check;
+mod features;
 mod fuzz;
 mod install;
 mod kernels;

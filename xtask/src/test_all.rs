@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 
-use crate::{apart, check, fuzz, install, kernels, package};
+use crate::apart::{self, Built};
+use crate::{check, fuzz, install, kernels, package};
 
 /// Options of `xtask test`.
 #[derive(Debug, clap::Args)]
@@ -33,111 +34,101 @@ pub(crate) struct Args {
 enum Work {
     /// A function of this program.
     Here(fn() -> anyhow::Result<()>),
-    /// The same, beside the steps that follow, up to the one that needs it: it mostly waits for a network.
-    Beside(fn() -> anyhow::Result<()>),
     /// A program that succeeds or does not.
     Program(Command),
     /// Programs whose output is libtest's: their tests are counted.
     Tests(Command),
+    /// The tests of these packages, a package after another.
+    Of(fn(&Built) -> bool),
     /// Tests that each have a process of their own; some of them go on for hours if asked to.
     Apart(&'static apart::Plan),
 }
 
-/// The step before which everything has ended that runs beside others.
-const NEEDS_WHAT_RUNS_BESIDE: &str = "vm";
+/// When a step runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// After the one before it.
+    Own,
+    /// From its turn on, beside the steps that follow: it mostly waits for a network.
+    Beside,
+    /// Beside [`PROCESSES`], one after another, while nobody else wants the processors: it computes, and hurries nowhere.
+    Idle,
+}
+
+/// Builds everything, of whatever package, in one go. † Cargo would build most of it again for every choice of packages, since each turns
+/// on other features of the same libraries: that was half of the time.
+const BUILD: &str = "build";
+/// Whose tests mostly wait: beside them there is time for others.
+const PROCESSES: &str = "processes";
+/// Makes packages of the programs that were built; emulated machines install them.
+const PACKAGES: &str = "packages";
+/// Before it everything has ended that runs beside others.
+const VM: &str = "vm";
 
 struct Step {
     name: &'static str,
     what: &'static str,
+    turn: Turn,
     work: Work,
 }
 
-/// A step that runs beside others.
-struct Beside {
-    name: &'static str,
-    begun: Instant,
-    thread: JoinHandle<(anyhow::Result<()>, Duration)>,
+impl Step {
+    /// Without what else it cannot run.
+    fn needs(&self) -> &'static [&'static str] {
+        match self.name {
+            "tests" | "simulator" | "fuzz" | "demo" | PROCESSES | PACKAGES => &[BUILD],
+            VM => &[BUILD, PACKAGES],
+            _ => &[],
+        }
+    }
 }
+
+/// What runs beside others, until it is waited for.
+type Beside = JoinHandle<Vec<Line>>;
 
 /// What a step came to.
 type Line = (&'static str, Duration, Count);
 
-/// Development crates turn on features that no product binary has, so they are built apart from the product.
-const PRODUCT: &[&str] =
-    &["--workspace", "--exclude", "farside-sim", "--exclude", "xtask", "--exclude", "farside-tests", "--exclude", "farside-vm"];
+/// Packages whose tests are steps of their own.
+const DEVELOPMENT: &[&str] = &["crates/sim", "xtask"];
+
+fn is_development(built: &Built) -> bool {
+    DEVELOPMENT.iter().any(|folder| built.is_of(folder))
+}
+
+fn is_product(built: &Built) -> bool {
+    !is_development(built) && ![&apart::PROCESSES, &apart::MACHINES].iter().any(|plan| built.is_of(plan.folder))
+}
 
 fn steps() -> anyhow::Result<Vec<Step>> {
     let mut docs = cargo(&["doc", "--release", "--locked", "--workspace", "--no-deps", "--keep-going"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     let mut demo = Command::new(bin_dir()?.join("farside"));
     demo.args(["demo", "--size", "256MiB"]);
-    let step = |name, what, work| Step { name, what, work };
+    let turn = |turn, name, what, work| Step { name, what, turn, work };
+    let step = |name, what, work| turn(Turn::Own, name, what, work);
+    let idle = |name, what, work| turn(Turn::Idle, name, what, work);
+    let program = |args: &[&str]| Work::Program(cargo(args));
+    let clippy = ["clippy", "--release", "--locked", "--workspace", "--all-targets", "--keep-going", "--", "-D", "warnings"];
+    let product = ["check", "--release", "--locked", "-p", "farside", "-p", "farside-daemon", "-p", "farside-receiver"];
+    let models = ["test", "--release", "--locked", "--no-fail-fast", "-p", "farside-shim", "--features", "loom", "models"];
     Ok(vec![
         step("install", "what the tests need of the system", Work::Here(install::run)),
-        step("kernels", "Debian kernels for virtual machines, fetched once", Work::Beside(kernels::run)),
-        step("format", "cargo fmt", Work::Program(cargo(&["fmt", "--all", "--check"]))),
+        turn(Turn::Beside, "kernels", "Debian kernels for virtual machines, fetched once", Work::Here(kernels::run)),
+        step("format", "cargo fmt", program(&["fmt", "--all", "--check"])),
         step("rules", "imports, licences, words, unsafe code, laws", Work::Here(check::run)),
-        step(
-            "lints",
-            "clippy, warnings denied",
-            Work::Program(cargo(&[
-                "clippy",
-                "--release",
-                "--locked",
-                "--workspace",
-                "--all-targets",
-                "--keep-going",
-                "--",
-                "-D",
-                "warnings",
-            ])),
-        ),
-        step("docs", "rustdoc, warnings denied", Work::Program(docs)),
-        step(
-            "tests",
-            "of every crate",
-            Work::Tests(cargo(&[&["test", "--release", "--locked", "--no-fail-fast"], PRODUCT].concat())),
-        ),
-        step(
-            "simulator",
-            "1,000 seeds break no law, every mistake is noticed",
-            Work::Tests(cargo(&["test", "--release", "--locked", "--no-fail-fast", "-p", "farside-sim", "-p", "xtask"])),
-        ),
-        step(
-            "models",
-            "the five protocols under loom",
-            Work::Tests(cargo(&[
-                "test",
-                "--release",
-                "--locked",
-                "--no-fail-fast",
-                "-p",
-                "farside-shim",
-                "--features",
-                "loom",
-                "models",
-            ])),
-        ),
-        step("fuzz", "every decoder, six seconds each", Work::Program(fuzz::step())),
-        step(
-            "programs",
-            "farside, farsided, farside-receiver",
-            Work::Program(cargo(&[
-                "build",
-                "--release",
-                "--locked",
-                "-p",
-                "farside",
-                "-p",
-                "farside-daemon",
-                "-p",
-                "farside-receiver",
-            ])),
-        ),
+        step(BUILD, "all programs and all tests", Work::Here(|| apart::built().map(|_| ()))),
+        step("tests", "of every crate", Work::Of(is_product)),
+        idle("simulator", "1,000 seeds break no law, every mistake is noticed", Work::Of(is_development)),
+        step("fuzz", "every decoder, six seconds each", Work::Program(fuzz::step(&bin_dir()?))),
         step("demo", "the README's first command, smaller", Work::Program(demo)),
-        step("processes", "real daemons, kills, file systems, databases", Work::Apart(&apart::PROCESSES)),
-        step("packages", "Debian packages for hosts and gateways", Work::Here(|| package::run(&package::for_tests()))),
-        step("vm", "emulated machines: real kernels, power cuts", Work::Apart(&apart::MACHINES)),
+        idle("lints", "clippy, warnings denied", program(&clippy)),
+        idle("product", "the programs alone, as users build them, without what only tests turn on", program(&product)),
+        idle("docs", "rustdoc, warnings denied", Work::Program(docs)),
+        idle("models", "the five protocols under loom", Work::Tests(cargo(&models))),
+        step(PROCESSES, "real daemons, kills, file systems, databases", Work::Apart(&apart::PROCESSES)),
+        step(PACKAGES, "Debian packages for hosts and gateways", Work::Here(|| package::run(&package::for_tests()))),
+        step(VM, "emulated machines: real kernels, power cuts", Work::Apart(&apart::MACHINES)),
     ])
 }
 
@@ -151,32 +142,42 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(unknown) = args.only.iter().chain(&args.skip).find(|name| !steps.iter().any(|step| step.name == **name)) {
         bail!("there is no step `{unknown}`; --list names them");
     }
+    let is_left_out = |step: &Step| args.skip.iter().any(|name| name == step.name);
+    let is_meant = |step: &Step| (args.only.is_empty() || args.only.iter().any(|name| name == step.name)) && !is_left_out(step);
+    let needed: Vec<&str> = steps.iter().filter(|step| is_meant(step)).flat_map(Step::needs).copied().collect();
+    let is_chosen = |step: &Step| is_meant(step) || (needed.contains(&step.name) && !is_left_out(step));
+    let steps: Vec<Step> = steps.into_iter().filter(is_chosen).collect();
+    let has_waits = steps.iter().any(|step| step.name == PROCESSES);
     let begun = Instant::now();
     let mut report: Vec<Line> = Vec::new();
     let mut beside: Vec<Beside> = Vec::new();
+    let mut idle: Vec<Step> = Vec::new();
     for step in steps {
-        let chosen = args.only.is_empty() || args.only.iter().any(|name| name == step.name);
-        if !chosen || args.skip.iter().any(|name| name == step.name) {
-            continue;
-        }
-        if step.name == NEEDS_WHAT_RUNS_BESIDE {
-            report.extend(beside.drain(..).map(Beside::ended));
-        }
-        println!("\n==> {}: {}", step.name, step.what);
-        let begun = Instant::now();
-        match step.work {
-            Work::Beside(function) => {
-                let thread = std::thread::spawn(move || (function(), begun.elapsed()));
-                beside.push(Beside { name: step.name, begun, thread });
+        match step.turn {
+            Turn::Idle if has_waits => {
+                idle.push(step);
+                continue;
             }
-            work => {
-                let count = carry_out(work, args.hours);
-                println!("==> {}: {} in {}", step.name, count.words(), seconds(begun.elapsed()));
-                report.push((step.name, begun.elapsed(), count));
+            Turn::Beside => {
+                say(&step);
+                beside.push(std::thread::spawn(move || vec![carry_out(step, None)]));
+                continue;
             }
+            // Alone, it has the whole machine.
+            Turn::Own | Turn::Idle => {}
         }
+        match step.name {
+            PROCESSES => {
+                let idle = std::mem::take(&mut idle);
+                beside.push(std::thread::spawn(move || idle.into_iter().map(carry_out_idle).collect()));
+            }
+            VM => report.extend(beside.drain(..).flat_map(ended)),
+            _ => {}
+        }
+        say(&step);
+        report.push(carry_out(step, args.hours));
     }
-    report.extend(beside.drain(..).map(Beside::ended));
+    report.extend(beside.drain(..).flat_map(ended));
     println!();
     for (name, took, count) in &report {
         println!("{name:10} {:>9}  {}", seconds(*took), count.words());
@@ -191,24 +192,84 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Beside {
-    /// Waits for it.
-    fn ended(self) -> Line {
-        let (result, took) = self.thread.join().unwrap_or_else(|_| (Err(anyhow!("it panicked")), self.begun.elapsed()));
-        let count = judged(result);
-        println!("==> {}: {} in {}", self.name, count.words(), seconds(took));
-        (self.name, took, count)
-    }
+fn say(step: &Step) {
+    println!("\n==> {}: {}", step.name, step.what);
 }
 
-fn judged(result: anyhow::Result<()>) -> Count {
-    result.map_or_else(
-        |error| {
-            eprintln!("{error:#}");
-            Count::FAILED
-        },
-        |()| Count::PASSED,
-    )
+/// Waits for what runs beside others.
+fn ended(beside: Beside) -> Vec<Line> {
+    beside.join().unwrap_or_else(|_| vec![("beside", Duration::ZERO, Count::FAILED)]) // it said why as it panicked
+}
+
+fn carry_out(step: Step, hours: Option<f64>) -> Line {
+    let begun = Instant::now();
+    let result = match step.work {
+        Work::Here(function) => function().map(|()| Count::PASSED),
+        Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
+        Work::Tests(command) => run_all(vec![command]),
+        Work::Of(is_meant) => tests_of(is_meant).and_then(run_all),
+        Work::Apart(plan) => apart::run(plan, hours),
+    };
+    let count = judged(result);
+    println!("==> {}: {} in {}", step.name, count.words(), seconds(begun.elapsed()));
+    (step.name, begun.elapsed(), count)
+}
+
+/// Carries a step out while nobody else wants a processor, and shows in one piece what it said.
+fn carry_out_idle(step: Step) -> Line {
+    let (begun, mut said) = (Instant::now(), String::new());
+    let result = match step.work {
+        Work::Program(command) => run_idle(&command, &mut said).map(|(is_good, stdout)| {
+            said += &stdout;
+            if is_good { Count::PASSED } else { Count::FAILED }
+        }),
+        Work::Tests(command) => run_all_idle(&[command], &mut said),
+        Work::Of(is_meant) => tests_of(is_meant).and_then(|commands| run_all_idle(&commands, &mut said)),
+        Work::Here(_) | Work::Apart(_) => Err(anyhow!("{} runs beside nothing", step.name)),
+    };
+    let count = judged(result);
+    print!("\n==> {}: {}\n{said}==> {}: {} in {}\n", step.name, step.what, step.name, count.words(), seconds(begun.elapsed()));
+    (step.name, begun.elapsed(), count)
+}
+
+/// Whether it succeeded, and what it said on its standard output; the rest of what it said is kept.
+fn run_idle(command: &Command, said: &mut String) -> anyhow::Result<(bool, String)> {
+    let output = idle(command).output().with_context(|| format!("{command:?} does not start"))?;
+    *said += &String::from_utf8_lossy(&output.stderr);
+    Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+/// Runs programs of tests, one after another.
+fn run_all_idle(commands: &[Command], said: &mut String) -> anyhow::Result<Count> {
+    let mut sum = Count::default();
+    for command in commands {
+        let (is_good, stdout) = run_idle(command, said)?;
+        sum = sum.plus(counted(&stdout, is_good, said));
+    }
+    some(sum)
+}
+
+/// The same, for when nobody else wants a processor.
+fn idle(command: &Command) -> Command {
+    let mut chrt = Command::new("chrt"); // of util-linux
+    chrt.args(["--idle", "0"]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    chrt.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(folder) = command.get_current_dir() {
+        chrt.current_dir(folder);
+    }
+    chrt
+}
+
+fn judged(result: anyhow::Result<Count>) -> Count {
+    result.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        Count::FAILED
+    })
+}
+
+/// The tests of these packages, as cargo runs them.
+fn tests_of(is_meant: fn(&Built) -> bool) -> anyhow::Result<Vec<Command>> {
+    Ok(apart::built()?.iter().filter(|built| is_meant(built)).map(Built::command).collect())
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -235,19 +296,6 @@ impl Count {
     }
 }
 
-fn carry_out(work: Work, hours: Option<f64>) -> Count {
-    let result = match work {
-        Work::Here(function) | Work::Beside(function) => return judged(function()),
-        Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
-        Work::Tests(mut command) => run_tests(&mut command),
-        Work::Apart(plan) => apart::run(plan, hours),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("{error:#}");
-        Count::FAILED
-    })
-}
-
 /// Lets tests go on for so many hours, and show what they did.
 pub(crate) fn endure(tests: &mut Command, hours: Option<f64>) {
     if let Some(hours) = hours {
@@ -263,6 +311,17 @@ fn run_program(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs programs of tests, one after another.
+fn run_all(commands: Vec<Command>) -> anyhow::Result<Count> {
+    let counts = commands.into_iter().map(|mut command| judged(run_tests(&mut command)));
+    some(counts.fold(Count::default(), Count::plus))
+}
+
+/// Where no test ran, nothing was tested.
+fn some(count: Count) -> anyhow::Result<Count> {
+    if count == Count::default() { Err(anyhow!("no test ran")) } else { Ok(count) }
+}
+
 /// Lets everything through but the lines of tests that passed, and counts.
 fn run_tests(command: &mut Command) -> anyhow::Result<Count> {
     let mut child =
@@ -271,11 +330,8 @@ fn run_tests(command: &mut Command) -> anyhow::Result<Count> {
     let mut count = Count::default();
     for line in BufReader::new(stdout).lines() {
         let line = line.context("the output of a test is not text")?;
-        if let Some(result) = parse_result(&line) {
-            count = count.plus(result);
-        }
-        let is_noise = line.is_empty() || (line.starts_with("test ") && line.ends_with("... ok")) || line.starts_with("running ");
-        if !is_noise {
+        count = count.plus(parse_result(&line).unwrap_or_default());
+        if !is_noise(&line) {
             println!("{line}");
         }
     }
@@ -284,10 +340,26 @@ fn run_tests(command: &mut Command) -> anyhow::Result<Count> {
         eprintln!("{command:?}: {status}");
         count.failed = 1;
     }
-    if status.success() && count.passed == 0 {
-        bail!("{command:?}: no test ran");
-    }
     Ok(count)
+}
+
+/// The same of what a program of tests has said.
+fn counted(stdout: &str, is_good: bool, said: &mut String) -> Count {
+    let mut count = stdout.lines().filter_map(parse_result).fold(Count::default(), Count::plus);
+    stdout.lines().filter(|line| !is_noise(line)).for_each(|line| *said += &format!("{line}\n"));
+    if !is_good && count.failed == 0 {
+        *said += "a program of tests failed\n";
+        count.failed = 1;
+    }
+    count
+}
+
+/// Nobody asks which tests passed, nor for programs that have none.
+fn is_noise(line: &str) -> bool {
+    line.is_empty()
+        || (line.starts_with("test ") && line.ends_with("... ok"))
+        || line.starts_with("running ")
+        || line.starts_with("test result: ok. 0 passed")
 }
 
 /// `test result: ok. 12 passed; 0 failed; …`
@@ -326,9 +398,33 @@ mod tests {
 
     #[test]
     fn a_step_that_ran_no_test_has_failed() {
-        let mut silent = Command::new("true");
-        assert!(run_tests(&mut silent).is_err());
-        let mut broken = Command::new("false");
-        assert_eq!(run_tests(&mut broken).expect("counted"), Count { passed: 0, failed: 1 });
+        assert!(run_all(vec![Command::new("true")]).is_err());
+        let broken = run_all(vec![Command::new("false"), Command::new("true")]);
+        assert_eq!(broken.expect("counted"), Count { passed: 0, failed: 1 });
+    }
+
+    #[test]
+    fn what_runs_beside_others_is_counted_as_what_does_not() {
+        let mut echo = Command::new("/bin/sh");
+        echo.args(["-c", "echo $WHAT; echo 'test a ... ok'; echo 'test result: ok. 2 passed; 0 failed; 0 ignored'"]);
+        echo.env("WHAT", "something");
+        let step = |work| Step { name: "s", what: "a step", turn: Turn::Idle, work };
+        assert_eq!(carry_out_idle(step(Work::Tests(echo))).2, Count { passed: 2, failed: 0 });
+        for nothing in ["true", "false"] {
+            assert_eq!(carry_out_idle(step(Work::Tests(Command::new(nothing)))).2, Count::FAILED);
+        }
+        assert_eq!(carry_out_idle(step(Work::Program(Command::new("true")))).2, Count::PASSED);
+        assert_eq!(carry_out_idle(step(Work::Program(Command::new("false")))).2, Count::FAILED);
+        let mut said = String::new();
+        let count = counted("hello\ntest a ... ok\ntest result: FAILED. 1 passed; 1 failed; 0 ignored\n", false, &mut said);
+        assert_eq!((count, said.lines().next()), (Count { passed: 1, failed: 1 }, Some("hello")));
+    }
+
+    #[test]
+    fn what_a_step_needs_comes_before_it() {
+        let steps = steps().expect("steps");
+        for (at, step) in steps.iter().enumerate() {
+            assert!(step.needs().iter().all(|name| steps[..at].iter().any(|step| step.name == *name)), "{}", step.name);
+        }
     }
 }

@@ -16,7 +16,7 @@ pub fn find(name: &str) -> Result<PathBuf, String> {
     let folder = farside_tests::bin_dir().parent().expect("programs lie in target/PROFILE").join("packages");
     let found = std::fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.expect("a readable folder").path());
     let is_it = |path: &PathBuf| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}_")));
-    let how = "make it with `cargo run --release -p xtask -- test --only programs --only packages`";
+    let how = "make it with `cargo run --release -p xtask -- test --only packages`";
     found.into_iter().find(is_it).ok_or_else(|| format!("{} has no {name}; {how}", folder.display()))
 }
 
