@@ -37,6 +37,7 @@ pub(crate) use self::merges::{MergeNext, MergeStanding};
 use self::pins::Changing;
 pub(crate) use self::pull::{PullAsk, PullLook, PullWanted, Pullable};
 use self::refused::Denied;
+pub(crate) use self::rollback::{DiscardAsk, Discards};
 pub(crate) use self::sources::gone_for_good;
 pub(crate) use self::unclaimed::Unclaimed;
 use crate::door::{Session, refusal};
@@ -54,6 +55,7 @@ mod merges;
 mod pins;
 mod pull;
 mod refused;
+mod rollback;
 mod sources;
 mod unclaimed;
 mod uploads;
@@ -332,6 +334,9 @@ impl Group {
             }
             Mail::Pull { ask, reply } => {
                 let _ = reply.send(self.pull(&ask));
+            }
+            Mail::Discards { ask, reply } => {
+                let _ = reply.send(self.discards(&ask));
             }
             Mail::PromotionLook { wanted, reply } => {
                 self.show(); // † Who decides on the answer goes by the picture as well: it must not show a host that has left.

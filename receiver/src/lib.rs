@@ -26,6 +26,7 @@
 //! | `locks` | what a follower holds is kept under another name, round by round |
 //! | `floor` | what retention keeps at least, whatever files are away |
 //! | `pull` | hosts that are brought to a point, over the network |
+//! | `rollback` | what a host discards that goes on with its own disks is pinned |
 //! | `failover` | a copy takes the place of a source that is gone |
 //! | `status`, `metrics`, `api` | what is shown, and where |
 //!
@@ -52,6 +53,7 @@ mod points;
 pub mod process;
 mod pull;
 mod refusals;
+mod rollback;
 mod roster;
 mod schedule;
 mod state_dir;

@@ -1,6 +1,6 @@
 //! The way back: hosts that pull a point, each on a connection of its own.
 //!
-//! Invariants: what such a connection says changes nothing in the store but pins for its host's branches; its point is kept from retention and merges as long as it pulls, and for
+//! Invariants: what such a connection says changes nothing in the store but pins for its host's branches, and of what it is about to discard; its point is kept from retention and merges as long as it pulls, and for
 //! a while after, since a line may break; it never holds up its group's thread: reading is done on blocking threads. Answers that nobody takes are
 //! bounded for each host and for all, so that one that does not read holds up only itself.
 
@@ -26,6 +26,7 @@ use crate::door::refusal;
 use crate::group::{GroupHandle, Mail, PointChange, PullAsk, PullLook, PullWanted, Pullable};
 use crate::keys;
 use crate::process::Receiver;
+use crate::rollback;
 
 /// Regions that are being read, for all hosts together.
 static REGIONS: Semaphore = Semaphore::const_new(16);
@@ -158,6 +159,15 @@ async fn answer_all(
         }
         match message {
             SourceMessage::PullVolumes(asked) => volumes = asked.volumes,
+            SourceMessage::RollBack(asked) => {
+                let answered = {
+                    let _one = host.begins.lock().await;
+                    tokio::time::sleep(BEGIN_AGAIN).await;
+                    rollback::answer(receiver, group, (asker, &volumes), &asked).await
+                };
+                let answer = answered.map_err(|text| (RefusalCode::Store, text))?;
+                say(connection, &ReceiverMessage::RollBack(answer)).await;
+            }
             SourceMessage::KeyWanted => {
                 let late = || Err(format!("{NO_KEY}{} yet: what keeps its key has not answered", group.names()));
                 let key = tokio::time::timeout(KEY_WAIT, group.key()).await.unwrap_or_else(|_| late());

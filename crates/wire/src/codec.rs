@@ -79,8 +79,10 @@ impl Features {
     pub const DEFAULTS: Self = Self(1024);
     /// In a receiver's greeting on a connection that pulls: [`SourceMessage::PullVolumes`](crate::SourceMessage::PullVolumes) is understood.
     pub const PULL_VOLUMES: Self = Self(2048);
+    /// In a receiver's greeting on a connection that pulls: [`SourceMessage::RollBack`](crate::SourceMessage::RollBack) is understood.
+    pub const ROLL_BACK: Self = Self(4096);
     /// What a receiver of this build can do on a connection that pulls.
-    pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0 | Self::AT_REST.0 | Self::PULL_VOLUMES.0);
+    pub const PULLS: Self = Self(Self::PULL.0 | Self::FORK.0 | Self::AT_REST.0 | Self::PULL_VOLUMES.0 | Self::ROLL_BACK.0);
     /// What this build can do on a connection that publishes.
     pub const OURS: Self = Self(
         Self::GRID.0

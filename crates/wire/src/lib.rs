@@ -37,5 +37,6 @@ pub use part::{PART_HEADER_BYTES, PartHeader, PartHeaderError};
 pub use points::{PointAnswer, PointInfo, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
 pub use pull::{
     ForkPin, NO_KEY, PULL_ANSWER_BYTES_MAX, PULL_CHUNK_BYTES_MAX, PULL_GRANULES_MAX, PULL_MEMBERS_MAX, PULL_OPEN_MAX,
-    PULL_RANGES_MAX, PullBegin, PullChunk, PullFork, PullMember, PullOther, PullPoint, PullQuery, PullVolumes,
+    PULL_RANGES_MAX, PullBegin, PullChunk, PullFork, PullMember, PullOther, PullPoint, PullQuery, PullVolumes, RollBackAnswer,
+    RollBackAsk, RollBackPoint,
 };

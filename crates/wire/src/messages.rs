@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CohortAsk, CohortSay, DecodeError, Features, PointAnswer, PointQuery, PullBegin, PullChunk, PullFork, PullPoint, PullQuery,
-    PullVolumes, VersionRange,
+    PullVolumes, RollBackAnswer, RollBackAsk, VersionRange,
 };
 
 /// The most granules that one [`DigestQuery`] may ask for (32 real regions).
@@ -96,8 +96,12 @@ pub enum SourceMessage {
     /// In place of [`Self::Retention`], where nobody has said at the source what to keep: it holds only where nothing was ever said of the
     /// group. Where both have [`Features::DEFAULTS`].
     DefaultRetention(Policy),
-    /// Which volumes the asker has disks for: before [`Self::PullBegin`] and [`Self::PullFork`]. Where the receiver has [`Features::PULL_VOLUMES`].
+    /// Which volumes the asker has disks for: before [`Self::PullBegin`], [`Self::PullFork`] and [`Self::RollBack`]. Where the receiver has
+    /// [`Features::PULL_VOLUMES`].
     PullVolumes(PullVolumes),
+    /// What is discarded when the asker takes his history back with his own disks; answered by [`ReceiverMessage::RollBack`], or by a refusal. Where
+    /// the receiver has [`Features::ROLL_BACK`].
+    RollBack(RollBackAsk),
 }
 
 /// From the receiver.
@@ -143,6 +147,8 @@ pub enum ReceiverMessage {
     GroupKey(GroupKeyAnswer),
     /// Groups of several hosts are to be cut as one. Only on a connection that is there for it: [`Features::COHORT`].
     Cohort(CohortAsk),
+    /// The answer to [`SourceMessage::RollBack`].
+    RollBack(RollBackAnswer),
 }
 
 /// The key with which the volumes of a group are encrypted at rest, for the memory of its source; `None`: the receiver encrypts nothing of the group.

@@ -67,6 +67,45 @@ pub enum ForkPin {
     Unpin(Name),
 }
 
+/// Asks what is discarded when the asker goes on with his own disks, though another host published in his place: the newest point of that. Nothing is
+/// pulled of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollBackAsk {
+    /// Comes back in the answer.
+    pub id: RequestId,
+    /// The point is pinned before it is answered, and whatever was pinned for this failover before is so no more.
+    pub pin: bool,
+}
+
+/// What is discarded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollBackAnswer {
+    /// Of the question.
+    pub id: RequestId,
+    /// The failover that stands.
+    pub generation: Generation,
+    /// The newest point that was published since the asker was fenced, of which its source could read all, and which has the volumes that the asker named,
+    /// if there is one that has; `None`: there is none.
+    pub point: Option<RollBackPoint>,
+    /// How many points were published since then, all together.
+    pub points: u64,
+    /// The newest of them, if it is another one.
+    pub newest: Option<Slot>,
+    /// Who publishes in the asker's place.
+    pub other: Option<PullOther>,
+}
+
+/// See [`RollBackAnswer::point`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollBackPoint {
+    /// Its record.
+    pub position: LedgerPosition,
+    /// When it was cut.
+    pub epoch: EpochInfo,
+    /// It is pinned for that, durably.
+    pub is_pinned: bool,
+}
+
 /// A host that may publish what is pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullOther {

@@ -121,6 +121,7 @@ fn from_source() -> Vec<SourceMessage> {
         SourceMessage::Cohort(CohortSay::Not { cut: [0x5c; 16], why: "busy".to_owned() }),
         SourceMessage::DefaultRetention(Policy::without_grid(10, 86_400_000)),
         SourceMessage::PullVolumes(PullVolumes { volumes: vec![volume] }),
+        SourceMessage::RollBack(RollBackAsk { id, pin: true }),
     ]
 }
 
@@ -214,6 +215,22 @@ fn from_receiver() -> Vec<ReceiverMessage> {
         ReceiverMessage::Cohort(CohortAsk::Hold { cut: [0x5c; 16], for_us: 20_000 }),
         ReceiverMessage::Cohort(CohortAsk::Cut { cut: [0x5c; 16] }),
         ReceiverMessage::Cohort(CohortAsk::Over { cut: [0x5c; 16], is_one: true }),
+        ReceiverMessage::RollBack(RollBackAnswer {
+            id,
+            generation: Generation(2),
+            point: Some(RollBackPoint { position: position(), epoch: epoch(), is_pinned: true }),
+            points: 3,
+            newest: Some(Slot(300)),
+            other: Some(PullOther { name: Some(name("standby")), connected: true }),
+        }),
+        ReceiverMessage::RollBack(RollBackAnswer {
+            id,
+            generation: Generation(2),
+            point: None,
+            points: 0,
+            newest: None,
+            other: None,
+        }),
     ]
 }
 
@@ -545,7 +562,7 @@ proptest! {
     }
 }
 
-const GOLDEN_SOURCE: [&str; 30] = [
+const GOLDEN_SOURCE: [&str; 31] = [
     "00010100[11*16]0104686f73740764656661756c74",
     "0107[aa*16]0105[bb*32]00",
     "0207[aa*16]0464617461[80*4]040c16[cc*32]01010404686f7374",
@@ -576,8 +593,9 @@ const GOLDEN_SOURCE: [&str; 30] = [
     "1403[5c*16]0462757379",
     "150a80b8992900",
     "1601[aa*16]",
+    "170701",
 ];
-const GOLDEN_RECEIVER: [&str; 23] = [
+const GOLDEN_RECEIVER: [&str; 25] = [
     "000100[22*16]",
     "0107[aa*16]010104030202030401000105[bb*32]01[aa*16]0464617461[80*4]040c16[cc*32]010302010001[11*16]0105[bb*32][dd*16]e807e907010104",
     "0207[aa*16]010005",
@@ -601,5 +619,7 @@ const GOLDEN_RECEIVER: [&str; 23] = [
     "1201[5c*16]a09c01",
     "1202[5c*16]",
     "1203[5c*16]01",
+    "1307020105[bb*32][dd*16]e807e90701010301ac020101077374616e64627901",
+    "130702[00*4]",
 ];
 const GOLDEN_PART: &str = "4653505401000000[aa*16]03[00*7]2c01[00*6]07000000999074c6";

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::{Failover, Failovers, Former, VERSION, handle, lock, look, look_for, turn, unnoted};
 use crate::group::{GroupHandle, PointChange, Promotable, PromotionLook, Wanted};
 use crate::process::Receiver;
+use crate::rollback;
 use crate::state_dir::{StateDir, StateError};
 
 /// The folder of their notes.
@@ -86,6 +87,8 @@ impl Failovers {
     /// A failover is over: nothing of it is kept but what it left aside. Called again for as long as it fails.
     pub(super) fn end_taken_back(&self, receiver: &Receiver, failover: &Failover, look: &PromotionLook) -> Result<(), ApiError> {
         let (names, pin) = (failover.names(), failover.pin_reason());
+        // † Before it is forgotten since when somebody else published.
+        receiver.runtime.block_on(rollback::settle(&handle(receiver, &names)?))?;
         let taken_back = TakenBack::of(failover, look.has_aside);
         // (Where that one is gone, the newest was looked at.)
         if let Some(point) = look.point.as_ref().filter(|point| failover.point() == Some(point.slot)) {

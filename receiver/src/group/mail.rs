@@ -22,6 +22,7 @@ use super::fence::{Fence, Fenced, PromotionLook, Wanted};
 use super::follow::{FollowAsk, FollowError, FollowNext};
 use super::merges::MergeNext;
 use super::pull::{PullAsk, PullLook};
+use super::rollback::{DiscardAsk, Discards};
 use crate::door::Session;
 use crate::points::PointsAsk;
 use crate::status::GroupView;
@@ -87,6 +88,8 @@ pub(crate) enum Mail {
     FollowBase { volume: Name, point: Slot, reply: oneshot::Sender<Result<LazyPointReader, FollowError>> },
     /// A host pulls the newest point that is whole.
     Pull { ask: Box<PullAsk>, reply: oneshot::Sender<Result<PullLook, String>> },
+    /// What a host discards that goes on with its own disks.
+    Discards { ask: Box<DiscardAsk>, reply: oneshot::Sender<Result<Discards, String>> },
     /// What a promotion would bring up: that point, or the newest.
     PromotionLook { wanted: Wanted, reply: oneshot::Sender<Result<PromotionLook, ApiError>> },
     /// Nothing of a lower generation is to be published any more.

@@ -2,7 +2,8 @@
 
 use farside_ledger::{Claim, CutTime, Grid, Heartbeat, LayerKind, PointFilter, Policy, VoidReason};
 use farside_region::{
-    BootId, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, RecordDigest, RegionSet, Seq, Slot, Term,
+    BootId, Generation, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, RecordDigest, RegionSet, Seq, Slot,
+    Term,
 };
 use farside_wire::*;
 
@@ -119,6 +120,7 @@ pub(super) fn from_source() -> Vec<SourceMessage> {
         SourceMessage::Cohort(CohortSay::Not { cut: [2; 16], why: "busy".to_owned() }),
         SourceMessage::DefaultRetention(Policy::without_grid(10, 86_400_000)),
         SourceMessage::PullVolumes(PullVolumes { volumes: vec![of] }),
+        SourceMessage::RollBack(RollBackAsk { id, pin: true }),
     ]
 }
 
@@ -188,6 +190,14 @@ pub(super) fn from_receiver(n: u8) -> Vec<ReceiverMessage> {
         ReceiverMessage::Damage(Damage::default()),
         ReceiverMessage::Pulled(PullChunk { id: RequestId(1), part_bytes: 9, bytes: vec![7; 3] }),
         ReceiverMessage::GroupKey(GroupKeyAnswer(Some([n; 32]))),
+        ReceiverMessage::RollBack(RollBackAnswer {
+            id,
+            generation: Generation(2),
+            point: Some(RollBackPoint { position: position(5), epoch: epoch(), is_pinned: true }),
+            points: 2,
+            newest: Some(Slot(6)),
+            other: Some(PullOther { name: Some(name("standby")), connected: true }),
+        }),
     ]
 }
 
