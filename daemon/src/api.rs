@@ -7,6 +7,7 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use farside_control::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackStatus};
+use farside_control::rollback::{RollbackRequest, RollbackStatus};
 use farside_control::routes::{self, PagesQuery, PointsQuery};
 use farside_control::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
@@ -53,6 +54,7 @@ fn routes() -> Routes<Arc<Daemon>> {
         .get(routes::FAILBACKS, failbacks)
         .post(routes::FAILBACKS, failback)
         .post(routes::CUTOVERS, cutover)
+        .post(routes::ROLLBACKS, roll_back)
         .get(routes::BRANCHES, branches)
         .delete(routes::BRANCH, remove_branch)
         .post(routes::VOLUMES, add)
@@ -209,6 +211,11 @@ async fn remove_branch(State(daemon): Here, Path(id): Path<String>) -> Answer<Br
 async fn cutover(State(daemon): Here, request: Body<CutoverRequest>) -> Answer<FailbackStatus> {
     let Json(request) = request?;
     Ok(Json(to_its_end(async move { daemon.cutover(&request).await }).await?))
+}
+
+async fn roll_back(State(daemon): Here, request: Body<RollbackRequest>) -> Answer<RollbackStatus> {
+    let Json(request) = request?;
+    Ok(Json(to_its_end(async move { daemon.roll_back(&request).await }).await?))
 }
 
 async fn points(State(daemon): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {

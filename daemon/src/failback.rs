@@ -59,6 +59,7 @@ mod keep;
 mod keys;
 mod note;
 mod pull;
+mod rollback;
 mod turns;
 mod waits;
 
@@ -1007,7 +1008,7 @@ impl Daemon {
         let newer = || {
             anyhow::anyhow!(
                 "points were published after the one that the disk of volume {name} was brought to, and would be lost. To have them: farside \
-                 failback {group} --abort, and begin anew; to lose them: farside volume resync {name} --accept fenced"
+                 failback {group} --abort, and begin anew; to discard them, with the newest pinned: farside rollback {group}"
             )
         };
         let mut from = Generation(shown);

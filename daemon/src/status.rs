@@ -402,7 +402,7 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
             Code::Fenced,
             "another copy of this volume was promoted".into(),
             "this host serves its own disk and replicates nothing; decide which side lives: if the copy, `farside failback GROUP` brings what \
-             was published there to this host; if this one, `farside volume resync NAME --accept fenced` takes the history back",
+             was published there to this host; if this one, `farside rollback GROUP` pins what was published there, and takes the history back",
         ),
         State::Refused(RefusedWhy::Shape) => say(
             Error,

@@ -746,8 +746,12 @@ impl Daemon {
 
     /// Whose the volumes of a group are: this host's, or those of the source in whose place it stands.
     pub(crate) fn source_of(&self, group: &Name) -> Name {
-        let stand_in_for = locked(&self.config).groups.get(group).and_then(|group| group.stand_in_for.clone());
-        stand_in_for.unwrap_or_else(|| self.around.source.clone())
+        self.stands_in_for(group).unwrap_or_else(|| self.around.source.clone())
+    }
+
+    /// The source in whose place this host stands with a group, if it does.
+    pub(crate) fn stands_in_for(&self, group: &Name) -> Option<Name> {
+        locked(&self.config).groups.get(group).and_then(|group| group.stand_in_for.clone())
     }
 }
 

@@ -20,6 +20,7 @@ use crate::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackSta
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
+use crate::rollback::{RollbackRequest, RollbackStatus};
 use crate::routes::{self, PagesQuery, PointsQuery, UnpinQuery};
 use crate::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
@@ -326,6 +327,11 @@ impl Client {
     /// Begins a cutover, says what one would do, or gives one up.
     pub async fn cutover(&self, request: &CutoverRequest) -> Result<FailbackStatus, ClientError> {
         self.send(Method::POST, routes::CUTOVERS, request).await
+    }
+
+    /// Has a group take its history back, or says what that would discard.
+    pub async fn rollback(&self, request: &RollbackRequest) -> Result<RollbackStatus, ClientError> {
+        self.send(Method::POST, routes::ROLLBACKS, request).await
     }
 
     /// Failovers that are not over.

@@ -21,6 +21,7 @@ mod point;
 mod rate;
 pub mod receiver;
 mod reload;
+pub mod rollback;
 pub mod routes;
 pub mod source;
 mod verification;

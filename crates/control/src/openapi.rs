@@ -18,6 +18,7 @@ use crate::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackSta
 use crate::failover::{FailoverRequest, FailoverStatus};
 use crate::follower::{FollowerAdd, FollowerStatus};
 use crate::receiver::{ReceiverStatus, Token, TokenRequest};
+use crate::rollback::{RollbackRequest, RollbackStatus};
 use crate::routes::{self, PagesQuery, PointsQuery, UnpinQuery};
 use crate::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
@@ -121,6 +122,14 @@ pub fn operations() -> Vec<Operation> {
             Described::of::<FailbackStatus>(),
         )
         .taking::<CutoverRequest>(),
+        op(
+            Source,
+            "POST",
+            routes::ROLLBACKS,
+            "Pin what was published since a group was failed over, and take its history back",
+            Described::of::<RollbackStatus>(),
+        )
+        .taking::<RollbackRequest>(),
         op(
             Source,
             "GET",

@@ -123,6 +123,10 @@ pub const BRANCH: &str = "/v1/branches/{branch}";
 /// [`FAILBACKS`] lists it, too.
 pub const CUTOVERS: &str = "/v1/cutovers";
 
+/// Source, `POST` [`RollbackRequest`](crate::rollback::RollbackRequest):
+/// [`RollbackStatus`](crate::rollback::RollbackStatus).
+pub const ROLLBACKS: &str = "/v1/rollbacks";
+
 /// Receiver, `GET`: all [`FailoverStatus`](crate::failover::FailoverStatus); `POST`
 /// [`FailoverRequest`](crate::failover::FailoverRequest): the one that was begun or planned.
 pub const FAILOVERS: &str = "/v1/failovers";

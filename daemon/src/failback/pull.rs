@@ -15,7 +15,8 @@ use farside_store::{FileTarget, RestoreTarget as _, StoreError};
 use farside_transport::Connection;
 use farside_wire::{
     DigestRun, Features, ForkPin, InstanceId, NO_KEY, PULL_MEMBERS_MAX, PULL_OPEN_MAX, PullBegin, PullChunk, PullFork, PullPoint,
-    PullQuery, PullVolumes, ReceiverMessage, RequestId, SourceHello, SourceMessage, VersionRange, decode_payload, encode_payload,
+    PullQuery, PullVolumes, ReceiverMessage, RequestId, RollBackAnswer, RollBackAsk, SourceHello, SourceMessage, VersionRange,
+    decode_payload, encode_payload,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
@@ -41,6 +42,8 @@ pub(super) enum PullError {
     TooOld,
     #[error("this receiver is too old to say from where the disks went their own way: update it, or say --discard-branch")]
     NoFork,
+    #[error("this receiver is too old to say what a rollback discards, and to pin it")]
+    NoRollback,
     #[error("the receiver sent what does not fit: {0}")]
     Nonsense(String),
     #[error(transparent)]
@@ -77,6 +80,7 @@ struct Open {
     regions: BTreeMap<u64, Waiting>,
     point: Option<oneshot::Sender<Result<PullPoint, String>>>,
     key: Option<oneshot::Sender<Result<Option<GroupKey>, String>>>,
+    discards: Option<oneshot::Sender<Result<RollBackAnswer, String>>>,
     /// Why nothing comes any more.
     ended: Option<String>,
 }
@@ -210,6 +214,28 @@ impl Puller {
         self.answered(answer)
             .await?
             .ok_or_else(|| PullError::NoKey("the gateway has no key for what it says is encrypted at rest".to_owned()))
+    }
+
+    /// What is discarded when this host goes on with its own disks; `pin`: and is pinned before the answer.
+    pub(super) async fn roll_back(&self, pin: bool) -> Result<RollBackAnswer, PullError> {
+        if !self.features.has(Features::ROLL_BACK) {
+            return Err(PullError::NoRollback);
+        }
+        let (done, answer) = oneshot::channel();
+        {
+            let mut open = locked(&self.open);
+            if let Some(why) = &open.ended {
+                return Err(PullError::Ended(why.clone()));
+            }
+            open.discards = Some(done);
+        }
+        self.send(&SourceMessage::RollBack(RollBackAsk { id: self.next(), pin })).await?;
+        let answer = self.answered(answer).await?;
+        // † What it was asked to pin, and has not pinned, is discarded for nothing.
+        match answer.point {
+            Some(point) if pin && !point.is_pinned => Err(PullError::Nonsense("a point that it did not pin".to_owned())),
+            _ => Ok(answer),
+        }
     }
 
     /// The store's id.
@@ -355,7 +381,15 @@ async fn read(connection: Arc<dyn Connection>, open: Arc<Mutex<Open>>, traffic: 
                     let _ = waiting.send(Ok(answer.0.map(|bytes| GroupKey::new(Secret::new(&bytes)))));
                 }
             }
+            Ok(ReceiverMessage::RollBack(answer)) => {
+                if let Some(waiting) = open.discards.take() {
+                    let _ = waiting.send(Ok(answer));
+                }
+            }
             Ok(ReceiverMessage::Refusal(refusal)) => {
+                if let Some(waiting) = open.discards.take() {
+                    let _ = waiting.send(Err(refusal.text.clone()));
+                }
                 if let Some(waiting) = open.key.take() {
                     let _ = waiting.send(Err(refusal.text.clone()));
                 }
@@ -373,7 +407,7 @@ async fn read(connection: Arc<dyn Connection>, open: Arc<Mutex<Open>>, traffic: 
     };
     connection.close(farside_transport::CloseCode::Done, "nothing more is read");
     let mut open = locked(&open);
-    (open.ended, open.point, open.key) = (Some(why), None, None);
+    (open.ended, open.point, open.key, open.discards) = (Some(why), None, None, None);
     open.regions.clear();
 }
 
