@@ -1,11 +1,12 @@
 //! `farside commit` and `farside rollback`: a failover is for good, or its source goes on with its own disks.
 
+use std::time::Duration;
+
 use clap::Args;
+use farside_control::Address;
 use farside_control::client::Daemon;
 use farside_control::failover::FailoverRequest;
-use farside_control::source::{Accept, ResyncRequest, VolumeState, VolumeStatus};
-use farside_control::{Address, Client};
-use serde::Serialize;
+use farside_control::rollback::{RollbackKeeps, RollbackRequest, RollbackStatus};
 
 use crate::args::Global;
 use crate::confirm;
@@ -102,22 +103,31 @@ as they are. Whoever stood in is fenced. All of each volume is compared by diges
 differs is sent. Volumes that were taken back before stay as they are, so the same command goes on
 after a kill.
 
-What was written to the copy is not taken over. What of it was published stays in the store as
-long as policy says; to keep its last point, first, on the gateway:
+What was written to the copy is discarded. What of it was published is shown by --plan, and its
+newest whole point is pinned on the gateway before any volume takes its history back:
 
-  farside point pin latest --of SOURCE/GROUP
+  farside point open SOURCE/VOLUME POINT          on the gateway: look into it
+  farside point unpin POINT --of SOURCE/GROUP     when it is needed no more
+
+What was not published is on the disks of the host that stood in, and nowhere else.
 
 To have it on these disks instead: farside failback.
 
 Exit code 4: refused. A volume is neither `Fenced` nor replicated, a failback of the group is not
-over, or the gateway was told that the failover is for good.
+over, the gateway was told that the failover is for good, or it cannot be asked what is discarded,
+or cannot pin it (--force goes on without).
 
 Examples:
   farside rollback db --plan
-  farside rollback db")]
+  farside rollback db
+  farside rollback db --force      the gateway is lost, or cannot pin: what it has of the copy goes
+                                   as policy says")]
 pub(crate) struct RollbackArgs {
     /// The group, of this host.
     group: String,
+    /// Also where the gateway cannot say what is discarded, or cannot pin it.
+    #[arg(long)]
+    force: bool,
     /// Say what would happen, and change nothing.
     #[arg(long)]
     plan: bool,
@@ -126,83 +136,150 @@ pub(crate) struct RollbackArgs {
     yes: bool,
 }
 
-/// What `rollback` did, or would.
-#[derive(Serialize)]
-struct RolledBack<'a> {
-    group: &'a str,
-    /// Volumes that take the history back.
-    volumes: Vec<&'a str>,
-    /// Nothing was changed.
-    planned: bool,
-}
+/// A gateway whose store is slow pins within that, and volumes are asked after it.
+const ROLLED_BACK_WITHIN: Duration = Duration::from_secs(90);
 
 pub(crate) async fn rollback(global: &Global, hosts: &Hosts, args: RollbackArgs) -> Result<(), Failure> {
-    let client = hosts.source();
-    let all = volumes_of(&client, &args.group).await?;
-    let is_back = |volume: &&VolumeStatus| {
-        matches!(volume.state, VolumeState::Behind { .. } | VolumeState::Streaming | VolumeState::Paused | VolumeState::Idle)
-    };
-    let fenced: Vec<&VolumeStatus> = all.iter().filter(|volume| volume.state == VolumeState::Fenced).collect();
-    if let Some(other) = all.iter().find(|volume| volume.state != VolumeState::Fenced && !is_back(volume)) {
-        let message = format!("volume {} is {}, neither Fenced nor replicated", other.name, other.state.word());
-        return Err(Failure::new(
-            Exit::Refused,
-            message,
-            "`farside status` says what it waits for; a failback is ended by --abort",
-        ));
-    }
-    if fenced.is_empty() {
-        let message = format!("no volume of group {} is Fenced: it was not failed over, as far as this host knows", args.group);
-        return Err(Failure::new(Exit::Refused, message, "nothing is to be rolled back; `farside volume list` shows the states"));
-    }
-    // The gateway's words are all that this host has of it; of other groups it may say the same.
-    let status = client.source_status().await?;
-    let this = status.groups.iter().find(|group| group.name == args.group);
-    if serde_json::to_string(&this).is_ok_and(|group| group.contains("for good (farside commit)")) {
-        let message = format!("group {} was failed over for good: the gateway refuses this host", args.group);
-        return Err(Failure::new(Exit::Refused, message, "on the gateway: farside commit SOURCE/GROUP --undo"));
-    }
-    let names: Vec<&str> = fenced.iter().map(|volume| volume.name.as_str()).collect();
-    let said = RolledBack { group: &args.group, volumes: names.clone(), planned: args.plan };
-    let text: String = names.iter().map(|name| format!("{name}: goes on with its disk as it is\n")).collect();
-    let text = format!("{text}what was written to the copy since the failover is not taken over; whoever stands in is fenced\n");
+    let client = hosts.source().with_timeout(ROLLED_BACK_WITHIN);
+    let request = RollbackRequest { group: args.group, force: args.force, plan: true };
+    let planned = client.rollback(&request).await?;
     if args.plan {
-        return if global.json { print::json(&said) } else { print::out(&format!("{text}nothing was changed\n")) };
+        return match global.json {
+            true => print::json(&planned),
+            false => print::out(&format!("{}nothing was changed\n", plan(&planned))),
+        };
     }
     if !global.json {
-        eprint!("{text}");
+        eprint!("{}", plan(&planned));
     }
     confirm::confirm("Take the history back?", "nothing was changed", args.yes)?;
-    for (done, name) in names.iter().enumerate() {
-        if let Err(error) = client.volume_resync(name, &ResyncRequest { accept: Some(Accept::Fenced) }).await {
-            let failure = Failure::from(error);
-            let message =
-                format!("volume {name}: {}; {done} of {} volumes take the history back by now", failure.message, names.len());
-            let what = format!(
-                "whoever stands in publishes no more once one does: mend that, and say farside rollback {} again",
-                args.group
-            );
-            return Err(Failure::new(failure.exit, message, what));
-        }
-    }
+    let now = client.rollback(&RollbackRequest { plan: false, ..request }).await?;
     if global.json {
-        return print::json(&said);
+        return print::json(&now);
     }
     print::out(&format!(
-        "group {} takes its history back, and is compared in full (farside status)\nat the host that stood in: farside volume remove\n",
-        args.group
+        "{}group {} takes its history back, and is compared in full (farside status)\nat the host that stood in: farside volume remove\n",
+        kept(&now),
+        now.group
     ))
 }
 
-async fn volumes_of(client: &Client, group: &str) -> Result<Vec<VolumeStatus>, Failure> {
-    let mut all = client.volumes().await?;
-    all.retain(|volume| volume.group == group);
-    if all.is_empty() {
-        return Err(Failure::new(
-            Exit::NotFound,
-            format!("there is no group {group} here"),
-            "`farside status` shows the groups of this host",
+/// What would happen.
+fn plan(planned: &RollbackStatus) -> String {
+    let mut text: String = planned.volumes.iter().map(|name| format!("{name}: goes on with its disk as it is\n")).collect();
+    let other = planned.other.as_deref().unwrap_or("whoever stands in");
+    let published = match planned.points {
+        1 => "1 point".to_owned(),
+        points => format!("{points} points"),
+    };
+    text.push_str(&match (planned.keeps, &planned.point) {
+        (RollbackKeeps::Unknown, _) => {
+            let why = planned.why.as_deref().unwrap_or("the gateway does not say");
+            format!("discarded: what was published since the failover, unseen and unpinned: {why}\n")
+        }
+        (RollbackKeeps::Nothing, _) | (_, None) if planned.points == 0 => {
+            "nothing was published since the failover: no point is discarded\n".to_owned()
+        }
+        (RollbackKeeps::Nothing, _) | (_, None) => {
+            format!("discarded: {published} that {other} published since the failover; none is whole, and none is pinned\n")
+        }
+        (keeps, Some(point)) => {
+            let pinned = if keeps == RollbackKeeps::Pinned { "is pinned" } else { "is pinned first" };
+            let (at, age, ways) = (print::time(point.cut_wall), print::age(point.cut_wall), ways(planned, &point.id.to_string()));
+            format!(
+                "discarded: {published} that {other} published since the failover; the newest whole one is {}, cut {at} ({age}), and {pinned} on \
+                 the gateway:\n{ways}",
+                point.id
+            )
+        }
+    });
+    if let Some(newest) = planned.newest {
+        text.push_str(&format!(
+            "point {newest} is newer: its source could not read all of it, it lacks a volume, or a failover left it aside; it goes as policy says \
+             (farside point show {newest} --of {}/{}, on the gateway)\n",
+            planned.source, planned.group
         ));
     }
-    Ok(all)
+    if planned.other_connected {
+        text.push_str(&format!(
+            "{other} is connected: what it publishes until it is fenced is discarded, too; the pin goes with the last point of it\n"
+        ));
+    }
+    text.push_str(&format!(
+        "what {other} has not published is on its disks only, and nobody knows here how much that is; it is fenced then\n"
+    ));
+    text
+}
+
+/// What is pinned by now.
+fn kept(now: &RollbackStatus) -> String {
+    match (now.keeps, &now.point) {
+        (RollbackKeeps::Pinned, Some(point)) => {
+            format!("point {} is pinned on the gateway\n{}", point.id, ways(now, &point.id.to_string()))
+        }
+        (RollbackKeeps::Unknown, _) => {
+            "what was published since the failover is not pinned, and goes as policy says\n".to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+/// What to do with that point.
+fn ways(of: &RollbackStatus, point: &str) -> String {
+    let (source, group) = (&of.source, &of.group);
+    let open = of.volumes.iter().map(|volume| format!("  farside point open {source}/{group}/{volume} {point}\n"));
+    format!("{}  farside point unpin {point} --of {source}/{group}      when it is needed no more\n", open.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_control::PointId;
+    use farside_control::source::LastPoint;
+
+    use super::*;
+
+    fn status(keeps: RollbackKeeps) -> RollbackStatus {
+        let is_there = matches!(keeps, RollbackKeeps::Wanted | RollbackKeeps::Pinned);
+        let point = LastPoint { id: PointId::new(45, &[0xab; 32]), cut_wall: jiff::Timestamp::UNIX_EPOCH };
+        RollbackStatus {
+            group: "db".into(),
+            source: "web1".into(),
+            volumes: vec!["data".into()],
+            keeps,
+            point: Some(point).filter(|_| is_there),
+            points: if is_there { 12 } else { 0 },
+            other: Some("web2".into()),
+            ..RollbackStatus::default()
+        }
+    }
+
+    #[test]
+    fn a_plan_says_what_is_discarded_and_how_it_is_read_and_let_go_of() {
+        let wanted = plan(&status(RollbackKeeps::Wanted));
+        let point = PointId::new(45, &[0xab; 32]).to_string();
+        for words in [
+            "data: goes on with its disk as it is",
+            "discarded: 12 points that web2 published since the failover",
+            "is pinned first on the gateway",
+            &format!("farside point open web1/db/data {point}"),
+            &format!("farside point unpin {point} --of web1/db"),
+            "what web2 has not published is on its disks only",
+        ] {
+            assert!(wanted.contains(words), "{words}: {wanted}");
+        }
+        let nothing = plan(&status(RollbackKeeps::Nothing));
+        assert!(
+            nothing.contains("nothing of what web2 wrote since the failover is published") && !nothing.contains("pinned"),
+            "{nothing}"
+        );
+        let newer = plan(&RollbackStatus { newest: Some(46), other_connected: true, ..status(RollbackKeeps::Pinned) });
+        assert!(newer.contains("point 46 is newer") && newer.contains("web2 is connected"), "{newer}");
+        let unknown = plan(&RollbackStatus { why: Some("it is away".into()), other: None, ..status(RollbackKeeps::Unknown) });
+        assert!(
+            unknown.contains("unseen and unpinned: it is away") && unknown.contains("what whoever stands in has not published"),
+            "{unknown}"
+        );
+        assert!(kept(&status(RollbackKeeps::Unknown)).contains("not pinned"));
+        assert!(kept(&status(RollbackKeeps::Pinned)).contains("is pinned on the gateway"));
+    }
 }
