@@ -57,15 +57,23 @@ fn branches(site: &Site) -> Vec<Value> {
 /// A branch, as whoever opens a copy of it over its point sees the volume.
 fn content_of(site: &Site, branch: &Value) -> Vec<u8> {
     assert_eq!(branch["whole"], true, "{branch}");
-    let (copy, socket) = (site.path("branch-copy"), site.path("branch.nbd"));
+    let copy = site.path("branch-copy");
     let kept = Path::new(branch["path"].as_str().expect("a path")).join("data");
     run(Command::new("cp").args(["-r", "--sparse=always"]).arg(kept).arg(&copy));
     let over = branch["over"]["id"].as_str().expect("a point");
+    let bytes = opened(site, over, |open| open.arg("--writable").arg("--overlay").arg(&copy));
+    std::fs::remove_dir_all(copy).expect("removed");
+    bytes
+}
+
+/// A point, as whoever opens it sees the volume.
+fn opened(site: &Site, point: &str, more: impl FnOnce(&mut Command) -> &mut Command) -> Vec<u8> {
+    let socket = site.path("opened.nbd");
     let mut open = farside_tests::program("farside");
-    open.args(["point", "open", "data", over, "--writable", "--store"]).arg(site.store()).arg("--overlay").arg(&copy);
-    let opened = open.arg("--export").arg(format!("nbd:{}", socket.display())).stdout(Stdio::null()).spawn().expect("it starts");
-    let opened = Process::new(opened, "farside point open");
-    wait_for("the branch to be open", || is_served(&socket).then_some(()));
+    open.args(["point", "open", "host1/default/data", point, "--store"]).arg(site.store());
+    let open = more(&mut open).arg("--export").arg(format!("nbd:{}", socket.display()));
+    let opened = Process::new(open.stdout(Stdio::null()).spawn().expect("it starts"), "farside point open");
+    wait_for("the point to be open", || is_served(&socket).then_some(()));
     let mut client = connect(&socket);
     let mut bytes = vec![0; client.size() as usize];
     for (at, piece) in (0..).step_by(1 << 20).zip(bytes.chunks_mut(1 << 20)) {
@@ -73,7 +81,6 @@ fn content_of(site: &Site, branch: &Value) -> Vec<u8> {
     }
     drop(client);
     opened.stop();
-    std::fs::remove_dir_all(copy).expect("removed");
     bytes
 }
 
@@ -501,6 +508,125 @@ fn a_failover_is_for_good_or_its_source_goes_on_with_its_own_disk() {
     let again = rollback(&old, &["--yes"]);
     assert_eq!(again.status.code(), Some(4), "{again:?}");
     new.daemon.take().expect("it runs").stop();
+    old.check_store();
+}
+
+/// Points that are pinned for a rollback.
+fn discarded(site: &Site) -> Vec<String> {
+    let points = site.points("data");
+    let pins = |point: &Value| point["pins"].as_array().cloned().unwrap_or_default();
+    let is_ours = |pin: &Value| {
+        let words = "what host2 wrote after the failover, from before host1 was rolled back";
+        pin["reason"].as_str().is_some_and(|reason| reason.ends_with(words))
+    };
+    let of = |point: &Value| {
+        pins(point).iter().filter(|pin| is_ours(pin)).map(|_| point["id"].as_str().expect("an id").to_owned()).collect()
+    };
+    points.iter().flat_map(|point| -> Vec<String> { of(point) }).collect()
+}
+
+/// Its source goes on with its own disk: what its stand-in published is shown and pinned before that, wherever it is killed, and stays when all else goes.
+#[test]
+fn what_a_rollback_discards_is_shown_and_pinned_before_that() {
+    let mut old = Site::with_volume(BYTES, "200ms", 3);
+    let target = lost(&mut old);
+    let mut new = stand_in(&old, &target);
+    write(&new, 3, 300);
+    new.wait_quiet();
+    old.start_daemon();
+    fenced(&old);
+    write(&old, 4, 20);
+    let (own, theirs) = (disk(&old), disk(&new));
+    assert!(own != theirs);
+    let rollback =
+        |site: &Site, more: &[&str]| site.farside().args(["rollback", "default"]).args(more).output().expect("it starts");
+    let said = |output: &[u8]| String::from_utf8_lossy(output).into_owned();
+
+    // Who cannot be asked what is discarded has not pinned it: nothing is changed, unless a person says so.
+    old.receiver.take().expect("it runs").stop();
+    for more in ["--plan", "--yes"] {
+        let refused = rollback(&old, &[more]);
+        let words = said(&refused.stderr);
+        assert!(
+            refused.status.code() == Some(4) && words.contains("cannot be pinned") && words.contains("--force"),
+            "{refused:?}"
+        );
+    }
+    let unseen = rollback(&old, &["--plan", "--force"]);
+    assert!(unseen.status.success() && said(&unseen.stdout).contains("unseen and unpinned"), "{unseen:?}");
+    fenced(&old);
+    old.start_receiver();
+    new.wait_quiet();
+    fenced(&old);
+    assert_newest_is(&old, &theirs);
+    let last = newest(&old);
+
+    let planned = wait_until("the gateway to say what is discarded", || {
+        let planned = rollback(&old, &["--plan"]);
+        if planned.status.success() { Ok(said(&planned.stdout)) } else { Err(said(&planned.stderr)) }
+    });
+    for words in [
+        "data: goes on with its disk as it is",
+        "that host2 published since the failover",
+        "is pinned first on the gateway",
+        &format!("farside point open host1/default/data {last}"),
+        &format!("farside point unpin {last} --of host1/default"),
+        "what host2 has not published is on its disks only",
+        "nothing was changed",
+    ] {
+        assert!(planned.contains(words), "{words}: {planned}");
+    }
+    assert!(rollback(&old, &[]).status.code() == Some(2) && discarded(&old).is_empty() && newest(&old) == last);
+
+    // Killed as soon as it is pinned, and said again until nothing is fenced any more: it is pinned once.
+    let mut first = old
+        .farside()
+        .args(["rollback", "default", "--yes"])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    wait_for("it to be pinned", || (!discarded(&old).is_empty()).then_some(()));
+    old.daemon.take().expect("it runs").kill();
+    let _ = first.wait();
+    old.start_daemon();
+    wait_until("it to be taken back", || {
+        let again = rollback(&old, &["--yes"]);
+        let volume = old.volume_status("data");
+        if volume["state"]["state"] == "streaming" { Ok(()) } else { Err(format!("{volume}: {again:?}")) }
+    });
+    old.wait_quiet();
+    assert!(disk(&old) == own, "its disk was changed");
+    assert_newest_is(&old, &own);
+    wait_for("the failover to be over", || {
+        json(&mut old.gateway(&["failover", "--list"])).as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    assert_eq!(discarded(&old), [last.as_str()]);
+    let again = rollback(&old, &["--yes"]);
+    assert_eq!((again.status.code(), discarded(&old)), (Some(4), vec![last.clone()]), "{again:?}");
+
+    // All else goes, and it opens as the stand-in wrote it.
+    let since = newest(&old);
+    let is_there = |point: &str| old.points("data").iter().any(|one| one["id"] == point);
+    let mut seed = 5;
+    wait_for("what was published since to be pruned", || {
+        write(&old, seed, 20);
+        seed += 1;
+        old.wait_quiet();
+        (!is_there(&since)).then_some(())
+    });
+    assert!(is_there(&last));
+    assert!(opened(&old, &last, |open| open) == theirs, "it is not what the stand-in wrote");
+    new.daemon.take().expect("it runs").stop();
+    old.check_store();
+    // Until a person lets go of it.
+    run(&mut old.gateway(&["point", "unpin", &last, "--of", "host1/default"]));
+    wait_for("it to be pruned", || {
+        write(&old, seed, 20);
+        seed += 1;
+        old.wait_quiet();
+        (!is_there(&last)).then_some(())
+    });
     old.check_store();
 }
 
