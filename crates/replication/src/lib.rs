@@ -17,6 +17,7 @@
 pub mod cohort;
 pub mod failback;
 pub mod lineage;
+pub mod quiet;
 pub mod source;
 pub mod target;
 
