@@ -17,7 +17,7 @@ pub(crate) struct SimArgs {
     /// Run these seeds, `A..B`.
     #[arg(long, value_parser = parse_range, default_value = "0..1000")]
     seeds: Range<u64>,
-    /// Run such plans, not those of chance: merges, failovers, failbacks, followers, cohorts, calm-cohorts, kept-cohorts.
+    /// Run such plans, not those of chance: merges, failovers, failbacks, followers, cohorts, calm-cohorts, kept-cohorts, hooks.
     #[arg(long, conflicts_with_all = ["mutate", "hours"])]
     plan: Option<String>,
     /// Run new seeds for so many hours, from a number that the day decides, until one breaks a law: for the night.

@@ -17,7 +17,7 @@
 //!
 //! Deliberately not here: guards and what they note, threads, and who wants a point and when.
 
-use farside_region::EpochId;
+use farside_region::{EpochId, mutation};
 
 use crate::source::{Event, Nanos, SECOND};
 
@@ -76,7 +76,9 @@ impl<L> Quieting<L> {
 
     /// He answers: what the source is to hear. `None`: what comes too late is of nobody any more. His line is closed, so that he lets go.
     pub fn quiesced(&mut self, now: Nanos, attempt: u64, result: Result<(), String>) -> Option<Event> {
-        let wish = self.holds.as_ref().filter(|holds| holds.attempt == attempt)?.wish;
+        let is_his =
+            |holds: &&Holds<L>| holds.attempt == attempt || mutation::on("a late answer of an earlier attempt is believed");
+        let wish = self.holds.as_ref().filter(is_his)?.wish;
         match &result {
             // A guard begins when what was left is ended.
             Ok(()) => self.left.is_ended(now),
@@ -101,13 +103,18 @@ impl<L> Quieting<L> {
         if result.is_err() {
             self.left.is_looked_for(now);
         }
+        let result = match result {
+            Err(why) if mutation::on("who let go before the cut is believed to have held") => Ok(why),
+            result => result,
+        };
         Some(Event::Resumed { epoch, result })
     }
 
     /// What is waited for no longer: what the source is to hear of it.
     pub fn overdue(&mut self, now: Nanos) -> Vec<Event> {
         let mut events = Vec::new();
-        if let Some(Holds { wish, .. }) = self.holds.take_if(|holds| now >= holds.until) {
+        let is_lost = |holds: &mut Holds<L>| now >= holds.until && !mutation::on("a guard that does not answer is waited for");
+        if let Some(Holds { wish, .. }) = self.holds.take_if(is_lost) {
             self.left.is_looked_for(now);
             events.push(Event::Quiesced { wish, result: Err("its guard does not answer".to_owned()) });
         }
@@ -115,7 +122,8 @@ impl<L> Quieting<L> {
         if let Some((epoch, _)) = self.resuming.take_if(|(_, since)| now.saturating_sub(*since) >= label_wait) {
             self.left.is_looked_for(now);
             let why = format!("a post-cut was not over {} s after the cut", label_wait / SECOND);
-            events.push(Event::Resumed { epoch, result: Err(why) });
+            let counts = mutation::on("a post-cut that is not over in time counts as over");
+            events.push(Event::Resumed { epoch, result: if counts { Ok(why) } else { Err(why) } });
         }
         events
     }
@@ -194,12 +202,19 @@ impl LeftOver {
     fn looks(&mut self, now: Nanos) {
         self.next = now.saturating_add(self.pause);
         self.pause = self.pause.saturating_mul(2).min(self.limits.left_again_max);
+        if mutation::on("what is left is looked for once") {
+            self.next = Nanos::MAX;
+        }
     }
 
     /// Nothing is left. † Also the next look is soon: by what was left before it might be minutes away, and so long would
     /// applications be held whose post-cut fails next.
     fn is_ended(&mut self, now: Nanos) {
+        let next = self.next;
         *self = Self { is_tried: self.is_tried, ..Self::new(now, self.limits) };
+        if mutation::on("the next look is as late as the last one was") {
+            self.next = next;
+        }
     }
 }
 
@@ -211,35 +226,43 @@ mod tests {
 
     #[test]
     fn what_is_left_next_is_looked_for_soon_however_long_the_last_one_took() {
-        let mut left = LeftOver::new(0, LIMITS);
-        let mut now = left.next;
-        for _ in 0..10 {
+        mutation::tell(&[("the next look is as late as the last one was", "soon again")], || {
+            let mut left = LeftOver::new(0, LIMITS);
+            let mut now = left.next;
+            for _ in 0..10 {
+                left.looks(now);
+                now = left.next;
+            }
             left.looks(now);
-            now = left.next;
-        }
-        left.looks(now);
-        assert_eq!(left.next, now + LIMITS.left_again_max, "it is tried ever less often");
-        left.why = Some("a post-cut failed".to_owned());
-        left.is_ended(now);
-        assert_eq!((left.why.as_deref(), left.next), (None, now + LIMITS.left_again), "and soon again");
+            assert_eq!(left.next, now + LIMITS.left_again_max, "it is tried ever less often");
+            left.why = Some("a post-cut failed".to_owned());
+            left.is_ended(now);
+            assert_eq!((left.why.as_deref(), left.next), (None, now + LIMITS.left_again), "and soon again");
+        });
     }
 
     #[test]
     fn nobody_is_waited_for_for_ever_and_what_comes_late_is_of_nobody() {
-        let mut quiet = Quieting::new(0, LIMITS);
-        let first = quiet.begin(7, 20, ());
-        assert_eq!(quiet.due(), 20);
-        let lost = quiet.overdue(20);
-        assert!(matches!(lost[..], [Event::Quiesced { wish: 7, result: Err(_) }]), "{lost:?}");
-        let second = quiet.begin(7, 50, ());
-        assert!(quiet.quiesced(21, first, Ok(())).is_none(), "it is another attempt of the same wish");
-        assert!(matches!(quiet.quiesced(22, second, Ok(())), Some(Event::Quiesced { wish: 7, result: Ok(()) })));
-        assert!(quiet.resume(23, Some(EpochId(3))).is_some());
-        assert!(quiet.resume(23, Some(EpochId(3))).is_none(), "he is told once");
-        assert!(!quiet.looks(30, || true), "not beside a guard");
-        let late = quiet.overdue(33);
-        assert!(matches!(late[..], [Event::Resumed { epoch: EpochId(3), result: Err(_) }]), "{late:?}");
-        assert!(quiet.resumed(34, EpochId(3), Ok(String::new())).is_none(), "it was said already");
+        let mistakes = [
+            ("a late answer of an earlier attempt is believed", "another attempt"),
+            ("a post-cut that is not over in time counts as over", "it is over"),
+        ];
+        mutation::tell(&mistakes, || {
+            let mut quiet = Quieting::new(0, LIMITS);
+            let first = quiet.begin(7, 20, ());
+            assert_eq!(quiet.due(), 20);
+            let lost = quiet.overdue(20);
+            assert!(matches!(lost[..], [Event::Quiesced { wish: 7, result: Err(_) }]), "{lost:?}");
+            let second = quiet.begin(7, 50, ());
+            assert!(quiet.quiesced(21, first, Ok(())).is_none(), "it is another attempt of the same wish");
+            assert!(matches!(quiet.quiesced(22, second, Ok(())), Some(Event::Quiesced { wish: 7, result: Ok(()) })));
+            assert!(quiet.resume(23, Some(EpochId(3))).is_some());
+            assert!(quiet.resume(23, Some(EpochId(3))).is_none(), "he is told once");
+            assert!(!quiet.looks(30, || true), "not beside a guard");
+            let late = quiet.overdue(33);
+            assert!(matches!(late[..], [Event::Resumed { epoch: EpochId(3), result: Err(_) }]), "it is over: {late:?}");
+            assert!(quiet.resumed(34, EpochId(3), Ok(String::new())).is_none(), "it was said already");
+        });
     }
 
     #[test]

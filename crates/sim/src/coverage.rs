@@ -41,7 +41,8 @@ pub const FAULTS: &[(Fault, &str)] = &[
 ];
 
 /// What happens only in runs that are about it.
-pub const RARE_FAULTS: &[(Fault, &str)] = &[(Fault::Promote, "fault: promote"), (Fault::Rejoin, "fault: rejoin")];
+pub const RARE_FAULTS: &[(Fault, &str)] =
+    &[(Fault::Promote, "fault: promote"), (Fault::Rejoin, "fault: rejoin"), (Fault::Hooks, "fault: hooks")];
 
 /// The name under which a fault is counted.
 ///
@@ -110,6 +111,7 @@ pub(crate) fn of_source(action: &source::Action) -> Option<&'static str> {
         A::LossKept { .. } => "source: LossKept",
         A::WithdrawTrackingLost { .. } => "source: WithdrawTrackingLost",
         A::Removed { .. } => "source: Removed",
+        A::Quiesce { .. } => "source: Quiesce",
         A::CanCut { .. } => "source: CanCut",
         A::Resume { .. } => "source: Resume",
         A::Report { .. } => "source: Report",

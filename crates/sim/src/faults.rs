@@ -11,6 +11,7 @@ use crate::judge::Judge;
 use crate::net::ConnId;
 use crate::oracle::value;
 use crate::plan::Fault;
+use crate::quiet;
 use crate::receiver;
 use crate::run::Run;
 use crate::site::{Site, Snapshot, VolumeState};
@@ -55,6 +56,9 @@ impl Run {
         let site = world.site(no);
         site.all_disks().for_each(|disk| disk.borrow_mut().power_cut(&mut world.rng.borrow_mut()));
         source::rebooted(world, &site);
+        if no == 0 {
+            quiet::power_goes(world);
+        }
     }
 
     fn reset(&mut self, conn: ConnId, why: &str) {
@@ -139,6 +143,7 @@ impl Run {
             }
             Fault::Promote => return self.promote(),
             Fault::Rejoin => return self.rejoin(),
+            Fault::Hooks => return self.hooks_fail(),
             Fault::Pin => return self.receiver.as_ref().is_some_and(|receiver| receiver.pin_something()),
             _ => return false,
         }

@@ -23,6 +23,7 @@ use crate::line::Line;
 use crate::oracle::{Cut, Published, show};
 use crate::parts::{self, Content};
 use crate::plan::Fault;
+use crate::quiet;
 use crate::receiver::Receiver;
 use crate::site::Site;
 use crate::source::{self, Source};
@@ -398,6 +399,7 @@ impl Judge {
         if degraded && !bad {
             return world.fail(format!("point {slot} is called degraded, and every sector could be read all the time"));
         }
+        quiet::on_point(world, slot, cut.at_ns, layers, &images);
         let ledger_ms = self.clock.ms;
         if let Some(digest) = self.ledger().digest_at(slot).filter(|_| world.plan.cascades > 0) {
             self.ever.insert(LedgerPosition { slot, digest }, images.clone());

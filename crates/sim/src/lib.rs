@@ -28,6 +28,7 @@ pub mod oracle;
 pub mod parts;
 pub mod plan;
 mod progress;
+mod quiet;
 pub mod receiver;
 pub mod rng;
 pub mod run;

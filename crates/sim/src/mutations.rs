@@ -134,6 +134,18 @@ pub fn rewound_cascades(plan: &mut Plan) {
     plan.span_ms = 0;
 }
 
+/// Applications are quiesced around cuts, while hooks fail, guards and daemons die, and cuts are given up.
+pub fn hooks(plan: &mut Plan) {
+    cohorts(plan);
+    plan.cohort = None;
+    plan.faults.push((Fault::Hooks, 4.0));
+    plan.fault_rate = 0.006;
+    plan.boot_rate = 0.2;
+    plan.receiver_rate = plan.receiver_rate.max(0.05);
+    plan.steps = 4000;
+    plan.hooks = true;
+}
+
 /// Several hosts whose groups are cut as one, and which die, hang and are cut off at any moment. None goes back to an earlier one: what was
 /// complete is there for ever.
 pub fn cohorts(plan: &mut Plan) {
@@ -286,6 +298,7 @@ pub const PLANS: &[(&str, Directed)] = &[
     ("cohorts", cohorts),
     ("calm-cohorts", calm_cohorts),
     ("kept-cohorts", kept_cohorts),
+    ("hooks", hooks),
 ];
 
 /// All of them. `xtask check` holds this list against the sources and against the tables in `ARCHITECTURE.md`.
@@ -662,6 +675,25 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("what a disk lacked of one point is forgotten at the next", 1500, Some(failbacks)),
     seeds("a failback believes the cache after a failed sync", 1500, Some(failbacks)),
     seeds("a failback believes the cache of who was there before", 1500, Some(unsynced_failbacks)),
+    // What becomes of applications that are quiesced.
+    story(
+        "a late answer of an earlier attempt is believed",
+        CORE,
+        "quiet::tests::nobody_is_waited_for_for_ever_and_what_comes_late_is_of_nobody",
+    ),
+    seeds("who let go before the cut is believed to have held", 200, Some(hooks)),
+    story(
+        "a post-cut that is not over in time counts as over",
+        CORE,
+        "quiet::tests::nobody_is_waited_for_for_ever_and_what_comes_late_is_of_nobody",
+    ),
+    seeds("a guard that does not answer is waited for", 200, Some(hooks)),
+    seeds("what is left is looked for once", 200, Some(hooks)),
+    story(
+        "the next look is as late as the last one was",
+        CORE,
+        "quiet::tests::what_is_left_next_is_looked_for_soon_however_long_the_last_one_took",
+    ),
     // What happens while nobody serves a volume.
     seeds("T12 growth keeps the bits that there were", 400, Some(|p| grows(p, false))),
     seeds("the backing is judged after the map has grown", 400, Some(|p| grows(p, true))),

@@ -73,6 +73,8 @@ pub enum Fault {
     Promote,
     /// The original takes its history back from whoever stands in for it, with its own disks or with what was published since.
     Rejoin,
+    /// A guard of hooks is killed, a post-cut fails for a while, or an application that is held goes on by itself.
+    Hooks,
 }
 
 pub(crate) const NASTY: [Fault; 5] = [Fault::Rollback, Fault::Reinstall, Fault::StoreRollback, Fault::Clone, Fault::TornLedger];
@@ -252,6 +254,8 @@ pub struct Plan {
     pub cascades: usize,
     /// Whoever was failed over is brought to what was published since, again and again, and much happens meanwhile. Not by chance either.
     pub fails_back: bool,
+    /// Applications are quiesced around cuts, and hooks fail. Not by chance either.
+    pub hooks: bool,
     /// It is one host of several that are cut as one. Not by chance either.
     pub cohort: Option<OfCohort>,
 }
@@ -337,6 +341,7 @@ impl Plan {
             follows: false,
             cascades: 0,
             fails_back: false,
+            hooks: false,
             cohort: None,
         }
     }

@@ -24,7 +24,7 @@ use crate::source::{self, Source};
 use crate::torn::TornLedger;
 use crate::trace::Trace;
 use crate::world::{REGION_SECTORS, SECTOR, World};
-use crate::{cohort, exec};
+use crate::{cohort, exec, quiet};
 
 /// Steps that the quiet beginning and the healing may take.
 const QUIET_STEPS_MAX: u64 = 6_000;
@@ -139,6 +139,7 @@ impl Run {
         plan.cohort = of;
         let mut sectors: Vec<usize> = (0..plan.regions.len()).map(|v| World::first_bytes(&plan, v) as usize / SECTOR).collect();
         sectors[0] -= of.map_or(0, |of| of.kept);
+        quiet::keep(&plan, &mut sectors);
         let host = Workload::new(sectors, REGION_SECTORS, plan.spread, &mut rng);
         let map_bytes = source::map_bytes(&plan);
         let world = World::new(rng, plan, Trace::new(options.trace, of.map(|of| of.host)), map_bytes);
@@ -199,6 +200,7 @@ impl Run {
         if let Some(receiver) = self.receiver.take() {
             receiver.die();
         }
+        quiet::guards_end(&self.world);
     }
 
     fn phases(&mut self) {
@@ -263,6 +265,7 @@ impl Run {
             site.hung_until_us.borrow_mut().fill(0);
             site.state_dir_full.set(false);
         }
+        quiet::heal(&world);
         world.store_full_until_us.set(0);
         world.store_left.set(None);
         self.slow_until = [0; 4];
@@ -366,6 +369,7 @@ impl Run {
         self.revive();
         self.followers_go_on();
         self.cascades_go_on();
+        self.applications_go_on();
         self.judge.look(&world, self.sources.iter().flatten(), self.receiver.as_deref());
     }
 
@@ -373,6 +377,7 @@ impl Run {
     pub(crate) fn time_passes(&self, us: u64) {
         self.world.now_us.set(self.world.now_us.get() + us);
         self.sources.iter().flatten().for_each(|source| source.end_holds());
+        self.applications_are_judged(us);
     }
 
     /// Kills the source when an intent page is written and its sync is not yet asked for.

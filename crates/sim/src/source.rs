@@ -8,6 +8,7 @@
 //! | `control`: a task each for switch, cooler, header, ticks, connection | timers and channels of the same thread |
 //! | `owner` task: page writes and one sync | the intent thread |
 //! | `sender`: a task per volume | the sender thread with its own ring |
+//! | `quiet`: a task for each thread that quiesces applications | `group/quiet.rs`, and its threads |
 //! | `cohort`: a hold's end with the passing of time; a task for its connection | the timer of holds; a connection's task |
 //! | `World::state_dir` | files of the state directory |
 //!
@@ -21,6 +22,7 @@ mod cohort;
 mod control;
 mod intent;
 mod queue;
+mod quiet;
 mod sender;
 mod verify;
 
@@ -143,6 +145,7 @@ pub struct Source {
     unread: RefCell<BTreeMap<EpochId, Vec<usize>>>,
     switch: RefCell<Option<control::PendingSwitch>>,
     cohort: cohort::Cohort,
+    quiet: quiet::Quiet,
     stopping: Cell<bool>,
     halted: Cell<bool>,
     ended: Cell<bool>,
@@ -206,6 +209,7 @@ impl Source {
             owner,
             core: RefCell::new(Core::new(config)),
             cohort: cohort::Cohort::new(group.clone()),
+            quiet: quiet::Quiet::new(world),
             switcher: RefCell::new(Switcher::new(group)),
             volumes,
             control_bell,
@@ -543,7 +547,7 @@ impl Source {
                 }
             }
         }
-        Ok(())
+        self.quiet_converged()
     }
 
     /// What `farside status` would say now: volume, lag in microseconds.
@@ -614,6 +618,8 @@ impl Source {
 enum Item {
     /// For the group's part in cuts together with others.
     Cohort(cohort::Note),
+    /// For whoever quiesces applications.
+    Quiet(quiet::Note),
     /// For replication.
     Event(Event),
     /// A part was read; whether its epoch is still a cut is settled when the control loop sees it.

@@ -16,6 +16,7 @@ use crate::history::Author;
 use crate::net::Network;
 use crate::parts::Unpacked;
 use crate::plan::{OfCohort, Plan};
+use crate::quiet::Applications;
 use crate::rng::Rng;
 use crate::site::{Site, Snapshot};
 use crate::store::MemoryStore;
@@ -164,6 +165,8 @@ pub struct World {
     pub kept: RefCell<Option<BTreeSet<Slot>>>,
     /// Those that it must keep for them, as the judge of cohorts says.
     pub must_keep: RefCell<BTreeSet<Slot>>,
+    /// Applications of the host, and whoever holds them.
+    pub(crate) applications: RefCell<Applications>,
     /// What the host allows in cuts of its cohort.
     pub of_cohort: Cell<OfCohort>,
     /// For so long whoever conducts them wants writes to be held, in microseconds.
@@ -201,6 +204,7 @@ impl World {
             lines: RefCell::default(),
             kept: RefCell::new(plan.cohort.is_none().then(BTreeSet::new)),
             must_keep: RefCell::default(),
+            applications: RefCell::new(Applications::new(&plan)),
             of_cohort: Cell::new(plan.cohort.unwrap_or_default()),
             hold_us: Cell::new(0),
             failover: RefCell::default(),

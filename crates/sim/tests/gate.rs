@@ -222,6 +222,37 @@ fn kept_cohorts_break_no_law() {
     break_no_law(farside_sim::mutations::kept_cohorts, seeds_of("FARSIDE_SIM_COHORTS", 0..60), &met);
 }
 
+/// Applications are quiesced around cuts, while guards, daemons and receivers die, connections break, and post-cuts fail.
+#[test]
+fn hooks_break_no_law() {
+    break_no_law(farside_sim::mutations::hooks, seeds_of("FARSIDE_SIM_HOOKS", 0..200), MET_BY_HOOKS);
+}
+
+/// What these runs must meet.
+const MET_BY_HOOKS: &[(&str, u64)] = &[
+    ("fault: hooks", 200),
+    ("source: Quiesce", 500),
+    ("a guard is killed", 100),
+    ("a guard is not waited for any longer", 5),
+    ("a point is application-consistent", 300),
+    ("a point says why it is not application-consistent", 100),
+    ("a post-cut fails", 300),
+    ("a post-cut is not waited for any longer", 1),
+    ("a pre-cut fails", 10),
+    ("a pre-cut is not done in time", 80),
+    ("a wish ends with an application-consistent point", 300),
+    ("a wish is tried again", 50),
+    ("an answer of a guard comes too late", 3),
+    ("an application goes on by itself", 20),
+    ("an application-consistent point holds what an application wrote", 300),
+    ("nobody waits for a wish any more", 20),
+    ("nothing could be cut when applications were quiet", 10),
+    ("the hold of a guard runs out", 1),
+    ("what a guard left cannot be ended", 200),
+    ("what a guard left is ended", 80),
+    ("what a guard left is looked for", 300),
+];
+
 /// What these runs must meet.
 const MET_BY_COHORTS: &[(&str, u64)] = &[
     ("a connection of a cohort breaks", 40),

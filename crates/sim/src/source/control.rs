@@ -88,6 +88,9 @@ impl Source {
         if self.world.plan.cohort.is_some() {
             spawn("cohort", Box::pin(self.clone().cohort_goes_on()));
         }
+        if self.world.plan.hooks {
+            self.spawn_quiet();
+        }
         for v in 0..self.volumes.len() {
             spawn(&format!("verify{v}"), Box::pin(self.clone().verifies(v)));
             spawn(&format!("cooler{v}"), Box::pin(self.clone().cools(v)));
@@ -106,6 +109,7 @@ impl Source {
                 Item::Event(Event::Halt) if self.core.borrow().switching() => self.push(Event::Halt),
                 Item::Event(event) => self.step(event),
                 Item::Cohort(note) => self.hear_of_the_cohort(note),
+                Item::Quiet(note) => self.hear_of_quiet(note),
                 Item::Part { read, epoch, ended } => self.part_read(read, epoch, ended),
             }
         }
@@ -130,7 +134,7 @@ impl Source {
         self.step(Event::PartRead(Box::new(read)));
     }
 
-    fn step(&self, event: Event) {
+    pub(super) fn step(&self, event: Event) {
         if self.halted.get() {
             return;
         }
@@ -280,8 +284,14 @@ impl Source {
                 site.write_state(self.vol(meta.id).index, |s| s.generation = meta.generation.0);
             }
             Action::CanCut { wish } => self.can_cut(wish),
-            Action::Resume { epoch } => self.switched_for_cohort(epoch),
-            Action::Report { what: Report::WishDropped { wish, why }, .. } => self.cohort_wish_dropped(wish, &why),
+            Action::Quiesce { wish } => self.quiesce(wish),
+            Action::Resume { epoch } => self.resume(epoch),
+            Action::Report { what: Report::WishDone { wish, point, label }, .. } if world.plan.hooks => {
+                self.wish_done(wish, &point, label.as_deref());
+            }
+            Action::Report { what: Report::WishDropped { wish, why }, .. } => self.wish_dropped(wish, &why),
+            Action::Report { what: Report::HooksFailed { why }, .. } => world.met(crate::quiet::kind_of(&why)),
+            Action::Report { what: Report::WishAgain { .. }, .. } if world.plan.hooks => world.met("a wish is tried again"),
             // Removal and other reports have no further consequence.
             _ => {}
         }
@@ -381,6 +391,7 @@ impl Source {
         let mut oracle = site.oracle.borrow_mut();
         let attach = oracle.attach();
         oracle.switched(Cut { attach, epoch: epoch.0, at_ns, members });
+        world.applications.borrow_mut().is_cut(epoch, at_ns);
         pending.begun = Some((epoch, EpochInfo { boot: site.boot.get(), mono_before_ns, mono_after_ns, wall_ms }));
     }
 
