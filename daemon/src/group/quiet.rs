@@ -1,7 +1,8 @@
 //! Points that are asked for, by people or by the clock, and the hooks that quiesce applications around their cut.
 //!
 //! Invariant: whoever holds applications has one end of a channel, and this thread the other. It says once what was cut; when it is
-//! dropped, because the thread or the process ends, nothing was.
+//! dropped, because the thread or the process ends, nothing was. For how long he is waited for, and when what he left is looked for, is
+//! [`Quieting`]'s.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use farside_control::source::{ConsistentStatus, HooksFailure, LastPoint, PointTa
 use farside_hooks::{Outcome, Plan, Ran, Run, Stage};
 use farside_ledger::Label;
 use farside_region::{EpochId, Name};
+use farside_replication::quiet::{QuietLimits, Quieting};
 use farside_replication::source::{Around, Event, PointStatus, Wish, WishState};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -25,28 +27,19 @@ use crate::status::{last_point, said_of};
 
 /// The first point by the clock comes so soon after a start, at the latest.
 const FIRST: Duration = Duration::from_secs(60);
-/// A cut waits for its post-cuts no longer: the points after it wait for it.
-const LABEL_WAIT: Duration = Duration::from_secs(10);
-/// How soon it is tried again to end what could not be ended; each time later.
-const LEFT_AGAIN: Duration = Duration::from_secs(5);
-const LEFT_AGAIN_MAX: Duration = Duration::from_secs(300);
 
 /// What becomes of a point that was asked for.
 pub(crate) type Taken = anyhow::Result<PointTaken>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Quiet {
     last_wish: u64,
-    last_attempt: u64,
     /// When the next one is due by the clock.
     next: Option<Instant>,
     by_the_clock: Option<u64>,
     asked: HashMap<u64, oneshot::Sender<Taken>>,
-    /// Whoever quiesces applications, or holds them.
-    holds: Option<Holds>,
-    /// Cuts of which it is not known yet whether applications were quiet, and since when.
-    resuming: Option<(EpochId, Instant)>,
-    left: LeftOver,
+    /// Whoever quiesces applications is told the epoch that was cut, if one was.
+    guards: Quieting<Sender<Option<EpochId>>>,
     /// Volumes of the group that the state machine was told are not here.
     lacking: Vec<Name>,
     /// And CLOCK_MONOTONIC before its cut, in nanoseconds.
@@ -55,50 +48,19 @@ pub(super) struct Quiet {
     failures: u64,
 }
 
-#[derive(Debug)]
-struct Holds {
-    /// † A wish that is tried again has another one: what comes late of the one before is not taken for it.
-    attempt: u64,
-    wish: u64,
-    /// It is lost then: nothing that hooks do takes so long.
-    until: Instant,
-    /// Told the epoch that was cut, if one was.
-    what_was_cut: Sender<Option<EpochId>>,
-}
-
-/// What a guard could not end.
-#[derive(Debug)]
-struct LeftOver {
-    /// When it is looked for.
-    next: Instant,
-    pause: Duration,
-    is_tried: bool,
-    /// Why it may still be quiesced.
-    why: Option<String>,
-}
-
-impl LeftOver {
-    /// Something may have been left now.
-    fn is_looked_for(&mut self) {
-        (self.next, self.pause) = (Instant::now(), LEFT_AGAIN);
-    }
-
-    /// It is looked now; says when it is the next time, should something be left.
-    fn looks(&mut self, now: Instant) {
-        self.next = now + self.pause;
-        self.pause = (self.pause * 2).min(LEFT_AGAIN_MAX);
-    }
-
-    /// Nothing is left. † Also the next look is soon: by what was left before it might be minutes away, and so long would
-    /// applications be held whose post-cut fails next.
-    fn is_ended(&mut self, now: Instant) {
-        *self = Self { next: now + LEFT_AGAIN, is_tried: self.is_tried, ..Self::default() };
-    }
-}
-
-impl Default for LeftOver {
+impl Default for Quiet {
     fn default() -> Self {
-        Self { next: Instant::now() + LEFT_AGAIN, pause: LEFT_AGAIN, is_tried: false, why: None }
+        Self {
+            last_wish: 0,
+            next: None,
+            by_the_clock: None,
+            asked: HashMap::new(),
+            guards: Quieting::new(monotonic_ns(), QuietLimits::default()),
+            lacking: Vec::new(),
+            newest: None,
+            failed: None,
+            failures: 0,
+        }
     }
 }
 
@@ -112,7 +74,7 @@ impl Quiet {
 impl Control {
     /// Wishes by the clock; and those whose askers are gone.
     pub(super) fn look_after_wishes(&mut self, now: Instant) {
-        self.look_after_guards(now);
+        self.look_after_guards();
         let gone: Vec<u64> = self.quiet.asked.iter().filter(|(_, reply)| reply.is_closed()).map(|(id, _)| *id).collect();
         for wish in gone {
             self.quiet.asked.remove(&wish);
@@ -177,10 +139,8 @@ impl Control {
         let guard = hooks::guard(&self.around.runtime_dir);
         let inbox = self.inbox.clone();
         let (holds, what_was_cut) = channel();
-        let until = Instant::now() + hooks::patience(&self.config.hooks);
-        self.quiet.last_attempt += 1;
-        let attempt = self.quiet.last_attempt;
-        self.quiet.holds = Some(Holds { attempt, wish, until, what_was_cut: holds });
+        let patience = u64::try_from(hooks::patience(&self.config.hooks).as_nanos()).unwrap_or(u64::MAX);
+        let attempt = self.quiet.guards.begin(wish, monotonic_ns().saturating_add(patience), holds);
         let begun = std::thread::Builder::new().name("hooks".to_owned()).spawn(move || {
             let held = hold(&guard, &plan);
             let answer = held.as_ref().map(|_| ()).map_err(Clone::clone);
@@ -197,19 +157,10 @@ impl Control {
         }
     }
 
-    /// What comes too late is of nobody any more: its end of the channel is closed, so that it lets go.
     pub(super) fn quiesced(&mut self, attempt: u64, result: Result<(), String>) {
-        let Some(holds) = self.quiet.holds.as_ref().filter(|holds| holds.attempt == attempt) else { return };
-        let wish = holds.wish;
-        match &result {
-            // A guard begins when what was left is ended.
-            Ok(()) => self.quiet.left.is_ended(Instant::now()),
-            Err(_) => {
-                self.quiet.holds = None;
-                self.quiet.left.is_looked_for();
-            }
+        if let Some(event) = self.quiet.guards.quiesced(monotonic_ns(), attempt, result) {
+            self.step(event);
         }
-        self.step(Event::Quiesced { wish, result });
     }
 
     /// Whoever is held goes on.
@@ -217,43 +168,26 @@ impl Control {
         if self.switched_for_cohort(epoch) {
             return;
         }
-        self.quiet.resuming = epoch.map(|epoch| (epoch, Instant::now()));
-        if let Some(holds) = self.quiet.holds.take() {
-            let _ = holds.what_was_cut.send(epoch); // it waits for that
+        if let Some(what_was_cut) = self.quiet.guards.resume(monotonic_ns(), epoch) {
+            let _ = what_was_cut.send(epoch); // it waits for that
         }
     }
 
     pub(super) fn resumed(&mut self, epoch: EpochId, result: Result<String, String>) {
-        if self.quiet.resuming.take_if(|(resuming, _)| *resuming == epoch).is_some() {
-            if result.is_err() {
-                self.quiet.left.is_looked_for();
-            }
-            self.step(Event::Resumed { epoch, result });
+        if let Some(event) = self.quiet.guards.resumed(monotonic_ns(), epoch, result) {
+            self.step(event);
         }
     }
 
     /// Nothing waits for a guard for ever; and what one could not end is tried again.
-    fn look_after_guards(&mut self, now: Instant) {
-        if let Some(Holds { wish, .. }) = self.quiet.holds.take_if(|holds| now >= holds.until) {
-            self.quiet.left.is_looked_for();
-            self.step(Event::Quiesced { wish, result: Err("its guard does not answer".to_owned()) });
-        }
-        if let Some((epoch, _)) = self.quiet.resuming.take_if(|(_, since)| now.duration_since(*since) >= LABEL_WAIT) {
-            self.quiet.left.is_looked_for();
-            let why = format!("a post-cut was not over {} s after the cut", LABEL_WAIT.as_secs());
-            self.step(Event::Resumed { epoch, result: Err(why) });
-        }
-        let is_busy = self.quiet.holds.is_some() || self.quiet.resuming.is_some() || self.quiet.left.is_tried;
-        if now < self.quiet.left.next || is_busy {
+    fn look_after_guards(&mut self) {
+        let now = monotonic_ns();
+        self.quiet.guards.overdue(now).into_iter().for_each(|event| self.step(event));
+        let runtime_dir = self.around.runtime_dir.clone();
+        if !self.quiet.guards.looks(now, || hooks::note(&runtime_dir, &self.name).exists()) {
             return;
         }
-        let runtime_dir = self.around.runtime_dir.clone();
-        if !hooks::note(&runtime_dir, &self.name).exists() {
-            return self.quiet.left.is_ended(now);
-        }
-        self.quiet.left.looks(now);
         let inbox = self.inbox.clone();
-        self.quiet.left.is_tried = true;
         let group = self.name.clone();
         let try_again = move || {
             let note = hooks::note(&runtime_dir, &group);
@@ -261,26 +195,21 @@ impl Control {
             inbox.send(Note::LeftOver(ours.map(|(_, why)| why)));
         };
         if std::thread::Builder::new().name("hooks".to_owned()).spawn(try_again).is_err() {
-            self.quiet.left.is_tried = false; // later, then
+            self.quiet.guards.cannot_look();
         }
     }
 
     pub(super) fn left_over(&mut self, why: Option<String>) {
-        self.quiet.left.is_tried = false;
-        if let Some(why) = why.as_ref().filter(|why| self.quiet.left.why.as_ref() != Some(why)) {
+        if let Some(why) = why.as_deref().filter(|why| self.why_still_quiesced() != Some(why)) {
             warn!(group = %self.name, %why, "what hooks quiesced may still be; it is tried again by itself");
         }
-        // Where nothing is said of it and it is there, somebody is at work with it.
-        if why.is_some() {
-            self.quiet.left.why = why;
-        } else if !hooks::note(&self.around.runtime_dir, &self.name).exists() {
-            self.quiet.left.is_ended(Instant::now());
-        }
+        let note = hooks::note(&self.around.runtime_dir, &self.name);
+        self.quiet.guards.looked(monotonic_ns(), why, || note.exists());
     }
 
     /// Why applications may still be quiesced.
     pub(crate) fn why_still_quiesced(&self) -> Option<&str> {
-        self.quiet.left.why.as_deref()
+        self.quiet.guards.why_still_quiesced()
     }
 
     pub(super) fn wish_done(&mut self, wish: u64, point: &PointStatus, label: Option<&Label>) {
@@ -362,24 +291,4 @@ fn words(outcome: &Outcome) -> Result<String, String> {
         None => ran.hook.to_string(),
     };
     Ok(outcome.ran.iter().filter(|ran| ran.stage == Stage::PreCut).map(said).collect::<Vec<_>>().join("; "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_left_next_is_looked_for_soon_however_long_the_last_one_took() {
-        let mut left = LeftOver::default();
-        let mut now = left.next;
-        for _ in 0..10 {
-            left.looks(now);
-            now = left.next;
-        }
-        left.looks(now);
-        assert_eq!(left.next, now + LEFT_AGAIN_MAX, "it is tried ever less often");
-        left.why = Some("a post-cut failed".to_owned());
-        left.is_ended(now);
-        assert_eq!((left.why.as_deref(), left.next), (None, now + LEFT_AGAIN));
-    }
 }
