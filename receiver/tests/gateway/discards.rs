@@ -18,8 +18,7 @@ async fn roll_back(pull: &mut Session, pin: bool) -> RollBackAnswer {
     .await
 }
 
-async fn refused(host: &Source) -> String {
-    let mut pull = host.pulling("host1", "default").await;
+async fn refused(pull: &mut Session) -> String {
     pull.send(SourceMessage::RollBack(RollBackAsk { id: RequestId(1), pin: true })).await;
     pull.refusal().await.text
 }
@@ -62,7 +61,7 @@ async fn what_a_rollback_discards_is_pinned_until_a_person_lets_go_of_it() {
     let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
     source.set_keep(1).await;
     source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
-    assert!(refused(&host).await.contains("no failover of host1/default is known"));
+    assert!(refused(&mut host.pulling("host1", "default").await).await.contains("no failover of host1/default is known"));
     drop(source);
     let other = failed_over(&gateway).await;
     let mut pull = host.pulling("host1", "default").await;
@@ -188,12 +187,14 @@ async fn what_cannot_be_pinned_and_what_is_for_good_is_refused_by_name() {
         let reason = format!("for somebody else {pin}");
         client.point_pin(&slot.to_string(), &of, &PinRequest { reason }).await.expect("pinned");
     }
-    let words = refused(&host).await;
+    let words = refused(&mut host.pulling("host1", "default").await).await;
     assert!(words.contains("has 64 pins"), "{words}");
     assert!(pinned(&gateway).await.is_empty());
     let commit = FailoverRequest { group: "host1/default".into(), commit: Some(true), ..FailoverRequest::default() };
+    let mut before = host.pulling("host1", "default").await;
     client.failover(&commit).await.expect("it is for good");
-    let words = refused(&host).await;
-    assert!(words.contains("for good (farside commit)"), "{words}");
+    for words in [refused(&mut before).await, host.pull_hello("host1", "default").await.refusal().await.text] {
+        assert!(words.contains("for good (farside commit)"), "{words}");
+    }
     gateway.check_store();
 }
