@@ -103,7 +103,7 @@ fn a_silent_source_is_fenced_and_takes_its_history_back_on_a_persons_word() {
             let volume = site.volume_status("data");
             (volume["state"]["state"] == "fenced").then_some(volume)
         });
-        assert!(volume["reasons"].to_string().contains("farside rollback GROUP"), "{volume}");
+        assert!(volume["reasons"].to_string().contains("farside rollback default"), "{volume}");
         write(site, 4, 20);
     };
     fenced(&site);
