@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 
@@ -27,7 +27,12 @@ pub(crate) struct Plan {
     alone: &'static [&'static str],
     /// The longest tests, by how their titles begin: what begins last should not end last.
     first: &'static [&'static str],
+    /// Tests much like others, on another kernel or another way: they run after those, as long as the step has not taken [`LONG`] yet.
+    spare: &'static [&'static str],
 }
+
+/// A machine may be three times as slow as another one, and all of it is to end within its time there, too.
+const LONG: Duration = Duration::from_secs(20 * 60);
 
 /// Emulated machines.
 pub(crate) const MACHINES: Plan = Plan {
@@ -54,6 +59,26 @@ pub(crate) const MACHINES: Plan = Plan {
         "false_clean::",
         "two_disks::",
     ],
+    spare: &[
+        "boot::what_fstab_names",
+        "boot::a_partition_comes_up",
+        "bypass::a_table_that_is_changed_behind_our_back_is_noticed_over_ublk",
+        "bypass::lvm_takes_the_tap_out",
+        "cuts::ten_power_cuts_of_an_ext4_on_the_stock_kernel",
+        "cuts::ten_power_cuts_of_an_xfs",
+        "insertion::ten_times_in_and_out",
+        "kernel_client::a_device_grows",
+        "kernel_client::a_machine_without_memory",
+        "packages::a_daemon_that_is_killed",
+        "pair::a_host_that_loses_its_power_is_restored",
+        "two_disks::every_point_is_what_the_kernels_log_says",
+        "ublk::a_daemon_may_die_as_it_makes_a_device_on_backports",
+        "ublk::a_daemon_may_die_at_any_moment_of_its_start_on_backports",
+        "ublk::a_data_path_is_chosen",
+        "ublk::a_device_is_handed_over",
+        "ublk::a_device_that_cannot_grow",
+        "ublk::a_ublk_device_lives_through_everything_on_backports",
+    ],
 };
 
 /// Real daemons on this machine.
@@ -72,6 +97,7 @@ pub(crate) const PROCESSES: Plan = Plan {
         "bucket::",
         "failback::",
     ],
+    spare: &[],
 };
 
 /// More guests than that need more memory than a small machine has.
@@ -95,6 +121,10 @@ impl Test {
 
     fn is_alone(&self, plan: &Plan) -> bool {
         plan.alone.iter().any(|title| self.title().starts_with(title))
+    }
+
+    fn is_spare(&self, plan: &Plan) -> bool {
+        plan.spare.iter().any(|title| self.title().starts_with(title))
     }
 
     /// Where it comes among those that run beside each other.
@@ -169,26 +199,35 @@ impl Queue {
     }
 }
 
-/// Runs them all.
+/// Runs them all; `whole`: however long that takes.
 ///
 /// # Errors
 /// When they cannot be built or listed.
-pub(crate) fn run(plan: &Plan, hours: Option<f64>) -> anyhow::Result<Count> {
+pub(crate) fn run(plan: &Plan, hours: Option<f64>, whole: bool) -> anyhow::Result<Count> {
     let tests = tests(plan)?;
-    let named = || plan.alone.iter().chain(plan.first);
+    let named = || plan.alone.iter().chain(plan.first).chain(plan.spare);
     if let Some(title) = named().find(|title| !tests.iter().any(|test| test.title().starts_with(**title))) {
-        bail!("there is no test {title}, which is to run alone or first: say its name in xtask/src/apart.rs");
+        bail!("there is no test {title}, which is to run alone, first or at last: say its name in xtask/src/apart.rs");
     }
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
-    let count = run_all(plan, tests, workers, hours);
+    let (spare, tests): (Vec<Test>, Vec<Test>) = tests.into_iter().partition(|test| test.is_spare(plan));
+    let until = (hours.is_none() && !whole).then(|| Instant::now() + LONG);
+    let (count, _) = run_all(plan, tests, workers, hours, None);
+    let (more, left) = run_all(plan, spare, workers, hours, until);
+    if !left.is_empty() {
+        println!("{} more were left out, since it took {} min without them; --whole runs them:", left.len(), LONG.as_secs() / 60);
+        left.iter().for_each(|test| println!("  {}", test.title()));
+    }
+    let count = count.plus(more);
     if count.passed == 0 { Err(anyhow!("no test ran")) } else { Ok(count) }
 }
 
-fn run_all(plan: &Plan, tests: Vec<Test>, workers: usize, hours: Option<f64>) -> Count {
+/// Runs these, as long as there is time to begin one, and says which are left.
+fn run_all(plan: &Plan, tests: Vec<Test>, workers: usize, hours: Option<f64>, until: Option<Instant>) -> (Count, Vec<Test>) {
     let (alone, others): (VecDeque<Test>, VecDeque<Test>) = tests.into_iter().partition(|test| test.is_alone(plan));
     let (queue, total) = (Mutex::new(Queue { alone, others, ..Queue::default() }), Mutex::new(Count::default()));
     let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
-    let next = || queue().take();
+    let next = || if until.is_some_and(|until| Instant::now() >= until) { None } else { queue().take() };
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -206,7 +245,10 @@ fn run_all(plan: &Plan, tests: Vec<Test>, workers: usize, hours: Option<f64>) ->
             });
         }
     });
-    total.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut queue = queue();
+    let Queue { alone, others, .. } = std::mem::take(&mut *queue);
+    (total, alone.into_iter().chain(others).collect())
 }
 
 /// Says what tests there are, the longest first.
@@ -336,7 +378,10 @@ mod tests {
         let good = test("/bin/echo", "t\ntest result: ok. 1 passed; 0 failed; 0 ignored");
         let (dead, silent) = (test("/bin/false", "t"), test("/bin/true", "t"));
         let tests = vec![good.clone(), dead, silent, test("/nowhere", "t"), good];
-        let count = run_all(&MACHINES, tests, 2, None);
-        assert_eq!(count, Count { passed: 2, failed: 3 });
+        let (count, left) = run_all(&MACHINES, tests.clone(), 2, None, None);
+        assert_eq!((count, left.len()), (Count { passed: 2, failed: 3 }, 0));
+        // Where there is no time any more, none begins, and all are named.
+        let (count, left) = run_all(&MACHINES, tests.clone(), 2, None, Some(Instant::now()));
+        assert_eq!((count, left), (Count::default(), tests));
     }
 }

@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// (FARSIDE_TEST_HOURS), and show what each did.
     #[arg(long, value_name = "N")]
     hours: Option<f64>,
+    /// Run all tests of emulated machines, also those much like others, which are left out where it takes long without them.
+    #[arg(long)]
+    whole: bool,
     /// Name the steps and do nothing.
     #[arg(long)]
     list: bool,
@@ -160,7 +163,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
             Turn::Beside => {
                 say(&step);
-                beside.push(std::thread::spawn(move || vec![carry_out(step, None)]));
+                beside.push(std::thread::spawn(move || vec![carry_out(step, None, false)]));
                 continue;
             }
             // Alone, it has the whole machine.
@@ -175,7 +178,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             _ => {}
         }
         say(&step);
-        report.push(carry_out(step, args.hours));
+        report.push(carry_out(step, args.hours, args.whole));
     }
     report.extend(beside.drain(..).flat_map(ended));
     println!();
@@ -201,14 +204,14 @@ fn ended(beside: Beside) -> Vec<Line> {
     beside.join().unwrap_or_else(|_| vec![("beside", Duration::ZERO, Count::FAILED)]) // it said why as it panicked
 }
 
-fn carry_out(step: Step, hours: Option<f64>) -> Line {
+fn carry_out(step: Step, hours: Option<f64>, whole: bool) -> Line {
     let begun = Instant::now();
     let result = match step.work {
         Work::Here(function) => function().map(|()| Count::PASSED),
         Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
         Work::Tests(command) => run_all(vec![command]),
         Work::Of(is_meant) => tests_of(is_meant).and_then(run_all),
-        Work::Apart(plan) => apart::run(plan, hours),
+        Work::Apart(plan) => apart::run(plan, hours, whole),
     };
     let count = judged(result);
     println!("==> {}: {} in {}", step.name, count.words(), seconds(begun.elapsed()));
