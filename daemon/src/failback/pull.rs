@@ -75,12 +75,15 @@ struct Waiting {
     done: oneshot::Sender<Answer>,
 }
 
+/// Who waits for an answer, or a refusal in words.
+type Waits<T> = Option<oneshot::Sender<Result<T, String>>>;
+
 #[derive(Debug, Default)]
 struct Open {
     regions: BTreeMap<u64, Waiting>,
-    point: Option<oneshot::Sender<Result<PullPoint, String>>>,
-    key: Option<oneshot::Sender<Result<Option<GroupKey>, String>>>,
-    discards: Option<oneshot::Sender<Result<RollBackAnswer, String>>>,
+    point: Waits<PullPoint>,
+    key: Waits<Option<GroupKey>>,
+    discards: Waits<RollBackAnswer>,
     /// Why nothing comes any more.
     ended: Option<String>,
 }
@@ -182,7 +185,7 @@ impl Puller {
 
     /// The newest point that can be pulled, and where it may differ from what the disks are.
     pub(super) async fn point(&self, have: Option<LedgerPosition>) -> Result<PullPoint, PullError> {
-        self.asked_for(SourceMessage::PullBegin(PullBegin { id: self.next(), have })).await
+        self.asked_for(&SourceMessage::PullBegin(PullBegin { id: self.next(), have }), |open| &mut open.point).await
     }
 
     /// A point over which something is to be kept; `over`: no other than this one.
@@ -190,7 +193,8 @@ impl Puller {
         if !self.features.has(Features::FORK) {
             return Err(PullError::NoFork);
         }
-        let point = self.asked_for(SourceMessage::PullFork(PullFork { id: self.next(), over, pin })).await?;
+        let question = SourceMessage::PullFork(PullFork { id: self.next(), over, pin });
+        let point = self.asked_for(&question, |open| &mut open.point).await?;
         match over.is_none_or(|over| over == point.position) {
             true => Ok(point),
             false => Err(PullError::Nonsense("another point than the one that was asked for".to_owned())),
@@ -202,16 +206,7 @@ impl Puller {
         if !self.features.has(Features::AT_REST) {
             return Err(PullError::TooOld);
         }
-        let (done, answer) = oneshot::channel();
-        {
-            let mut open = locked(&self.open);
-            if let Some(why) = &open.ended {
-                return Err(PullError::Ended(why.clone()));
-            }
-            open.key = Some(done);
-        }
-        self.send(&SourceMessage::KeyWanted).await?;
-        self.answered(answer)
+        self.asked_for(&SourceMessage::KeyWanted, |open| &mut open.key)
             .await?
             .ok_or_else(|| PullError::NoKey("the gateway has no key for what it says is encrypted at rest".to_owned()))
     }
@@ -221,16 +216,8 @@ impl Puller {
         if !self.features.has(Features::ROLL_BACK) {
             return Err(PullError::NoRollback);
         }
-        let (done, answer) = oneshot::channel();
-        {
-            let mut open = locked(&self.open);
-            if let Some(why) = &open.ended {
-                return Err(PullError::Ended(why.clone()));
-            }
-            open.discards = Some(done);
-        }
-        self.send(&SourceMessage::RollBack(RollBackAsk { id: self.next(), pin })).await?;
-        let answer = self.answered(answer).await?;
+        let question = SourceMessage::RollBack(RollBackAsk { id: self.next(), pin });
+        let answer = self.asked_for(&question, |open| &mut open.discards).await?;
         // † What it was asked to pin, and has not pinned, is discarded for nothing.
         match answer.point {
             Some(point) if pin && !point.is_pinned => Err(PullError::Nonsense("a point that it did not pin".to_owned())),
@@ -243,16 +230,21 @@ impl Puller {
         self.store
     }
 
-    async fn asked_for(&self, question: SourceMessage) -> Result<PullPoint, PullError> {
+    /// Asks, and waits for the answer, which comes to that place.
+    async fn asked_for<T>(
+        &self,
+        question: &SourceMessage,
+        place: impl FnOnce(&mut Open) -> &mut Waits<T>,
+    ) -> Result<T, PullError> {
         let (done, answer) = oneshot::channel();
         {
             let mut open = locked(&self.open);
             if let Some(why) = &open.ended {
                 return Err(PullError::Ended(why.clone()));
             }
-            open.point = Some(done);
+            *place(&mut open) = Some(done);
         }
-        self.send(&question).await?;
+        self.send(question).await?;
         self.answered(answer).await
     }
 
