@@ -188,15 +188,11 @@ pub(crate) async fn end_left(world: &Rc<World>, who: Owner) -> Option<String> {
 async fn end_noted(world: &Rc<World>) -> Option<String> {
     let begun = world.applications.borrow().note.clone()?;
     world.say(|| format!("what was begun is being ended: {begun:?}"));
-    let (mut left, mut why) = (Vec::new(), None);
-    for app in begun.into_iter().rev() {
-        if let Err(failed) = post_cut(world, app).await
-            && let Failed::Stays(failed) = failed
-        {
-            left.insert(0, app);
-            why.get_or_insert(failed);
-        }
-    }
+    let (left, failures) = post_cuts(world, begun).await;
+    let why = failures.into_iter().find_map(|failed| match failed {
+        Failed::Stays(why) => Some(why),
+        Failed::Went(_) => None,
+    });
     world.met(if left.is_empty() { "what a guard left is ended" } else { "what a guard left cannot be ended" });
     world.applications.borrow_mut().note = Some(left).filter(|left| !left.is_empty());
     why
@@ -219,20 +215,28 @@ async fn follow(process: &Process) -> Result<(), String> {
         Ok(hold_until) => process.holds(hold_until).await,
         Err(why) => Err(why),
     };
-    let mut why = held.err();
-    let mut kept = Vec::new();
+    let (kept, failures) = post_cuts(world, begun).await;
+    steps.pause().await;
+    world.applications.borrow_mut().note = Some(kept).filter(|kept| !kept.is_empty());
+    held?;
+    match failures.into_iter().next() {
+        Some(Failed::Stays(why) | Failed::Went(why)) => Err(why),
+        None => Ok(()),
+    }
+}
+
+/// Ends what was begun, the last first: what stays held, and what failed.
+async fn post_cuts(world: &Rc<World>, begun: Vec<usize>) -> (Vec<usize>, Vec<Failed>) {
+    let (mut kept, mut failures) = (Vec::new(), Vec::new());
     for app in begun.into_iter().rev() {
         if let Err(failed) = post_cut(world, app).await {
             if matches!(failed, Failed::Stays(_)) {
                 kept.insert(0, app);
             }
-            let (Failed::Stays(text) | Failed::Went(text)) = failed;
-            why.get_or_insert(text);
+            failures.push(failed);
         }
     }
-    steps.pause().await;
-    world.applications.borrow_mut().note = Some(kept).filter(|kept| !kept.is_empty());
-    why.map_or(Ok(()), Err)
+    (kept, failures)
 }
 
 impl Process {
