@@ -438,14 +438,24 @@ impl Site {
         self.namespaces = Some([network.host.clone(), network.gateway.clone()]);
     }
 
+    /// Adds a file of that name to the gateway's configuration; before it is started.
+    pub fn gateway_says(&self, name: &str, text: &str) {
+        let folder = self.path("gateway/receiver.d");
+        std::fs::create_dir_all(&folder).expect("mkdir");
+        std::fs::write(folder.join(format!("{name}.toml")), text).expect("write");
+    }
+
+    /// Retention takes at once what it may; before the gateway is started.
+    pub fn prune_at_once(&self) {
+        self.gateway_says("retention", "[retention]\ninterval = \"200ms\"\n");
+    }
+
     /// Hosts find the gateway at the end of a way; before anything is started.
     pub fn connect_by_a_way(&mut self) -> way::Way {
         let text = std::fs::read_to_string(self.path("gateway/receiver.toml")).expect("written above");
         let listen = text.split('"').nth(1).and_then(|listen| listen.parse().ok()).expect("its first value");
         let way = way::Way::to(listen);
-        std::fs::create_dir_all(self.path("gateway/receiver.d")).expect("mkdir");
-        let advertise = format!("[receiver]\nadvertise = [\"{}\"]\n", way.address);
-        std::fs::write(self.path("gateway/receiver.d/way.toml"), advertise).expect("write");
+        self.gateway_says("way", &format!("[receiver]\nadvertise = [\"{}\"]\n", way.address));
         way
     }
 

@@ -555,10 +555,7 @@ fn what_a_rollback_discards_is_shown_and_pinned_before_that() {
     let unseen = rollback(&old, &["--plan", "--force"]);
     assert!(unseen.status.success() && said(&unseen.stdout).contains("unseen and unpinned"), "{unseen:?}");
     fenced(&old);
-    // From here on retention takes at once what it may.
-    let toml = old.path("gateway/receiver.toml");
-    let text = std::fs::read_to_string(&toml).expect("read");
-    std::fs::write(&toml, format!("[retention]\ninterval = \"200ms\"\n{text}")).expect("written");
+    old.prune_at_once();
     old.start_receiver();
     new.wait_quiet();
     fenced(&old);

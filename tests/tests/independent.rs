@@ -135,9 +135,7 @@ fn newest_segment(site: &Site) -> PathBuf {
 fn history() -> (Site, Host) {
     let spec = VolumeSpec { name: "data".into(), bytes: BYTES as u64, group: "default".into() };
     let mut site = Site::new(&[spec], "100ms", 2);
-    let toml = site.path("gateway/receiver.toml");
-    let with_retention = format!("[retention]\ninterval = \"200ms\"\n{}", fs::read_to_string(&toml).expect("read"));
-    fs::write(&toml, with_retention).expect("written");
+    site.prune_at_once();
     site.start_all();
     let connect = |site: &Site| Client::connect(&site.tap("data"), "").expect("connected");
     let mut host = Host { client: connect(&site), holds: vec![0; BYTES], points: BTreeMap::new() };
@@ -278,9 +276,8 @@ fn the_reader_refuses_a_flipped_bit_by_name() {
 fn what_was_merged_is_restored_as_it_was() {
     let spec = VolumeSpec { name: "data".into(), bytes: BYTES as u64, group: "default".into() };
     let mut site = Site::new(&[spec], "100ms", 2);
-    let toml = site.path("gateway/receiver.toml");
-    let more = "[retention]\ninterval = \"200ms\"\n[merge]\nevery = \"1s\"\n";
-    fs::write(&toml, format!("{more}{}", fs::read_to_string(&toml).expect("read"))).expect("written");
+    site.prune_at_once();
+    site.gateway_says("merge", "[merge]\nevery = \"1s\"\n");
     site.start_all();
     let mut host = Host {
         client: Client::connect(&site.tap("data"), "").expect("connected"),

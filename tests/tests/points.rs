@@ -124,16 +124,11 @@ fn points_thin_out_by_the_grid_that_the_host_says() {
     let spec = VolumeSpec { name: "data".into(), bytes: BYTES, group: "default".into() };
     let mut site = Site::new(&[spec], "100ms", 1);
     let rules = "every 1s keep 4s, every 4s keep 1h";
-    let more = [
-        ("host/farsided.toml", "span = \"0s\"\n", format!("span = \"0s\"\ngrid = \"{rules}\"\n")),
-        ("gateway/receiver.toml", "[receiver]\n", "[retention]\ninterval = \"200ms\"\n[receiver]\n".to_owned()),
-    ];
-    for (file, key, with) in more {
-        let file = site.path(file);
-        let toml = fs::read_to_string(&file).expect("read");
-        assert!(toml.contains(key), "{toml}");
-        fs::write(&file, toml.replace(key, &with)).expect("write");
-    }
+    let (file, span) = (site.path("host/farsided.toml"), "span = \"0s\"\n");
+    let toml = fs::read_to_string(&file).expect("read");
+    assert!(toml.contains(span), "{toml}");
+    fs::write(&file, toml.replace(span, &format!("{span}grid = \"{rules}\"\n"))).expect("write");
+    site.prune_at_once();
     site.start_all();
     let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(11));
 
