@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 
-use crate::test_all::{Count, cargo, endure, parse_result, seconds};
+use crate::test_all::{Count, cargo, endure, idle, parse_result, seconds};
 
 /// Whose tests they are.
 #[derive(Debug)]
@@ -135,11 +135,7 @@ impl Test {
     fn run(&self, plan: &Plan, hours: Option<f64>, priority: Priority) -> anyhow::Result<(Count, String)> {
         let mut command = match priority {
             Priority::Normal => Command::new(&self.program),
-            Priority::Idle => {
-                let mut chrt = Command::new("chrt"); // of util-linux
-                chrt.args(["--idle", "0"]).arg(&self.program);
-                chrt
-            }
+            Priority::Idle => idle(&Command::new(&self.program)),
         };
         // As cargo runs it.
         command.current_dir(crate::root().join(plan.folder)).env("CARGO_PKG_NAME", plan.package).args(["--test-threads", "1"]);

@@ -1,9 +1,9 @@
 //! `xtask test`: everything that must hold before a change lands, step by step, each with its duration. One failing step
 //! does not hide what the next would say.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -222,9 +222,9 @@ fn carry_out(step: Step, hours: Option<f64>, whole: bool) -> Line {
 fn carry_out_idle(step: Step) -> Line {
     let (begun, mut said) = (Instant::now(), String::new());
     let result = match step.work {
-        Work::Program(command) => run_idle(&command, &mut said).map(|(is_good, stdout)| {
-            said += &stdout;
-            if is_good { Count::PASSED } else { Count::FAILED }
+        Work::Program(command) => run_idle(&command, &mut said).map(|output| {
+            said += &String::from_utf8_lossy(&output.stdout);
+            if output.status.success() { Count::PASSED } else { Count::FAILED }
         }),
         Work::Tests(command) => run_all_idle(&[command], &mut said),
         Work::Of(is_meant) => tests_of(is_meant).and_then(|commands| run_all_idle(&commands, &mut said)),
@@ -235,25 +235,26 @@ fn carry_out_idle(step: Step) -> Line {
     (step.name, begun.elapsed(), count)
 }
 
-/// Whether it succeeded, and what it said on its standard output; the rest of what it said is kept.
-fn run_idle(command: &Command, said: &mut String) -> anyhow::Result<(bool, String)> {
+/// Runs a program to its end; what it says beside its standard output is kept.
+fn run_idle(command: &Command, said: &mut String) -> anyhow::Result<Output> {
     let output = idle(command).output().with_context(|| format!("{command:?} does not start"))?;
     *said += &String::from_utf8_lossy(&output.stderr);
-    Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
+    Ok(output)
 }
 
 /// Runs programs of tests, one after another.
 fn run_all_idle(commands: &[Command], said: &mut String) -> anyhow::Result<Count> {
     let mut sum = Count::default();
     for command in commands {
-        let (is_good, stdout) = run_idle(command, said)?;
-        sum = sum.plus(counted(&stdout, is_good, said));
+        let output = run_idle(command, said)?;
+        let count = counted(&output.stdout[..], |line| *said += &format!("{line}\n"))?;
+        sum = sum.plus(count.of_program(command, output.status));
     }
     some(sum)
 }
 
 /// The same, for when nobody else wants a processor.
-fn idle(command: &Command) -> Command {
+pub(crate) fn idle(command: &Command) -> Command {
     let mut chrt = Command::new("chrt"); // of util-linux
     chrt.args(["--idle", "0"]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
     chrt.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -287,6 +288,15 @@ impl Count {
 
     pub(crate) fn plus(self, other: Self) -> Self {
         Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
+    }
+
+    /// A program of tests that failed, though none of its tests is known to have, has failed.
+    fn of_program(self, command: &Command, status: ExitStatus) -> Self {
+        if status.success() || self.failed > 0 {
+            return self;
+        }
+        eprintln!("{command:?}: {status}");
+        Self { failed: 1, ..self }
     }
 
     pub(crate) fn words(self) -> String {
@@ -330,31 +340,22 @@ fn run_tests(command: &mut Command) -> anyhow::Result<Count> {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("{command:?} does not start"))?;
     let stdout = child.stdout.take().expect("it was asked for");
+    let count = counted(BufReader::new(stdout), |line| println!("{line}"))?;
+    let status = child.wait().context("a child can be waited for")?;
+    Ok(count.of_program(command, status))
+}
+
+/// What a program of tests said, line by line.
+fn counted(stdout: impl BufRead, mut say: impl FnMut(&str)) -> anyhow::Result<Count> {
     let mut count = Count::default();
-    for line in BufReader::new(stdout).lines() {
+    for line in stdout.lines() {
         let line = line.context("the output of a test is not text")?;
         count = count.plus(parse_result(&line).unwrap_or_default());
         if !is_noise(&line) {
-            println!("{line}");
+            say(&line);
         }
     }
-    let status = child.wait().context("a child can be waited for")?;
-    if !status.success() && count.failed == 0 {
-        eprintln!("{command:?}: {status}");
-        count.failed = 1;
-    }
     Ok(count)
-}
-
-/// The same of what a program of tests has said.
-fn counted(stdout: &str, is_good: bool, said: &mut String) -> Count {
-    let mut count = stdout.lines().filter_map(parse_result).fold(Count::default(), Count::plus);
-    stdout.lines().filter(|line| !is_noise(line)).for_each(|line| *said += &format!("{line}\n"));
-    if !is_good && count.failed == 0 {
-        *said += "a program of tests failed\n";
-        count.failed = 1;
-    }
-    count
 }
 
 /// Nobody asks which tests passed, nor for programs that have none.
@@ -418,9 +419,9 @@ mod tests {
         }
         assert_eq!(carry_out_idle(step(Work::Program(Command::new("true")))).2, Count::PASSED);
         assert_eq!(carry_out_idle(step(Work::Program(Command::new("false")))).2, Count::FAILED);
-        let mut said = String::new();
-        let count = counted("hello\ntest a ... ok\ntest result: FAILED. 1 passed; 1 failed; 0 ignored\n", false, &mut said);
-        assert_eq!((count, said.lines().next()), (Count { passed: 1, failed: 1 }, Some("hello")));
+        let (text, mut said) = ("hello\ntest a ... ok\ntest result: FAILED. 1 passed; 1 failed; 0 ignored\n", Vec::new());
+        let count = counted(text.as_bytes(), |line| said.push(line.to_owned())).expect("text");
+        assert_eq!((count, said[0].as_str()), (Count { passed: 1, failed: 1 }, "hello"));
     }
 
     #[test]
