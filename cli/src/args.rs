@@ -18,6 +18,7 @@ use crate::follow::FollowArgs;
 use crate::follower::FollowerCommand;
 use crate::job::JobCommand;
 use crate::key;
+use crate::rejoin::RejoinArgs;
 use crate::settle::{CommitArgs, RollbackArgs};
 
 const EXIT_CODES: &str = "\
@@ -412,6 +413,8 @@ A tap that is a socket needs an NBD client, for example nbdfuse and a loop devic
         #[arg(long, value_enum, value_name = "WHAT")]
         accept: Option<AcceptArg>,
     },
+    /// Two hosts wrote after a failover: say which one wins, and take the other one's history over.
+    Rejoin(RejoinArgs),
     /// Compare the whole volume with what is published, by digests, and mend what differs.
     ///
     /// Replication goes on meanwhile, and so does the host. Regions that were called clean are read and held against the
@@ -437,7 +440,8 @@ pub(crate) enum AcceptArg {
     /// The target lost what was published; it is sent again.
     #[value(name = "rewound", alias = "target-rewound")]
     TargetRewound,
-    /// Another copy was promoted; this volume takes the history back, and what was written to that copy is not taken over.
+    /// Another copy was promoted; this volume takes the history back. What was written to that copy is not taken over: the newest
+    /// whole point of it is pinned on the gateway first, or nothing is done. `farside rollback` shows it before, for all of a group.
     Fenced,
     /// Writes may have gone untracked: try now whether the intent map can be written, and compare everything.
     TrackingLost,

@@ -19,7 +19,7 @@ use crate::progress::Progress;
 pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// `farside failback`.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[command(
     group = ArgGroup::new("what").args(["group", "list"]).required(true),
     after_long_help = "\
@@ -90,6 +90,13 @@ pub(crate) struct FailbackArgs {
     /// List failbacks, and cutovers, that are not over.
     #[arg(long, conflicts_with_all = ["plan", "force", "finish", "abort", "accept_disks", "discard_branch", "yes"])]
     list: bool,
+}
+
+impl FailbackArgs {
+    /// To begin one.
+    pub(crate) fn begin(group: String, plan: bool, yes: bool) -> Self {
+        Self { group: Some(group), plan, yes, ..Self::default() }
+    }
 }
 
 /// What it says at its end.
@@ -290,7 +297,7 @@ pub(crate) fn stage(one: &FailbackStatus) -> &'static str {
 }
 
 /// What would happen.
-fn plan(planned: &FailbackStatus, discard_branch: bool) -> String {
+pub(crate) fn plan(planned: &FailbackStatus, discard_branch: bool) -> String {
     let group = &planned.group;
     let mut text = planned.point.as_ref().map_or_else(String::new, |point| {
         let whose = if planned.is_since {

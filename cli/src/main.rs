@@ -35,6 +35,7 @@ mod print;
 mod progress;
 mod qcow2;
 mod recover;
+mod rejoin;
 mod restore;
 mod settle;
 mod status;

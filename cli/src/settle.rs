@@ -124,23 +124,23 @@ Examples:
                                    as policy says")]
 pub(crate) struct RollbackArgs {
     /// The group, of this host.
-    group: String,
+    pub(crate) group: String,
     /// Also where the gateway cannot say what is discarded, or cannot pin it.
     #[arg(long)]
-    force: bool,
+    pub(crate) force: bool,
     /// Say what would happen, and change nothing.
     #[arg(long)]
-    plan: bool,
+    pub(crate) plan: bool,
     /// Do not ask.
     #[arg(long, short)]
-    yes: bool,
+    pub(crate) yes: bool,
 }
 
 /// A gateway whose store is slow pins within that, and volumes are asked after it.
-const ROLLED_BACK_WITHIN: Duration = Duration::from_secs(90);
+pub(crate) const PINNED_WITHIN: Duration = Duration::from_secs(90);
 
 pub(crate) async fn rollback(global: &Global, hosts: &Hosts, args: RollbackArgs) -> Result<(), Failure> {
-    let client = hosts.source().with_timeout(ROLLED_BACK_WITHIN);
+    let client = hosts.source().with_timeout(PINNED_WITHIN);
     let request = RollbackRequest { group: args.group, force: args.force, plan: true };
     let planned = client.rollback(&request).await?;
     if args.plan {
@@ -165,7 +165,7 @@ pub(crate) async fn rollback(global: &Global, hosts: &Hosts, args: RollbackArgs)
 }
 
 /// What would happen.
-fn plan(planned: &RollbackStatus) -> String {
+pub(crate) fn plan(planned: &RollbackStatus) -> String {
     let mut text: String = planned.volumes.iter().map(|name| format!("{name}: goes on with its disk as it is\n")).collect();
     let other = planned.other.as_deref().unwrap_or("whoever stands in");
     let published = match planned.points {

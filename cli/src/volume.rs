@@ -14,7 +14,7 @@ use crate::confirm::confirm;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::progress::Progress;
-use crate::{print, status};
+use crate::{print, rejoin, settle, status};
 
 /// How often a verify is looked at.
 const VERIFY_INTERVAL: Duration = Duration::from_millis(500);
@@ -84,6 +84,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) 
             let done = if ran { "was not paused: nothing changes" } else { "goes on replicating" };
             (volume, format!("volume {name} {done}"))
         }
+        VolumeCommand::Rejoin(args) => return rejoin::run(global, hosts, args).await,
         VolumeCommand::Verify { name, detach } => return verify(global, &client, &name, detach).await,
         VolumeCommand::Resync { name, accept } => {
             let accept = accept.map(|accept| match accept {
@@ -92,6 +93,7 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: VolumeCommand) 
                 AcceptArg::Fenced => Accept::Fenced,
                 AcceptArg::TrackingLost => Accept::TrackingLost,
             });
+            let client = client.with_timeout(settle::PINNED_WITHIN);
             let volume = client.volume_resync(&name, &ResyncRequest { accept }).await?;
             (volume, format!("volume {name} will be compared in full; what differs is sent"))
         }

@@ -182,7 +182,7 @@ async fn resume(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeS
 
 async fn resync(State(daemon): Here, Path(name): Path<String>, request: Body<ResyncRequest>) -> Answer<VolumeStatus> {
     let Json(request) = request?;
-    daemon.resync(&name, request.accept).await?;
+    daemon.resync_as_said(&name, request.accept).await?;
     one_volume(&daemon, &name).await
 }
 

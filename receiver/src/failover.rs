@@ -493,6 +493,10 @@ impl Failovers {
         }
         refuse(&names, request, &planned, (&look, over.as_ref()))?;
         self.refuse_unread(&receiver.state_dir, &names, request)?;
+        let mut failover = failover;
+        if known.is_none() {
+            failover.former.extend(self.formers_by_pins(receiver, &group)?);
+        }
         let generation = look.generation;
         let working = self.working.of(&names);
         let one = turn(&working, &names, ANSWER)?;

@@ -552,6 +552,8 @@ fn what_a_rollback_discards_is_shown_and_pinned_before_that() {
             "{refused:?}"
         );
     }
+    let alone = old.farside().args(["volume", "resync", "data", "--accept", "fenced"]).output().expect("it starts");
+    assert!(alone.status.code() == Some(4) && said(&alone.stderr).contains("cannot be pinned"), "{alone:?}");
     let unseen = rollback(&old, &["--plan", "--force"]);
     assert!(unseen.status.success() && said(&unseen.stdout).contains("unseen and unpinned"), "{unseen:?}");
     fenced(&old);
@@ -578,6 +580,24 @@ fn what_a_rollback_discards_is_shown_and_pinned_before_that() {
         assert!(planned.contains(words), "{words}: {planned}");
     }
     assert!(rollback(&old, &[]).status.code() == Some(2) && discarded(&old).is_empty() && newest(&old) == last);
+    // Both ways side by side, and each of them by whose content it is to be.
+    let rejoin = |more: &[&str]| said(&run(old.farside().args(["volume", "rejoin", "data"]).args(more)).stdout);
+    let both = rejoin(&[]);
+    for words in [
+        "--winner here: these disks (farside rollback default)",
+        &format!("farside point open host1/default/data {last}"),
+        "--winner there: what was published since (farside failback default)",
+        &format!("default to point {last}"),
+        "what only these disks hold is kept first",
+        "nothing was changed",
+    ] {
+        assert!(both.contains(words), "{words}: {both}");
+    }
+    assert_eq!(rejoin(&["--winner", "here", "--plan"]), planned);
+    let there = rejoin(&["--winner", "there", "--plan"]);
+    assert!(there.contains("is overwritten where it differs") && !there.contains("goes on with its disk"), "{there}");
+    assert!(discarded(&old).is_empty() && newest(&old) == last);
+    fenced(&old);
 
     // Killed as soon as it is pinned, and said again until nothing is fenced any more: it is pinned once.
     let mut first = old

@@ -38,9 +38,7 @@ impl Daemon {
             planned: request.plan,
             ..RollbackStatus::default()
         };
-        let asked = tokio::time::timeout(PINNED_WITHIN, self.discards(&group, !request.plan)).await;
-        let late = || Err(PullError::Ended(format!("it does not answer within {} s", PINNED_WITHIN.as_secs())));
-        match asked.unwrap_or_else(|_| late()) {
+        match self.discards(&group, !request.plan).await {
             Ok(answer) => told(&mut status, &answer),
             Err(error) if request.force => {
                 warn!(%group, "what a rollback discards is not pinned, as it was said: {error}");
@@ -62,6 +60,25 @@ impl Daemon {
             }
         }
         Ok(status)
+    }
+
+    /// A volume is compared in full, as a person said that it may be. † One that takes its history back by that discards what a rollback of its group
+    /// would: that is pinned first, here as there.
+    ///
+    /// # Errors
+    /// When its state is another one, or what it discards cannot be pinned.
+    pub(crate) async fn resync_as_said(&self, name: &str, accept: Option<Accept>) -> Result<(), ApiError> {
+        let status = self.status().await;
+        let is_it = |volume: &VolumeStatus| volume.name == name && volume.state == VolumeState::Fenced;
+        let fenced = status.groups.iter().find(|group| group.volumes.iter().any(is_it)).and_then(|group| group.name.parse().ok());
+        match fenced.filter(|group| accept == Some(Accept::Fenced) && self.stands_in_for(group).is_none()) {
+            Some(group) => {
+                let _one = self.failbacks.turns.of(group.as_str(), turns::PATIENCE).await?;
+                self.discards(&group, true).await.map_err(|error| unpinned(&group, &error))?;
+                self.resync(name, accept).await
+            }
+            None => self.resync(name, accept).await,
+        }
     }
 
     /// The volumes of a group that would take their history back.
@@ -91,6 +108,11 @@ impl Daemon {
 
     /// What the gateway says is discarded; with `pin`, after it was pinned.
     async fn discards(&self, group: &Name, pin: bool) -> Result<RollBackAnswer, PullError> {
+        let late = || Err(PullError::Ended(format!("it does not answer within {} s", PINNED_WITHIN.as_secs())));
+        tokio::time::timeout(PINNED_WITHIN, self.asked_what_is_discarded(group, pin)).await.unwrap_or_else(|_| late())
+    }
+
+    async fn asked_what_is_discarded(&self, group: &Name, pin: bool) -> Result<RollBackAnswer, PullError> {
         let source = self.source_of(group);
         let puller = self.puller_of((&source, group), Arc::default()).await?;
         let volumes = self.volumes_of(group);
@@ -145,7 +167,8 @@ fn unpinned(group: &Name, error: &PullError) -> ApiError {
         _ => "`farside status` on the gateway says how it is",
     };
     let what = format!(
-        "{first}; mend that, and say the same again. With --force it is discarded unpinned: what is in the store stays as long as policy says"
+        "{first}; mend that, and say the same again. `farside rollback {group} --force` discards it unpinned: what is in the store stays as long as \
+         policy says"
     );
     ApiError::new(ErrorCode::Refused, message, what)
 }

@@ -13,17 +13,21 @@ use std::time::Duration;
 
 use farside_control::failover::FailoverRequest;
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
+use farside_ledger::PointFilter;
 use farside_region::{Name, Slot};
 use farside_replication::lineage::Lineage;
-use farside_store::GroupNames;
+use farside_store::{GroupNames, PointInfo};
 use serde::{Deserialize, Serialize};
 
-use super::{Failover, Failovers, Former, VERSION, handle, lock, look, look_for, turn, unnoted};
+use super::{Failover, Failovers, Former, PIN_REASONS, VERSION, handle, lock, look, look_for, turn, unnoted};
 use crate::group::{GroupHandle, PointChange, Promotable, PromotionLook, Wanted};
+use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::rollback;
 use crate::state_dir::{StateDir, StateError};
 
+/// Points that failovers before one may have pinned.
+const FORMERS_MAX: usize = 64;
 /// The folder of their notes.
 pub(crate) const TAKEN_BACK: &str = "taken-back";
 
@@ -187,13 +191,34 @@ impl Failovers {
         if request.force && request.point.is_some() {
             return Ok(());
         }
-        let path = state_dir.taken_back_path(names);
-        let unread = lock(&self.unread).iter().find(|(unread, _)| path.starts_with(unread)).map(|(_, words)| words.clone());
-        let Some(words) = unread else { return Ok(()) };
+        let Some(words) = self.why_unread(state_dir, names) else { return Ok(()) };
         let message =
             format!("what an earlier failover of {names} left aside is not known, and the newest point may be of it: {words}");
         let what = "name the point that is wanted (--point, with --force; `farside point list`), or put the file back and restart farside-receiver";
         Err(ApiError::new(ErrorCode::Refused, message, what))
+    }
+
+    /// Why what an earlier failover of a group left aside cannot be read, if there is such a note.
+    fn why_unread(&self, state_dir: &StateDir, names: &GroupNames) -> Option<String> {
+        let path = state_dir.taken_back_path(names);
+        lock(&self.unread).iter().find(|(unread, _)| path.starts_with(unread)).map(|(_, words)| words.clone())
+    }
+
+    /// What an earlier failover brought up whose note cannot be read, as its pin says. † The note goes with the next failover, and nobody would withdraw
+    /// the pin any more.
+    pub(super) fn formers_by_pins(&self, receiver: &Receiver, group: &GroupHandle) -> Result<Vec<Former>, ApiError> {
+        if self.why_unread(&receiver.state_dir, group.names()).is_none() {
+            return Ok(Vec::new());
+        }
+        let filter = PointFilter { pinned: true, reason: Some(PIN_REASONS.to_owned()), ..PointFilter::default() };
+        let ask = PointsAsk { volume: None, filter, below: None, limit: FORMERS_MAX };
+        let found = receiver.runtime.block_on(group.points(ask));
+        let found = found.map_err(|why| ApiError::new(ErrorCode::Unavailable, why, "try again"))?;
+        let of_point = |point: &PointInfo| {
+            let generations = point.pins.iter().filter_map(|(_, reason)| reason.strip_prefix(PIN_REASONS)?.parse::<u64>().ok());
+            generations.map(|generation| Former { generation, point: point.slot }).collect::<Vec<_>>()
+        };
+        Ok(found.points.iter().flat_map(of_point).collect())
     }
 
     /// Those that nothing follows yet, and what cannot be read.

@@ -488,6 +488,36 @@ async fn what_was_left_aside_stays_so_until_the_source_has_published() {
     assert_eq!(all[0].point.as_ref().map(|point| point.id.slot), Some(newest.slot.0));
 }
 
+/// Its note cannot be read when the next one is forced, and goes with that: so does what it had pinned.
+#[tokio::test]
+async fn a_failover_over_a_note_that_cannot_be_read_withdraws_the_pin_of_it() {
+    let (mut gateway, host, volume, points) = with_three_points().await;
+    let client = gateway.client();
+    let older = FailoverRequest { point: Some(points[0].slot.0), ..request(None) };
+    client.failover(&older).await.expect("begun");
+    let mut back = host.connect_when_ready("default").await;
+    back.claim_back("data", &volume, Generation(3)).await;
+    wait_until("it to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    drop(back);
+    let pins = async |gateway: &Gateway| {
+        let of =
+            |point: farside_control::Point| (point.id.slot, point.pins.into_iter().map(|pin| pin.reason).collect::<Vec<_>>());
+        gateway.points(None).await.into_iter().map(of).filter(|(_, pins)| !pins.is_empty()).collect::<Vec<_>>()
+    };
+    assert_eq!(pins(&gateway).await, [(points[0].slot.0, vec!["failover, generation 2".to_owned()])]);
+    let note = gateway.path("state/taken-back/host1/default.json");
+    gateway.stop();
+    std::fs::write(&note, b"{").expect("written");
+    gateway.start().await;
+    refused_for(&client, &request(None), "is not known").await;
+    let named = FailoverRequest { point: Some(points[1].slot.0), ..request(None) };
+    wait_until("the next one", async || client.failover(&named).await.is_ok()).await;
+    wait_until("the note to be gone", async || !note.exists()).await;
+    let only = [(points[1].slot.0, vec!["failover, generation 4".to_owned()])];
+    wait_until("the pin of it to be gone", async || pins(&gateway).await == only).await;
+    gateway.check_store();
+}
+
 /// One that was begun in that time, and has fenced nobody, is given up like any other; what was left aside before it stays so.
 #[tokio::test]
 async fn a_failover_after_one_that_was_taken_back_can_be_given_up() {
