@@ -107,15 +107,18 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: CutoverArgs) -> Re
         return print::json(&Done { cutover: &last, over });
     }
     let text = match step {
-        CutoverStep::Abort => {
-            format!(
-                "aborted: the volumes of {} are served here as their disks are (farside status)\nuntil it is connected again the gateway takes it for handed over: nobody should fail it over now\n",
-                last.group
-            )
-        }
+        CutoverStep::Abort => aborted(&last.group),
         CutoverStep::Begin => outcome(&last, &client.source_status().await?.source),
     };
     print::out(&text)
+}
+
+/// That a group that was handed over is served here again.
+pub(crate) fn aborted(group: &str) -> String {
+    format!(
+        "aborted: the volumes of {group} are served here as their disks are (farside status)\nuntil it is connected again the gateway takes it \
+         for handed over: nobody should fail it over now\n"
+    )
 }
 
 /// That it was given up, and why, which may have been over before it was asked for.

@@ -9,11 +9,11 @@ use farside_control::source::VolumeState;
 use serde::Serialize;
 
 use crate::args::Global;
-use crate::confirm;
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, NOTHING, Table};
 use crate::progress::Progress;
+use crate::{confirm, cutover};
 
 /// How often it is asked how far it is.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -159,6 +159,10 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailbackArgs) -> R
     let (last, end) = watch(global, &client, now, step).await?;
     if global.json {
         return print::json(&Done { failback: &last, over: end != End::Follows });
+    }
+    // What was handed over, and to nobody's failback, was not fenced.
+    if end == End::Aborted && matches!(planned.stage, FailbackStage::HandingOver | FailbackStage::HandedOver) {
+        return print::out(&cutover::aborted(&last.group));
     }
     print::out(&outcome(&last, end))
 }

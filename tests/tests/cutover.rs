@@ -125,7 +125,8 @@ fn what_is_given_up_is_served_as_before() {
         assert!(!verb(&site, "failback", &["--yes"]).output().expect("it starts").status.success());
         assert!(!site.farside().args(["volume", "remove", "data"]).output().expect("it starts").status.success());
         assert!(site.status().to_string().contains("is being handed over"));
-        run(&mut verb(&site, by, &["--abort"]));
+        let aborted = words(&mut verb(&site, by, &["--abort"]));
+        assert!(aborted.contains("are served here as their disks are") && !aborted.contains("fenced"), "{by}: {aborted}");
         given_up(&site, begun, "it was aborted");
         write(&site, 4, 20);
     }
