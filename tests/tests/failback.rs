@@ -593,7 +593,8 @@ fn what_a_rollback_discards_is_shown_and_pinned_before_that() {
     ] {
         assert!(both.contains(words), "{words}: {both}");
     }
-    assert_eq!(rejoin(&["--winner", "here", "--plan"]), planned);
+    let here = rejoin(&["--winner", "here", "--plan"]);
+    assert!(here.contains("data: goes on with its disk as it is") && here.contains("is pinned first on the gateway"), "{here}");
     let there = rejoin(&["--winner", "there", "--plan"]);
     assert!(there.contains("is overwritten where it differs") && !there.contains("goes on with its disk"), "{there}");
     assert!(discarded(&old).is_empty() && newest(&old) == last);
