@@ -1,7 +1,7 @@
 //! The way back: hosts that pull a point, each on a connection of its own.
 //!
-//! Invariants: what such a connection says changes nothing in the store but pins for its host's branches, and of what it is about to discard; its point is kept from retention and merges as long as it pulls, and for
-//! a while after, since a line may break; it never holds up its group's thread: reading is done on blocking threads. Answers that nobody takes are
+//! Invariants: what such a connection says changes nothing in the store but pins for its host's branches, and of what it is about to discard; its point is kept from retention as long as it pulls, and for
+//! a while after, since a line may break (what it is made of may be merged: the pull is refused then, and the host's next one opens the point again); it never holds up its group's thread: reading is done on blocking threads. Answers that nobody takes are
 //! bounded for each host and for all, so that one that does not read holds up only itself.
 
 use std::collections::BTreeMap;
