@@ -390,7 +390,12 @@ fn it_is_followed_drilled_stood_in_for_and_brought_back() {
     fs::remove_dir_all(old.path("host/state/volumes")).expect("removed");
     old.start_daemon();
     old.wait_for_state("data", "fenced");
-    run(old.farside().args(["volume", "resync", "data", "--accept", "fenced"]));
+    // The failover is over: nobody can tell what goes by that, so it is said twice.
+    let once = old.farside().args(["volume", "resync", "data", "--accept", "fenced"]).output().expect("it starts");
+    let words = String::from_utf8_lossy(&once.stderr).into_owned();
+    assert!(once.status.code() == Some(4) && words.contains("no failover of host1/default is known here"), "{once:?}");
+    assert!(words.contains("`farside rollback default --force`"), "{words}");
+    run(old.farside().args(["rollback", "default", "--force", "--yes"]));
     old.wait_quiet();
     write_markers(&old, "data", 11);
     old.wait_quiet();
