@@ -213,7 +213,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Group(GroupCommand),
 
-    /// Add, list, show, remove, pause, resume, verify or resync volumes.
+    /// Add, list, show, remove, pause, resume, verify, resync or rejoin volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
 
@@ -413,7 +413,7 @@ A tap that is a socket needs an NBD client, for example nbdfuse and a loop devic
         #[arg(long, value_enum, value_name = "WHAT")]
         accept: Option<AcceptArg>,
     },
-    /// Two hosts wrote after a failover: say which one wins, and take the other one's history over.
+    /// Two hosts wrote after a failover: see what either way discards, and say which of them wins.
     Rejoin(RejoinArgs),
     /// Compare the whole volume with what is published, by digests, and mend what differs.
     ///
