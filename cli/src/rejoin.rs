@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::args::Global;
 use crate::failback::{self, FailbackArgs};
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::hosts::Hosts;
 use crate::print;
 use crate::settle::{self, RollbackArgs};
@@ -30,7 +30,8 @@ Without --winner nothing is changed: both ways are shown, and what each of them 
                     served here until farside failback GROUP --finish.
                     The same as: farside failback GROUP
 
-Exit code 4: refused; the reason and the next step are said.
+Exit code 4: refused; the reason and the next step are said. Without --winner a way that is not
+possible now is shown with its reason.
 
 Examples:
   farside volume rejoin data
@@ -96,12 +97,7 @@ impl<T> Way<T> {
 }
 
 pub(crate) async fn run(global: &Global, hosts: &Hosts, args: RejoinArgs) -> Result<(), Failure> {
-    let status = hosts.source().source_status().await?;
-    let of = status.groups.into_iter().find(|group| group.volumes.iter().any(|volume| volume.name == args.name));
-    let Some(group) = of.map(|group| group.name) else {
-        let message = format!("there is no volume {}", args.name);
-        return Err(Failure::new(Exit::NotFound, message, "`farside volume list` shows those of this host"));
-    };
+    let group = hosts.source().volume(&args.name).await?.group;
     let RejoinArgs { winner, plan, yes, .. } = args;
     match winner {
         Some(Winner::Here) => settle::rollback(global, hosts, RollbackArgs { group, force: false, plan, yes }).await,
@@ -139,7 +135,7 @@ mod tests {
     #[test]
     fn both_ways_are_shown_and_one_that_is_refused_says_why() {
         let here = Way::Plan(RollbackStatus { volumes: vec!["data".into()], ..RollbackStatus::default() });
-        let refused = Failure::new(Exit::Refused, "the gateway is away", "`farside status` says how it is");
+        let refused = Failure::new(crate::failure::Exit::Refused, "the gateway is away", "`farside status` says how it is");
         let ways = Ways { group: "db".into(), here, there: Way::of(Err::<FailbackStatus, _>(refused)) };
         let text = shown(&ways);
         for words in [

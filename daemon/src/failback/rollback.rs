@@ -68,17 +68,43 @@ impl Daemon {
     /// # Errors
     /// When its state is another one, or what it discards cannot be pinned.
     pub(crate) async fn resync_as_said(&self, name: &str, accept: Option<Accept>) -> Result<(), ApiError> {
-        let status = self.status().await;
-        let is_it = |volume: &VolumeStatus| volume.name == name && volume.state == VolumeState::Fenced;
-        let fenced = status.groups.iter().find(|group| group.volumes.iter().any(is_it)).and_then(|group| group.name.parse().ok());
-        match fenced.filter(|group| accept == Some(Accept::Fenced) && self.stands_in_for(group).is_none()) {
-            Some(group) => {
-                let _one = self.failbacks.turns.of(group.as_str(), turns::PATIENCE).await?;
-                self.discards(&group, true).await.map_err(|error| unpinned(&group, &error))?;
-                self.resync(name, accept).await
-            }
-            None => self.resync(name, accept).await,
+        if accept != Some(Accept::Fenced) {
+            return self.resync(name, accept).await;
         }
+        let Some((group, _)) = self.served(name).await else {
+            return Err(ApiError::not_found(
+                "served volume",
+                name,
+                "`farside volume list` says of each whether it is served, or why not",
+            ));
+        };
+        if self.stands_in_for(&group).is_some() {
+            return self.resync(name, accept).await;
+        }
+        let _one = self.failbacks.turns.of(group.as_str(), turns::PATIENCE).await?;
+        // † Only what was seen to be fenced: one that becomes so a moment later was not asked about.
+        let state = self.served(name).await.map_or(VolumeState::NotServed, |(_, state)| state);
+        if state != VolumeState::Fenced {
+            let message = format!("volume {name} is {}, not Fenced: there is nothing to accept of that", state.word());
+            return Err(ApiError::new(ErrorCode::Refused, message, "`farside volume show NAME` says what it waits for"));
+        }
+        let answer = self.discards(&group, true).await.map_err(|error| unpinned(&group, &error))?;
+        if answer.point.is_none() && answer.points > 0 {
+            let message = format!(
+                "what was published of group {group} since the failover would be discarded, and none of its {} points is whole: none is pinned",
+                answer.points
+            );
+            let what = format!("`farside rollback {group}` says more, and discards them after asking");
+            return Err(ApiError::new(ErrorCode::Refused, message, what));
+        }
+        self.resync(name, accept).await
+    }
+
+    /// The group of a volume that is served, and how it is.
+    async fn served(&self, name: &str) -> Option<(Name, VolumeState)> {
+        let status = self.status().await;
+        let volume = status.groups.iter().flat_map(|group| &group.volumes).find(|volume| volume.name == name)?;
+        Some((volume.group.parse().ok()?, volume.state.clone()))
     }
 
     /// The volumes of a group that would take their history back.

@@ -90,7 +90,12 @@ impl Group {
         let lineage = failovers.lineage(&self.names, highest);
         let whole = || since().filter(is_theirs).filter(|point| !point.degraded && lineage.has(point.slot));
         let has = |point: &Point, volume| point.members.iter().any(|member| member.key.volume == volume);
-        let has_all = |point: &&Point| ask.volumes.iter().all(|volume| has(point, *volume));
+        // † Who asks for none in particular never gets less than what is pinned: the pin would go with it.
+        let wanted: Vec<VolumeId> = match newest_pinned {
+            Some(pinned) if ask.volumes.is_empty() => pinned.members.iter().map(|member| member.key.volume).collect(),
+            _ => ask.volumes.clone(),
+        };
+        let has_all = |point: &&Point| wanted.iter().all(|volume| has(point, *volume));
         let point = whole().find(has_all).or_else(|| whole().next());
         let newest = since().find(is_theirs).map(|newest| newest.slot);
         let position = |point: &Point| {

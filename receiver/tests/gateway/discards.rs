@@ -136,9 +136,18 @@ async fn the_pin_goes_with_what_is_published_before_the_stand_in_is_fenced() {
     gateway.check_store();
 }
 
-/// After a kill between two volumes: one is the source's again, and what is discarded is what was published before that.
-#[tokio::test]
-async fn asked_again_with_one_volume_back_it_is_the_point_of_both() {
+/// A group of two volumes, and a point of both by who stands in.
+struct OfTwo {
+    gateway: Gateway,
+    host: Source,
+    data: Volume,
+    log: Volume,
+    stands_in: Session,
+    their_data: Volume,
+    both: LedgerPosition,
+}
+
+async fn of_two() -> OfTwo {
     let mut gateway = Gateway::new("");
     gateway.start().await;
     let host = gateway.pair("host1").await;
@@ -153,9 +162,34 @@ async fn asked_again_with_one_volume_back_it_is_the_point_of_both() {
     drop(source);
     let other = failed_over(&gateway).await;
     let mut stands_in = other.connect_as("host1", "default").await;
-    let theirs =
-        (stands_in.claim_back("data", &data, Generation(2)).await, stands_in.claim_back("log", &log, Generation(2)).await);
-    let both = point(&mut stands_in, (&theirs.0, &theirs.1)).await;
+    let their_data = stands_in.claim_back("data", &data, Generation(2)).await;
+    let their_log = stands_in.claim_back("log", &log, Generation(2)).await;
+    let both = point(&mut stands_in, (&their_data, &their_log)).await;
+    OfTwo { gateway, host, data, log, stands_in, their_data, both }
+}
+
+/// Nor does the end of the failover leave it at less than what was pinned.
+#[tokio::test]
+async fn the_pin_does_not_go_with_a_point_that_lacks_a_volume() {
+    let OfTwo { gateway, host, data, log, mut stands_in, their_data, both } = of_two().await;
+    let mut pull = host.pulling("host1", "default").await;
+    pull.send(SourceMessage::PullVolumes(PullVolumes { volumes: vec![data.id, log.id] })).await;
+    assert_eq!(at(&roll_back(&mut pull, true).await), Some((both, true)));
+    let less = stands_in.publish(&their_data, 2, &granules(7, 3), LayerKind::Point).await;
+    let now = roll_back(&mut pull, true).await;
+    assert_eq!((at(&now), now.newest), (Some((both, true)), Some(less.slot)));
+    let mut back = host.connect_when_ready("default").await;
+    back.claim_back("data", &data, Generation(3)).await;
+    back.claim_back("log", &log, Generation(3)).await;
+    is_over(&gateway).await;
+    assert_eq!(pinned(&gateway).await, [both.slot.0]);
+    gateway.check_store();
+}
+
+/// After a kill between two volumes: one is the source's again, and what is discarded is what was published before that.
+#[tokio::test]
+async fn asked_again_with_one_volume_back_it_is_the_point_of_both() {
+    let OfTwo { gateway, host, data, log, stands_in: _stands_in, their_data: _, both } = of_two().await;
     let mut pull = host.pulling("host1", "default").await;
     pull.send(SourceMessage::PullVolumes(PullVolumes { volumes: vec![data.id, log.id] })).await;
     let mut back = host.connect_when_ready("default").await;
