@@ -656,11 +656,19 @@ struct Merge {
     volumes: BTreeMap<Name, (VolumeText, Faults)>,
     /// Each of a group.
     hooks: Vec<(Name, Hook, Faults)>,
+    /// Groups that this host is to publish in another one's place.
+    stand_ins: Vec<(Name, Faults)>,
     bandwidth: Bandwidth,
 }
 
-/// Says what is wrong with a volume or a hook, and where it was written.
+/// Says what is wrong with a volume, a hook or a group, and where it was written.
 type Faults = Box<dyn Fn(&str, String) -> FileError>;
+
+/// Those of the one at that place of its kind.
+fn faults_of(file: &std::rc::Rc<File<FileText>>, kind: &'static str, at: usize, name: &Name) -> Faults {
+    let (file, name) = (file.clone(), name.clone());
+    Box::new(move |key, what| file.fault(&[Step::Key(kind), Step::At(at), Step::Key(key)], format!("{kind} {name}: {what}")))
+}
 
 impl Merge {
     fn add(&mut self, mut file: File<FileText>) -> Result<(), ConfigError> {
@@ -687,6 +695,7 @@ impl Merge {
             let old = self.limits.replace((limits, path.clone()));
             twice("[limits]", old.map(|x| x.1), &path)?;
         }
+        let file = std::rc::Rc::new(file);
         for (at, g) in text.group.into_iter().enumerate() {
             let group = self.groups.entry(g.name.clone()).or_default();
             let fault = |key, what: String| {
@@ -711,8 +720,9 @@ impl Merge {
             if let Some(text) = &g.rate {
                 group.rate = text.parse().map_err(|e: RateError| fault("rate", e.to_string()))?;
             }
-            if g.stand_in_for.is_some() {
-                group.stand_in_for.clone_from(&g.stand_in_for);
+            if let Some(source) = &g.stand_in_for {
+                group.stand_in_for = Some(source.clone());
+                self.stand_ins.push((g.name.clone(), faults_of(&file, "group", at, &g.name)));
             }
             if let Some(text) = &g.consistent_every {
                 group.consistent_every = hooks::parse_every(text).map_err(|what| fault("consistent_every", what))?;
@@ -735,20 +745,13 @@ impl Merge {
         if let Some(said) = text.bandwidth {
             self.bandwidth = bandwidth(&said, |steps, what| file.fault(&[&[Step::Key("bandwidth")], steps].concat(), what))?;
         }
-        let file = std::rc::Rc::new(file);
         for (at, h) in text.hook.into_iter().enumerate() {
-            let (name, file) = (h.name.clone(), file.clone());
-            let fault: Faults = Box::new(move |key, what| {
-                file.fault(&[Step::Key("hook"), Step::At(at), Step::Key(key)], format!("hook {name}: {what}"))
-            });
+            let fault = faults_of(&file, "hook", at, &h.name);
             let hook = h.hook().map_err(|(key, what)| fault(key, what))?;
             self.hooks.push((h.group, hook, fault));
         }
         for (at, v) in text.volume.into_iter().enumerate() {
-            let (name, file) = (v.name.clone(), file.clone());
-            let faults: Faults = Box::new(move |key, what| {
-                file.fault(&[Step::Key("volume"), Step::At(at), Step::Key(key)], format!("volume {name}: {what}"))
-            });
+            let faults = faults_of(&file, "volume", at, &v.name);
             if let Some((other, _)) = self.volumes.get(&v.name) {
                 return Err(faults(
                     "name",
@@ -775,6 +778,13 @@ impl Merge {
             carrier: source.as_ref().map_or_else(Carriers::default, |s| s.carrier),
             api_socket,
         };
+        // † Whoever stands in discards nothing by what a person says, as the disks it compares are copies; this host's own are not.
+        for (group, fault) in &self.stand_ins {
+            if self.groups.get(group).is_some_and(|group| group.stand_in_for.as_ref() == Some(&source.name)) {
+                let what = format!("{} is this host itself: take it out, or name the host whose copy this one has", source.name);
+                return Err(fault("stand_in_for", what).into());
+            }
+        }
         for (group, hook, fault) in std::mem::take(&mut self.hooks) {
             // † Also of a group that nobody names: its last volume may have been taken out, and that must keep no other from being served.
             let hooks = &mut self.groups.entry(group.clone()).or_default().hooks;
@@ -1059,6 +1069,11 @@ mod tests {
             ("[bandwidth]\nrate='fast'\n", vec![], "rate: `fast`"),
             ("[[bandwidth.window]]\nat='Mon-Fri'\nrate='20Mbit'\n", vec![], "at: `Mon-Fri` is no time of the week"),
             ("[[bandwidth.window]]\nat='09:00-18:00'\nrate='none'\n", vec![], "rate: `none` is not a rate"),
+            (
+                "[source]\nname='w'\n[[group]]\nname='g'\nstand_in_for='w'\n",
+                vec![],
+                "stand_in_for: group g: w is this host itself",
+            ),
             ("[limits]\nqueue_depth=0\n", vec![], "queue_depth"),
             ("[limits]\ncool_after_seconds=0\n", vec![], "cool_after_seconds"),
         ] {

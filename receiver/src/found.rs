@@ -3,10 +3,12 @@
 //! Invariant: a point counts as verified only by what was said of it after the last damage was met that it may share. The ledger keeps that a
 //! point was verified, and takes nothing back; what is kept here withdraws it, until that point, or whatever replaced it, was read and is sound.
 
+use std::collections::BTreeSet;
+
 use farside_control::{Code, PointId, Reason, Severity, VerifiedPoint};
 use farside_ledger::{Point, PointFilter, PointProof, Proofs, State, VerifiedHow};
 use farside_region::Slot;
-use farside_store::{PointInfo, PointsFound, find_points};
+use farside_store::{PartName, PointInfo, PointsFound, find_points};
 use serde::{Deserialize, Serialize};
 
 /// The oldest ones are told apart no longer when there are more.
@@ -22,6 +24,9 @@ pub(crate) struct Found {
     findings: Vec<Finding>,
     /// What was lost without a reading, as was noticed.
     lost: Option<Lost>,
+    /// Parts that merges wrote and that are damaged: what they replaced is kept.
+    #[serde(default)]
+    pub(crate) spoiled: BTreeSet<PartName>,
     /// Why it is not known what was found before.
     #[serde(skip)]
     pub(crate) forgotten: Option<String>,
@@ -194,7 +199,9 @@ impl Found {
     /// Whether the file need not change.
     pub(crate) fn is_kept_as(&self, other: &Self) -> bool {
         let kept = |found: &Self| (found.unrecorded_wall_ms, found.lost);
-        kept(self) == kept(other) && self.findings.iter().map(Finding::kept).eq(other.findings.iter().map(Finding::kept))
+        kept(self) == kept(other)
+            && self.spoiled == other.spoiled
+            && self.findings.iter().map(Finding::kept).eq(other.findings.iter().map(Finding::kept))
     }
 
     /// Whether it counts that a point was verified, as was said in a slot.

@@ -328,6 +328,17 @@ impl Group {
                 }
                 let _ = reply.send(());
             }
+            Mail::Spoiled { parts } => {
+                if let Place::Here(here) = &mut self.place {
+                    here.store.spoil(parts);
+                }
+            }
+            Mail::Sound { parts, reply } => {
+                if let Place::Here(here) = &mut self.place {
+                    here.store.sound(parts);
+                }
+                let _ = reply.send(());
+            }
             Mail::Merged { tried, reply } => self.merged(*tried, reply),
             Mail::Follow { ask, reply } => {
                 let _ = reply.send(self.follow(&ask));
@@ -397,6 +408,7 @@ impl Group {
                     self.store_error(&error);
                     return;
                 }
+                here.store.hear_of_damage();
                 // What frees no disk waits until the service answers again: each request that it does not answer is time in which nobody is heard.
                 let is_away = here.target.trouble().is_some() && matches!(self.receiver.config().store, Location::Bucket(_));
                 if !here.store.is_swept()
@@ -433,13 +445,16 @@ impl Group {
     /// Opens the group.
     fn enter(&mut self) {
         let opened = match self.receiver.vault.current() {
-            Ok((store, generation)) => match store.group(&self.names.source, &self.names.group) {
-                Ok(group) => Ok((group, generation, store.id())),
-                Err(error) => {
-                    self.not_opened(&store, generation, &error);
-                    Err(error.to_string())
+            Ok((store, generation)) => {
+                match store.group_with(&self.names.source, &self.names.group, &self.receiver.schedule.found(&self.names).spoiled)
+                {
+                    Ok(group) => Ok((group, generation, store.id())),
+                    Err(error) => {
+                        self.not_opened(&store, generation, &error);
+                        Err(error.to_string())
+                    }
                 }
-            },
+            }
             Err(words) => Err(words),
         };
         match opened {

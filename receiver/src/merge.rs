@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use farside_blockio::process::Priority;
-use farside_store::{GroupNames, StoreError};
+use farside_store::{GroupNames, SpoiledLook, StoreError};
 use tokio::sync::oneshot;
 
 use crate::group::{GroupHandle, Mail, MergeNext};
@@ -80,6 +80,10 @@ impl Runner {
     fn merge(&self, group: &GroupHandle) -> bool {
         let look = match self.ask(group, |reply| Mail::MergeNext { reply }) {
             Some(MergeNext::Look(look)) => look,
+            Some(MergeNext::Spoiled(look)) => {
+                self.look_at_spoiled(group, &look);
+                return false;
+            }
             Some(MergeNext::Again) => return true,
             Some(MergeNext::Nothing) | None => return false,
         };
@@ -142,6 +146,20 @@ impl Runner {
         true
     }
 
+    /// Looks whether parts that are known to be damaged are sound again.
+    fn look_at_spoiled(&self, group: &GroupHandle, look: &SpoiledLook) {
+        let paced = Paced::new(&self.receiver);
+        match look.sound(&|bytes| paced.waits(bytes, || true)) {
+            Ok(parts) if parts.is_empty() => {}
+            Ok(parts) => {
+                tracing::info!(group = %group.names(), parts = parts.len(), "parts that were damaged are sound again");
+                let _ = self.ask(group, |reply| Mail::Sound { parts, reply });
+            }
+            Err(StoreError::Stopped) => {}
+            Err(error) => tracing::warn!(group = %group.names(), %error, "parts that are damaged could not be read again"),
+        }
+    }
+
     /// Asks a group; `None`: it is gone, or has lost its store meanwhile.
     fn ask<T>(&self, group: &GroupHandle, mail: impl FnOnce(oneshot::Sender<T>) -> Mail) -> Option<T> {
         let (reply, answer) = oneshot::channel();
@@ -163,12 +181,17 @@ impl<'r> Paced<'r> {
         Self { receiver, until: std::cell::Cell::new(Instant::now()) }
     }
 
-    /// Waits for as long as so many bytes more take; says whether to go on.
+    /// Waits for as long as so many bytes more take; says whether to go on merging.
     fn goes_on(&self, bytes: u64) -> bool {
+        self.waits(bytes, || every(self.receiver).is_some())
+    }
+
+    /// The same, for as long as that says so.
+    fn waits(&self, bytes: u64, is_wanted: impl Fn() -> bool) -> bool {
         // The rate may be another one by now.
         let rate = self.receiver.config().merge.rate.bytes_per_s();
         let until = self.until.get().max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
         self.until.set(until);
-        wait_until(until, &|| !self.receiver.is_stopping() && every(self.receiver).is_some())
+        wait_until(until, &|| !self.receiver.is_stopping() && is_wanted())
     }
 }

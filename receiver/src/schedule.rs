@@ -23,11 +23,11 @@ use farside_blockio::process::Priority;
 use farside_control::{Code, Damage, PointId, Reason, Severity, VerifiedVolume};
 use farside_ledger::{PointFilter, PointProof, VerifiedHow};
 use farside_region::Slot;
-use farside_store::{GroupNames, Looked, PointInfo, PointReader, StoreError};
+use farside_store::{GroupNames, Looked, PartName, PointInfo, PointReader, StoreError};
 use jiff::Timestamp;
 
 use crate::found::{Finding, Found};
-use crate::group::{GroupHandle, PointChange};
+use crate::group::{GroupHandle, Mail, PointChange};
 use crate::pace::wait_until;
 use crate::points::PointsAsk;
 use crate::process::Receiver;
@@ -166,6 +166,14 @@ impl Schedule {
         let finding = finding(receiver, group, point, looked.damaged_since, (message, what_to_do));
         self.change_found(names, |found| found.met(finding));
         self.keep(&receiver.state_dir);
+    }
+
+    /// Parts that merges wrote were met damaged: what they replaced is to be kept.
+    pub(crate) fn spoiled(&self, receiver: &Receiver, group: &GroupHandle, parts: BTreeSet<PartName>) {
+        // † Also where the group is not there to hear it: it goes by this when its store is opened.
+        self.change_found(group.names(), |found| found.spoiled.extend(parts.iter().copied()));
+        self.keep(&receiver.state_dir);
+        let _ = receiver.runtime.block_on(group.tell(Mail::Spoiled { parts }));
     }
 
     /// A point was read in full and is sound.
@@ -418,7 +426,8 @@ impl Runner {
             wait_until(until, &goes_on)
         };
         let (mut volumes, mut damaged_since) = (Vec::new(), None);
-        verify_opened(readers.into_iter().map(Ok), 1, &progress, |volume, since| {
+        let spoiled = |parts| self.receiver.schedule.spoiled(&self.receiver, group, parts);
+        verify_opened(readers.into_iter().map(Ok), 1, &progress, spoiled, |volume, since| {
             volumes.push(volume);
             damaged_since = damaged_since.into_iter().chain(since).min();
         })?;

@@ -4,6 +4,7 @@
 //! holds up neither landing nor publication. A point is put on record as verified only if all of its members were read and nothing was
 //! wrong with them.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use farside_control::{
 };
 use farside_ledger::{PointFilter, VerifiedHow};
 use farside_region::{Name, Slot};
-use farside_store::{GroupReader, Looked, PointReader, StoreError, unreadable_runs, verify_point};
+use farside_store::{GroupReader, Looked, PartName, PointReader, StoreError, unreadable_runs, verify_point};
 
 use crate::group::{GroupHandle, PointChange};
 use crate::points::PointsAsk;
@@ -200,7 +201,8 @@ impl Job {
         let members: Vec<&str> = self.point.members.iter().map(|m| m.volume.as_str()).collect();
         let wanted = members.into_iter().filter(|member| only.is_none_or(|only| *member == only));
         let readers = wanted.map(|member| open_member(&group, Slot(self.point.id.slot), member));
-        verify_opened(readers, threads, &progress, |volume, since| {
+        let spoiled = |parts| receiver.schedule.spoiled(receiver, handle, parts);
+        verify_opened(readers, threads, &progress, spoiled, |volume, since| {
             let mut found = self.found();
             found.volumes.push(volume);
             found.damaged_since = found.damaged_since.into_iter().chain(since).min();
@@ -223,7 +225,7 @@ pub fn verify_members(
     mut found: impl FnMut(VerifiedVolume),
 ) -> Result<(), StoreError> {
     let wanted = members.iter().filter(|m| only.is_none_or(|only| **m == only));
-    verify_opened(wanted.map(|member| open_member(group, point, member)), threads, progress, |volume, _| found(volume))
+    verify_opened(wanted.map(|member| open_member(group, point, member)), threads, progress, |_| (), |volume, _| found(volume))
 }
 
 /// A volume of a point, with what is damaged of it.
@@ -234,11 +236,12 @@ pub(crate) fn open_member(group: &GroupReader, point: Slot, member: &str) -> Res
 }
 
 /// As [`verify_members`], of volumes that are opened, or are when it is their turn. `found` hears, too, before which slot no point has
-/// anything of what is damaged, if something is.
+/// anything of what is damaged, if something is; `spoiled` hears which parts of merges are, also of a reading that is cut short.
 pub(crate) fn verify_opened(
     readers: impl IntoIterator<Item = Result<PointReader, StoreError>>,
     threads: usize,
     progress: &(dyn Fn(Looked) -> bool + Sync),
+    spoiled: impl Fn(BTreeSet<PartName>),
     mut found: impl FnMut(VerifiedVolume, Option<Slot>),
 ) -> Result<(), StoreError> {
     let mut before = Looked::default();
@@ -250,7 +253,13 @@ pub(crate) fn verify_opened(
             damaged_regions: before.damaged_regions + looked.damaged_regions,
             damaged_since: before.damaged_since.into_iter().chain(looked.damaged_since).min(),
         };
-        let verified = verify_point(&reader, threads, DAMAGE_LISTED_MAX, &|looked| progress(together(looked)))?;
+        let verified = verify_point(&reader, threads, DAMAGE_LISTED_MAX, &|looked| progress(together(looked)));
+        // However it ended.
+        let spoiled_parts = reader.take_spoiled();
+        if !spoiled_parts.is_empty() {
+            spoiled(spoiled_parts);
+        }
+        let verified = verified?;
         before = together(Looked {
             done_bytes: reader.geometry().volume_bytes(),
             read_bytes: verified.data_bytes,

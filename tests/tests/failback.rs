@@ -485,6 +485,8 @@ fn a_failover_is_for_good_or_its_source_goes_on_with_its_own_disk() {
     let rollback =
         |site: &Site, more: &[&str]| site.farside().args(["rollback", "default"]).args(more).output().expect("it starts");
     assert_eq!(rollback(&old, &["--yes"]).status.code(), Some(4));
+    let resync = old.farside().args(["volume", "resync", "data", "--accept", "fenced"]).output().expect("it starts");
+    assert!(String::from_utf8_lossy(&resync.stderr).contains("farside commit SOURCE/GROUP --undo"), "{resync:?}");
     // Whoever stands in goes on, whoever is restarted.
     old.receiver.take().expect("it runs").kill();
     old.start_receiver();

@@ -140,6 +140,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// [`StoreError::NotFound`].
     async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes>;
 
+    /// Drops what this machine keeps in memory of an object, as far as it can: the next read is of the medium.
+    async fn drop_cached(&self, _name: &ObjectName) -> Result<()> {
+        Ok(())
+    }
+
     /// The size of an object; `None` if there is none.
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>>;
 

@@ -190,7 +190,7 @@ pub struct GroupStore {
 }
 
 impl GroupStore {
-    pub(crate) fn open(shared: Arc<Shared>, names: GroupNames, id: GroupId) -> Result<Self> {
+    pub(crate) fn open(shared: Arc<Shared>, names: GroupNames, id: GroupId, spoiled: &BTreeSet<PartName>) -> Result<Self> {
         let segments = Arc::new(Segments::new(Arc::clone(&shared.backend), names));
         let backend = &*segments.backend;
         // Before the ledger: a claim that comes meanwhile is in what is replayed.
@@ -252,6 +252,8 @@ impl GroupStore {
         if group.image.has_unknown() {
             tracing::warn!(group = %group.names(), "no part of their volumes and none of their points is pruned until damaged segments come back or are sent again");
         }
+        // Before anything is swept.
+        group.spoil(spoiled.iter().copied());
         if whole && group.shared.is_dir {
             group.sort_out(there);
             group.sweep_in_passing();
@@ -636,6 +638,7 @@ impl GroupStore {
         for ((no, _), bad) in frames.iter().zip(bad) {
             let Some((frame, why)) = bad? else { continue };
             let part = self.image.parts().get(*no).expect("the head image uses only parts that are there");
+            self.segments.spoil(&part.name);
             tracing::error!(segment = %self.segments.locate(&meta.name, part), why, "a segment is damaged; its source sends it again");
             // Only where the head image takes it from there.
             rotten.extend(head.index.extents(frame).filter(|e| e.part == *no).map(|e| e.run));

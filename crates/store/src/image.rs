@@ -85,6 +85,9 @@ pub(crate) enum Change {
 /// The mistake of deleting what only a record says is replaced.
 const BEFORE_A_CHECKPOINT: &str = "what a merge replaced goes before a checkpoint covers it";
 
+/// The mistake of keeping what a merged part replaced only where its footer is damaged.
+const ROT_IS_NOBODYS: &str = "L4 rot in a merged part keeps nothing";
+
 /// The most points that one prune record gives up.
 pub const PRUNE_POINTS_MAX: usize = 1024;
 /// The most parts that one prune record names.
@@ -283,10 +286,27 @@ impl GroupImage {
         self.begun
     }
 
+    /// A part that a merge wrote was met damaged, whatever its footer says: what it replaced may be all that is left of its content.
+    pub(crate) fn spoil(&mut self, part: PartName) {
+        if part.layer.merge().is_some() && self.parts.id(&part).is_some() && !mutation::on(ROT_IS_NOBODYS) {
+            self.damaged_merges.insert(part);
+        }
+    }
+
+    /// A part that a merge wrote was read in full and is as it was published.
+    pub(crate) fn is_sound(&mut self, part: &PartName) {
+        self.damaged_merges.remove(part);
+    }
+
+    /// The parts of merges that are known to be damaged.
+    pub(crate) fn spoiled(&self) -> impl Iterator<Item = (PartNo, PartName)> + '_ {
+        self.damaged_merges.iter().filter_map(|name| Some((self.parts.id(name)?, *name)))
+    }
+
     /// Whether parts that a merge replaced may be all that is left of their content, as a merged part is damaged: any that were born in that
     /// slot or later, of that volume if one is given.
     pub(crate) fn is_spoiled(&self, volume: Option<VolumeId>, born: Slot) -> bool {
-        let mut merges = self.damaged_merges.iter().filter_map(|name| self.parts.get(self.parts.id(name)?));
+        let mut merges = self.spoiled().filter_map(|(no, _)| self.parts.get(no));
         merges.any(|merge| volume.is_none_or(|volume| merge.name.layer.volume == volume) && born <= merge.born)
     }
 

@@ -88,7 +88,9 @@ pub use lazy::{LazyImage, LazyPointReader};
 pub use leases::{Held, Leases};
 pub use liveness::{MUTATION_RETAINED_POINTS_ONLY, Part, PartName, Parts};
 pub use locks::{DeletionGuard, ReaderLock, WriterLock};
-pub use merge::{LaidParts, MergeFound, MergeLook, MergePiece, MergeTried, MergeWritten, MergesFound, choose_merges, freed_by};
+pub use merge::{
+    LaidParts, MergeFound, MergeLook, MergePiece, MergeTried, MergeWritten, MergesFound, SpoiledLook, choose_merges, freed_by,
+};
 pub use names::{CHECKPOINT_SLOTS, GroupNames, GroupObject, SLOTS_PER_FOLDER};
 pub use points::{MemberInfo, PointInfo, PointsFound, find_points, point_ends};
 pub use reader::{GroupReader, PointReader, RegionContent, StoreReader};

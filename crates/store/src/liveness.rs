@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 
 use farside_ledger::{CheckpointPart, CheckpointParts, LayerEntry, Map, Passing, Place, PrunedParts, Rows, State, Stored};
 use farside_region::{LayerKey, RecordDigest, Slot, VolumeId, mutation};
+use serde::{Deserialize, Serialize};
 
 use crate::index::PartNo;
 
@@ -22,7 +23,7 @@ use crate::index::PartNo;
 pub const MUTATION_RETAINED_POINTS_ONLY: &str = "retained points as the only roots";
 
 /// The name of a part: which layer, which number in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PartName {
     /// The layer.
     pub layer: LayerKey,

@@ -1,16 +1,18 @@
 //! Merges, for the thread that owns the group: what to look at, what becomes of what was written, and what never will be anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use farside_ledger::{Body, Decree, Policy, Verdict};
+use farside_ledger::{Body, Decree, Policy, Verdict, VolumeMeta};
 use farside_region::{LayerKey, MergeId, Slot, VolumeId};
 
 use super::{Dead, GroupStore};
 use crate::error::{Result, StoreError};
 use crate::image::{PartRuns, parts_of};
+use crate::index::PartNo;
 use crate::keys::Unlocking;
-use crate::liveness::PartName;
-use crate::merge::{Interval, Intervals, MergeLook, MergeTried, Writing};
+use crate::liveness::{Part, PartName};
+use crate::merge::{Interval, Intervals, MergeLook, MergeTried, SpoiledLook, Writing};
 use crate::replay::Slots;
 use crate::segments::{FooterFault, runs_of};
 
@@ -75,9 +77,50 @@ impl GroupStore {
         Some(said)
     }
 
+    /// These parts, which merges wrote, were met damaged by who read points: what they replaced stays in the store, as far as it is there
+    /// still, until they were read and are sound ([`GroupStore::spoiled_look`]) or are given up.
+    pub fn spoil(&mut self, parts: impl IntoIterator<Item = PartName>) {
+        let before = self.image.spoiled().count();
+        parts.into_iter().for_each(|part| self.image.spoil(part));
+        let now = self.image.spoiled().count();
+        if now > before {
+            tracing::error!(group = %self.names(), parts = now, "parts that were merged are damaged: what they replaced is kept from now on");
+        }
+    }
+
+    /// Hears of what readers met damaged since.
+    pub fn hear_of_damage(&mut self) {
+        let met = self.segments.take_spoiled();
+        if !met.is_empty() {
+            self.spoil(met);
+        }
+    }
+
+    /// The parts that merges wrote and that are known to be damaged.
+    pub fn spoiled(&self) -> BTreeSet<PartName> {
+        self.image.spoiled().map(|(_, name)| name).collect()
+    }
+
+    /// Those parts, for a thread that has time to see whether they are sound again; `None`: there are none.
+    pub fn spoiled_look(&self) -> Option<SpoiledLook> {
+        let of = |(no, name): (PartNo, PartName)| {
+            Some((self.image.parts().get(no)?.clone(), self.state().volume(name.layer.volume)?.meta().clone()))
+        };
+        let parts: Vec<(Part, VolumeMeta)> = self.image.spoiled().filter_map(of).collect();
+        (!parts.is_empty()).then(|| SpoiledLook { segments: Arc::clone(&self.segments), parts })
+    }
+
+    /// These were read in full and are as they were published. Where a footer was damaged, whoever opens the group next sees that.
+    pub fn sound(&mut self, parts: impl IntoIterator<Item = PartName>) {
+        if !self.image.has_unknown() {
+            parts.into_iter().for_each(|part| self.image.is_sound(&part));
+        }
+    }
+
     /// An interval that may have parts worth merging; `None`: none has, or nothing is merged ([`GroupStore::why_not_merged`]). For
     /// another thread to look at. `has_key`: also of encrypted volumes; that thread has what unlocks them.
     pub fn merge_look(&mut self, policy: &Policy, has_key: bool) -> Option<MergeLook> {
+        self.hear_of_damage();
         if self.why_not_merged().is_some() {
             return None;
         }
@@ -117,11 +160,12 @@ impl GroupStore {
     /// A merge was written, or not. Says what to append: its record, if it still may be one. What was put in vain goes with the next
     /// decree.
     pub fn merge_written(&mut self, tried: MergeTried) -> Option<Body> {
-        let MergeTried { key, written } = tried;
+        let MergeTried { key, history, written } = tried;
         let map = written.ok().map(|written| written.map);
         if let Some(map) = map
             && self.usable().is_ok()
             && !self.image.has_unknown()
+            && history.goes_on_in(self.image.state())
             && self.image.state().would_be_merged(&map)
         {
             return Some(Body::Map(map));

@@ -33,7 +33,7 @@ use crate::keys::{self, Unlocking};
 use crate::landing::Landing;
 use crate::lazy::LazyImage;
 use crate::leases::{self, Lease};
-use crate::liveness::Part;
+use crate::liveness::{Part, PartName};
 use crate::locks::{ReaderLock, Readers};
 use crate::names::GroupNames;
 use crate::points::{self, PointInfo};
@@ -520,6 +520,12 @@ impl PointReader {
         let parts = self.image.unknown.extents(run).chain(self.image.index.extents(run)).map(|extent| extent.part);
         let born = parts.map(|no| self.parts.get(&no).map_or(Slot(0), |part| part.born));
         born.min().filter(|_| self.image.index.first_absent(run).is_none()).unwrap_or(Slot(0))
+    }
+
+    /// Takes out the parts that merges wrote and that were met damaged since, by this reader and those of the same group: to be told to
+    /// whoever deletes, see [`GroupStore::spoil`](crate::GroupStore::spoil).
+    pub fn take_spoiled(&self) -> BTreeSet<PartName> {
+        self.segments.take_spoiled()
     }
 
     /// The first granule of which no layer says anything; `None` in a sound store.
@@ -1056,6 +1062,7 @@ impl<I> PointReader<I> {
             Ok(Some(Gone::Part)) => return StoreError::PartMerged { volume, point },
             Err(error) => return error,
         }
+        self.parts.get(&no).into_iter().for_each(|part| self.segments.spoil(&part.name));
         StoreError::Corrupt {
             volume,
             point: point.to_string(),
@@ -1084,7 +1091,7 @@ impl<I> PointReader<I> {
             return Ok(state.head().filter(|head| *head > self.point).map(Gone::Point));
         }
         let is_given_up = |part: &Part| {
-            let crate::liveness::PartName { layer, number } = &part.name;
+            let PartName { layer, number } = &part.name;
             state.is_given_up(layer, *number) || state.may_be_forgotten(layer)
         };
         Ok(self.parts.get(&no).filter(|part| is_given_up(part)).map(|_| Gone::Part))

@@ -3,8 +3,8 @@
 //! Invariant: a footer leaves here only if it is the one that the ledger's record names: its digest, its size, its layer and
 //! number. Content is checked by whoever decodes frames with it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use farside_layer::{Footer, FrameDecoder, PartError, RunKind, TRAILER_BYTES};
@@ -32,6 +32,8 @@ pub(crate) struct Segments {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) names: GroupNames,
     cache: Mutex<Cache>,
+    /// Parts that merges wrote and whoever reads through this met damaged.
+    spoiled: Mutex<BTreeSet<PartName>>,
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +85,7 @@ pub(crate) enum FooterFault {
 
 impl Segments {
     pub(crate) fn new(backend: Arc<dyn Backend>, names: GroupNames) -> Self {
-        Self { backend, names, cache: Mutex::default() }
+        Self { backend, names, cache: Mutex::default(), spoiled: Mutex::default() }
     }
 
     /// The object that a part has if it has one of its own.
@@ -209,6 +211,22 @@ impl Segments {
             Ok(()) => Ok(None),
             Err(error) => bad(error.to_string()),
         }
+    }
+
+    /// A part's content was met damaged. Of one that a merge wrote it matters: what it replaced may lie in the store still.
+    pub(crate) fn spoil(&self, part: &PartName) {
+        if part.layer.merge().is_some() {
+            self.lock_spoiled().insert(*part);
+        }
+    }
+
+    /// Takes out the parts of merges that were met damaged since.
+    pub(crate) fn take_spoiled(&self) -> BTreeSet<PartName> {
+        std::mem::take(&mut self.lock_spoiled())
+    }
+
+    fn lock_spoiled(&self) -> MutexGuard<'_, BTreeSet<PartName>> {
+        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a footer that was read where the part came from, so that nobody fetches it.

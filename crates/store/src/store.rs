@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{Backend, Created, DirBackend, ObjectName, block_on};
 use crate::error::{Result, StoreError};
 use crate::group::GroupStore;
+use crate::liveness::PartName;
 use crate::locks::{ReaderLock, Readers, WriterLock};
 use crate::names::{self, GroupNames};
 use crate::probe;
@@ -230,6 +231,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::ForeignGroup`]; what the file system says.
     pub fn group(&self, source: &Name, group: &Name) -> Result<GroupStore> {
+        self.group_with(source, group, &BTreeSet::new())
+    }
+
+    /// The same where parts that merges wrote are known to be damaged, as of [`GroupStore::spoiled`]: what they replaced is not swept.
+    ///
+    /// # Errors
+    /// Those of [`Store::group`].
+    pub fn group_with(&self, source: &Name, group: &Name, spoiled: &BTreeSet<PartName>) -> Result<GroupStore> {
         let names = GroupNames::new(source.clone(), group.clone());
         let id = group_id(source, group);
         let backend = &*self.shared.backend;
@@ -247,7 +256,7 @@ impl Store {
         } else {
             read?;
         }
-        GroupStore::open(Arc::clone(&self.shared), names, id)
+        GroupStore::open(Arc::clone(&self.shared), names, id, spoiled)
     }
 
     /// Whether the store itself is there, is the one that was opened, and answers. What is in the way of one of its groups is about that group

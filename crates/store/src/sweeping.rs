@@ -43,6 +43,7 @@ impl GroupStore {
     /// [`StoreError::Uncertain`](crate::StoreError::Uncertain), or what the file system says.
     pub fn sweep(&mut self) -> Result<Swept> {
         self.certain()?;
+        self.hear_of_damage();
         let mut swept = Swept::default();
         if self.torn.is_some() {
             swept.deferred = self.dead.len();

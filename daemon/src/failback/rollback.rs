@@ -82,6 +82,7 @@ impl Daemon {
             return self.resync(name, accept).await;
         }
         let _one = self.failbacks.turns.of(group.as_str(), turns::PATIENCE).await?;
+        self.refuse_for_good(&group).await?;
         // † Only what was seen to be fenced: one that becomes so a moment later was not asked about.
         let state = self.served(name).await.map_or(VolumeState::NotServed, |(_, state)| state);
         if state != VolumeState::Fenced {
@@ -124,12 +125,20 @@ impl Daemon {
         let known: Vec<(Name, Option<&VolumeStatus>)> =
             configured.iter().map(|volume| (volume.name.clone(), served(&volume.name))).collect();
         let fenced = fenced_among(&group, &known)?;
-        // The gateway's words are all that this host has of it; of other groups it may say the same.
-        if serde_json::to_string(&this).is_ok_and(|group| group.contains("for good (farside commit)")) {
-            let message = format!("group {group} was failed over for good: the gateway refuses this host");
-            return Err(ApiError::new(ErrorCode::Refused, message, "on the gateway: farside commit SOURCE/GROUP --undo"));
-        }
+        self.refuse_for_good(&group).await?;
         Ok((group, fenced))
+    }
+
+    /// A group that was failed over for good takes nothing back.
+    async fn refuse_for_good(&self, group: &Name) -> Result<(), ApiError> {
+        let status = self.status().await;
+        let this = status.groups.iter().find(|found| found.name == group.as_str());
+        // The gateway's words are all that this host has of it; of other groups it may say the same.
+        if !serde_json::to_string(&this).is_ok_and(|group| group.contains("for good (farside commit)")) {
+            return Ok(());
+        }
+        let message = format!("group {group} was failed over for good: the gateway refuses this host");
+        Err(ApiError::new(ErrorCode::Refused, message, "on the gateway: farside commit SOURCE/GROUP --undo"))
     }
 
     /// What the gateway says is discarded; with `pin`, after it was pinned.

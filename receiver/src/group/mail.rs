@@ -2,6 +2,7 @@
 //!
 //! Invariant: what waits for a group is bounded by number and by size; those who tell it wait in turn.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use farside_ledger::{PartEntry, VerifiedHow};
 use farside_region::{Name, Slot, VolumeId};
 use farside_replication::cohort::CutsOfGroup;
 use farside_replication::target::SessionId;
-use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PointInfo, PointsFound, StoreError};
+use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PartName, PointInfo, PointsFound, StoreError};
 use farside_wire::{PartHeader, SourceMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -78,6 +79,10 @@ pub(crate) enum Mail {
     Change { point: PointId, change: PointChange, reply: oneshot::Sender<Result<PointInfo, ApiError>> },
     /// Somebody has time to merge.
     MergeNext { reply: oneshot::Sender<MergeNext> },
+    /// Parts that merges wrote were met damaged by who read a point.
+    Spoiled { parts: BTreeSet<PartName> },
+    /// These are as they were published after all.
+    Sound { parts: BTreeSet<PartName>, reply: oneshot::Sender<()> },
     /// A look found more than it gave.
     MergeAgain { volume: VolumeId, point: Slot, reply: oneshot::Sender<()> },
     /// What came of writing a merge. The answer: whether its record was accepted.

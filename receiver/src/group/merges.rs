@@ -6,7 +6,7 @@ use farside_ledger::{Body, Map, Verdict, VolumeMeta};
 use farside_objects::Location;
 use farside_region::LayerKey;
 use farside_replication::target::AppendOutcome;
-use farside_store::{MergeLook, MergeTried};
+use farside_store::{MergeLook, MergeTried, SpoiledLook};
 use tokio::sync::oneshot;
 
 use super::{Group, Place};
@@ -20,6 +20,8 @@ const ROOM_BYTES: u64 = 192 << 20;
 pub(crate) enum MergeNext {
     /// This.
     Look(Box<MergeLook>),
+    /// First of all whether parts that are known to be damaged are sound again.
+    Spoiled(SpoiledLook),
     /// Ask again: something else was to be put first.
     Again,
     /// Nothing for a while.
@@ -56,6 +58,14 @@ impl Group {
         {
             self.submit(decree);
             self.merges.insert(self.submitted, Submitted::Decree { reply });
+            return;
+        }
+        // Also where nothing is merged: what was merged before keeps what it replaced meanwhile.
+        if let Place::Here(here) = &self.place
+            && let Some(look) = here.store.spoiled_look()
+        {
+            self.merging.why_not = self.why_no_merge();
+            let _ = reply.send(MergeNext::Spoiled(look));
             return;
         }
         let config = self.receiver.config();

@@ -59,6 +59,8 @@ impl Group {
                 let state = here.store.state();
                 found.lost(state, here.store.damaged_since().map(|since| Lost { since, parts: here.store.damaged_parts() }));
                 found.settle(state);
+                // What is not heard of yet comes with the next tick; what an earlier process knew was told to the store when it was opened.
+                found.spoiled = here.store.spoiled();
             }),
             Place::Here(_) | Place::Away { .. } => schedule.found(&self.names),
         }

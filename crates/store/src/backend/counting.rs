@@ -216,6 +216,9 @@ impl Backend for Counting {
         self.met().await;
         self.inner.get_range(name, offset, len).await
     }
+    async fn drop_cached(&self, name: &ObjectName) -> Result<()> {
+        self.inner.drop_cached(name).await
+    }
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
         let size = self.inner.size(name).await?;
         // Services say no more than "no" to a HEAD: what is not there is asked for in full.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::{Backend, Created, Listed, ObjectName, Page};
 use crate::error::{Result, StoreError};
@@ -505,6 +506,13 @@ impl Backend for DirBackend {
         let mut content = vec![0; usize::try_from(len).expect("a range fits memory")];
         file.read_exact_at(&mut content, offset).map_err(|e| self.io("reading", &path, 0, e).while_reading())?;
         Ok(content.into())
+    }
+
+    async fn drop_cached(&self, name: &ObjectName) -> Result<()> {
+        let Some(file) = self.open_file(name)? else { return Ok(()) };
+        // What was synced is clean, and so can be dropped; where a file system does not care, nothing is lost.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        Ok(())
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {

@@ -117,6 +117,9 @@ impl Backend for Faulty {
     async fn get_range(&self, name: &ObjectName, offset: u64, len: u64) -> Result<Bytes> {
         perhaps!(self, Op::Range, name, self.inner.get_range(name, offset, len))
     }
+    async fn drop_cached(&self, name: &ObjectName) -> Result<()> {
+        self.inner.drop_cached(name).await
+    }
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
         perhaps!(self, Op::Size, name, self.inner.size(name))
     }

@@ -19,7 +19,7 @@ use crate::repeats::REPEATING;
 use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume};
 use crate::{GroupStore, Repair, StoreReader};
 
-type Seen = Vec<(Slot, Vec<u8>, String)>;
+pub(super) type Seen = Vec<(Slot, Vec<u8>, String)>;
 
 fn record(store: &TempStore, slot: Slot) -> PathBuf {
     store.path().join(names().record(slot).as_str())
@@ -30,7 +30,7 @@ fn tear(store: &TempStore, slot: Slot) {
     fs::write(record(store, slot), b"torn").expect("write");
 }
 
-fn fuzzy(group: &mut GroupStore, volume: &mut TestVolume, records: u64) -> Slot {
+pub(super) fn fuzzy(group: &mut GroupStore, volume: &mut TestVolume, records: u64) -> Slot {
     let mut last = Slot(0);
     for _ in 0..records {
         last = volume.publish(group, LayerKind::Fuzzy, &[vec![(60, 1, Fill::Byte(9))]]).position.slot;
@@ -44,7 +44,7 @@ fn before(seen: &Seen, slot: Slot) -> Seen {
 }
 
 /// The points before a slot by now, or why one of them cannot be read.
-fn seen_before(store: &TempStore, volume: &TestVolume, slot: Slot) -> Result<Seen> {
+pub(super) fn seen_before(store: &TempStore, volume: &TestVolume, slot: Slot) -> Result<Seen> {
     let group = StoreReader::open(&store.path())?.group(&names())?;
     for point in group.points().into_iter().filter(|point| point.slot < slot) {
         group.point_reader(point.slot, volume.id())?;
@@ -53,21 +53,21 @@ fn seen_before(store: &TempStore, volume: &TestVolume, slot: Slot) -> Result<See
 }
 
 /// History with retained points, and after them a record that says nothing of them, in the slot that is given; then a merge.
-struct Merged {
-    store: TempStore,
-    group: GroupStore,
-    volume: TestVolume,
+pub(super) struct Merged {
+    pub(super) store: TempStore,
+    pub(super) group: GroupStore,
+    pub(super) volume: TestVolume,
     /// What the points hold.
-    truth: Seen,
+    pub(super) truth: Seen,
     /// A record after the points and before the map.
-    between: Slot,
+    pub(super) between: Slot,
     /// Files of parts that were merged.
-    old: Vec<PathBuf>,
+    pub(super) old: Vec<PathBuf>,
     /// And of those that took their place.
-    new: Vec<PathBuf>,
+    pub(super) new: Vec<PathBuf>,
 }
 
-fn merged(span: u64) -> Merged {
+pub(super) fn merged(span: u64) -> Merged {
     SPAN.set(span);
     let (store, mut group, mut volume) = store_of(4);
     group.prune(&KEEP_1).expect("prune");
@@ -88,7 +88,7 @@ fn merged(span: u64) -> Merged {
     Merged { store, group, volume, truth, between, old, new }
 }
 
-fn there(files: &[PathBuf]) -> usize {
+pub(super) fn there(files: &[PathBuf]) -> usize {
     files.iter().filter(|file| file.exists()).count()
 }
 

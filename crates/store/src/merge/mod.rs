@@ -11,6 +11,7 @@
 //! memory are one part, a piece of it that was read back, and the extents of an interval.
 
 mod choice;
+mod spoiled;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -20,7 +21,10 @@ use bytes::Bytes;
 use farside_keys::{ContentKeys, Sealer, Secret};
 use farside_layer::{Compression, Encoder, Footer, FrameDecoder, PartId, PartWriter, PushError};
 use farside_ledger::{Map, PackId, PartEntry, Policy, PrunedParts, State, VolumeMeta};
-use farside_region::{Geometry, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, MergeId, RegionSet, Slot, VolumeId, mutation};
+use farside_region::{
+    Geometry, GranuleDigest, GranuleIndex, GranuleRun, LayerKey, LedgerPosition, MergeId, RecordDigest, RegionSet, Slot,
+    VolumeId, mutation,
+};
 
 use crate::backend::{Created, ObjectName, block_on};
 use crate::error::{Result, StoreError};
@@ -35,6 +39,7 @@ use crate::segments::{FooterFault, Segments, runs_of};
 use crate::store::random;
 
 pub use choice::{MergePiece, choose_merges, freed_by};
+pub use spoiled::SpoiledLook;
 
 /// Footers read at once.
 const FOOTERS: usize = 32;
@@ -236,7 +241,31 @@ pub struct MergeLook {
     packs: BTreeMap<PackId, u64>,
     /// The ledger's next slot: a merge is in a later one than it was looked at.
     next: Slot,
+    history: History,
     interval: Interval,
+}
+
+/// The ledger that an interval was looked at in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct History {
+    /// How far it went.
+    position: Option<LedgerPosition>,
+    /// The point that ends the interval.
+    point: Slot,
+    digest: Option<RecordDigest>,
+}
+
+impl History {
+    fn of(state: &State, point: Slot) -> Self {
+        Self { position: state.position(), point, digest: state.digest_at(point) }
+    }
+
+    /// † Whether a ledger went on from there. A directory may be put back to an earlier moment meanwhile, and then other points are in the slots
+    /// that were looked at.
+    pub(crate) fn goes_on_in(&self, state: &State) -> bool {
+        let is_there = || self.position.is_none_or(|position| state.holds(&position));
+        mutation::on("L6 a merge is of any history") || is_there() && state.digest_at(self.point) == self.digest
+    }
 }
 
 /// Neighbouring parts that are worth merging, and what of them is needed.
@@ -274,6 +303,8 @@ pub struct MergesFound {
 pub struct MergeTried {
     /// Under which key something may have been put. If it is not to be appended, it is to be given up by name.
     pub key: LayerKey,
+    /// In which ledger its parts were looked at.
+    pub history: History,
     /// What.
     pub written: Result<MergeWritten>,
 }
@@ -291,14 +322,14 @@ impl MergeLook {
         let member = point.members.iter().find(|member| member.key.volume == interval.volume)?;
         let geometry = volume.meta().geometry.resized(member.volume_bytes).ok()?;
         let newest = volume.last_layer().map(|layer| layer.key);
-        let next = state.next_slot();
+        let (next, history) = (state.next_slot(), History::of(state, interval.point));
         let packs = interval.parts.iter().filter_map(|part| {
             let pack = part.place?.pack;
             Some((pack, state.packs().get(&pack)?.living_bytes))
         });
         let packs = packs.collect();
         let (volume, keys) = (volume.meta().clone(), (&volume.meta().digest_key).into());
-        Some(Self { segments, readers, writing, volume, keys, geometry, newest, packs, next, interval })
+        Some(Self { segments, readers, writing, volume, keys, geometry, newest, packs, next, history, interval })
     }
 
     /// The same, with the keys of an encrypted volume: see [`LazyPointReader::unlocked`](crate::PointReader::unlocked).
@@ -387,7 +418,7 @@ impl MergeLook {
         let id = MergeId::new(self.next, u64::from_le_bytes(*random()?.first_chunk::<8>().expect("sixteen bytes")));
         let key = LayerKey::of_merge(self.volume.id, id);
         self.writing.lock().insert(key);
-        Ok(MergeTried { key, written: self.write_as(id, found, goes_on) })
+        Ok(MergeTried { key, history: self.history, written: self.write_as(id, found, goes_on) })
     }
 
     fn write_as(&self, id: MergeId, found: &MergeFound, goes_on: &dyn Fn(u64) -> bool) -> Result<MergeWritten> {
@@ -424,8 +455,10 @@ impl MergeLook {
         Ok(MergeWritten { map, written_bytes, freed_bytes: found.freed_bytes })
     }
 
-    /// What lies in the store is what was written, to the last byte: it is to be all that is left of what it holds.
+    /// What lies in the store is what was written, to the last byte: it is to be all that is left of what it holds. In a directory what
+    /// the disk has is read, not what memory has of it.
     fn read_back(&self, object: &ObjectName, written: &Bytes, goes_on: &dyn Fn(u64) -> bool) -> Result<()> {
+        block_on(self.segments.backend.drop_cached(object))?;
         let strange = |why: String| self.unusable(self.volume.name.to_string(), object.to_string(), why);
         for start in (0..written.len()).step_by(READ_BACK_BYTES) {
             let end = written.len().min(start + READ_BACK_BYTES);
@@ -519,6 +552,7 @@ impl MergeLook {
     }
 
     fn damaged(&self, part: &Part, why: String) -> StoreError {
+        self.segments.spoil(&part.name);
         let segment = self.segments.locate(&self.volume.name, part).object.to_string();
         self.unusable(self.volume.name.to_string(), segment, why)
     }
@@ -659,6 +693,9 @@ mod churn_tests;
 
 #[cfg(test)]
 mod loss_tests;
+
+#[cfg(test)]
+mod rot_tests;
 
 #[cfg(test)]
 mod days_tests;
