@@ -654,6 +654,33 @@ fn what_a_rollback_discards_is_shown_and_pinned_before_that() {
     old.check_store();
 }
 
+/// A person takes one volume back by itself: what the stand-in published is pinned before that, as by a rollback of its group.
+#[test]
+fn what_one_volume_discards_by_a_resync_is_pinned_before_that() {
+    let mut old = Site::with_volume(BYTES, "200ms", 1000);
+    let target = lost(&mut old);
+    let mut new = stand_in(&old, &target);
+    write(&new, 3, 100);
+    new.wait_quiet();
+    old.start_daemon();
+    fenced(&old);
+    write(&old, 4, 20);
+    let (own, theirs, last) = (disk(&old), disk(&new), newest(&old));
+    assert!(own != theirs && discarded(&old).is_empty());
+    let resync = || old.farside().args(["volume", "resync", "data", "--accept", "fenced"]).output().expect("it starts");
+    let taken_back = resync();
+    assert!(taken_back.status.success() && discarded(&old) == [last.as_str()], "{taken_back:?}");
+    old.wait_quiet();
+    assert!(disk(&old) == own, "its disk was changed");
+    assert_newest_is(&old, &own);
+    assert!(opened(&old, &last, |open| open) == theirs, "it is not what the stand-in wrote");
+    let again = resync();
+    assert!(again.status.code() == Some(4) && String::from_utf8_lossy(&again.stderr).contains("not Fenced"), "{again:?}");
+    assert_eq!(discarded(&old), [last.as_str()]);
+    new.daemon.take().expect("it runs").stop();
+    old.check_store();
+}
+
 /// A copy that is to be failed over once more may be alive, too: while nobody is fenced it stands in as before, may show itself, and a person may
 /// give the second failover up.
 #[test]
