@@ -407,7 +407,7 @@ fn repair_groups(
             continue;
         }
         found = true;
-        let mut group = store.group(&names.source, &names.group)?;
+        let mut group = store.group_unswept(&names.source, &names.group)?;
         while let Some(plan) = group.repair_plan().map_err(unreadable)? {
             if !yes && !agreed(global, &group, &plan)? {
                 let message = format!("the ledger of {names} stays as it is");

@@ -21,7 +21,7 @@ use farside_ledger::{Body, Policy, State, group_id};
 use farside_objects::Location;
 use farside_region::{LayerKey, Name, Slot, VolumeId};
 use farside_replication::target::{self, Config, Event, LandedLayer, SessionId, Target};
-use farside_store::{GroupNames, GroupStore};
+use farside_store::{GroupNames, GroupStore, KnownDamage, SpoiledParts};
 use farside_transport::{Backoff, CloseCode};
 use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
@@ -105,6 +105,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             changing: BTreeMap::new(),
             merges: BTreeMap::new(),
             merging: MergeStanding::default(),
+            spoiled: SpoiledParts::default(),
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
             last_failure: None,
@@ -169,6 +170,8 @@ struct Group {
     /// Records about merges that have no verdict yet, by their submission.
     merges: BTreeMap<u64, Submitted>,
     merging: MergeStanding,
+    /// What readers of it met damaged, and no store that was opened has heard of yet.
+    spoiled: SpoiledParts,
     /// When a layer was announced, for the lag.
     beginnings: BTreeMap<LayerKey, Instant>,
     /// When the cut of the newest point of a volume was announced, as far as this process saw it.
@@ -329,13 +332,14 @@ impl Group {
                 let _ = reply.send(());
             }
             Mail::Spoiled { parts } => {
-                if let Place::Here(here) = &mut self.place {
-                    here.store.spoil(parts);
-                }
+                // Also while its store is away: it is told when it is opened.
+                self.spoiled.add(parts);
+                self.hear_of_damage();
             }
             Mail::Sound { parts, reply } => {
                 if let Place::Here(here) = &mut self.place {
-                    here.store.sound(parts);
+                    let sound = here.store.sound(&parts);
+                    self.receiver.schedule.change_found(&self.names, |found| found.spoiled.retain(|part| !sound.contains(part)));
                 }
                 let _ = reply.send(());
             }
@@ -409,6 +413,7 @@ impl Group {
                     return;
                 }
                 here.store.hear_of_damage();
+                here.store.spoil(self.receiver.schedule.found(&self.names).spoiled.iter().copied());
                 // What frees no disk waits until the service answers again: each request that it does not answer is time in which nobody is heard.
                 let is_away = here.target.trouble().is_some() && matches!(self.receiver.config().store, Location::Bucket(_));
                 if !here.store.is_swept()
@@ -442,12 +447,28 @@ impl Group {
         (std::mem::replace(&mut here.spent, spent) != spent).then_some(Event::Budget { spent })
     }
 
+    /// What was met damaged is known to the store, and for the next one that is opened.
+    fn hear_of_damage(&mut self) {
+        if let Place::Here(here) = &mut self.place {
+            here.store.hear_of_damage();
+            let spoiled = here.store.spoiled();
+            if !spoiled.is_empty() {
+                self.receiver.schedule.change_found(&self.names, |found| found.spoiled.extend(spoiled));
+            }
+        }
+    }
+
     /// Opens the group.
     fn enter(&mut self) {
         let opened = match self.receiver.vault.current() {
             Ok((store, generation)) => {
-                match store.group_with(&self.names.source, &self.names.group, &self.receiver.schedule.found(&self.names).spoiled)
-                {
+                let found = self.receiver.schedule.found(&self.names);
+                let known = KnownDamage {
+                    met: self.spoiled.clone(),
+                    spoiled: found.spoiled.clone(),
+                    may_be_any: found.forgotten.is_some(),
+                };
+                match store.group_with(&self.names.source, &self.names.group, known) {
                     Ok(group) => Ok((group, generation, store.id())),
                     Err(error) => {
                         self.not_opened(&store, generation, &error);
@@ -531,6 +552,7 @@ impl Group {
     }
 
     fn leave_with(&mut self, words: String, delay: Duration) {
+        self.hear_of_damage();
         for session in std::mem::take(&mut self.sessions).into_values() {
             session.send(&ReceiverMessage::Refusal(refusal(RefusalCode::Store, &words)));
             session.close(CloseCode::Refused, &words);

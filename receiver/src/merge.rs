@@ -149,14 +149,10 @@ impl Runner {
     /// Looks whether parts that are known to be damaged are sound again.
     fn look_at_spoiled(&self, group: &GroupHandle, look: &SpoiledLook) {
         let paced = Paced::new(&self.receiver);
-        match look.sound(&|bytes| paced.waits(bytes, || true)) {
-            Ok(parts) if parts.is_empty() => {}
-            Ok(parts) => {
-                tracing::info!(group = %group.names(), parts = parts.len(), "parts that were damaged are sound again");
-                let _ = self.ask(group, |reply| Mail::Sound { parts, reply });
-            }
-            Err(StoreError::Stopped) => {}
-            Err(error) => tracing::warn!(group = %group.names(), %error, "parts that are damaged could not be read again"),
+        let parts = look.sound(&|bytes| paced.waits(bytes, || true));
+        if !parts.is_empty() {
+            tracing::info!(group = %group.names(), parts = parts.len(), "parts that were damaged are sound again");
+            let _ = self.ask(group, |reply| Mail::Sound { parts, reply });
         }
     }
 

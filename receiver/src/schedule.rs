@@ -418,6 +418,8 @@ impl Runner {
         let said_since = Mutex::new(None);
         let progress = |looked: Looked| {
             self.receiver.schedule.meet(&self.receiver, group, (id_of(point), looked), &said_since, is_kept);
+            // This may take days, and what others met meanwhile, in any group, is to outlive a power cut.
+            self.receiver.schedule.keep(&self.receiver.state_dir);
             // Of what came since: the rate may have been another one before.
             let rate = self.receiver.config().verify.rate.bytes_per_s();
             let (since, so_far) = *paced.lock().unwrap_or_else(PoisonError::into_inner);

@@ -241,7 +241,7 @@ pub(crate) fn verify_opened(
     readers: impl IntoIterator<Item = Result<PointReader, StoreError>>,
     threads: usize,
     progress: &(dyn Fn(Looked) -> bool + Sync),
-    spoiled: impl Fn(BTreeSet<PartName>),
+    spoiled: impl Fn(BTreeSet<PartName>) + Sync,
     mut found: impl FnMut(VerifiedVolume, Option<Slot>),
 ) -> Result<(), StoreError> {
     let mut before = Looked::default();
@@ -253,12 +253,15 @@ pub(crate) fn verify_opened(
             damaged_regions: before.damaged_regions + looked.damaged_regions,
             damaged_since: before.damaged_since.into_iter().chain(looked.damaged_since).min(),
         };
-        let verified = verify_point(&reader, threads, DAMAGE_LISTED_MAX, &|looked| progress(together(looked)));
-        // However it ended.
-        let spoiled_parts = reader.take_spoiled();
-        if !spoiled_parts.is_empty() {
-            spoiled(spoiled_parts);
-        }
+        // † At once: what is to be kept for them may be due to be deleted before all is read.
+        let tell = || Some(reader.take_spoiled()).filter(|parts| !parts.is_empty()).into_iter().for_each(&spoiled);
+        let verified = verify_point(&reader, threads, DAMAGE_LISTED_MAX, &|looked| {
+            if looked.damaged_regions > 0 {
+                tell();
+            }
+            progress(together(looked))
+        });
+        tell(); // however it ended
         let verified = verified?;
         before = together(Looked {
             done_bytes: reader.geometry().volume_bytes(),

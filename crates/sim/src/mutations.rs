@@ -542,6 +542,7 @@ pub const MUTATIONS: &[Mutation] = &[
     seeds("what a merge replaced goes before a checkpoint covers it", 400, Some(torn_merges)),
     story("L4 rot in a merged part keeps nothing", STORE, "rot_tests::l4_what_rotted_after_a_merge_keeps_what_it_replaced"),
     story("L6 a merge is of any history", STORE, "rot_tests::l6_a_merge_of_another_history_is_put_on_no_record"),
+    story("a merge holds deletions up while it waits", STORE, "merge_tests::a_merge_that_waits_holds_up_no_deletion"),
     story("a merge across a retained point", STORE, "image_tests::a_merge_across_a_point_would_take_from_it_what_it_shows"),
     story("a merge of what a pinned point needs", STORE, "loss_tests::l4_a_pin_keeps_the_parts_of_a_reader_without_a_lease"),
     story("a merge whose point is gone", STORE, "image_tests::a_merge_without_its_point_would_take_what_another_point_shows"),

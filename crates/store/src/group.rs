@@ -44,6 +44,7 @@ use crate::repeats::Repeats;
 use crate::replay::{Torn, Unusable, decode, get, index_all, lost_claim, lost_pack, parallel, replay};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
+use crate::spoiled::KnownDamage;
 use crate::store::{Shared, random};
 
 /// Unreadable regions of a volume and a layer that are judged one by one.
@@ -187,11 +188,14 @@ pub struct GroupStore {
     checkpoints: Checkpoints,
     /// What the next record's object repeats.
     repeats: Repeats,
+    known: KnownDamage,
+    /// Whether something is deleted unasked: not by who does not know what was met damaged.
+    sweeps: bool,
 }
 
 impl GroupStore {
-    pub(crate) fn open(shared: Arc<Shared>, names: GroupNames, id: GroupId, spoiled: &BTreeSet<PartName>) -> Result<Self> {
-        let segments = Arc::new(Segments::new(Arc::clone(&shared.backend), names));
+    pub(crate) fn open(shared: Arc<Shared>, names: GroupNames, id: GroupId, known: KnownDamage, sweeps: bool) -> Result<Self> {
+        let segments = Arc::new(Segments::telling(Arc::clone(&shared.backend), names, known.met.clone()));
         let backend = &*segments.backend;
         // Before the ledger: a claim that comes meanwhile is in what is replayed.
         let folders = if shared.is_dir { Vec::new() } else { terms_of_segments(&segments)? };
@@ -228,6 +232,8 @@ impl GroupStore {
             packs: packs::Packs::default(),
             checkpoints,
             repeats: Repeats::default(),
+            known,
+            sweeps,
         };
         let mut there = Vec::new();
         if group.torn.is_none() {
@@ -253,7 +259,7 @@ impl GroupStore {
             tracing::warn!(group = %group.names(), "no part of their volumes and none of their points is pruned until damaged segments come back or are sent again");
         }
         // Before anything is swept.
-        group.spoil(spoiled.iter().copied());
+        group.spoil_what_is_known();
         if whole && group.shared.is_dir {
             group.sort_out(there);
             group.sweep_in_passing();
@@ -950,9 +956,18 @@ impl GroupStore {
 
     /// What cannot be deleted now is deleted later, and nothing else waits for that.
     fn sweep_in_passing(&mut self) {
+        if !self.sweeps {
+            return;
+        }
         if let Err(error) = self.sweep() {
             tracing::warn!(group = %self.names(), %error, "dead segments could not be deleted yet");
         }
+    }
+
+    /// For tests that read beside it.
+    #[cfg(test)]
+    pub(crate) fn segments(&self) -> &Segments {
+        &self.segments
     }
 
     /// What the landing of a receiver that starts now would find.

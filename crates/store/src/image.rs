@@ -88,6 +88,9 @@ const BEFORE_A_CHECKPOINT: &str = "what a merge replaced goes before a checkpoin
 /// The mistake of keeping what a merged part replaced only where its footer is damaged.
 const ROT_IS_NOBODYS: &str = "L4 rot in a merged part keeps nothing";
 
+/// Slots after which a merge that the ledger does not name was given up, or never was in it.
+const LONG_AGO: u64 = 1 << 14;
+
 /// The most points that one prune record gives up.
 pub const PRUNE_POINTS_MAX: usize = 1024;
 /// The most parts that one prune record names.
@@ -114,8 +117,8 @@ pub struct GroupImage {
     damaged: BTreeSet<PartNo>,
     /// Whose they are.
     unknown: BTreeSet<VolumeId>,
-    /// Parts of merges that were found damaged, wherever something of them lies.
-    damaged_merges: BTreeSet<PartName>,
+    /// Parts of merges that were found damaged, wherever something of them lies, and how often they were met so.
+    damaged_merges: BTreeMap<PartName, u64>,
     replaced: Replaced,
     /// Replay began at this slot: a checkpoint covers those before.
     begun: Slot,
@@ -134,7 +137,7 @@ impl GroupImage {
             indexed: None,
             damaged: BTreeSet::new(),
             unknown: BTreeSet::new(),
-            damaged_merges: BTreeSet::new(),
+            damaged_merges: BTreeMap::new(),
             replaced: Replaced::default(),
             begun: Slot(0),
         }
@@ -240,7 +243,7 @@ impl GroupImage {
             if !whole {
                 self.damaged.insert(no);
                 self.unknown.insert(map.volume);
-                self.damaged_merges.extend(self.parts.get(no).map(|part| part.name));
+                self.damaged_merges.extend(self.parts.get(no).map(|part| (part.name, 0)));
                 continue;
             }
             // What replay would find: what it holds went when the last went that held any of it. Where something of that lives on, in
@@ -286,27 +289,42 @@ impl GroupImage {
         self.begun
     }
 
-    /// A part that a merge wrote was met damaged, whatever its footer says: what it replaced may be all that is left of its content.
-    pub(crate) fn spoil(&mut self, part: PartName) {
-        if part.layer.merge().is_some() && self.parts.id(&part).is_some() && !mutation::on(ROT_IS_NOBODYS) {
-            self.damaged_merges.insert(part);
+    /// A part that a merge wrote is damaged, whatever its footer says: what it replaced may be all that is left of its content. Also of one that the
+    /// ledger does not name (yet, or any more, where it is torn). `is_met`: somebody met that just now.
+    pub(crate) fn spoil(&mut self, part: PartName, is_met: bool) {
+        if part.layer.merge().is_some() && !mutation::on(ROT_IS_NOBODYS) {
+            *self.damaged_merges.entry(part).or_default() += u64::from(is_met);
         }
     }
 
-    /// A part that a merge wrote was read in full and is as it was published.
-    pub(crate) fn is_sound(&mut self, part: &PartName) {
-        self.damaged_merges.remove(part);
+    /// A part that a merge wrote was read in full and is as it was published; nobody met it damaged since it was met so often.
+    pub(crate) fn is_sound(&mut self, part: &PartName, met: u64) -> bool {
+        let is_damaged = |no| self.damaged.contains(&no);
+        let is_over = self.damaged_merges.get(part) == Some(&met) && !self.parts.id(part).is_some_and(is_damaged);
+        is_over && self.damaged_merges.remove(part).is_some()
     }
 
-    /// The parts of merges that are known to be damaged.
-    pub(crate) fn spoiled(&self) -> impl Iterator<Item = (PartNo, PartName)> + '_ {
-        self.damaged_merges.iter().filter_map(|name| Some((self.parts.id(name)?, *name)))
+    /// The published parts of merges that are known to be damaged, and how often each was met.
+    pub(crate) fn spoiled(&self) -> impl Iterator<Item = (PartNo, PartName, u64)> + '_ {
+        self.damaged_merges.iter().filter_map(|(name, met)| Some((self.parts.id(name)?, *name, *met)))
+    }
+
+    /// Those, and what may be published still, as far as the ledger tells.
+    pub(crate) fn known_spoiled(&self) -> impl Iterator<Item = PartName> + '_ {
+        self.damaged_merges.keys().copied().filter(|part| !self.is_past(part))
+    }
+
+    /// Whether a part that a merge wrote was given up, or is none of this ledger's, as far as that tells.
+    pub(crate) fn is_past(&self, part: &PartName) -> bool {
+        let is_given_up = || self.state.published(&part.layer).is_some_and(|known| known.given_up.contains(&part.number));
+        let since = part.layer.merge().map_or(0, |merge| merge.since().0);
+        self.parts.id(part).is_none() && (is_given_up() || since.saturating_add(LONG_AGO) < self.state.next_slot().0)
     }
 
     /// Whether parts that a merge replaced may be all that is left of their content, as a merged part is damaged: any that were born in that
     /// slot or later, of that volume if one is given.
     pub(crate) fn is_spoiled(&self, volume: Option<VolumeId>, born: Slot) -> bool {
-        let mut merges = self.spoiled().filter_map(|(no, _)| self.parts.get(no));
+        let mut merges = self.spoiled().filter_map(|(no, ..)| self.parts.get(no));
         merges.any(|merge| volume.is_none_or(|volume| merge.name.layer.volume == volume) && born <= merge.born)
     }
 
@@ -371,7 +389,8 @@ impl GroupImage {
         if runs.is_damaged() {
             self.damaged.insert(no); // alive, whatever was counted
             self.unknown.insert(layer.volume);
-            self.damaged_merges.extend(parts.get(no).map(|part| part.name).filter(|name| name.layer.merge().is_some()));
+            let of_merge = parts.get(no).map(|part| part.name).filter(|name| name.layer.merge().is_some());
+            self.damaged_merges.extend(of_merge.map(|name| (name, 0)));
             return;
         }
         parts.settle(no, slot);

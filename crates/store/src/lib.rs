@@ -57,6 +57,7 @@ mod restore;
 mod scale_tests;
 mod segments;
 mod space;
+mod spoiled;
 mod store;
 mod stream;
 mod target;
@@ -89,7 +90,8 @@ pub use leases::{Held, Leases};
 pub use liveness::{MUTATION_RETAINED_POINTS_ONLY, Part, PartName, Parts};
 pub use locks::{DeletionGuard, ReaderLock, WriterLock};
 pub use merge::{
-    LaidParts, MergeFound, MergeLook, MergePiece, MergeTried, MergeWritten, MergesFound, SpoiledLook, choose_merges, freed_by,
+    LaidParts, MergeFound, MergeLook, MergePiece, MergeTried, MergeWritten, MergesFound, SoundParts, SpoiledLook, choose_merges,
+    freed_by,
 };
 pub use names::{CHECKPOINT_SLOTS, GroupNames, GroupObject, SLOTS_PER_FOLDER};
 pub use points::{MemberInfo, PointInfo, PointsFound, find_points, point_ends};
@@ -99,6 +101,7 @@ pub use resting::RestingGroup;
 pub use restore::{RestoreOptions, RestoreReport, RestoreTarget, check_restorable, restore_to};
 pub use segments::runs_of;
 pub use space::{RESERVE_BYTES_MIN, Space};
+pub use spoiled::{KnownDamage, SpoiledParts};
 pub use store::{Listing, STORE_VERSION, Store};
 pub use stream::restore_stream;
 pub use target::{Existing, FileTarget};

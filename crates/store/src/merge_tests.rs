@@ -1,14 +1,17 @@
+use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
 
 use farside_keys::{Argon2Cost, GroupKey, Keeper, Secret, Wrapping};
 use farside_ledger::{Body, Decree, LayerKind, Verdict, VoidReason};
+use farside_region::mutation::tell;
 use farside_region::{RegionIndex, Term};
 
 use super::*;
 use crate::backend::Backend;
 use crate::backend::counting::{Counting, Request, Sort};
 use crate::backend::memory::Memory;
+use crate::locks::DeletionGuard;
 use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume, name};
 use crate::{GroupNames, GroupReader, GroupStore, PointReader, Store, StoreReader, Unlocking, check};
 
@@ -227,6 +230,28 @@ fn who_reads_while_parts_are_merged_reads_on() {
 
 pub(super) fn file_of(store: &TempStore, volume: &TestVolume, part: &PartName) -> PathBuf {
     store.path().join(names().segment(&volume.meta.name, part).as_str())
+}
+
+/// All groups of a directory delete under one lock: whoever merges has it while he reads, and not while he waits for his rate.
+#[test]
+fn a_merge_that_waits_holds_up_no_deletion() {
+    tell(&[("a merge holds deletions up while it waits", "nobody may delete while it waits")], || {
+        let (store, mut group, _) = store_of(4);
+        group.prune(&KEEP_1).expect("prune");
+        let waits = Cell::new(0);
+        let may_delete = |_| {
+            waits.set(waits.get() + 1);
+            assert!(DeletionGuard::try_take(&store.path()).expect("lock").is_some(), "nobody may delete while it waits");
+            true
+        };
+        let look = group.merge_look(&KEEP_1, false).expect("something to look at");
+        let found = look.find(&may_delete).expect("find").merges.into_iter().next().expect("something to merge");
+        let looked = waits.get();
+        let tried = look.write(&found, &may_delete).expect("an id");
+        assert!(looked > 0 && waits.get() > looked + 2, "it reads, writes and reads back");
+        let body = group.merge_written(tried).expect("it may be merged");
+        assert_eq!(group.append(body).expect("append").verdict, Verdict::Accepted);
+    });
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::image::{PartRuns, parts_of};
 use crate::index::PartNo;
 use crate::keys::Unlocking;
 use crate::liveness::{Part, PartName};
-use crate::merge::{Interval, Intervals, MergeLook, MergeTried, SpoiledLook, Writing};
+use crate::merge::{Interval, Intervals, MergeLook, MergeTried, SoundParts, SpoiledLook, Writing};
 use crate::replay::Slots;
 use crate::segments::{FooterFault, runs_of};
 
@@ -77,14 +77,29 @@ impl GroupStore {
         Some(said)
     }
 
-    /// These parts, which merges wrote, were met damaged by who read points: what they replaced stays in the store, as far as it is there
-    /// still, until they were read and are sound ([`GroupStore::spoiled_look`]) or are given up.
+    /// These parts, which merges wrote, are damaged: what they replaced stays in the store, as far as it is there still, until they were read
+    /// and are sound ([`GroupStore::spoiled_look`]) or are given up.
     pub fn spoil(&mut self, parts: impl IntoIterator<Item = PartName>) {
+        self.spoil_as(parts, false);
+    }
+
+    fn spoil_as(&mut self, parts: impl IntoIterator<Item = PartName>, is_met: bool) {
         let before = self.image.spoiled().count();
-        parts.into_iter().for_each(|part| self.image.spoil(part));
+        parts.into_iter().for_each(|part| self.image.spoil(part, is_met));
         let now = self.image.spoiled().count();
         if now > before {
             tracing::error!(group = %self.names(), parts = now, "parts that were merged are damaged: what they replaced is kept from now on");
+        }
+    }
+
+    /// What was known before the group was opened.
+    pub(super) fn spoil_what_is_known(&mut self) {
+        let known = self.known.spoiled.clone();
+        self.spoil(known);
+        if self.known.may_be_any {
+            let parts = self.image.parts().iter().map(|(_, part)| part.name).filter(|name| name.layer.merge().is_some());
+            let parts: Vec<PartName> = parts.collect();
+            self.spoil(parts);
         }
     }
 
@@ -92,29 +107,34 @@ impl GroupStore {
     pub fn hear_of_damage(&mut self) {
         let met = self.segments.take_spoiled();
         if !met.is_empty() {
-            self.spoil(met);
+            self.spoil_as(met, true);
         }
     }
 
-    /// The parts that merges wrote and that are known to be damaged.
+    /// The parts that merges wrote and that are known to be damaged, those among them that a ledger that is torn does not name.
     pub fn spoiled(&self) -> BTreeSet<PartName> {
-        self.image.spoiled().map(|(_, name)| name).collect()
+        self.image.known_spoiled().collect()
     }
 
-    /// Those parts, for a thread that has time to see whether they are sound again; `None`: there are none.
+    /// Whether a part that a merge wrote was given up, or is none of this ledger's: nothing is kept for it.
+    pub fn is_past(&self, part: &PartName) -> bool {
+        self.image.is_past(part)
+    }
+
+    /// Those that are published, for a thread that has time to see whether they are sound again; `None`: there are none.
     pub fn spoiled_look(&self) -> Option<SpoiledLook> {
-        let of = |(no, name): (PartNo, PartName)| {
-            Some((self.image.parts().get(no)?.clone(), self.state().volume(name.layer.volume)?.meta().clone()))
+        let of = |(no, name, met): (PartNo, PartName, u64)| {
+            Some((self.image.parts().get(no)?.clone(), self.state().volume(name.layer.volume)?.meta().clone(), met))
         };
-        let parts: Vec<(Part, VolumeMeta)> = self.image.spoiled().filter_map(of).collect();
+        let parts: Vec<(Part, VolumeMeta, u64)> = self.image.spoiled().filter_map(of).collect();
         (!parts.is_empty()).then(|| SpoiledLook { segments: Arc::clone(&self.segments), parts })
     }
 
-    /// These were read in full and are as they were published. Where a footer was damaged, whoever opens the group next sees that.
-    pub fn sound(&mut self, parts: impl IntoIterator<Item = PartName>) {
-        if !self.image.has_unknown() {
-            parts.into_iter().for_each(|part| self.image.is_sound(&part));
-        }
+    /// These were read in full and are as they were published, which lets go of those that nobody has met damaged since; says of which. Where a
+    /// footer was damaged when the group was opened, whoever opens it next sees that.
+    pub fn sound(&mut self, sound: &SoundParts) -> BTreeSet<PartName> {
+        self.hear_of_damage();
+        sound.0.iter().filter(|(part, met)| self.image.is_sound(part, **met)).map(|(part, _)| *part).collect()
     }
 
     /// An interval that may have parts worth merging; `None`: none has, or nothing is merged ([`GroupStore::why_not_merged`]). For

@@ -147,7 +147,11 @@ impl GroupStore {
                 return Err(Torn { why, ..torn }.error(self.names()));
             }
         }
-        let group = Self::open(std::sync::Arc::clone(&self.shared), self.names().clone(), self.state().group(), &self.spoiled())?;
+        let group = {
+            let mut known = self.known.clone();
+            known.spoiled.extend(self.spoiled());
+            Self::open(std::sync::Arc::clone(&self.shared), self.names().clone(), self.state().group(), known, self.sweeps)?
+        };
         *self = group;
         match &self.torn {
             // † One at a time: what is to be given up of those that follow nobody agreed to yet.

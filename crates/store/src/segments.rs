@@ -4,10 +4,10 @@
 //! number. Content is checked by whoever decodes frames with it.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use farside_layer::{Footer, FrameDecoder, PartError, RunKind, TRAILER_BYTES};
+use farside_layer::{Footer, FrameDecoder, FrameRef, PartError, RunKind, TRAILER_BYTES};
 use farside_ledger::{Body, Record, State, VolumeMeta};
 use farside_region::{GranuleRun, LedgerPosition, Name, RecordDigest, RegionSet, Slot, VolumeId, mutation};
 
@@ -18,6 +18,7 @@ use crate::index::Content;
 use crate::liveness::{Part, PartName};
 use crate::names::{GroupNames, GroupObject};
 use crate::replay::{Unusable, find_record, read_slot};
+use crate::spoiled::SpoiledParts;
 
 /// Bytes of footers kept in memory, per group that is open.
 const CACHE_BYTES_MAX: usize = 32 << 20;
@@ -33,7 +34,7 @@ pub(crate) struct Segments {
     pub(crate) names: GroupNames,
     cache: Mutex<Cache>,
     /// Parts that merges wrote and whoever reads through this met damaged.
-    spoiled: Mutex<BTreeSet<PartName>>,
+    spoiled: SpoiledParts,
 }
 
 #[derive(Debug, Default)]
@@ -85,7 +86,12 @@ pub(crate) enum FooterFault {
 
 impl Segments {
     pub(crate) fn new(backend: Arc<dyn Backend>, names: GroupNames) -> Self {
-        Self { backend, names, cache: Mutex::default(), spoiled: Mutex::default() }
+        Self::telling(backend, names, SpoiledParts::default())
+    }
+
+    /// The same, for readers that tell there what they meet damaged.
+    pub(crate) fn telling(backend: Arc<dyn Backend>, names: GroupNames, spoiled: SpoiledParts) -> Self {
+        Self { backend, names, cache: Mutex::default(), spoiled }
     }
 
     /// The object that a part has if it has one of its own.
@@ -103,6 +109,15 @@ impl Segments {
 
     /// The footer of a published part.
     pub(crate) fn footer(&self, volume: &Name, part: &Part) -> Result<Arc<Footer>, FooterFault> {
+        self.footer_as_it_is(volume, part).inspect_err(|fault| {
+            if matches!(fault, FooterFault::Damaged(_)) {
+                self.spoil(&part.name);
+            }
+        })
+    }
+
+    /// The same, for who tells nobody.
+    pub(crate) fn footer_as_it_is(&self, volume: &Name, part: &Part) -> Result<Arc<Footer>, FooterFault> {
         // A part that was sent again has the name of what it replaces, and is another.
         if let Some(footer) = self.cached(&part.name).filter(|f| check_identity(f, part).is_ok()) {
             return Ok(footer);
@@ -199,34 +214,30 @@ impl Segments {
             Err(FooterFault::Damaged(_)) => return Ok(None), // all of it is
         };
         let Some(frame) = footer.frames().iter().find(|f| f.offset == offset && f.kind == RunKind::Data) else { return Ok(None) };
-        let bad = |why: String| Ok(Some((frame.run, why)));
-        let at = self.locate(&volume.name, part);
-        let stored = match block_on(self.backend.get_range(&at.object, at.byte(offset.into()), frame.stored_bytes.into())) {
-            Ok(stored) => stored,
-            Err(StoreError::NotFound { .. }) => return bad("it is missing".into()),
-            Err(StoreError::Unreadable { source, .. }) => return bad(format!("it cannot be read: {source}")),
-            Err(error) => return Err(error),
-        };
-        match FrameDecoder::new(&volume.digest_key).check(&footer, frame, &stored, &mut Vec::new()) {
-            Ok(()) => Ok(None),
-            Err(error) => bad(error.to_string()),
-        }
+        Ok(self.fault_of(volume, part, &footer, frame)?.map(|why| (frame.run, why)))
     }
 
-    /// A part's content was met damaged. Of one that a merge wrote it matters: what it replaced may lie in the store still.
+    /// Reads a frame of a part and holds it against its digests: what is wrong with it.
+    pub(crate) fn fault_of(&self, volume: &VolumeMeta, part: &Part, footer: &Footer, frame: &FrameRef) -> Result<Option<String>> {
+        let at = self.locate(&volume.name, part);
+        let stored = match block_on(self.backend.get_range(&at.object, at.byte(frame.offset.into()), frame.stored_bytes.into())) {
+            Ok(stored) => stored,
+            Err(StoreError::NotFound { .. }) => return Ok(Some("it is missing".into())),
+            Err(StoreError::Unreadable { source, .. }) => return Ok(Some(format!("it cannot be read: {source}"))),
+            Err(error) => return Err(error),
+        };
+        let checked = FrameDecoder::new(&volume.digest_key).check(footer, frame, &stored, &mut Vec::new());
+        Ok(checked.err().map(|error| error.to_string()))
+    }
+
+    /// A part was met damaged. Of one that a merge wrote it matters: what it replaced may lie in the store still.
     pub(crate) fn spoil(&self, part: &PartName) {
-        if part.layer.merge().is_some() {
-            self.lock_spoiled().insert(*part);
-        }
+        self.spoiled.add([*part]);
     }
 
     /// Takes out the parts of merges that were met damaged since.
     pub(crate) fn take_spoiled(&self) -> BTreeSet<PartName> {
-        std::mem::take(&mut self.lock_spoiled())
-    }
-
-    fn lock_spoiled(&self) -> MutexGuard<'_, BTreeSet<PartName>> {
-        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner)
+        self.spoiled.take()
     }
 
     /// Takes a footer that was read where the part came from, so that nobody fetches it.

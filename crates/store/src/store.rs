@@ -19,11 +19,11 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{Backend, Created, DirBackend, ObjectName, block_on};
 use crate::error::{Result, StoreError};
 use crate::group::GroupStore;
-use crate::liveness::PartName;
 use crate::locks::{ReaderLock, Readers, WriterLock};
 use crate::names::{self, GroupNames};
 use crate::probe;
 use crate::space::Space;
+use crate::spoiled::KnownDamage;
 
 /// The version of the store's layout that this program reads and writes.
 pub const STORE_VERSION: u32 = 1;
@@ -231,14 +231,26 @@ impl Store {
     /// # Errors
     /// [`StoreError::ForeignGroup`]; what the file system says.
     pub fn group(&self, source: &Name, group: &Name) -> Result<GroupStore> {
-        self.group_with(source, group, &BTreeSet::new())
+        self.group_as(source, group, KnownDamage::default(), true)
     }
 
-    /// The same where parts that merges wrote are known to be damaged, as of [`GroupStore::spoiled`]: what they replaced is not swept.
+    /// The same for who knows what was met damaged of it: nothing goes that may be needed for that.
     ///
     /// # Errors
     /// Those of [`Store::group`].
-    pub fn group_with(&self, source: &Name, group: &Name, spoiled: &BTreeSet<PartName>) -> Result<GroupStore> {
+    pub fn group_with(&self, source: &Name, group: &Name, known: KnownDamage) -> Result<GroupStore> {
+        self.group_as(source, group, known, true)
+    }
+
+    /// The same for who does not know what was met damaged, since a receiver keeps that: nothing is deleted unasked.
+    ///
+    /// # Errors
+    /// Those of [`Store::group`].
+    pub fn group_unswept(&self, source: &Name, group: &Name) -> Result<GroupStore> {
+        self.group_as(source, group, KnownDamage::default(), false)
+    }
+
+    fn group_as(&self, source: &Name, group: &Name, known: KnownDamage, sweeps: bool) -> Result<GroupStore> {
         let names = GroupNames::new(source.clone(), group.clone());
         let id = group_id(source, group);
         let backend = &*self.shared.backend;
@@ -256,7 +268,7 @@ impl Store {
         } else {
             read?;
         }
-        GroupStore::open(Arc::clone(&self.shared), names, id, spoiled)
+        GroupStore::open(Arc::clone(&self.shared), names, id, known, sweeps)
     }
 
     /// Whether the store itself is there, is the one that was opened, and answers. What is in the way of one of its groups is about that group

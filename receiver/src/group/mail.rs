@@ -13,7 +13,9 @@ use farside_ledger::{PartEntry, VerifiedHow};
 use farside_region::{Name, Slot, VolumeId};
 use farside_replication::cohort::CutsOfGroup;
 use farside_replication::target::SessionId;
-use farside_store::{GroupNames, LazyPointReader, MergeTried, PartLander, PartName, PointInfo, PointsFound, StoreError};
+use farside_store::{
+    GroupNames, LazyPointReader, MergeTried, PartLander, PartName, PointInfo, PointsFound, SoundParts, StoreError,
+};
 use farside_wire::{PartHeader, SourceMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -82,7 +84,7 @@ pub(crate) enum Mail {
     /// Parts that merges wrote were met damaged by who read a point.
     Spoiled { parts: BTreeSet<PartName> },
     /// These are as they were published after all.
-    Sound { parts: BTreeSet<PartName>, reply: oneshot::Sender<()> },
+    Sound { parts: SoundParts, reply: oneshot::Sender<()> },
     /// A look found more than it gave.
     MergeAgain { volume: VolumeId, point: Slot, reply: oneshot::Sender<()> },
     /// What came of writing a merge. The answer: whether its record was accepted.

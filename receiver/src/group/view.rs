@@ -59,8 +59,11 @@ impl Group {
                 let state = here.store.state();
                 found.lost(state, here.store.damaged_since().map(|since| Lost { since, parts: here.store.damaged_parts() }));
                 found.settle(state);
-                // What is not heard of yet comes with the next tick; what an earlier process knew was told to the store when it was opened.
-                found.spoiled = here.store.spoiled();
+                // † What a verification has just found is in there before the store hears of it: only what the ledger has given up goes, and
+                // what was read and is sound (`Mail::Sound`).
+                let spoiled = here.store.spoiled();
+                found.spoiled.retain(|part| spoiled.contains(part) || !here.store.is_past(part));
+                found.spoiled.extend(spoiled);
             }),
             Place::Here(_) | Place::Away { .. } => schedule.found(&self.names),
         }

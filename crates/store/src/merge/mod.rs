@@ -13,6 +13,7 @@
 mod choice;
 mod spoiled;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,13 +34,13 @@ use crate::image::GroupImage;
 use crate::index::{Content, Extent, PartNo, VolumeIndex};
 use crate::keys::Unlocking;
 use crate::liveness::{Part, PartName};
-use crate::locks::Readers;
+use crate::locks::{ReaderLock, Readers};
 use crate::replay::parallel;
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::store::random;
 
 pub use choice::{MergePiece, choose_merges, freed_by};
-pub use spoiled::SpoiledLook;
+pub use spoiled::{SoundParts, SpoiledLook};
 
 /// Footers read at once.
 const FOOTERS: usize = 32;
@@ -309,6 +310,32 @@ pub struct MergeTried {
     pub written: Result<MergeWritten>,
 }
 
+/// What a merge reads is not deleted under it. † It is while the merge waits for its rate, or for whoever else has a turn: all groups delete under
+/// one lock, and a merge of much takes its time. What goes then was given up, and the merge comes to nothing.
+struct Reading<'l> {
+    readers: &'l Readers,
+    lock: RefCell<Option<ReaderLock>>,
+    goes_on: &'l dyn Fn(u64) -> bool,
+}
+
+impl<'l> Reading<'l> {
+    fn begin(readers: &'l Readers, goes_on: &'l dyn Fn(u64) -> bool) -> Result<Self> {
+        Ok(Self { readers, lock: RefCell::new(Some(readers.share()?)), goes_on })
+    }
+
+    /// So many bytes were read or written.
+    fn goes_on(&self, bytes: u64) -> Result<()> {
+        if !mutation::on("a merge holds deletions up while it waits") {
+            self.lock.take();
+        }
+        if !(self.goes_on)(bytes) {
+            return Err(StoreError::Stopped);
+        }
+        *self.lock.borrow_mut() = Some(self.readers.share()?);
+        Ok(())
+    }
+}
+
 impl MergeLook {
     pub(crate) fn new(
         segments: Arc<Segments>,
@@ -362,7 +389,7 @@ impl MergeLook {
     /// # Errors
     /// [`StoreError::Stopped`] when `goes_on` says no; what the store says.
     pub fn find(&self, goes_on: &dyn Fn(u64) -> bool) -> Result<MergesFound> {
-        let _lock = self.readers.share()?;
+        let reading = Reading::begin(&self.readers, goes_on)?;
         let parts = &self.interval.parts;
         let is_opaque = matches!(self.keys, ContentKeys::Opaque);
         let mut laid = LaidParts::default();
@@ -390,9 +417,7 @@ impl MergeLook {
                 };
                 laid.lay(part, &runs_of(&footer), Some(part.name.layer) == self.newest || is_shared(part));
             }
-            if !goes_on(0) {
-                return Err(StoreError::Stopped);
-            }
+            reading.goes_on(0)?;
         }
         let pieces = laid.pieces();
         let runs = choose_merges(&pieces, self.interval.settled);
@@ -422,7 +447,7 @@ impl MergeLook {
     }
 
     fn write_as(&self, id: MergeId, found: &MergeFound, goes_on: &dyn Fn(u64) -> bool) -> Result<MergeWritten> {
-        let _lock = self.readers.share()?;
+        let reading = Reading::begin(&self.readers, goes_on)?;
         let mut parts: BTreeMap<LayerKey, Vec<u32>> = BTreeMap::new();
         found.parts.iter().for_each(|part| parts.entry(part.name.layer).or_default().push(part.name.number));
         parts.values_mut().for_each(|numbers| numbers.sort_unstable());
@@ -432,7 +457,7 @@ impl MergeLook {
         let mut written_bytes = 0;
         if !found.needed.is_empty() {
             let name = PartName { layer: map.key(), number: 0 };
-            let (bytes, entry) = self.assemble(found, &name, goes_on)?;
+            let (bytes, entry) = self.assemble(found, &name, &reading)?;
             written_bytes = entry.bytes;
             map.new.push(entry);
             found.needed.iter().for_each(|extent| map.regions.insert_range(self.geometry.regions_of(extent.run)));
@@ -447,19 +472,20 @@ impl MergeLook {
                     return Err(self.unusable(volume, segment, why));
                 }
             }
-            if !goes_on(written_bytes) {
-                return Err(StoreError::Stopped);
-            }
-            self.read_back(&object, &bytes, goes_on)?;
+            reading.goes_on(written_bytes)?;
+            self.read_back(&object, &bytes, &reading)?;
         }
         Ok(MergeWritten { map, written_bytes, freed_bytes: found.freed_bytes })
     }
 
     /// What lies in the store is what was written, to the last byte: it is to be all that is left of what it holds. In a directory what
     /// the disk has is read, not what memory has of it.
-    fn read_back(&self, object: &ObjectName, written: &Bytes, goes_on: &dyn Fn(u64) -> bool) -> Result<()> {
-        block_on(self.segments.backend.drop_cached(object))?;
+    fn read_back(&self, object: &ObjectName, written: &Bytes, reading: &Reading<'_>) -> Result<()> {
         let strange = |why: String| self.unusable(self.volume.name.to_string(), object.to_string(), why);
+        match block_on(self.segments.backend.drop_cached(object)) {
+            Err(StoreError::Unreadable { source, .. }) => return Err(strange(format!("it cannot be opened again: {source}"))),
+            other => other?,
+        }
         for start in (0..written.len()).step_by(READ_BACK_BYTES) {
             let end = written.len().min(start + READ_BACK_BYTES);
             // It may be longer.
@@ -471,15 +497,13 @@ impl MergeLook {
                 Err(StoreError::Unreadable { source, .. }) => return Err(strange(format!("it cannot be read back: {source}"))),
                 Err(error) => return Err(error),
             }
-            if !goes_on((end - start) as u64) {
-                return Err(StoreError::Stopped);
-            }
+            reading.goes_on((end - start) as u64)?;
         }
         Ok(())
     }
 
     /// The bytes of the new part, held against the digests of the old ones.
-    fn assemble(&self, found: &MergeFound, name: &PartName, goes_on: &dyn Fn(u64) -> bool) -> Result<(Vec<u8>, PartEntry)> {
+    fn assemble(&self, found: &MergeFound, name: &PartName, reading: &Reading<'_>) -> Result<(Vec<u8>, PartEntry)> {
         let footers: Vec<Arc<Footer>> = found.parts.iter().map(|part| self.footer_of(part)).collect::<Result<_>>()?;
         let id = PartId { key: name.layer, part: name.number, geometry: self.geometry };
         let mut encoder = Encoder::new(COMPRESSION);
@@ -508,8 +532,8 @@ impl MergeLook {
                         let (run, bytes, read) = reader.run_of(&found.parts[no], &footers[no], at, extent.run.end())?;
                         writer.push_data(run.start, bytes).map_err(full)?;
                         at = run.end();
-                        if read > 0 && !goes_on(read) {
-                            return Err(StoreError::Stopped);
+                        if read > 0 {
+                            reading.goes_on(read)?;
                         }
                     }
                 }
@@ -671,7 +695,9 @@ impl Frames<'_> {
         let at = self.look.segments.locate(&self.look.volume.name, part);
         let stored = match block_on(self.look.segments.backend.get_range(&at.object, at.byte(first), count)) {
             Ok(stored) => stored,
-            Err(StoreError::NotFound { .. }) => return Err(self.look.damaged(part, "it is missing".into())),
+            Err(StoreError::NotFound { .. }) => {
+                return Err(self.look.damaged(part, "it is missing, or was given up meanwhile".into()));
+            }
             Err(StoreError::Unreadable { source, .. }) => {
                 return Err(self.look.damaged(part, format!("it cannot be read: {source}")));
             }

@@ -11,7 +11,7 @@ use super::tests::{KEEP_1, churn, names, reader, store_of};
 use super::*;
 use crate::checkpoint::tests::copy_dir;
 use crate::testkit::{TempStore, TestVolume};
-use crate::{GroupStore, PointReader, Store};
+use crate::{GroupStore, KnownDamage, PointReader, Store};
 
 /// Turns a bit of a part's content over, or back; its footer is whole.
 fn flip(file: &Path) {
@@ -70,8 +70,8 @@ fn l4_what_rotted_after_a_merge_keeps_what_it_replaced() {
             // Who opens it next is told, and goes by that before anything is swept.
             drop(group);
             let open = |spoiled: &BTreeSet<PartName>| {
-                let opened = Store::open(&store.path()).expect("open").group_with(&names().source, &names().group, spoiled);
-                opened.expect("group")
+                let known = KnownDamage { spoiled: spoiled.clone(), ..KnownDamage::default() };
+                Store::open(&store.path()).expect("open").group_with(&names().source, &names().group, known).expect("group")
             };
             let mut group = open(&spoiled);
             group.sweep().expect("sweep");
@@ -79,12 +79,17 @@ fn l4_what_rotted_after_a_merge_keeps_what_it_replaced() {
 
             // It is looked at again: as long as it is damaged nothing changes.
             let look = group.spoiled_look().expect("something to look at");
-            assert_eq!(look.sound(&|_| true).expect("read"), BTreeSet::new());
-            assert!(matches!(look.sound(&|_| false), Ok(_) | Err(StoreError::Stopped)));
+            assert!(look.sound(&|_| true).is_empty());
             new.iter().for_each(|file| flip(file));
-            let sound = look.sound(&|_| true).expect("read");
-            assert_eq!(sound, spoiled, "somebody put it back");
-            group.sound(sound);
+            assert!(look.sound(&|_| false).is_empty(), "it was not read to its end");
+            let sound = look.sound(&|_| true);
+            // Met again since: that counts.
+            let again = group.spoiled().into_iter().next().expect("one");
+            group.segments().spoil(&again);
+            assert_eq!(group.sound(&sound).len(), spoiled.len() - 1);
+            assert_eq!(group.spoiled(), BTreeSet::from([again]));
+            let sound = group.spoiled_look().expect("one is left").sound(&|_| true);
+            assert_eq!(group.sound(&sound), BTreeSet::from([again]), "somebody put it back");
             assert!(group.spoiled_look().is_none());
             group.sweep().expect("sweep");
             assert_eq!(there(&old), 0);
@@ -93,13 +98,50 @@ fn l4_what_rotted_after_a_merge_keeps_what_it_replaced() {
     });
 }
 
+/// Whoever does not know what was met damaged deletes nothing unasked; and where that is known no more, all may be, until it was read.
+#[test]
+fn l4_who_does_not_know_of_damage_sweeps_nothing() {
+    let Merged { store, mut group, mut volume, truth, between, old, new } = merged(8);
+    let reading = reader(&store);
+    fuzzy(&mut group, &mut volume, 9);
+    drop(group);
+    drop(reading);
+    let opened = |known| Store::open(&store.path()).expect("open").group_with(&names().source, &names().group, known);
+    assert_eq!(there(&old), old.len(), "somebody read until now");
+    // As `farside store repair` does.
+    drop(Store::open(&store.path()).expect("open").group_unswept(&names().source, &names().group).expect("group"));
+    assert_eq!(there(&old), old.len());
+    let mut group = opened(KnownDamage { may_be_any: true, ..KnownDamage::default() }).expect("group");
+    group.sweep().expect("sweep");
+    assert_eq!((there(&old), group.spoiled().len()), (old.len(), new.len()));
+    let sound = group.spoiled_look().expect("any").sound(&|_| true);
+    assert_eq!(group.sound(&sound).len(), new.len());
+    group.sweep().expect("sweep");
+    assert_eq!(there(&old), 0);
+    assert_eq!(seen_before(&store, &volume, between).expect("read"), truth);
+}
+
+/// A footer that rots while the group is open is met like any other content.
+#[test]
+fn l4_a_footer_that_rots_is_met_by_who_reads_it() {
+    let Merged { store, mut group, mut volume, truth, old, new, .. } = merged(8);
+    new.iter().for_each(|file| fs::write(file, b"rot").expect("write"));
+    let parts: Vec<PartName> = group.image().parts().iter().map(|(_, part)| part.name).collect();
+    parts.iter().for_each(|part| group.segments().forget(part));
+    assert!(group.point_reader(truth.last().expect("one").0, volume.id()).is_err());
+    fuzzy(&mut group, &mut volume, 9);
+    group.sweep().expect("sweep");
+    assert_eq!(there(&old), old.len());
+    drop(store);
+}
+
 /// What is damaged and given up, or was no merge's, keeps nothing.
 #[test]
 fn rot_keeps_only_what_it_may_be_needed_for() {
     let Merged { store, mut group, mut volume, truth, old, new, .. } = merged(8);
     let plain = group.image().parts().iter().map(|(_, part)| part.name).find(|name| name.layer.merge().is_none());
     group.spoil(plain);
-    assert!(group.spoiled().is_empty(), "its layer is named by a record, and nothing else is of it");
+    assert!(group.spoiled().is_empty(), "nothing else is of what it holds");
     new.iter().for_each(|file| flip(file));
     by_reading(&store, &mut group, &volume, truth.last().expect("one").0);
     fuzzy(&mut group, &mut volume, 9);
