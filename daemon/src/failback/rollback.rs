@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farside_control::rollback::{RollbackKeeps, RollbackRequest, RollbackStatus};
-use farside_control::source::{Accept, VolumeState, VolumeStatus};
+use farside_control::source::{Accept, GroupStatus, VolumeState, VolumeStatus};
 use farside_control::{ApiError, ErrorCode};
 use farside_region::Name;
 use farside_wire::RollBackAnswer;
@@ -82,9 +82,12 @@ impl Daemon {
             return self.resync(name, accept).await;
         }
         let _one = self.failbacks.turns.of(group.as_str(), turns::PATIENCE).await?;
-        self.refuse_for_good(&group).await?;
+        let status = self.status().await;
+        let this = status.groups.iter().find(|found| found.name == group.as_str());
+        refuse_for_good(&group, this)?;
         // † Only what was seen to be fenced: one that becomes so a moment later was not asked about.
-        let state = self.served(name).await.map_or(VolumeState::NotServed, |(_, state)| state);
+        let volume = this.and_then(|this| this.volumes.iter().find(|volume| volume.name == name));
+        let state = volume.map_or(VolumeState::NotServed, |volume| volume.state.clone());
         if state != VolumeState::Fenced {
             let message = format!("volume {name} is {}, not Fenced: there is nothing to accept of that", state.word());
             return Err(ApiError::new(ErrorCode::Refused, message, "`farside volume show NAME` says what it waits for"));
@@ -125,20 +128,8 @@ impl Daemon {
         let known: Vec<(Name, Option<&VolumeStatus>)> =
             configured.iter().map(|volume| (volume.name.clone(), served(&volume.name))).collect();
         let fenced = fenced_among(&group, &known)?;
-        self.refuse_for_good(&group).await?;
+        refuse_for_good(&group, this)?;
         Ok((group, fenced))
-    }
-
-    /// A group that was failed over for good takes nothing back.
-    async fn refuse_for_good(&self, group: &Name) -> Result<(), ApiError> {
-        let status = self.status().await;
-        let this = status.groups.iter().find(|found| found.name == group.as_str());
-        // The gateway's words are all that this host has of it; of other groups it may say the same.
-        if !serde_json::to_string(&this).is_ok_and(|group| group.contains("for good (farside commit)")) {
-            return Ok(());
-        }
-        let message = format!("group {group} was failed over for good: the gateway refuses this host");
-        Err(ApiError::new(ErrorCode::Refused, message, "on the gateway: farside commit SOURCE/GROUP --undo"))
     }
 
     /// What the gateway says is discarded; with `pin`, after it was pinned.
@@ -156,6 +147,16 @@ impl Daemon {
         puller.is_over();
         Ok(answer)
     }
+}
+
+/// A group that was failed over for good takes nothing back.
+fn refuse_for_good(group: &Name, this: Option<&GroupStatus>) -> Result<(), ApiError> {
+    // The gateway's words are all that this host has of it; of other groups it may say the same.
+    if !serde_json::to_string(&this).is_ok_and(|group| group.contains("for good (farside commit)")) {
+        return Ok(());
+    }
+    let message = format!("group {group} was failed over for good: the gateway refuses this host");
+    Err(ApiError::new(ErrorCode::Refused, message, "on the gateway: farside commit SOURCE/GROUP --undo"))
 }
 
 /// Which of these take their history back.
