@@ -26,7 +26,7 @@ use bytes::Bytes;
 use farside_ledger::{BATCH_SLOTS, CheckpointPlace, CheckpointRoot, RECORD_BYTES_MAX, run_of};
 use farside_region::{GroupId, Slot};
 
-use crate::backend::{Backend, ObjectName};
+use crate::backend::{Backend, ObjectName, block_on};
 use crate::checkpoint::{ROOT_READ_BYTES, covers, span};
 use crate::error::{Result, StoreError};
 use crate::image::GroupImage;
@@ -46,8 +46,18 @@ const STEPS: u64 = 16;
 /// How often checkpoints may come while somebody looks.
 const SEARCHES: u32 = 4;
 
+mod by_repeats;
+
 /// An object, if it is there, or what its medium says is wrong with it.
 type Found = Option<Result<Bytes, String>>;
+
+/// What is asked for.
+enum Look {
+    /// An object that has no more bytes than so many.
+    Object(ObjectName, u64),
+    /// Whether there is one, which may be large.
+    Presence(ObjectName),
+}
 
 /// Why a search ended before the head.
 enum Stop {
@@ -71,7 +81,17 @@ impl From<StoreError> for Stop {
 /// # Errors
 /// What the service says.
 pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
-    find(backend, names, group)?.map_or_else(|| replay::replay(backend, names, group, |_| {}), Ok)
+    let search = Search { backend, names, group };
+    search.find(Search::each)?.map_or_else(|| replay::replay(backend, names, group, |_| {}), Ok)
+}
+
+/// The same for who only opens a point: of the objects since the checkpoint a few are read, and damage of the others goes unseen.
+///
+/// # Errors
+/// What the service says.
+pub(crate) fn replay_to_open(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
+    let search = Search { backend, names, group };
+    search.find(Search::open)?.map_or_else(|| replay::replay(backend, names, group, |_| {}), Ok)
 }
 
 /// Replays what came into a ledger since it was replayed: up to the first slot that is empty, which is taken for the head without a look at what
@@ -92,25 +112,6 @@ pub(crate) fn go_on(backend: &dyn Backend, names: &GroupNames, group: GroupId, i
     }
 }
 
-/// Replays a ledger from its newest checkpoint to its head; `None`: something is out of order, and only a listing tells what.
-fn find(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Option<Replayed>> {
-    let search = Search { backend, names, group };
-    for _ in 0..SEARCHES {
-        match search.begin().and_then(|(image, ahead)| search.follow(image, ahead)) {
-            Ok(image) => return Ok(Some(Replayed { image, torn: None, strays: Vec::new(), spoiled: BTreeSet::new() })),
-            Err(Stop::Overtaken) => {}
-            Err(Stop::Torn(slot, _)) if covers(backend, names, slot)? => {}
-            Err(Stop::Store(error)) => return Err(error),
-            Err(Stop::Odd(why) | Stop::Torn(_, why)) => {
-                tracing::warn!(group = %names, why, "the ledger is listed");
-                return Ok(None);
-            }
-        }
-    }
-    tracing::warn!(group = %names, "the ledger is listed: checkpoints came whenever it was searched");
-    Ok(None)
-}
-
 struct Search<'s> {
     backend: &'s dyn Backend,
     names: &'s GroupNames,
@@ -118,39 +119,68 @@ struct Search<'s> {
 }
 
 impl Search<'_> {
+    /// A ledger from its newest checkpoint to its head, replayed by one `way`; `None`: something is out of order, and only a listing tells
+    /// what.
+    fn find(&self, way: impl Fn(&Self) -> Result<GroupImage, Stop>) -> Result<Option<Replayed>> {
+        let names = self.names;
+        for _ in 0..SEARCHES {
+            match way(self) {
+                Ok(image) => return Ok(Some(Replayed { image, torn: None, strays: Vec::new(), spoiled: BTreeSet::new() })),
+                Err(Stop::Overtaken) => {}
+                Err(Stop::Torn(slot, _)) if covers(self.backend, names, slot)? => {}
+                Err(Stop::Store(error)) => return Err(error),
+                Err(Stop::Odd(why) | Stop::Torn(_, why)) => {
+                    tracing::warn!(group = %names, why, "the ledger is listed");
+                    return Ok(None);
+                }
+            }
+        }
+        tracing::warn!(group = %names, "the ledger is listed: checkpoints came whenever it was searched");
+        Ok(None)
+    }
+
+    /// Every object since the newest checkpoint by itself.
+    fn each(&self) -> Result<GroupImage, Stop> {
+        let (image, ahead) = self.begin(|from| self.ahead(from))?;
+        self.follow(CheckpointPlace::covering(image.state().next_slot(), span()), image, ahead)
+    }
+
     /// Several objects at once.
-    fn get(&self, wanted: &[(ObjectName, u64)]) -> Result<Vec<Found>> {
-        let found = parallel(self.backend, wanted, |(name, bytes_max)| get(self.backend, name, *bytes_max));
-        found.into_iter().collect()
+    fn get(&self, wanted: &[Look]) -> Result<Vec<Found>> {
+        let look = |look: &Look| match look {
+            Look::Object(name, bytes_max) => get(self.backend, name, *bytes_max),
+            Look::Presence(name) => Ok(block_on(self.backend.size(name))?.map(|_| Ok(Bytes::new()))),
+        };
+        parallel(self.backend, wanted, look).into_iter().collect()
     }
 
-    fn record(&self, slot: Slot) -> (ObjectName, u64) {
-        (self.names.record(slot), AHEAD_BYTES)
+    fn record(&self, slot: Slot) -> Look {
+        Look::Object(self.names.record(slot), AHEAD_BYTES)
     }
 
-    fn ahead(&self, from: Slot) -> impl Iterator<Item = (ObjectName, u64)> {
-        (from.0..from.0.saturating_add(AHEAD)).map(|slot| self.record(Slot(slot)))
+    fn ahead(&self, from: Slot) -> Vec<Look> {
+        (from.0..from.0.saturating_add(AHEAD)).map(|slot| self.record(Slot(slot))).collect()
     }
 
-    /// What the newest checkpoint holds, and what lies in the slots after it.
-    fn begin(&self) -> Result<(GroupImage, Vec<Found>), Stop> {
+    /// What the newest checkpoint holds, and what is found of what is to be asked for after it: at first, what lies in the slot after it.
+    fn begin(&self, after: impl Fn(Slot) -> Vec<Look>) -> Result<(GroupImage, Vec<Found>), Stop> {
         let mut roots = self.newest_roots()?;
         let Some((number, root)) = roots.pop_last() else {
-            return Ok((GroupImage::new(self.group), self.get(&self.ahead(Slot(0)).collect::<Vec<_>>())?));
+            return Ok((GroupImage::new(self.group), self.get(&after(Slot(0)))?));
         };
         let odd = |why: &str| odd(number, why);
         let (root, _) = self.decode_root(number, &root)?;
         let end = root.place.end().ok_or_else(|| odd("it covers more slots than there are"))?;
         let last = Slot(end.0 - 1);
 
-        let mut wanted = vec![(self.names.checkpoint_state(number), root.state_bytes), self.record(last)];
+        let mut wanted = vec![Look::Object(self.names.checkpoint_state(number), root.state_bytes), self.record(last)];
         let before = number.checked_sub(1);
         let known = before.and_then(|before| roots.remove(&before));
         if known.is_none() {
             wanted.extend(before.map(|before| self.root(before)));
         }
         let besides = wanted.len();
-        wanted.extend(self.ahead(end));
+        wanted.extend(after(end));
         let mut found = self.get(&wanted)?;
         let ahead = found.split_off(besides);
         let mut found = found.into_iter();
@@ -184,8 +214,8 @@ impl Search<'_> {
         Ok((GroupImage::from_checkpoint(state, parts), ahead))
     }
 
-    fn root(&self, number: u64) -> (ObjectName, u64) {
-        (self.names.checkpoint(number), ROOT_READ_BYTES)
+    fn root(&self, number: u64) -> Look {
+        Look::Object(self.names.checkpoint(number), ROOT_READ_BYTES)
     }
 
     /// Roots that are there, the newest among them; empty before there is any.
@@ -216,9 +246,8 @@ impl Search<'_> {
         Ok(there)
     }
 
-    /// Goes on from there to the head. `ahead`: what lies in the next slots.
-    fn follow(&self, mut image: GroupImage, mut ahead: Vec<Found>) -> Result<GroupImage, Stop> {
-        let begun = CheckpointPlace::covering(image.state().next_slot(), span());
+    /// Goes on from there to the head. `ahead`: what lies in the next slots; the search began in `begun`.
+    fn follow(&self, begun: CheckpointPlace, mut image: GroupImage, mut ahead: Vec<Found>) -> Result<GroupImage, Stop> {
         loop {
             let end = image.state().next_slot().0.saturating_add(ahead.len() as u64);
             let mut ahead_of = ahead.into_iter();
@@ -239,7 +268,7 @@ impl Search<'_> {
             if next.0 < end && self.is_head(begun, &image, end)? {
                 return Ok(image);
             }
-            ahead = self.get(&self.ahead(next).collect::<Vec<_>>())?;
+            ahead = self.get(&self.ahead(next))?;
         }
     }
 
@@ -248,7 +277,8 @@ impl Search<'_> {
         let (first, mut at_once) = (image.state().next_slot(), 1);
         loop {
             let from = image.state().next_slot();
-            let asked: Vec<_> = self.ahead(from).take(at_once).collect();
+            let mut asked = self.ahead(from);
+            asked.truncate(at_once);
             let mut found = self.get(&asked)?.into_iter();
             while let Some(one) = found.next() {
                 let slot = image.state().next_slot();
@@ -285,7 +315,7 @@ impl Search<'_> {
         if begun.number != places[0].number {
             places.push(begun);
         }
-        let void = |slot| (self.names.record_void(slot), AHEAD_BYTES);
+        let void = |slot| Look::Object(self.names.record_void(slot), AHEAD_BYTES);
         let mut wanted: Vec<_> = places.iter().map(|place| self.root(place.number)).collect();
         wanted.push(void(slot));
         wanted.extend(slot.0.checked_sub(1).map(|before| void(Slot(before))));

@@ -166,7 +166,7 @@ proptest! {
             }
             None => false,
         };
-        let open = || StoreReader::open(&store.path()).expect("open").group_by_repeats(&names).expect("group");
+        let open = || StoreReader::open(&store.path()).expect("open").group_to_open(&names).expect("group");
         let backend = std::sync::Arc::clone(StoreReader::open(&store.path()).expect("open").backend());
         let all = crate::replay::replay_all_slots(&*backend, &names, group_id(&names.source, &names.group), |_| {}).expect("replay");
         prop_assert!(all.torn.is_none());

@@ -220,20 +220,14 @@ impl StoreReader {
         GroupReader::open(self, names, if is_listed { replay_each } else { head::replay })
     }
 
-    /// The same for who opens a point; in a directory from as few objects as have all records since the newest checkpoint. What is damaged of
-    /// others goes unseen, and keeps nobody from a point. (That takes listings, for which whoever restores from a bucket may have no leave.)
+    /// The same for who opens a point: from as few objects as have all records since the newest checkpoint. What is damaged of others goes
+    /// unseen, and keeps nobody from a point. In a bucket these are looked for, and not listed: whoever restores may have no leave for that.
     ///
     /// # Errors
     /// Those of [`StoreReader::group`].
     pub fn group_to_open(&self, names: &GroupNames) -> Result<GroupReader> {
-        match self.readers {
-            Readers::Locked(_) => self.group_by_repeats(names),
-            _ => self.group(names),
-        }
-    }
-
-    pub(crate) fn group_by_repeats(&self, names: &GroupNames) -> Result<GroupReader> {
-        GroupReader::open(self, names, replay_to_open)
+        let is_listed = matches!(self.readers, Readers::Locked(_));
+        GroupReader::open(self, names, if is_listed { replay_to_open } else { head::replay_to_open })
     }
 
     /// The same, from the names of all records, also in a bucket: no hole in the ledger goes unseen, however long.

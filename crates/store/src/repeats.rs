@@ -7,8 +7,9 @@
 //!   and reads every object by itself if that does not fit;
 //! - whoever writes, repairs or looks for damage reads every object by itself; a repair takes from others only what a torn slot held.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
 use farside_ledger::{
     BATCH_SLOTS, Newest, RECORD_BYTES_MAX, REPEATED_BYTES_MAX, Repeated, State, decode_object, decode_with_repeats, repeats_from,
     run_of,
@@ -119,16 +120,26 @@ fn older(backend: &dyn Backend, names: &GroupNames, slot: Slot, prev: RecordDige
 }
 
 /// The records of slots from one on up to the newest, which follow one another, as far down as a few objects have them; none, if none can
-/// be had so. `slots`: those that exist, without a `.void` among them.
+/// be had so. `slots`: those that exist, without a `.void` among them; `objects`: what was read of them.
 ///
 /// # Errors
 /// What the medium says of what is not one object's damage.
-pub(crate) fn gather(backend: &dyn Backend, names: &GroupNames, slots: &Slots, from: u64) -> Result<Records> {
+pub(crate) fn gather(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    slots: &Slots,
+    from: u64,
+    mut objects: BTreeMap<u64, Bytes>,
+) -> Result<Records> {
     let read = |slot: &u64| get(backend, &names.record(Slot(*slot)), RECORD_BYTES_MAX as u64);
-    let expected = expected(slots, from);
-    let mut objects = BTreeMap::new();
+    let mut expected = expected(slots, from);
+    expected.retain(|slot| !objects.contains_key(slot));
+    let mut unread = BTreeSet::new();
     for (slot, object) in expected.iter().zip(parallel(backend, &expected, read)) {
-        objects.insert(*slot, object?);
+        match object? {
+            Some(Ok(object)) => drop(objects.insert(*slot, object)),
+            _ => drop(unread.insert(*slot)),
+        }
     }
     let mut gathered: VecDeque<_> = VecDeque::new();
     let (mut bytes, mut last_read) = (0, u64::MAX);
@@ -141,8 +152,9 @@ pub(crate) fn gather(backend: &dyn Backend, names: &GroupNames, slots: &Slots, f
         let up_to = lowest.map_or(u64::MAX, |lowest| if lowest == last_read { lowest - 1 } else { lowest });
         let Some(&slot) = slots.records.range(from..=up_to).next_back() else { break };
         let object = match objects.remove(&slot) {
-            Some(object) => object,
+            None if unread.contains(&slot) => break,
             None => read(&slot)?,
+            object => object.map(Ok),
         };
         let Some(Ok(object)) = object else { break };
         let Some(mut records) = records_of(&object, slot) else { break };

@@ -16,7 +16,7 @@ use crate::checkpoint::SPAN;
 use crate::checkpoint::tests::{names, object_path};
 use crate::group::{Dated, GroupStore, Known, Repair};
 use crate::reader::{GroupReader, StoreReader};
-use crate::replay::Slots;
+use crate::replay::{Slots, replay_to_open};
 use crate::store::Store;
 use crate::testkit::{TempStore, TestVolume, name};
 use crate::{Attempt, Severity, StoreError};
@@ -196,11 +196,16 @@ fn an_object_is_known_by_its_own_records() {
     assert_eq!(attempt.find(&other.bytes), decode_object(&other.bytes).map(crate::Found::Theirs));
 }
 
-/// Who opens a point, by the requests of a bucket.
+/// Who opens a point in a bucket, and what it asks for.
 fn opened(store: &TempStore) -> (GroupReader, Counts) {
     let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
     let reader = StoreReader::open_bucket(Arc::clone(&counting) as _).expect("open");
-    counting.during(|| reader.group_by_repeats(&names()).expect("group"))
+    counting.during(|| reader.group_to_open(&names()).expect("group"))
+}
+
+/// And in the directory.
+fn opened_in_place(store: &TempStore) -> GroupReader {
+    StoreReader::open(&store.path()).expect("open").group_to_open(&names()).expect("group")
 }
 
 fn read_each(store: &TempStore) -> GroupReader {
@@ -215,10 +220,19 @@ fn who_opens_a_point_reads_four_objects_at_most() {
         begun(&mut group);
         for to in [2, 3, 8, 9, 63, 64, 65, 71, 500, 512, 585, 1170, 1171] {
             go_on(&mut group, to, together);
-            let (found, counts) = opened(&store);
-            assert_eq!((found.state(), found.torn()), (group.state(), None), "{to} by {together}");
+            let counting = Counting::bucket(as_a_bucket(&store));
+            let replay = || replay_to_open(&*counting, &names(), group.state().group()).expect("replayed");
+            let (found, counts) = counting.during(replay);
+            assert_eq!((found.image.state(), &found.torn), (group.state(), &None), "{to} by {together}");
             let objects = counts.requests[&(Request::Get, Sort::Ledger)];
             assert!(objects <= 4, "{to} by {together}: {counts:?}");
+            // Who lists nothing asks for more, and for no more of a long ledger.
+            let (found, counts) = opened(&store);
+            assert_eq!((found.state(), found.torn()), (group.state(), None), "{to} by {together}");
+            assert!(
+                counts.of(Request::List) == 0 && counts.total() <= 130 && counts.chain <= 9,
+                "{to} by {together}: {counts:?}"
+            );
         }
     }
 }
@@ -254,21 +268,23 @@ fn whatever_is_damaged_who_opens_a_point_has_what_is_in_the_ledger() {
                 Some(bad) => fs::write(&path, bad).expect("write"),
                 None => fs::remove_file(&path).expect("remove"),
             }
-            let (found, each) = (opened(&store).0, read_each(&store));
-            match found.torn() {
-                None if found.state() == &whole => whole_all_the_same += u64::from(each.torn().is_some()),
-                // The newest is lost: nobody can tell.
-                None if slot == slots[slots.len() - 1] && bad.is_none() => assert_eq!(found.state(), each.state()),
-                None => panic!("slot {slot}: a state that nobody had"),
-                Some(_) => {
-                    torn += 1;
-                    assert_eq!((found.torn(), found.state()), (each.torn(), each.state()), "slot {slot}");
+            let each = read_each(&store);
+            for found in [opened(&store).0, opened_in_place(&store)] {
+                match found.torn() {
+                    None if found.state() == &whole => whole_all_the_same += u64::from(each.torn().is_some()),
+                    // The newest is lost: nobody can tell.
+                    None if slot == slots[slots.len() - 1] && bad.is_none() => assert_eq!(found.state(), each.state()),
+                    None => panic!("slot {slot}: a state that nobody had"),
+                    Some(_) => {
+                        torn += 1;
+                        assert_eq!((found.torn(), found.state()), (each.torn(), each.state()), "slot {slot}");
+                    }
                 }
             }
             fs::write(&path, &good).expect("write");
         }
     }
-    assert!(whole_all_the_same > 100 && torn > 0, "{whole_all_the_same} {torn}");
+    assert!(whole_all_the_same > 200 && torn > 0, "{whole_all_the_same} {torn}");
 }
 
 fn path_of(store: &TempStore, slot: u64) -> std::path::PathBuf {
@@ -296,8 +312,9 @@ fn l6_what_is_repeated_of_another_history_is_not_believed() {
         before.push(other.encode().expect("small").bytes);
         let forged = encode_repeating(Slot(5), &[records[5].encode().expect("small")], &before).expect("small");
         fs::write(path_of(&store, 5), forged).expect("write");
-        let found = opened(&store).0;
-        assert!(found.state() == &whole && found.torn().is_none(), "L6: of another history");
+        for found in [opened(&store).0, opened_in_place(&store)] {
+            assert!(found.state() == &whole && found.torn().is_none(), "L6: of another history");
+        }
     });
 }
 
@@ -315,13 +332,16 @@ fn who_opens_a_point_reads_each_object_where_some_were_replaced() {
     go_on(&mut group, 30, 1);
     let state = group.state().clone();
     drop(group);
-    let found = opened(&store).0;
-    assert_eq!((found.state(), found.torn()), (&state, None));
+    for found in [opened(&store).0, opened_in_place(&store)] {
+        assert_eq!((found.state(), found.torn()), (&state, None));
+    }
     // What was given up came back, and those that follow say nothing of it.
     fs::write(path_of(&store, 18), "torn!").expect("write");
-    let (found, each) = (opened(&store).0, read_each(&store));
-    assert_eq!((found.state(), found.torn()), (each.state(), each.torn()));
+    let each = read_each(&store);
     assert_eq!(each.torn().map(|torn| torn.slot), Some(Slot(18)));
+    for found in [opened(&store).0, opened_in_place(&store)] {
+        assert_eq!((found.state(), found.torn()), (each.state(), each.torn()));
+    }
 }
 
 /// A store that is full: what is repeated may be more than the room that is kept for prunes, or that is left.

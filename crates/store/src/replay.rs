@@ -288,7 +288,7 @@ fn replay_by(
         let from = newest.map_or(0, |_| last.saturating_add(1));
         // What was replaced is judged with what lies beside it.
         is_by_repeats &= slots.voids.range(from..).next().is_none();
-        let gathered = if is_by_repeats { gather(backend, names, &slots, from)? } else { Vec::new() };
+        let gathered = if is_by_repeats { gather(backend, names, &slots, from, BTreeMap::new())? } else { Vec::new() };
         let below = gathered.first().map(|(first, _)| first.slot.0);
         // Most often it is of use, and what comes after it is read while it is.
         let mut ahead = Ahead::new(backend, names, &slots, from);

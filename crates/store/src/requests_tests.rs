@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farside_ledger::{LayerKind, Policy};
+use farside_ledger::{Body, LayerKind, Pin, Policy, Unpin};
 use farside_region::Slot;
 
 use crate::backend::DirBackend;
@@ -223,40 +223,48 @@ fn a_reader_of_a_long_history_lists_nothing() {
     assert_eq!(counts.requests, [((Request::Range, Sort::Segment), 16)].into(), "one for each run of each part");
 }
 
-/// A few objects have all records since the checkpoint, and the names of these come with the listings.
+/// A few objects have all records since the checkpoint, and the digits of its slot tell which is the newest, however many came since.
 #[test]
 fn who_opens_a_point_of_a_long_history_asks_for_little() {
-    crate::checkpoint::SPAN.set(256);
+    crate::checkpoint::SPAN.set(4096);
     let bucket = Bucket::new();
     let mut group = bucket.group();
-    history(&mut group, 3 * span() - 1);
-    let asked_for = |group: &GroupStore| {
-        let (reader, _) = bucket.counting.during(|| bucket.reader());
-        let (found, counts) = bucket.counting.during(|| reader.group_by_repeats(&names()).expect("group"));
-        assert_eq!((found.state(), found.torn()), (group.state(), None));
-        assert!(counts.total() <= 12 && counts.chain <= 10, "{counts:?}");
-        counts.requests
+    history(&mut group, 1);
+    let said = |slot: u64| match slot % 2 {
+        0 => Body::Pin(Pin { point: Slot(1), reason: "kept".into() }),
+        _ => Body::Unpin(Unpin { pin: Slot(slot - 1) }),
     };
-    // With all that a checkpoint does not cover yet.
-    let requests = asked_for(&group);
-    assert_eq!(requests[&(Request::Get, Sort::Ledger)], 1);
-    let mut volume = TestVolume::new("w", 16);
-    volume.claim(&mut group);
-    volume.base(&mut group, 1);
-    while group.state().next_slot().0 < 3 * span() + 0o345 {
-        volume.publish(&mut group, LayerKind::Point, &[one(1)]);
+    // The newest is in the first run, in the first block, or far from both; after a checkpoint as without one.
+    let (run, voids, last_one_covered) = (64, 2, 1);
+    for (to, together, chain, heads, gets, checkpoint) in [
+        (0o5, 1, 6, 16 + 15, run + voids + 14, 8),
+        (0o321, 5, 7, 16 + 12, run + 1 + voids + 14, 8),
+        (0o7657, 1, 9, 16 + 1 + 7 + 1, run + 3 + voids + 15, 8),
+        (0o10000 + 0o321, 64, 7, 16 + 12, run + 1 + voids + 14 + last_one_covered, 9),
+        (0o10000 + 0o7657, 64, 9, 16 + 1 + 7 + 1, run + 2 + voids + 15 + last_one_covered, 9),
+    ] {
+        while group.state().next_slot().0 < to {
+            let next = group.state().next_slot().0;
+            let count = together.min(group.room()).min(to - next);
+            let said = (next..next + count).map(|slot| Dated { body: said(slot), ago: Duration::ZERO });
+            group.append_all(said.collect()).expect("appended");
+        }
+        let reader = bucket.reader();
+        let (found, counts) = bucket.counting.during(|| reader.group_to_open(&names()).expect("group"));
+        assert_eq!((found.state(), found.torn()), (group.state(), None));
+        assert_eq!(counts.chain, chain, "{to:o}: {counts:?}");
+        assert_eq!(
+            counts.requests,
+            [
+                ((Request::Get, Sort::Description), 1),
+                ((Request::Get, Sort::Checkpoint), checkpoint),
+                ((Request::Head, Sort::Ledger), heads), // what is not there is asked for twice
+                ((Request::Get, Sort::Ledger), gets)
+            ]
+            .into(),
+            "{to:o}"
+        );
     }
-    assert_eq!(
-        asked_for(&group),
-        [
-            ((Request::Get, Sort::Description), 1),
-            ((Request::List, Sort::Checkpoint), 1),
-            ((Request::List, Sort::Ledger), 2),    // its folders, and the newest of them
-            ((Request::Get, Sort::Checkpoint), 4), // root and state, the root before it, the next one
-            ((Request::Get, Sort::Ledger), 3 + 1), // 0o344, 0o340, 0o300; the newest one that the checkpoint covers
-        ]
-        .into()
-    );
 }
 
 /// No range is answered before so many are under way: whoever asks for one after the other waits for ever.
