@@ -1,63 +1,32 @@
 //! Histories in which digits lead astray: whoever opens a point has what each object by itself says.
 
 use std::fs;
-use std::sync::Arc;
-use std::time::Duration;
 
-use farside_ledger::{Body, Pin, Unpin};
-
-use crate::backend::DirBackend;
-use crate::backend::counting::{Counting, Request};
-use crate::checkpoint::SPAN;
-use crate::checkpoint::tests::{names, object_path};
-use crate::group::{Dated, GroupStore};
-use crate::reader::{GroupReader, StoreReader};
-use crate::repeats::REPEATING;
-use crate::testkit::{TempStore, TestVolume};
 use farside_region::Slot;
 
-/// A claim, a point, and pins of it that come and go, up to a slot; so many records in each object.
-fn go_on(group: &mut GroupStore, to: u64, together: u64) {
-    if group.state().next_slot().0 == 0 {
-        let mut volume = TestVolume::new("v", 16);
-        volume.claim(group);
-        volume.base(group, 1);
-    }
-    let said = |slot: u64| match slot % 2 {
-        0 => Body::Pin(Pin { point: Slot(1), reason: "kept".into() }),
-        _ => Body::Unpin(Unpin { pin: Slot(slot - 1) }),
-    };
-    while group.state().next_slot().0 < to {
-        let next = group.state().next_slot().0;
-        let count = together.min(group.room()).min(to - next);
-        group
-            .append_all((next..next + count).map(|slot| Dated { body: said(slot), ago: Duration::ZERO }).collect())
-            .expect("said");
-    }
-}
+use crate::backend::counting::Request;
+use crate::checkpoint::SPAN;
+use crate::reader::GroupReader;
+use crate::repeats::REPEATING;
+use crate::repeats::tests::{begun, go_on, opened, path_of, read_each};
+use crate::testkit::TempStore;
 
 /// The group as who opens a point has it, held against one who reads every object by all names; whether he listed, too.
 fn both_ways(store: &TempStore) -> (GroupReader, bool) {
-    let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
-    let reader = StoreReader::open_bucket(Arc::clone(&counting) as _).expect("open");
-    let (found, counts) = counting.during(|| reader.group_to_open(&names()).expect("group"));
-    let each = StoreReader::open(&store.path()).expect("open").group(&names()).expect("group");
+    let ((found, counts), each) = (opened(store), read_each(store));
     assert_eq!((found.state(), found.torn()), (each.state(), each.torn()));
     (found, counts.of(Request::List) > 0)
-}
-
-fn remove(store: &TempStore, slot: u64) {
-    fs::remove_file(object_path(store, &names().record(Slot(slot)))).expect("it was there");
 }
 
 /// Checkpoints that fall within runs, as only tests have them, or that are as far apart as they are.
 #[test]
 fn a_ledger_of_any_length_is_opened_without_a_listing() {
     for (span, to, step) in [(8, 150, 1), (256, 1100, 37)] {
-        SPAN.set(span);
         for together in [1, 7] {
             let store = TempStore::new();
             let mut group = store.group();
+            begun(&mut group);
+            SPAN.set(span);
             for to in (2..to).step_by(step) {
                 go_on(&mut group, to, together);
                 let (found, listed) = both_ways(&store);
@@ -70,9 +39,10 @@ fn a_ledger_of_any_length_is_opened_without_a_listing() {
 /// Checkpoints could not be written: the ledger goes on beyond the slots of one.
 #[test]
 fn a_ledger_without_checkpoints_is_opened_beyond_the_slots_of_one() {
-    SPAN.set(1 << 20);
     let store = TempStore::new();
     let mut group = store.group();
+    begun(&mut group);
+    SPAN.set(1 << 20);
     for to in [4095, 4096, 4097, 8192, 8259] {
         go_on(&mut group, to, 64);
         assert!(!both_ways(&store).1, "{to}");
@@ -82,10 +52,10 @@ fn a_ledger_without_checkpoints_is_opened_beyond_the_slots_of_one() {
 /// An earlier Farside wrote it: nothing is repeated, and all is read one by one.
 #[test]
 fn who_finds_nothing_repeated_reads_each_object() {
-    SPAN.set(4096);
     REPEATING.set(false);
     let store = TempStore::new();
     let mut group = store.group();
+    begun(&mut group);
     go_on(&mut group, 131, 1);
     assert!(!both_ways(&store).1);
     REPEATING.set(true);
@@ -97,13 +67,13 @@ fn who_finds_nothing_repeated_reads_each_object() {
 /// was in it.
 #[test]
 fn a_hole_is_no_head() {
-    SPAN.set(4096);
     let store = TempStore::new();
     let mut group = store.group();
+    begun(&mut group);
     go_on(&mut group, 200, 1);
     let whole = group.state().clone();
     drop(group);
-    let path = |slot: u64| object_path(&store, &names().record(Slot(slot)));
+    let path = |slot: u64| path_of(&store, slot);
     let copy = store.dir.path().join("records");
     fs::create_dir(&copy).expect("mkdir");
     for (first, lost) in [
@@ -123,9 +93,7 @@ fn a_hole_is_no_head() {
     ] {
         let all = || first..first + lost;
         all().for_each(|slot| fs::rename(path(slot), copy.join(slot.to_string())).expect("rename"));
-        let reader = StoreReader::open_bucket(Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open"))));
-        let found = reader.expect("open").group_to_open(&names()).expect("group");
-        let each = StoreReader::open(&store.path()).expect("open").group(&names()).expect("group");
+        let (found, each) = (opened(&store).0, read_each(&store));
         assert_eq!(each.torn().map(|torn| torn.slot), Some(Slot(first)), "{first}+{lost}");
         match found.torn() {
             None => assert!(found.state() == &whole, "{first}+{lost}: a state that is old"),
@@ -134,25 +102,24 @@ fn a_hole_is_no_head() {
         all().for_each(|slot| fs::rename(copy.join(slot.to_string()), path(slot)).expect("rename"));
     }
     // The newest of all, and no one can tell.
-    remove(&store, 199);
+    fs::remove_file(path(199)).expect("it was there");
     assert!(!both_ways(&store).1);
 }
 
 /// What lies where nothing of the ledger can.
 #[test]
 fn a_stray_object_far_beyond_the_head_leads_nobody_there() {
-    SPAN.set(4096);
     let store = TempStore::new();
     let mut group = store.group();
+    begun(&mut group);
     go_on(&mut group, 200, 1);
     let state = group.state().clone();
     drop(group);
     for slot in [512, 1024, 1027, 4096] {
-        let path = object_path(&store, &names().record(Slot(slot)));
+        let path = path_of(&store, slot);
         fs::create_dir_all(path.parent().expect("a folder")).expect("mkdir");
         fs::write(&path, "what is this?").expect("write");
-        let reader = StoreReader::open_bucket(Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open"))));
-        let found = reader.expect("open").group_to_open(&names()).expect("group");
+        let found = opened(&store).0;
         assert_eq!(found.state(), &state, "{slot}");
         fs::remove_file(&path).expect("remove");
     }

@@ -81,8 +81,7 @@ impl From<StoreError> for Stop {
 /// # Errors
 /// What the service says.
 pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
-    let search = Search { backend, names, group };
-    search.find(Search::each)?.map_or_else(|| replay::replay(backend, names, group, |_| {}), Ok)
+    Search { backend, names, group }.find(Search::each)
 }
 
 /// The same for who only opens a point: of the objects since the checkpoint a few are read, and damage of the others goes unseen.
@@ -90,8 +89,7 @@ pub(crate) fn replay(backend: &dyn Backend, names: &GroupNames, group: GroupId) 
 /// # Errors
 /// What the service says.
 pub(crate) fn replay_to_open(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
-    let search = Search { backend, names, group };
-    search.find(Search::open)?.map_or_else(|| replay::replay(backend, names, group, |_| {}), Ok)
+    Search { backend, names, group }.find(Search::open)
 }
 
 /// Replays what came into a ledger since it was replayed: up to the first slot that is empty, which is taken for the head without a look at what
@@ -119,24 +117,24 @@ struct Search<'s> {
 }
 
 impl Search<'_> {
-    /// A ledger from its newest checkpoint to its head, replayed by one `way`; `None`: something is out of order, and only a listing tells
-    /// what.
-    fn find(&self, way: impl Fn(&Self) -> Result<GroupImage, Stop>) -> Result<Option<Replayed>> {
-        let names = self.names;
+    /// A ledger from its newest checkpoint to its head, replayed by one `way`, or listed where something is out of order.
+    fn find(&self, way: impl Fn(&Self) -> Result<GroupImage, Stop>) -> Result<Replayed> {
+        let Self { backend, names, group } = *self;
+        let mut why = "checkpoints came whenever it was searched".to_owned();
         for _ in 0..SEARCHES {
             match way(self) {
-                Ok(image) => return Ok(Some(Replayed { image, torn: None, strays: Vec::new(), spoiled: BTreeSet::new() })),
+                Ok(image) => return Ok(Replayed { image, torn: None, strays: Vec::new(), spoiled: BTreeSet::new() }),
                 Err(Stop::Overtaken) => {}
-                Err(Stop::Torn(slot, _)) if covers(self.backend, names, slot)? => {}
+                Err(Stop::Torn(slot, _)) if covers(backend, names, slot)? => {}
                 Err(Stop::Store(error)) => return Err(error),
-                Err(Stop::Odd(why) | Stop::Torn(_, why)) => {
-                    tracing::warn!(group = %names, why, "the ledger is listed");
-                    return Ok(None);
+                Err(Stop::Odd(odd) | Stop::Torn(_, odd)) => {
+                    why = odd;
+                    break;
                 }
             }
         }
-        tracing::warn!(group = %names, "the ledger is listed: checkpoints came whenever it was searched");
-        Ok(None)
+        tracing::warn!(group = %names, why, "the ledger is listed");
+        replay::replay(backend, names, group, |_| {})
     }
 
     /// Every object since the newest checkpoint by itself.

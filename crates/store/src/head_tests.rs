@@ -243,8 +243,10 @@ impl Backend for Meanwhile {
     }
 }
 
+type Way = fn(&dyn Backend, &GroupNames, GroupId) -> Result<Replayed>;
+
 /// Every record by itself, and as few objects as have all of them.
-const WAYS: [fn(&dyn Backend, &GroupNames, GroupId) -> Result<Replayed>; 2] = [replay, replay_to_open];
+const WAYS: [Way; 2] = [replay, replay_to_open];
 
 /// A slot that was asked for before its record was put, while the ones behind it were asked for after theirs: no hole.
 #[test]

@@ -7,7 +7,7 @@
 //!   and reads every object by itself if that does not fit;
 //! - whoever writes, repairs or looks for damage reads every object by itself; a repair takes from others only what a torn slot held.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use farside_ledger::{
@@ -120,7 +120,8 @@ fn older(backend: &dyn Backend, names: &GroupNames, slot: Slot, prev: RecordDige
 }
 
 /// The records of slots from one on up to the newest, which follow one another, as far down as a few objects have them; none, if none can
-/// be had so. `slots`: those that exist, without a `.void` among them; `objects`: what was read of them.
+/// be had so. `slots`: those that exist, or some of them, without a `.void` among them; `objects`: what was read of
+/// them, or that it cannot be.
 ///
 /// # Errors
 /// What the medium says of what is not one object's damage.
@@ -129,17 +130,15 @@ pub(crate) fn gather(
     names: &GroupNames,
     slots: &Slots,
     from: u64,
-    mut objects: BTreeMap<u64, Bytes>,
+    mut objects: BTreeMap<u64, Option<Bytes>>,
 ) -> Result<Records> {
-    let read = |slot: &u64| get(backend, &names.record(Slot(*slot)), RECORD_BYTES_MAX as u64);
+    let read = |slot: &u64| -> Result<Option<Bytes>> {
+        Ok(get(backend, &names.record(Slot(*slot)), RECORD_BYTES_MAX as u64)?.and_then(Result::ok))
+    };
     let mut expected = expected(slots, from);
     expected.retain(|slot| !objects.contains_key(slot));
-    let mut unread = BTreeSet::new();
     for (slot, object) in expected.iter().zip(parallel(backend, &expected, read)) {
-        match object? {
-            Some(Ok(object)) => drop(objects.insert(*slot, object)),
-            _ => drop(unread.insert(*slot)),
-        }
+        objects.insert(*slot, object?);
     }
     let mut gathered: VecDeque<_> = VecDeque::new();
     let (mut bytes, mut last_read) = (0, u64::MAX);
@@ -152,11 +151,10 @@ pub(crate) fn gather(
         let up_to = lowest.map_or(u64::MAX, |lowest| if lowest == last_read { lowest - 1 } else { lowest });
         let Some(&slot) = slots.records.range(from..=up_to).next_back() else { break };
         let object = match objects.remove(&slot) {
-            None if unread.contains(&slot) => break,
+            Some(object) => object,
             None => read(&slot)?,
-            object => object.map(Ok),
         };
-        let Some(Ok(object)) = object else { break };
+        let Some(object) = object else { break };
         let Some(mut records) = records_of(&object, slot) else { break };
         (bytes, last_read) = (bytes + object.len(), slot);
         records.retain(|(record, _)| record.slot.0 >= from && lowest.is_none_or(|lowest| record.slot.0 < lowest));
@@ -196,4 +194,4 @@ fn records_of(object: &[u8], slot: u64) -> Option<Records> {
 
 #[cfg(test)]
 #[path = "repeats_tests.rs"]
-mod tests;
+pub(crate) mod tests;

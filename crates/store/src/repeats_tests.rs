@@ -22,7 +22,7 @@ use crate::testkit::{TempStore, TestVolume, name};
 use crate::{Attempt, Severity, StoreError};
 
 /// A claim and a point: two slots of a ledger without a checkpoint.
-fn begun(group: &mut GroupStore) -> TestVolume {
+pub(crate) fn begun(group: &mut GroupStore) -> TestVolume {
     SPAN.set(4096);
     let mut volume = TestVolume::new("v", 16);
     volume.claim(group);
@@ -39,7 +39,7 @@ fn said(slot: Slot) -> Body {
 }
 
 /// Goes on up to a slot, with so many records in each object as fit.
-fn go_on(group: &mut GroupStore, to: u64, together: u64) {
+pub(crate) fn go_on(group: &mut GroupStore, to: u64, together: u64) {
     while group.state().next_slot().0 < to {
         let next = group.state().next_slot().0;
         let count = together.min(group.room()).min(to - next);
@@ -197,7 +197,7 @@ fn an_object_is_known_by_its_own_records() {
 }
 
 /// Who opens a point in a bucket, and what it asks for.
-fn opened(store: &TempStore) -> (GroupReader, Counts) {
+pub(crate) fn opened(store: &TempStore) -> (GroupReader, Counts) {
     let counting = Counting::bucket(Arc::new(DirBackend::open(&store.path()).expect("open")));
     let reader = StoreReader::open_bucket(Arc::clone(&counting) as _).expect("open");
     counting.during(|| reader.group_to_open(&names()).expect("group"))
@@ -208,7 +208,7 @@ fn opened_in_place(store: &TempStore) -> GroupReader {
     StoreReader::open(&store.path()).expect("open").group_to_open(&names()).expect("group")
 }
 
-fn read_each(store: &TempStore) -> GroupReader {
+pub(crate) fn read_each(store: &TempStore) -> GroupReader {
     StoreReader::open(&store.path()).expect("open").group(&names()).expect("group")
 }
 
@@ -287,7 +287,7 @@ fn whatever_is_damaged_who_opens_a_point_has_what_is_in_the_ledger() {
     assert!(whole_all_the_same > 200 && torn > 0, "{whole_all_the_same} {torn}");
 }
 
-fn path_of(store: &TempStore, slot: u64) -> std::path::PathBuf {
+pub(crate) fn path_of(store: &TempStore, slot: u64) -> std::path::PathBuf {
     object_path(store, &names().record(Slot(slot)))
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farside_ledger::{Body, LayerKind, Pin, Policy, Unpin};
+use farside_ledger::{LayerKind, Policy};
 use farside_region::Slot;
 
 use crate::backend::DirBackend;
@@ -15,6 +15,7 @@ use crate::checkpoint::span;
 use crate::group::{Dated, GroupStore};
 use crate::liveness::PartName;
 use crate::names::GroupNames;
+use crate::repeats::tests::go_on;
 use crate::testkit::{Fill, GRANULE, Runs, TempStore, TestVolume, layers, name};
 use crate::{Existing, FileTarget, RestoreOptions, Store, StoreReader, restore_to};
 
@@ -230,25 +231,16 @@ fn who_opens_a_point_of_a_long_history_asks_for_little() {
     let bucket = Bucket::new();
     let mut group = bucket.group();
     history(&mut group, 1);
-    let said = |slot: u64| match slot % 2 {
-        0 => Body::Pin(Pin { point: Slot(1), reason: "kept".into() }),
-        _ => Body::Unpin(Unpin { pin: Slot(slot - 1) }),
-    };
     // The newest is in the first run, in the first block, or far from both; after a checkpoint as without one.
     let (run, voids, last_one_covered) = (64, 2, 1);
     for (to, together, chain, heads, gets, checkpoint) in [
-        (0o5, 1, 6, 16 + 15, run + voids + 14, 8),
-        (0o321, 5, 7, 16 + 12, run + 1 + voids + 14, 8),
-        (0o7657, 1, 9, 16 + 1 + 7 + 1, run + 3 + voids + 15, 8),
-        (0o10000 + 0o321, 64, 7, 16 + 12, run + 1 + voids + 14 + last_one_covered, 9),
-        (0o10000 + 0o7657, 64, 9, 16 + 1 + 7 + 1, run + 2 + voids + 15 + last_one_covered, 9),
+        (0o5, 1, 6, 15 + 14, run + voids + 14, 8),
+        (0o321, 5, 7, 15 + 11, run + 1 + voids + 14, 8),
+        (0o7657, 1, 8, 15 + 7 + 1, run + 3 + voids + 15, 8),
+        (0o10000 + 0o321, 64, 7, 15 + 11, run + 1 + voids + 14 + last_one_covered, 9),
+        (0o10000 + 0o7657, 64, 8, 15 + 7 + 1, run + 2 + voids + 15 + last_one_covered, 9),
     ] {
-        while group.state().next_slot().0 < to {
-            let next = group.state().next_slot().0;
-            let count = together.min(group.room()).min(to - next);
-            let said = (next..next + count).map(|slot| Dated { body: said(slot), ago: Duration::ZERO });
-            group.append_all(said.collect()).expect("appended");
-        }
+        go_on(&mut group, to, together);
         let reader = bucket.reader();
         let (found, counts) = bucket.counting.during(|| reader.group_to_open(&names()).expect("group"));
         assert_eq!((found.state(), found.torn()), (group.state(), None));

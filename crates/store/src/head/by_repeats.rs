@@ -15,21 +15,19 @@ use farside_region::Slot;
 
 use super::{Found, Look, Search, Stop};
 use crate::checkpoint::span;
-use crate::error::Result;
 use crate::image::GroupImage;
 use crate::repeats::gather;
 use crate::replay::Slots;
 
-/// Runs, of which eight are a block.
+/// As many slots as the last two octal digits tell apart, and the last three.
 const RUN: u64 = BATCH_SLOTS;
 const BLOCK: u64 = 8 * RUN;
-/// Slots that are asked for at once, of those that an octal digit tells apart.
-const OF_A_DIGIT: usize = 8;
+/// Values of an octal digit, but for zero.
+const OF_A_DIGIT: usize = 7;
 
-/// Multiples of a step above a slot.
+/// Multiples of a step above a slot, as many as a digit tells apart.
 fn multiples(step: u64, above: u64) -> impl Iterator<Item = u64> {
-    let first = (above / step).saturating_add(1).saturating_mul(step);
-    (0..).map_while(move |nth| first.checked_add(step.checked_mul(nth)?))
+    (above / step + 1..).map_while(move |nth| nth.checked_mul(step)).take(OF_A_DIGIT)
 }
 
 /// The slots in which something is, of those that were asked for, and what.
@@ -40,9 +38,9 @@ fn there(asked: &[u64], found: Vec<Found>) -> impl Iterator<Item = (u64, Result<
 impl Search<'_> {
     /// Slots that tell in which block the head is, after a checkpoint's end, and in which run of the first one.
     fn digits(from: Slot) -> Vec<u64> {
-        let blocks: Vec<u64> = multiples(BLOCK, from.0).take(OF_A_DIGIT).collect();
-        let end = blocks.first().copied().unwrap_or(u64::MAX);
-        std::iter::once(from.0).chain(multiples(RUN, from.0).take_while(|&run| run < end)).chain(blocks).collect()
+        let first = multiples(BLOCK, from.0).next().unwrap_or(u64::MAX);
+        let runs = multiples(RUN, from.0).take_while(|&run| run < first);
+        std::iter::once(from.0).chain(runs).chain(multiples(BLOCK, from.0)).collect()
     }
 
     /// Whether an object is in each of these slots.
@@ -52,32 +50,17 @@ impl Search<'_> {
 
     /// What the newest checkpoint holds, and all that came since.
     pub(super) fn open(&self) -> Result<GroupImage, Stop> {
-        let (image, found) = self.begin(|from| self.presence(&Self::digits(from)))?;
-        self.open_from(image, found)
-    }
-
-    /// `found`: what lies in the slots that tell where the head is.
-    fn open_from(&self, mut image: GroupImage, found: Vec<Found>) -> Result<GroupImage, Stop> {
+        let (mut image, found) = self.begin(|from| self.presence(&Self::digits(from)))?;
         let from = image.state().next_slot();
         let begun = CheckpointPlace::covering(from, span());
         let mut slots = Slots::default();
         slots.records.extend(there(&Self::digits(from), found).map(|(slot, _)| slot));
-        let look = |slots: &mut Slots, asked: &[u64]| -> Result<()> {
-            let found = self.get(&self.presence(asked))?;
-            slots.records.extend(there(asked, found).map(|(slot, _)| slot));
-            Ok(())
-        };
-        // More than a checkpoint's slots, where none could be written for a while.
-        let mut asked_to = multiples(BLOCK, from.0).nth(OF_A_DIGIT - 1);
-        while let Some(last) = asked_to.filter(|last| slots.records.contains(last)) {
-            let more: Vec<u64> = multiples(BLOCK, last).take(OF_A_DIGIT).collect();
-            look(&mut slots, &more)?;
-            asked_to = more.last().copied();
-        }
         let newest = |slots: &Slots| slots.records.last().copied().unwrap_or(from.0);
         let block = newest(&slots);
         if block > from.0 && block.is_multiple_of(BLOCK) {
-            look(&mut slots, &multiples(RUN, block).take(OF_A_DIGIT - 1).collect::<Vec<_>>())?;
+            let runs: Vec<u64> = multiples(RUN, block).collect();
+            let found = self.get(&self.presence(&runs))?;
+            slots.records.extend(there(&runs, found).map(|(slot, _)| slot));
         }
         // A batch leaves slots empty, so all of the run are asked for, and the first of the next one.
         let run = newest(&slots);
@@ -87,7 +70,8 @@ impl Search<'_> {
         let mut objects = BTreeMap::new();
         for (slot, object) in there(&asked, found) {
             slots.records.insert(slot);
-            objects.extend(object.ok().map(|object| (slot, object)));
+            // One that is too large to be read with others is read where it is needed.
+            objects.extend(object.ok().map(|object| (slot, Some(object))));
         }
 
         let gathered = gather(self.backend, self.names, &slots, from.0, objects)?;
