@@ -3,10 +3,11 @@
 //! Invariants:
 //! - what is repeated leads, digest by digest, to the head; what cannot be had is not repeated, and no publication fails, or waits for
 //!   anything but a read, because of it;
-//! - what is gathered leads, digest by digest, to the newest object's own record. Who uses it holds its first record against the state,
-//!   and reads every object by itself if that does not fit;
+//! - what is gathered leads, digest by digest, to the newest object's own record, and no object that was read says otherwise. Who uses it holds
+//!   its first record against the state, and reads every object by itself if that does not fit;
 //! - whoever writes, repairs or looks for damage reads every object by itself; a repair takes from others only what a torn slot held.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
@@ -150,12 +151,11 @@ pub(crate) fn gather(
         // The one that the oldest is an own record of, for what it repeats; or the one before, if that was read.
         let up_to = lowest.map_or(u64::MAX, |lowest| if lowest == last_read { lowest - 1 } else { lowest });
         let Some(&slot) = slots.records.range(from..=up_to).next_back() else { break };
-        let object = match objects.remove(&slot) {
-            Some(object) => object,
-            None => read(&slot)?,
-        };
-        let Some(object) = object else { break };
-        let Some(mut records) = records_of(&object, slot) else { break };
+        if let Entry::Vacant(unread) = objects.entry(slot) {
+            unread.insert(read(&slot)?);
+        }
+        let Some(object) = &objects[&slot] else { break };
+        let Some(mut records) = records_of(object, slot) else { break };
         (bytes, last_read) = (bytes + object.len(), slot);
         records.retain(|(record, _)| record.slot.0 >= from && lowest.is_none_or(|lowest| record.slot.0 < lowest));
         let Some((last, digest)) = records.last() else { break };
@@ -164,7 +164,12 @@ pub(crate) fn gather(
         }
         records.into_iter().rev().for_each(|record| gathered.push_front(record));
     }
-    Ok(gathered.into())
+    // † An object of a copy of the store, which went on by itself, may lie above the newest one and lead to what both have.
+    let is_contradicted = objects.iter().any(|(slot, object)| {
+        let own = object.as_ref().and_then(|object| decode_object(object).ok()).filter(|own| own[0].0.slot.0 == *slot);
+        own.into_iter().flatten().any(|own| gathered.iter().any(|(record, digest)| record.slot == own.0.slot && *digest != own.1))
+    });
+    Ok(if is_contradicted { Vec::new() } else { gathered.into() })
 }
 
 /// The objects that it takes where each repeats what it should, the newest first.

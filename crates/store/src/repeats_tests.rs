@@ -318,6 +318,29 @@ fn l6_what_is_repeated_of_another_history_is_not_believed() {
     });
 }
 
+/// A store that was copied and went on as two: an object of the one that comes to lie in the other leads to what both have, and yet to a history
+/// that the other's own objects contradict. Who lists does not read these, and who looks for damage does.
+#[test]
+fn l6_an_object_of_another_history_hides_no_record() {
+    let store = TempStore::new();
+    begun(&mut store.group());
+    go_on(&mut store.group(), 9, 1);
+    go_on(&mut store.group(), 16, 1);
+    let of_the_copy = object(&store, 15);
+    (9..16).for_each(|slot| fs::remove_file(path_of(&store, slot)).expect("it was there"));
+    // Alone, and within the slots of a batch.
+    for (to, together) in [(11, 1), (16, 7)] {
+        go_on(&mut store.group(), to, together);
+        let head = store.group().state().next_slot();
+        fs::write(path_of(&store, 15), &of_the_copy).expect("write");
+        let each = read_each(&store);
+        assert_eq!((each.torn().map(|torn| torn.slot), each.state().next_slot()), ((to == 11).then_some(head), head));
+        let found = opened(&store).0;
+        assert_eq!((found.state(), found.torn()), (each.state(), each.torn()), "L6: of another history");
+        (9..16).for_each(|slot| drop(fs::remove_file(path_of(&store, slot))));
+    }
+}
+
 /// Where records were replaced, what lies beside them counts, and not what others say of them.
 #[test]
 fn who_opens_a_point_reads_each_object_where_some_were_replaced() {
