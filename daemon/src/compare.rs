@@ -92,8 +92,19 @@ impl Control {
     }
 
     /// Checks that the person means the state that there is; answers once every bit is durable.
-    pub(crate) fn resync(&mut self, id: VolumeId, accept: Option<Accept>, reply: oneshot::Sender<anyhow::Result<()>>) {
-        self.resync_by(id, accept, None, reply);
+    pub(crate) fn resync(
+        &mut self,
+        id: VolumeId,
+        accept: Option<Accept>,
+        until: Option<Generation>,
+        reply: oneshot::Sender<anyhow::Result<()>>,
+    ) {
+        let status = self.source.status(monotonic_ns());
+        let fenced_by = status.volumes.iter().find(|volume| volume.volume == id).and_then(|volume| volume.fenced_by);
+        match promoted_again(until, fenced_by) {
+            Some(why) => drop(reply.send(Err(anyhow::anyhow!(why)))),
+            None => self.resync_by(id, accept, None, reply),
+        }
     }
 
     /// `by`: what says it, if not what follows from the volume's state.
@@ -219,6 +230,18 @@ fn tell(name: &str, result: &VerifyStatus) {
     }
 }
 
+/// † What is discarded of a later promotion than the one that was looked at, nobody has pinned.
+fn promoted_again(until: Option<Generation>, fenced_by: Option<Generation>) -> Option<String> {
+    let (until, by) = (until?, fenced_by?);
+    (by > until).then(|| {
+        format!(
+            "it is Fenced by generation {}, and what is pinned was published under generation {}: it was promoted again, or taken back here before \
+             the state was lost; say the same again, and if that is no use, farside rollback GROUP --force discards what is unpinned",
+            by.0, until.0
+        )
+    })
+}
+
 /// What is to be done for a resync in this state; `None`: to mend the map. Or why it makes no sense, and what would.
 fn resync_event(state: &State, accept: Option<Accept>, volume: VolumeId) -> Result<Option<Event>, String> {
     let accepts = |word: &str, what: &str| format!("it is {what}; if you have understood what that means: --accept {word}");
@@ -293,5 +316,15 @@ mod tests {
         }
         let words = resync_event(&forked, None, v).expect_err("not by itself");
         assert!(words.contains("--accept forked"), "{words}");
+    }
+
+    #[test]
+    fn what_a_later_promotion_published_is_not_discarded_for_what_is_pinned_of_an_earlier_one() {
+        let again = |until: Option<u64>, by: Option<u64>| promoted_again(until.map(Generation), by.map(Generation));
+        for (until, by) in [(None, Some(9)), (Some(5), None), (Some(5), Some(5)), (Some(5), Some(4))] {
+            assert_eq!(again(until, by), None);
+        }
+        let words = again(Some(5), Some(6)).expect("nobody was asked about it");
+        assert!(words.contains("generation 6") && words.contains("generation 5") && words.contains("--force"), "{words}");
     }
 }

@@ -850,7 +850,7 @@ impl Control {
             Ask::StandAside(id, aside, reply) => {
                 let _ = reply.send(self.stand_aside(id, aside));
             }
-            Ask::Resync(volume, accept, reply) => self.resync(volume, accept, reply),
+            Ask::Resync(volume, accept, until, reply) => self.resync(volume, accept, until, reply),
             Ask::TakeBack(volume, generation, at, reply) => self.take_back(volume, generation, at, reply),
             Ask::Withdraw(volume, from, reply) => drop(reply.send(Ok(self.withdraw(volume, from)))),
             Ask::Verify(volume, reply) => {

@@ -18,7 +18,7 @@ use farside_control::{
     ApiError, Code, DurationError, ErrorCode, GridError, Rate, RateError, RateLimit, Reason, Severity, WindowError,
     parse_epoch_interval, parse_span,
 };
-use farside_region::{Name, VolumeId};
+use farside_region::{Generation, Name, VolumeId};
 use farside_service::systemd;
 use farside_transport::{DialError, Identity, Pin, Route};
 use farside_wire::InstanceId;
@@ -676,10 +676,11 @@ impl Daemon {
         self.ask(&name, |id, reply| Ask::Pause(id, pause, reply)).await
     }
 
-    pub(crate) async fn resync(&self, name: &str, accept: Option<Accept>) -> Result<(), ApiError> {
+    /// `until`: which promotion was known when it was decided that what is fenced may be accepted.
+    pub(crate) async fn resync(&self, name: &str, accept: Option<Accept>, until: Option<Generation>) -> Result<(), ApiError> {
         self.may_change()?;
         let (name, ..) = self.find(name)?;
-        self.ask(&name, |id, reply| Ask::Resync(id, accept, reply)).await
+        self.ask(&name, |id, reply| Ask::Resync(id, accept, until, reply)).await
     }
 
     pub(crate) async fn verify(&self, name: &str) -> Result<(), ApiError> {

@@ -39,6 +39,13 @@ pub(crate) async fn answer(
         return Err(gone_for_good(group.names(), &winner));
     }
     let discards = look(group, DiscardAsk { asker: asker.clone(), volumes: volumes.to_vec() }).await?;
+    // † What such a host discards is of another claim, its own perhaps: as if the failover were forgotten already.
+    if discards.is_over {
+        return Err(format!(
+            "no failover of {} is known here but one whose history was taken back: nobody can tell what was published since",
+            group.names()
+        ));
+    }
     let point = discards.point_id();
     let mut is_pinned = discards.pinned.iter().any(|(pinned, _)| Some(*pinned) == point);
     if asked.pin && point.is_some() {

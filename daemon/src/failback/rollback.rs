@@ -38,19 +38,23 @@ impl Daemon {
             planned: request.plan,
             ..RollbackStatus::default()
         };
-        match self.discards(&group, !request.plan).await {
-            Ok(answer) => told(&mut status, &answer),
+        let until = match self.discards(&group, !request.plan).await {
+            Ok(answer) => {
+                told(&mut status, &answer);
+                Some(answer.generation)
+            }
             Err(error) if request.force => {
                 warn!(%group, "what a rollback discards is not pinned, as it was said: {error}");
                 status.why = Some(error.to_string());
+                None
             }
             Err(error) => return Err(unpinned(&group, &error)),
-        }
+        };
         if request.plan {
             return Ok(status);
         }
         for (done, name) in fenced.iter().enumerate() {
-            if let Err(error) = self.resync(name.as_str(), Some(Accept::Fenced)).await {
+            if let Err(error) = self.resync(name.as_str(), Some(Accept::Fenced), until).await {
                 let message =
                     format!("volume {name}: {}; {done} of {} volumes take the history back by now", error.message, fenced.len());
                 let what = format!(
@@ -69,7 +73,7 @@ impl Daemon {
     /// When its state is another one, or what it discards cannot be pinned.
     pub(crate) async fn resync_as_said(&self, name: &str, accept: Option<Accept>) -> Result<(), ApiError> {
         if accept != Some(Accept::Fenced) {
-            return self.resync(name, accept).await;
+            return self.resync(name, accept, None).await;
         }
         let Some((group, _)) = self.served(name).await else {
             return Err(ApiError::not_found(
@@ -79,7 +83,7 @@ impl Daemon {
             ));
         };
         if self.stands_in_for(&group).is_some() {
-            return self.resync(name, accept).await;
+            return self.resync(name, accept, None).await;
         }
         let _one = self.failbacks.turns.of(group.as_str(), turns::PATIENCE).await?;
         let status = self.status().await;
@@ -101,7 +105,7 @@ impl Daemon {
             let what = format!("`farside rollback {group}` says more, and discards them after asking");
             return Err(ApiError::new(ErrorCode::Refused, message, what));
         }
-        self.resync(name, accept).await
+        self.resync(name, accept, Some(answer.generation)).await
     }
 
     /// The group of a volume that is served, and how it is.

@@ -92,7 +92,8 @@ pub(crate) enum Ask {
     /// stays after all.
     StandAside(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
     Pause(VolumeId, bool, oneshot::Sender<anyhow::Result<()>>),
-    Resync(VolumeId, Option<Accept>, oneshot::Sender<anyhow::Result<()>>),
+    /// Whatever its state is or what a person accepts of it; of what is fenced, by no promotion after that one, if one is named.
+    Resync(VolumeId, Option<Accept>, Option<Generation>, oneshot::Sender<anyhow::Result<()>>),
     /// From that promotion, and from no other; and only if the newest point is that one, or one that a person passed over for it, up to that slot.
     TakeBack(VolumeId, Generation, (LedgerPosition, Option<Slot>), oneshot::Sender<anyhow::Result<TakenBack>>),
     /// What was said of a refusal holds no more. `false`: the history was taken back from that promotion by it, or may have been.

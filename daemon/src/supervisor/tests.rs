@@ -669,7 +669,7 @@ async fn who_stops_says_so_and_changes_nothing_any_more() {
             daemon.set_group("default", &group).await.map(drop),
             daemon.set_limits(Limits::default()).await.map(drop),
             daemon.pause("data", true).await,
-            daemon.resync("data", None).await,
+            daemon.resync("data", None, None).await,
             daemon.verify("data").await,
             daemon.pair("token").await.map(drop),
             daemon.unpair().await.map(drop),

@@ -23,6 +23,8 @@ pub(crate) struct DiscardAsk {
 pub(crate) struct Discards {
     /// The failover that stands.
     pub(crate) generation: Generation,
+    /// Whether nobody else has any of what was asked for since: its end is not noted yet.
+    pub(crate) is_over: bool,
     /// The newest point that is whole, and when it was cut.
     pub(crate) point: Option<(LedgerPosition, EpochInfo)>,
     /// Points that are pinned for this, and why; newest first.
@@ -102,8 +104,13 @@ impl Group {
             let digest = state.digest_at(point.slot).expect("a point's record was replayed");
             (LedgerPosition { slot: point.slot, digest }, point.epoch)
         };
+        let mut asked: Vec<VolumeId> = ask.volumes.clone();
+        if asked.is_empty() {
+            asked.extend(state.volumes().map(|(volume, _)| volume));
+        }
         Ok(Discards {
             generation,
+            is_over: highest > generation && !asked.iter().any(|volume| is_below(state, *volume, generation)),
             pinned,
             points: since().filter(is_theirs).count() as u64,
             newest: newest.filter(|newest| point.is_none_or(|point| point.slot != *newest)),

@@ -99,7 +99,10 @@ async fn what_a_rollback_discards_is_pinned_until_a_person_lets_go_of_it() {
 
     let mut back = host.connect_when_ready("default").await;
     let volume = back.claim_back("data", &volume, Generation(3)).await;
+    // Whoever has lost his state since discards what he published himself, which is pinned by nobody: whether the end is noted already or not.
+    assert!(refused(&mut pull).await.contains("no failover of host1/default is known"));
     is_over(&gateway).await;
+    assert!(refused(&mut host.pulling("host1", "default").await).await.contains("no failover of host1/default is known"));
     assert_eq!(pinned(&gateway).await, [second.slot.0]);
 
     // It stays when all else goes, until a person lets go of it, as of any pin.
