@@ -49,7 +49,7 @@ that is whole, or of --cut ID. Nobody is fenced unless all can be, as far as can
 then each group has its own failover, as if it had been named, and goes on by itself. If one is not
 taken after others were, no more are begun; the same command goes on with what is left, to the
 same cut. --again there fails those over once more that were failed over before, and are older than
-the cut.
+the cut. --abort with it gives up those that have fenced nobody yet, and says which have.
 
 Just after a start of the gateway, or after its store was away, nobody is connected, alive or not:
 it waits for the rest of 30 seconds then (`fence_after` in receiver.toml). A source that comes back
@@ -71,7 +71,7 @@ pub(crate) struct FailoverArgs {
     #[arg(required_unless_present_any = ["list", "cohort"])]
     group: Option<Address>,
     /// Every group of this cohort, each to its point of one cut: the newest that is whole, or `--cut`.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["group", "point", "abort", "stand_in", "list"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["group", "point", "stand_in", "list"])]
     cohort: Option<String>,
     /// The id of the cut, as `farside cohort cuts NAME` has it.
     #[arg(long, value_name = "ID", requires = "cohort", value_parser = parse_cut)]
@@ -94,8 +94,8 @@ pub(crate) struct FailoverArgs {
     /// Also if points that are on the gateway cannot be published, because the store does not take them: they are lost then.
     #[arg(long)]
     lose_staged: bool,
-    /// Give up a failover that has fenced nobody yet (`--list` says `fencing`).
-    #[arg(long, conflicts_with_all = ["plan", "force", "stand_in", "again", "lose_staged", "point"])]
+    /// Give up a failover that has fenced nobody yet (`--list` says `fencing`); with `--cohort` those of all its groups.
+    #[arg(long, conflicts_with_all = ["plan", "force", "stand_in", "again", "lose_staged", "point", "cut"])]
     abort: bool,
     /// Let this paired host publish in place of the source: the one that serves the copy from now on (`stand_in_for` in its
     /// farsided.toml). Also of a failover that was begun before.
@@ -122,6 +122,9 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
         return Err(Failure::new(Exit::Refused, message, "run this there"));
     }
     if let Some(name) = &args.cohort {
+        if args.abort {
+            return cohort::abort(global, &client, name).await;
+        }
         return cohort::run(global, &client, name, &args).await;
     }
     let Some(group) = args.group.filter(|_| !args.list) else { return list(global, &client).await };

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Child;
 
 use farside_tests::drill::Drill;
 use farside_tests::load::{self, counter_in, counter_of};
@@ -350,6 +351,15 @@ fn failovers(site: &Site) -> Value {
     json(&mut site.gateway(&["failover", "--list"]))
 }
 
+/// How long a gateway waits after its start until it fences who is away.
+fn fence_after(site: &Site, from: &str, to: &str) {
+    let file = site.path("gateway/receiver.toml");
+    let text = std::fs::read_to_string(&file).expect("a configuration");
+    let (from, to) = (format!("fence_after = \"{from}\""), format!("fence_after = \"{to}\""));
+    assert!(text.contains(&from), "{text}");
+    std::fs::write(file, text.replace(&from, &to)).expect("written");
+}
+
 /// Both groups at one cut, however much was written since; they end together.
 fn is_drilled(site: &Site, known: &[Value]) {
     let dir = site.path("drills");
@@ -437,10 +447,49 @@ fn a_cohort_is_failed_over_to_one_cut() {
     }
     assert_eq!(failovers(&first), Value::Array(Vec::new()), "a plan changes nothing");
 
+    // As long as nobody is fenced all of them can be given up; whoever waits for it is told.
+    first.receiver.take().expect("it runs").kill();
+    fence_after(&first, "0s", "1h");
+    first.start_receiver();
+    let mut asked = None;
+    wait_until("the failovers to have begun", || {
+        let piped = std::process::Stdio::piped;
+        let begin = || {
+            let mut asked = first.gateway(&["failover", "--cohort", "erp", "--yes"]);
+            asked.stdout(piped()).stderr(piped()).spawn().expect("it starts")
+        };
+        let all = failovers(&first);
+        if all.as_array().is_some_and(|all| all.len() == 2 && all.iter().all(|one| one["stage"] == "fencing")) {
+            return Ok(());
+        }
+        // It ends at once where the gateway is not ready.
+        if asked.get_or_insert_with(begin).try_wait().expect("our child").is_some() {
+            return Err(format!("{:?}", asked.take().map(Child::wait_with_output)));
+        }
+        Err(all.to_string())
+    });
+    let waiting = asked.expect("it has begun them");
+    let abort = |site: &Site| site.gateway(&["failover", "--cohort", "erp", "--abort"]).output().expect("it runs");
+    let given_up = abort(&first);
+    let words = String::from_utf8_lossy(&given_up.stdout).into_owned();
+    assert!(given_up.status.success() && GROUPS.iter().all(|group| words.contains(group)), "{given_up:?}");
+    assert_eq!(failovers(&first), Value::Array(Vec::new()));
+    assert!(!waiting.wait_with_output().expect("it ends").status.success(), "nothing was brought up");
+    let nothing = abort(&first);
+    assert!(nothing.status.code() == Some(5) && String::from_utf8_lossy(&nothing.stderr).contains("no group of"), "{nothing:?}");
+    fence_after(&first, "1h", "0s");
+    run(&mut first.gateway(&["reload"]));
+
     // Whoever asked was killed after the first group, and so is the gateway.
     run(&mut first.gateway(&["failover", GROUPS[1], "--point", &points(&known[1])[1], "--force", "--yes"]));
     first.receiver.take().expect("it runs").kill();
     first.start_receiver();
+    let fenced = wait_until("it to be known what is fenced", || {
+        let refused = abort(&first);
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        if words.contains("host2/default was failed over") { Ok(refused) } else { Err(words) }
+    });
+    assert_eq!(fenced.status.code(), Some(4), "{fenced:?}");
     let done = wait_until("the gateway to be there", || {
         let output = first.gateway(&["failover", "--cohort", "erp", "--yes", "--json"]).output().expect("it runs");
         let words = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

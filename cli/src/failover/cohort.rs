@@ -3,6 +3,7 @@
 //! Nothing of it is kept for all of them together: each group has its own failover, which goes on by itself after a kill. Said again, it takes
 //! the cut that was begun with, and goes on with the groups that are not failed over.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use farside_control::Client;
@@ -88,6 +89,60 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
         print::out(&format!("{all}cohort {name} is at cut {}\nRTO {}\n", cut.id, print::duration_ms(rto_ms)))?;
     }
     planned.iter().zip(&groups).find_map(|(planned, now)| not_through(planned, now)).map_or(Ok(()), Err)
+}
+
+/// Gives up the failovers of its groups that have fenced nobody. Each is asked: how far it is may have changed since it was listed.
+pub(super) async fn abort(global: &Global, client: &Client, name: &str) -> Result<(), Failure> {
+    let groups = groups_of(client, name).await?;
+    let (mut given_up, mut names, mut stand) = (Vec::new(), Vec::new(), Vec::new());
+    for one in client.failovers().await? {
+        let group = format!("{}/{}", one.source, one.group);
+        if !groups.contains(&group) || one.stage == FailoverStage::Over || one.committed {
+            continue;
+        }
+        let request = FailoverRequest { group: group.clone(), abort: true, ..FailoverRequest::default() };
+        match client.failover(&request).await.map_err(Failure::from) {
+            Ok(one) => {
+                given_up.push(one);
+                names.push(group);
+            }
+            Err(failure) if failure.exit == Exit::NotFound => {} // somebody else was faster, or it is over
+            Err(failure) => stand.push(failure),
+        }
+    }
+    if global.json {
+        print::json(&given_up)?;
+    } else if !names.is_empty() {
+        print::out(&format!("the failovers of {} were given up: nobody of them was fenced\n", names.join(", ")))?;
+    }
+    let Some(first) = stand.first() else {
+        return match given_up.is_empty() {
+            false => Ok(()),
+            true => {
+                let message = format!("no group of cohort {name} is being failed over");
+                Err(Failure::new(Exit::NotFound, message, "`farside failover --list` lists what is"))
+            }
+        };
+    };
+    let words: Vec<&str> = stand.iter().map(|failure| failure.message.as_str()).collect();
+    Err(Failure::new(first.exit, format!("not all of cohort {name} is given up: {}", words.join("; ")), first.what_to_do.clone()))
+}
+
+/// As it is configured; and those of its cuts, which others may be.
+async fn groups_of(client: &Client, name: &str) -> Result<BTreeSet<String>, Failure> {
+    let known = client.cohorts().await?.into_iter().find(|known| known.name == name);
+    let is_known = known.is_some();
+    let cuts = match client.cohort_cuts(name, &PointsQuery { of: None, limit: Some(u32::MAX) }).await {
+        Ok(cuts) => cuts,
+        // † What cannot be told of its cuts is no reason to fence whom the configuration names.
+        Err(_) if is_known => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    if !is_known && cuts.is_empty() {
+        return Err(no_cut(name, None, "each group can be given up by itself"));
+    }
+    let configured = known.into_iter().flat_map(|known| known.groups).map(|group| group.group);
+    Ok(configured.chain(cuts.into_iter().flat_map(|cut| cut.points).map(|part| part.group)).collect())
 }
 
 /// Whether a group was failed over to an older point than that, and is to be once more.
