@@ -26,6 +26,8 @@ use crate::state_dir::{volume_path, volumes_path};
 use crate::tap::TapConfig;
 use crate::volume::{KnownDevice, device_of};
 
+mod fstab;
+
 /// Modules that every boot should load, one per line.
 const MODULES_FILE: &str = "/etc/modules-load.d/farside.conf";
 
@@ -129,7 +131,7 @@ fn look(path: &Path) -> Vec<Finding> {
             findings.extend(crate::hooks::examine(&config));
             findings.extend(strays(&config));
             findings.extend(lvm());
-            findings.extend(fstab());
+            findings.extend(fstab::look(&config));
         }
         Err(ConfigError::File(FileError::Io { path: absent, source }))
             if absent == path && source.kind() == ErrorKind::NotFound =>
@@ -464,18 +466,6 @@ fn names_of_content(number: DevNumber) -> Option<PathBuf> {
     let leads = |link: &PathBuf| DevNumber::at(link).is_ok_and(|found| found == number || stack::is_part_of(found, number));
     let links = |kind| std::fs::read_dir(Path::new("/dev/disk").join(kind)).into_iter().flatten().flatten();
     boot::CONTENT.iter().flat_map(links).map(|link| link.path()).find(leads)
-}
-
-/// A mount that systemd would restart together with the daemon.
-fn fstab() -> Option<Finding> {
-    let text = std::fs::read_to_string("/etc/fstab").ok()?;
-    let line = text.lines().find(|line| !line.starts_with('#') && line.contains("x-systemd.requires=farsided"))?;
-    let mount = line.split_whitespace().nth(1).unwrap_or(line);
-    let found = format!(
-        "{mount} requires farsided.service: when farsided dies, systemd wants it unmounted first, which waits for farsided"
-    );
-    let mend = "sed -i 's/x-systemd.requires=farsided\\.service/defaults/' /etc/fstab && systemctl daemon-reload";
-    Some(Finding::new("fstab", Verdict::Missing, found).mend(mend))
 }
 
 const LVM_CONFIG: &str = "/etc/lvm/lvmlocal.conf";

@@ -1,0 +1,147 @@
+//! What `/etc/fstab` says of volumes, as far as a boot or a death of the daemon would go wrong by it.
+
+use std::path::{Path, PathBuf};
+
+use farside_blockio::dm::DevNumber;
+use farside_control::source::IfAbsent;
+use farside_insert::stack;
+
+use super::{Finding, Verdict};
+use crate::config::{Config, VolumeConfig};
+use crate::failback;
+use crate::node;
+use crate::state_dir::volume_path;
+use crate::volume::device_of;
+
+const FSTAB: &str = "/etc/fstab";
+
+/// A line of it.
+struct Entry {
+    /// What is mounted, with links of udev in place of `UUID=` and the like.
+    source: PathBuf,
+    mount: PathBuf,
+    options: String,
+}
+
+impl Entry {
+    fn of(line: &str) -> Option<Self> {
+        let mut fields = line.split_whitespace();
+        let (source, mount, _kind) = (fields.next()?, fields.next()?, fields.next()?);
+        let is_comment = source.starts_with('#');
+        let source = match source.split_once('=') {
+            Some((tag, value)) => Path::new("/dev/disk").join(format!("by-{}", tag.to_lowercase())).join(value.trim_matches('"')),
+            None => stack::unescaped(source),
+        };
+        let options = fields.next().unwrap_or_default().to_owned();
+        (!is_comment && mount.starts_with('/')).then(|| Self { source, mount: stack::unescaped(mount), options })
+    }
+
+    fn says(&self, option: &str) -> bool {
+        self.options.split(',').any(|said| said == option)
+    }
+
+    /// Whether a boot ends in emergency mode where it is not there. (The root file system is another matter.)
+    fn is_waited_for(&self) -> bool {
+        self.mount != Path::new("/") && !self.says("nofail") && !self.says("noauto")
+    }
+}
+
+/// What is to be said of it.
+pub(super) fn look(config: &Config) -> Vec<Finding> {
+    let text = std::fs::read_to_string(FSTAB).unwrap_or_default();
+    let entries: Vec<Entry> = text.lines().filter_map(Entry::of).collect();
+    let waited_for = entries.iter().filter(|entry| entry.is_waited_for());
+    let awaited = waited_for.filter_map(|entry| {
+        let why = config.volumes.values().find_map(|volume| why_not_there(entry, volume, config))?;
+        Some(awaited(entry, &why))
+    });
+    entries.iter().filter_map(requires).chain(awaited).collect()
+}
+
+/// A mount that systemd would restart together with the daemon.
+fn requires(entry: &Entry) -> Option<Finding> {
+    if !entry.options.contains("x-systemd.requires=farsided") {
+        return None;
+    }
+    let found = format!(
+        "{} requires farsided.service: when farsided dies, systemd wants it unmounted first, which waits for farsided",
+        entry.mount.display()
+    );
+    let mend = format!("sed -i 's/x-systemd.requires=farsided\\.service/defaults/' {FSTAB} && systemctl daemon-reload");
+    Some(Finding::new("fstab", Verdict::Missing, found).mend(mend))
+}
+
+fn awaited(entry: &Entry, why: &str) -> Finding {
+    let (source, mount) = (entry.source.display(), entry.mount.display());
+    let found = format!(
+        "{mount} is mounted from {source} without nofail: {why}, and then the boot waits 90 s and ends in emergency mode"
+    );
+    Finding::new("fstab", Verdict::Warning, found)
+        .mend(format!("editor {FSTAB}: nofail among the options of {mount}; systemctl daemon-reload"))
+}
+
+/// When a boot does not find what is mounted, if that is of this volume.
+fn why_not_there(entry: &Entry, volume: &VolumeConfig, config: &Config) -> Option<String> {
+    let (name, tap) = (&volume.name, node::path(&volume.name));
+    if entry.source == tap {
+        return Some(format!("it is not there at a boot at which volume {name} is not served"));
+    }
+    let state_dir = &config.source.state_dir;
+    let device = device_of(volume, &volume_path(state_dir, &volume.group, &volume.name));
+    let is_held = || failback::held_by(state_dir, name, &device).is_ok_and(|group| group.is_some());
+    let number = DevNumber::at(&entry.source).ok()?;
+    let is_on = |path: &Path| DevNumber::at(path).is_ok_and(|disk| number == disk || stack::is_part_of(number, disk));
+    if is_on(&device) && is_held() {
+        return Some(format!(
+            "group {} was handed over or is being failed back, and no boot sees the disk so long",
+            volume.group
+        ));
+    }
+    let is_hidden = !volume.insert && volume.if_absent == IfAbsent::Refuse;
+    (is_hidden && (is_on(&tap) || is_on(&device)))
+        .then(|| format!("volume {name} says if_absent = \"refuse\", so it is not there at a boot at which it is not served"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_by_its_name_is_not_to_keep_a_boot_waiting() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("farsided.toml");
+        let at = dir.path().display();
+        let text = format!(
+            "[source]\nname='h1'\nstate_dir='{at}/state'\n[[volume]]\nname='data'\nbacking='{at}/data'\ntap='nbd:unix:{at}/tap'\n"
+        );
+        std::fs::write(&path, text).expect("written");
+        let config = Config::load(&path).expect("valid");
+        let of = |line: &str| {
+            let entry = Entry::of(line).filter(Entry::is_waited_for)?;
+            config.volumes.values().find_map(|volume| why_not_there(&entry, volume, &config)).map(|why| awaited(&entry, &why))
+        };
+        let found = of("/dev/farside/data /srv/my\\040data ext4 defaults 0 2").expect("it is said");
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert!(found.found.contains("/srv/my data") && found.found.contains("volume data is not served"), "{found:?}");
+        for fine in [
+            "/dev/farside/data /srv/data ext4 nofail 0 2",
+            "/dev/farside/data /srv/data ext4 noauto,ro 0 2",
+            "# /dev/farside/data /srv/data ext4 defaults 0 2",
+            "/dev/farside/other /srv/data ext4 defaults 0 2",
+            "UUID=none-of-ours /srv/data ext4 defaults 0 2",
+            "/dev/farside/data none swap sw 0 0",
+            "nonsense",
+        ] {
+            assert_eq!(of(fine), None, "{fine}");
+        }
+    }
+
+    #[test]
+    fn what_is_named_by_its_content_is_looked_for_where_udev_has_it_and_no_mount_requires_the_daemon() {
+        let entry = Entry::of("PARTUUID=\"12-34\" /srv xfs x-systemd.requires=farsided.service,noatime 0 0").expect("a mount");
+        assert_eq!(entry.source, Path::new("/dev/disk/by-partuuid/12-34"));
+        let found = requires(&entry).expect("it is said");
+        assert!(found.verdict == Verdict::Missing && found.mend.is_some_and(|mend| mend.contains("systemctl")));
+        assert_eq!(requires(&Entry::of("UUID=1 /srv xfs defaults 0 0").expect("a mount")), None);
+    }
+}
