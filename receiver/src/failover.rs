@@ -66,8 +66,8 @@ pub(crate) struct Failovers {
     writing: Mutex<()>,
     /// Why some do not go on, in words.
     troubles: Mutex<BTreeMap<GroupNames, String>>,
-    /// What cannot be taken up, in words.
-    broken: Mutex<Vec<String>>,
+    /// What cannot be taken up, in words, by its file or folder. † It may be what says which points of a group are its history.
+    broken: Mutex<BTreeMap<PathBuf, String>>,
 }
 
 /// One at a time, of each group: one that is slow, or whose store does not answer, holds up no other.
@@ -374,8 +374,8 @@ impl Failovers {
         unread.iter().for_each(|(_, words)| tracing::error!(%words, "what a failover left aside cannot be read"));
         *lock(&self.unread) = unread.into_iter().collect();
         *lock(&self.taken_back) = taken_back.into_iter().map(|one| (one.names(), one)).collect();
-        broken.iter().for_each(|words| tracing::error!(%words, "a failover cannot be taken up"));
-        *lock(&self.broken) = broken;
+        broken.iter().for_each(|(_, words)| tracing::error!(%words, "a failover cannot be taken up"));
+        *lock(&self.broken) = broken.into_iter().collect();
         *lock(&self.all) = found.into_iter().map(|one| (one.names(), one)).collect();
     }
 
@@ -496,6 +496,8 @@ impl Failovers {
         let mut failover = failover;
         if known.is_none() {
             failover.former.extend(self.formers_by_pins(receiver, &group)?);
+            // † Given up, this one would leave nothing that says how that one stands.
+            failover.former_is_over &= self.why_broken(&receiver.state_dir, &names).is_none();
         }
         let generation = look.generation;
         let working = self.working.of(&names);
@@ -666,6 +668,7 @@ impl Failovers {
         let same = before.as_ref().filter(|before| before.stage == Stage::Fencing);
         changed.came_back = changed.came_back.or_else(|| same.and_then(|before| before.came_back.clone()));
         state_dir.remember_failover(&changed, before.as_ref())?;
+        lock(&self.broken).remove(&state_dir.failover_path(&names));
         lock(&self.all).insert(names, changed);
         Ok(())
     }
@@ -977,8 +980,8 @@ impl Failovers {
             Reason::new(Severity::Warning, Code::FailedOver, message, what)
         });
         let broken = lock(&self.broken);
-        let of_broken = broken.iter().map(|words| {
-            let what = "nothing goes on with that failover: put the file back, or remove it and begin anew";
+        let of_broken = broken.values().map(|words| {
+            let what = "nothing goes on with that failover: put the file back and restart farside-receiver; until then a failover of that group must be forced, to a point that is named";
             Reason::new(Severity::Error, Code::FailedOver, words, what)
         });
         of_all.chain(of_broken).chain(self.reasons_of_taken_back()).collect()

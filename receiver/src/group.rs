@@ -248,6 +248,8 @@ impl Group {
                 Ok(Some(mail)) => self.read(mail),
             }
         }
+        // † What was met since the last look: nothing that it replaced is to be deleted by the next process.
+        self.hear_of_damage();
         // What is staged need not wait for the next process. If the bucket does not answer, it does, and lies where that finds it.
         self.without_uploads(|group| {
             group.work();

@@ -324,13 +324,13 @@ impl StateDir {
     /// The same of a failover.
     pub(crate) fn remember_failover(&self, failover: &Failover, before: Option<&Failover>) -> Result<(), StateError> {
         let names = failover.names();
-        let path = self.failover(&names.source, &names.group);
+        let path = self.failover_path(&names);
         make_folder_of(&path)?;
         change(&path, failover, before)
     }
 
     pub(crate) fn forget_failover(&self, names: &GroupNames) -> Result<(), StateError> {
-        let path = self.failover(&names.source, &names.group);
+        let path = self.failover_path(names);
         remove(&path).map_err(|source| StateError::Io { path, source })
     }
 
@@ -349,8 +349,8 @@ impl StateDir {
         self.path.join(TAKEN_BACK).join(names.source.as_str()).join(format!("{}.json", names.group))
     }
 
-    fn failover(&self, source: &Name, group: &Name) -> PathBuf {
-        self.path.join("failovers").join(source.as_str()).join(format!("{group}.json"))
+    pub(crate) fn failover_path(&self, names: &GroupNames) -> PathBuf {
+        self.path.join("failovers").join(names.source.as_str()).join(format!("{}.json", names.group))
     }
 
     /// All `FOLDER/*/*.json`, and what is wrong with them, or with a folder.

@@ -198,10 +198,18 @@ impl Failovers {
         Err(ApiError::new(ErrorCode::Refused, message, what))
     }
 
-    /// Why what an earlier failover of a group left aside cannot be read, if there is such a note.
+    /// Why what an earlier failover of a group left aside, or the one that stands, cannot be read, if there is such a note.
     fn why_unread(&self, state_dir: &StateDir, names: &GroupNames) -> Option<String> {
         let path = state_dir.taken_back_path(names);
-        lock(&self.unread).iter().find(|(unread, _)| path.starts_with(unread)).map(|(_, words)| words.clone())
+        let of_one_that_is_over =
+            lock(&self.unread).iter().find(|(unread, _)| path.starts_with(unread)).map(|(_, words)| words.clone());
+        of_one_that_is_over.or_else(|| self.why_broken(state_dir, names))
+    }
+
+    /// Why the failover of a group that stands cannot be read, if there is one.
+    pub(crate) fn why_broken(&self, state_dir: &StateDir, names: &GroupNames) -> Option<String> {
+        let path = state_dir.failover_path(names);
+        lock(&self.broken).iter().find(|(broken, _)| path.starts_with(broken)).map(|(_, words)| words.clone())
     }
 
     /// What an earlier failover brought up whose note cannot be read, as its pin says. † The note goes with the next failover, and nobody would withdraw
@@ -240,9 +248,8 @@ impl Failovers {
 
 impl StateDir {
     /// Those that were begun, and what is wrong with files of others.
-    pub(super) fn failovers(&self) -> (Vec<Failover>, Vec<String>) {
-        let (found, broken) = self.current("failovers", |failover: &Failover| failover.version);
-        (found, broken.into_iter().map(|(_, words)| words).collect())
+    pub(super) fn failovers(&self) -> (Vec<Failover>, Vec<(PathBuf, String)>) {
+        self.current("failovers", |failover: &Failover| failover.version)
     }
 
     /// The same of those that are over.

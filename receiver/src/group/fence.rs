@@ -382,7 +382,7 @@ impl Group {
     }
 
     /// The store, if records can be put into this ledger.
-    fn writable(&self) -> Result<&GroupStore, ApiError> {
+    pub(super) fn writable(&self) -> Result<&GroupStore, ApiError> {
         let away = |words: &str| ApiError::new(ErrorCode::Unavailable, words, "try again when the store answers again");
         match &self.place {
             Place::Here(here) if here.store.torn().is_some() => Err(away("the ledger is torn: see `farside status`")),

@@ -81,6 +81,10 @@ impl Group {
         };
         let point = match &ask.wanted {
             PullWanted::Newest { .. } => {
+                // † The newest may be what it was brought up instead of.
+                if let Some(words) = self.receiver.failovers.why_broken(&self.receiver.state_dir, &self.names) {
+                    return Err(format!("which points of {} are its history is not known: {words}", self.names));
+                }
                 let newest = newest_below(None, &stands);
                 newest.ok_or_else(|| format!("{} has no point that is whole", self.names))?
             }

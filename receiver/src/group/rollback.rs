@@ -5,7 +5,7 @@ use farside_ledger::{EpochInfo, Point, PointMember, State};
 use farside_region::{Generation, LedgerPosition, Name, Slot, VolumeId};
 use farside_wire::PullOther;
 
-use super::{Group, Place};
+use super::Group;
 use crate::failover::Standing;
 use crate::rollback::pin_reasons;
 
@@ -55,17 +55,14 @@ fn is_of_same_claims(point: &Point, of: &Point) -> bool {
 
 impl Group {
     /// The newest point that was published since that host was fenced, of which its source could read all, and which holds the volumes that are asked for,
-    /// or of those that are whole.
+    /// or the newest of those that hold the most of them.
     ///
     /// † Once some volumes were taken back, a point may be of the host that took them: what is told then was published by whoever published what is pinned,
     /// or holds a volume that nobody has taken back.
     pub(super) fn discards(&self, ask: &DiscardAsk) -> Result<Discards, String> {
-        let here = match &self.place {
-            Place::Here(here) => here,
-            Place::Away { words, .. } => return Err(words.clone()),
-        };
+        // † What is torn away is there all the same: nobody is told that nothing is discarded.
+        let state = self.writable().map_err(|error| error.message)?.state();
         let failovers = &self.receiver.failovers;
-        let state = here.store.state();
         let highest = state.highest_generation();
         let Some((generation, _)) = failovers.promotion(&self.names, highest) else {
             return Err(format!("no failover of {} is known here: nobody can tell what was published since", self.names));
@@ -97,8 +94,9 @@ impl Group {
             Some(pinned) if ask.volumes.is_empty() => pinned.members.iter().map(|member| member.key.volume).collect(),
             _ => ask.volumes.clone(),
         };
-        let has_all = |point: &&Point| wanted.iter().all(|volume| has(point, *volume));
-        let point = whole().find(has_all).or_else(|| whole().next());
+        // † Not the newest of all, where none has all: one volume that nobody published would have the others pinned without most of what they are.
+        let lacks = |point: &&Point| wanted.iter().filter(|volume| !has(point, **volume)).count();
+        let point = whole().min_by_key(lacks);
         let newest = since().find(is_theirs).map(|newest| newest.slot);
         let position = |point: &Point| {
             let digest = state.digest_at(point.slot).expect("a point's record was replayed");

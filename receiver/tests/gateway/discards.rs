@@ -4,7 +4,7 @@ use farside_control::PinRequest;
 use farside_control::failover::FailoverRequest;
 use farside_control::routes::{PointsQuery, UnpinQuery};
 use farside_ledger::LayerKind;
-use farside_region::{Generation, LedgerPosition, RegionIndex, Slot};
+use farside_region::{Generation, LedgerPosition, RegionIndex, Slot, VolumeId};
 use farside_wire::{PullVolumes, ReceiverMessage, RequestId, RollBackAnswer, RollBackAsk, SourceMessage};
 
 use crate::site::{Gateway, Session, Source, Volume, granules, wait_until};
@@ -206,6 +206,47 @@ async fn asked_again_with_one_volume_back_it_is_the_point_of_both() {
     back.claim_back("log", &log, Generation(3)).await;
     is_over(&gateway).await;
     assert_eq!(pinned(&gateway).await, [both.slot.0]);
+    gateway.check_store();
+}
+
+/// Nor does a volume that nobody has published have the others pinned without one of them.
+#[tokio::test]
+async fn a_volume_that_is_in_no_point_changes_nothing_of_what_is_pinned() {
+    let OfTwo { gateway, host, data, log, mut stands_in, their_data, both } = of_two().await;
+    let mut pull = host.pulling("host1", "default").await;
+    let volumes = vec![data.id, log.id, VolumeId([9; 16])];
+    pull.send(SourceMessage::PullVolumes(PullVolumes { volumes })).await;
+    let less = stands_in.publish(&their_data, 2, &granules(7, 3), LayerKind::Point).await;
+    let now = roll_back(&mut pull, true).await;
+    assert_eq!((at(&now), now.newest), (Some((both, true)), Some(less.slot)));
+    assert_eq!(pinned(&gateway).await, [both.slot.0]);
+}
+
+/// A record that cannot be read hides what was published: nobody is told that there is nothing, and takes his history back over it.
+#[tokio::test]
+async fn nothing_is_discarded_of_a_ledger_that_is_torn() {
+    let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let other = failed_over(&gateway).await;
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let first = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    let newest = stands_in.publish(&theirs, 2, &granules(4, 9), LayerKind::Point).await;
+    gateway.stop();
+    let record = gateway.path(&format!("store/groups/host1/default/ledger/0/{}", first.slot));
+    let good = std::fs::read(&record).expect("read");
+    std::fs::write(&record, &good[..20]).expect("torn");
+    gateway.start().await;
+    let torn = async || gateway.status().await.sources[0].groups[0].reasons.iter().any(|r| r.code == "ledger_torn");
+    wait_until("the torn record to be named", torn).await;
+    let words = refused(&mut host.pulling("host1", "default").await).await;
+    assert!(words.contains("torn"), "{words}");
+    std::fs::write(&record, &good).expect("brought back");
+    wait_until("the ledger to be whole", async || !torn().await).await;
+    let now = roll_back(&mut host.pulling("host1", "default").await, true).await;
+    assert_eq!((at(&now), now.points), (Some((newest, true)), 2));
+    gateway.stop();
     gateway.check_store();
 }
 

@@ -518,6 +518,44 @@ async fn a_failover_over_a_note_that_cannot_be_read_withdraws_the_pin_of_it() {
     gateway.check_store();
 }
 
+/// The note of the one that stands cannot be read: what it was brought up instead of is neither brought up nor brought home, unless a person names it.
+#[tokio::test]
+async fn what_stands_by_a_note_that_cannot_be_read_is_not_guessed() {
+    let (mut gateway, host, _, points) = with_three_points().await;
+    let client = gateway.client();
+    let older = FailoverRequest { point: Some(points[0].slot.0), ..request(None) };
+    client.failover(&older).await.expect("begun");
+    let note = gateway.path("state/failovers/host1/default.json");
+    gateway.stop();
+    let good = std::fs::read(&note).expect("it stands");
+    std::fs::write(&note, b"{").expect("written");
+    gateway.start().await;
+    for unforced in [request(None), FailoverRequest { force: false, ..request(None) }] {
+        refused_for(&client, &unforced, "is not known").await;
+    }
+    assert_eq!(std::fs::read(&note).expect("there"), b"{", "nothing took its place");
+    let mut pull = host.pulling("host1", "default").await;
+    pull.send(SourceMessage::PullBegin(PullBegin { id: RequestId(1), have: None })).await;
+    let words = pull.refusal().await.text;
+    assert!(words.contains("is not known"), "{words}");
+    gateway.stop();
+    std::fs::write(&note, &good).expect("put back");
+    gateway.start().await;
+    let mut pull = host.pulling("host1", "default").await;
+    assert_eq!(begin(&mut pull, None).await.position, points[0], "it is what was brought up");
+    gateway.stop();
+    std::fs::write(&note, b"{").expect("written");
+    gateway.start().await;
+    let named = FailoverRequest { point: Some(points[1].slot.0), ..request(None) };
+    wait_until("the next one", async || client.failover(&named).await.is_ok()).await;
+    let pins = async || {
+        let pins = |point: &farside_control::Point| point.pins.iter().map(|pin| pin.reason.clone()).collect::<Vec<_>>();
+        gateway.points(None).await.iter().flat_map(pins).collect::<Vec<_>>()
+    };
+    wait_until("the pin of the former to be gone", async || pins().await == ["failover, generation 3"]).await;
+    assert!(!gateway.status().await.reasons.iter().any(|reason| reason.message.contains("default.json")));
+}
+
 /// One that was begun in that time, and has fenced nobody, is given up like any other; what was left aside before it stays so.
 #[tokio::test]
 async fn a_failover_after_one_that_was_taken_back_can_be_given_up() {
