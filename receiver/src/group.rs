@@ -86,6 +86,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
         let now = Instant::now();
         let policy = receiver.policy_of(&names);
         receiver.schedule.load(&receiver.state_dir, &names);
+        let spoiled = receiver.schedule.met_in(&names);
         let mut group = Group {
             receiver,
             names,
@@ -105,7 +106,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             changing: BTreeMap::new(),
             merges: BTreeMap::new(),
             merging: MergeStanding::default(),
-            spoiled: SpoiledParts::default(),
+            spoiled,
             beginnings: BTreeMap::new(),
             cut_seen: BTreeMap::new(),
             last_failure: None,

@@ -462,7 +462,8 @@ async fn serve((config, said): (Config, Vec<FloorSaid>), path: &Path, runtime: t
         if stopping.is_ok() && followers_end.recv_timeout(FOLLOWERS_END).is_err() {
             tracing::warn!("a follower does not end; it goes on where it is at the next start");
         }
-        // What groups met on their way out is known to the next process, too.
+        // What was met on the way out is known to the next process, too.
+        ending.schedule.hear_last();
         ending.schedule.keep(&ending.state_dir);
     })
     .await;

@@ -23,7 +23,7 @@ use farside_blockio::process::Priority;
 use farside_control::{Code, Damage, PointId, Reason, Severity, VerifiedVolume};
 use farside_ledger::{PointFilter, PointProof, VerifiedHow};
 use farside_region::Slot;
-use farside_store::{GroupNames, Looked, PartName, PointInfo, PointReader, StoreError};
+use farside_store::{GroupNames, Looked, PartName, PointInfo, PointReader, SpoiledParts, StoreError};
 use jiff::Timestamp;
 
 use crate::found::{Finding, Found};
@@ -49,6 +49,8 @@ pub(crate) struct Schedule {
     faults: Mutex<BTreeMap<GroupNames, Fault>>,
     /// What was found damaged.
     found: Mutex<BTreeMap<GroupNames, Arc<Found>>>,
+    /// What readers of a group met, and its thread has not heard yet.
+    met: Mutex<BTreeMap<GroupNames, SpoiledParts>>,
     /// Who writes it down, one at a time, failed last.
     is_failing: Mutex<bool>,
 }
@@ -79,6 +81,22 @@ impl Schedule {
             Found::forgotten(error.to_string())
         });
         self.all_found().insert(names.clone(), Arc::new(found));
+    }
+
+    /// Where readers of a group tell what they meet. The same for all its lives: a reader may outlive its group's thread.
+    pub(crate) fn met_in(&self, names: &GroupNames) -> SpoiledParts {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner).entry(names.clone()).or_default().clone()
+    }
+
+    /// Hears what readers met since the threads of their groups have ended, as nobody else will.
+    pub(crate) fn hear_last(&self) {
+        let met = std::mem::take(&mut *self.met.lock().unwrap_or_else(PoisonError::into_inner));
+        for (names, met) in met {
+            let spoiled = met.take();
+            if !spoiled.is_empty() {
+                self.change_found(&names, |found| found.spoiled.extend(spoiled));
+            }
+        }
     }
 
     /// Changes it, as it is known here; the state directory follows, see [`Schedule::keep`]. As it is then.
@@ -484,8 +502,24 @@ fn damage_in_words(names: &GroupNames, id: PointId, volume: &VerifiedVolume, fir
 #[cfg(test)]
 mod tests {
     use farside_ledger::Proof;
+    use farside_region::{LayerKey, MergeId, VolumeId};
 
     use super::*;
+
+    /// It would go with the process, and the next one delete what that part replaced.
+    #[test]
+    fn what_a_reader_meets_when_its_group_has_ended_is_heard_all_the_same() {
+        let names = GroupNames::new("host1".parse().expect("a name"), "db".parse().expect("a name"));
+        let schedule = Schedule::default();
+        let reader = schedule.met_in(&names);
+        let part = PartName { layer: LayerKey::of_merge(VolumeId([1; 16]), MergeId::new(Slot(9), 5)), number: 0 };
+        drop(schedule.met_in(&names));
+        reader.add([part]);
+        assert!(schedule.found(&names).spoiled.is_empty());
+        schedule.hear_last();
+        let found = schedule.found(&names);
+        assert!(found.spoiled.contains(&part) && found.is_unsaved);
+    }
 
     #[test]
     fn what_is_due_follows_from_the_newest_record_and_a_clock_that_jumps_costs_one_look() {
