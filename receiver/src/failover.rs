@@ -36,6 +36,7 @@ use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError, unsaved};
 
 mod shown;
+mod stand_in;
 mod taken_back;
 
 /// How often it is looked whether something is left to do.
@@ -389,7 +390,7 @@ impl Failovers {
         let beginning = self.beginning.of(&names);
         let _one = if request.plan { None } else { Some(turn(&beginning, &names, ANSWER)?) };
         let known = lock(&self.all).get(&names).cloned();
-        let stand_in = stand_in(receiver, &names, request)?;
+        let stand_in = stand_in::wanted(receiver, &names, request)?;
         if request.abort {
             return self.abort(receiver, &names);
         }
@@ -438,7 +439,7 @@ impl Failovers {
             // † Who only watches changes nothing of it: it may be another one than he began, which nobody has forced.
             if !request.plan && request.goes_on.is_none() {
                 if let Some(stand_in) = stand_in.filter(|host| known.stand_in.as_ref() != Some(host)) {
-                    self.let_stand_in(receiver, &names, stand_in)?;
+                    self.let_stand_in(receiver, &group, (known, stand_in), request.force)?;
                 }
                 // What is shown of it by now is what is forced.
                 let shown = || look_for(receiver, &group, known.brings_up(true));
@@ -638,16 +639,6 @@ impl Failovers {
         }
         tracing::warn!(group = %names, commit, "whether a failover is for good was changed");
         self.show_one(receiver, names)
-    }
-
-    /// That host may publish in place of the source from here on, and no other.
-    fn let_stand_in(&self, receiver: &Receiver, names: &GroupNames, stand_in: Name) -> Result<(), ApiError> {
-        self.change(receiver, names, |known| known.stand_in = Some(stand_in))?;
-        if let Ok(group) = handle(receiver, names) {
-            // If it is gone, so are its sessions.
-            let _ = receiver.runtime.block_on(group.tell(Mail::StandIn));
-        }
-        Ok(())
     }
 
     fn change(&self, receiver: &Receiver, names: &GroupNames, change: impl FnOnce(&mut Failover)) -> Result<(), ApiError> {
@@ -986,19 +977,6 @@ impl Failovers {
         });
         of_all.chain(of_broken).chain(self.reasons_of_taken_back()).collect()
     }
-}
-
-/// The host that is to stand in, if one was named: another than the source, and paired.
-fn stand_in(receiver: &Receiver, names: &GroupNames, request: &FailoverRequest) -> Result<Option<Name>, ApiError> {
-    let Some(wanted) = &request.stand_in else { return Ok(None) };
-    let known = receiver.book.sources().into_iter().map(|source| source.name).find(|name| name.as_str() == wanted);
-    let what = "pair it first: `farside-receiver token`, then `farside pair` on it; `farside source list` shows those that are";
-    let known = known.ok_or_else(|| ApiError::not_found("source", wanted, what))?;
-    if known == names.source {
-        let message = format!("{known} is the source itself");
-        return Err(ApiError::new(ErrorCode::BadRequest, message, "name the host that has the copy now"));
-    }
-    Ok(Some(known))
 }
 
 /// Whoever brings up a point as that of a cut means no other one.

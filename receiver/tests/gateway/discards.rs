@@ -209,6 +209,47 @@ async fn asked_again_with_one_volume_back_it_is_the_point_of_both() {
     gateway.check_store();
 }
 
+/// A host that takes the place of the one that stands in goes on with its own disks.
+#[tokio::test]
+async fn what_a_stand_in_published_is_pinned_before_another_takes_its_place() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop((source, host));
+    let other = failed_over(&gateway).await;
+    gateway.pair("host3").await;
+    let pins = async || {
+        let pins = |point: &farside_control::Point| {
+            let slot = point.id.slot;
+            point.pins.iter().map(move |pin| (slot, pin.reason.clone())).collect::<Vec<_>>()
+        };
+        let all = gateway.points(None).await.iter().flat_map(pins).collect::<Vec<_>>();
+        all.into_iter().filter(|(_, reason)| reason.starts_with("stand-in")).collect::<Vec<_>>()
+    };
+    let let_in = async |host: &str| {
+        let request =
+            FailoverRequest { group: "host1/default".into(), stand_in: Some(host.into()), ..FailoverRequest::default() };
+        gateway.client().failover(&request).await.expect("let in");
+    };
+    // Of one that has published nothing, there is nothing.
+    let_in("host3").await;
+    let_in("host2").await;
+    assert_eq!(pins().await, []);
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    let newest = stands_in.publish(&theirs, 2, &granules(3, 9), LayerKind::Point).await;
+    let mut content = granules(3, 9);
+    content[2].1.clear();
+    stands_in.publish(&theirs, 3, &content, LayerKind::Point).await;
+    let_in("host2").await;
+    assert_eq!(pins().await, [], "it is the same one");
+    for _ in 0..2 {
+        let_in("host3").await;
+        let reason = "stand-in, generation 2: what host2 wrote before host3 took its place";
+        assert_eq!(pins().await, [(newest.slot.0, reason.to_owned())], "the newest that is whole, once");
+    }
+}
+
 /// Nor does a volume that nobody has published have the others pinned without one of them.
 #[tokio::test]
 async fn a_volume_that_is_in_no_point_changes_nothing_of_what_is_pinned() {
