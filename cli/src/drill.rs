@@ -42,7 +42,11 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: DrillCommand) -
         DrillCommand::List { dir } => list(global, &places(dir)?),
         DrillCommand::Stop { id, all, force, dir } => {
             let ids = stop_in(&places(dir)?, id.filter(|_| !all).as_deref(), force)?;
-            if global.json { print::json(&ids) } else { print::out(&format!("stopped: {}\n", ids.join(", "))) }
+            match (global.json, ids.is_empty()) {
+                (true, _) => print::json(&ids),
+                (false, true) => print::out("no drills: nothing was stopped\n"),
+                (false, false) => print::out(&format!("stopped: {}\n", ids.join(", "))),
+            }
         }
     }
 }

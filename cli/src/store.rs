@@ -155,8 +155,16 @@ pub(crate) fn places(store: &StoreReader, of: Option<&Address>) -> Result<Vec<(G
         Some(of) if places.is_empty() => Err(hidden.or_unknown(of, &known)),
         _ => {
             hidden.say();
+            places.iter().for_each(|(group, _)| say_torn(group));
             Ok(places)
         }
+    }
+}
+
+/// † Whoever asks for the newest point gets the newest that can be seen: that it may be none of the newest is said first.
+fn say_torn(group: &GroupReader) {
+    if let Some(torn) = group.torn() {
+        eprintln!("farside: points that are newer than what is shown may be there: {}", torn.error(group.names()));
     }
 }
 
@@ -216,6 +224,7 @@ pub(crate) struct Chosen {
 /// The volume that an address names, in the point of it that is meant.
 pub(crate) fn choose(store: &StoreReader, of: &Address, wanted: PointRef) -> Result<Chosen, Failure> {
     let (group, volume) = find(store, of, StoreReader::group_to_open)?;
+    say_torn(&group);
     let missing = || not_there([(&group, Some(volume))].into_iter(), wanted, Some(of));
     let point = search(&group, Some(volume), wanted).ok_or_else(missing)?;
     let slot = Slot(point.id.slot);

@@ -150,7 +150,8 @@ fn failure_of(name: &str, result: &VerifyStatus) -> Option<Failure> {
             Some(Failure::new(
                 Exit::Damaged,
                 text.trim_end(),
-                "it has been sent; report this, with the daemon's log: it must not happen",
+                "it has been sent. If somebody may have written to the disk itself, past the tap, that was it; if nobody did, report this with the \
+                 daemon's log: it must not happen",
             ))
         }
         VerifyOutcome::Superseded => Some(early(Exit::Refused, "everything is compared anyway", "look at `farside status`")),

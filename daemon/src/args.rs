@@ -6,7 +6,7 @@ use clap::Parser;
 
 /// Protects this host's volumes: serves them, remembers what changed, streams it to the receiver.
 ///
-/// Runs in the foreground under systemd (`Type=notify`). Reads its configuration and `farsided.d/*.toml` beside it; SIGHUP
+/// Runs in the foreground under systemd (`Type=notify`). Reads its configuration and what lies in the folder beside it that ends in `.d` instead of `.toml` (`farsided.d/*.toml` for `farsided.toml`); SIGHUP
 /// reads them again; SIGTERM stops cleanly: what is under way is published or remembered exactly, so that the next start
 /// re-reads nothing.
 ///

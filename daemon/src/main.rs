@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("farsided: {error:#}");
+            eprintln!("farsided: {}", farside_service::in_words(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -33,7 +33,7 @@ pub struct StateDir {
 #[non_exhaustive]
 pub enum StateDirError {
     /// Another daemon has it.
-    #[error("the state directory {} is in use by another farsided ({holder}); stop it first", path.display())]
+    #[error("the state directory {} is in use by another daemon of Farside ({holder}); stop it first", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,

@@ -136,6 +136,8 @@ pub(crate) struct Daemon {
     state: Arc<StateDir>,
     identity: Identity,
     pin: watch::Sender<Option<Pin>>,
+    /// Why the file of it could not be read at the start.
+    pin_trouble: Mutex<Option<String>>,
     around: Surroundings,
     pub(crate) instance: InstanceId,
     groups: Mutex<BTreeMap<Name, GroupHandle>>,
@@ -161,7 +163,14 @@ impl Daemon {
         noticed: mpsc::UnboundedSender<Noticed>,
     ) -> anyhow::Result<Arc<Self>> {
         let identity = Identity::load_or_create(state.path())?;
-        let pin = Pin::load(&state.path().join("receiver.json"))?;
+        // † Taps never wait for what is needed to replicate: who is not known to be trusted is connected to no more than nobody.
+        let (pin, pin_trouble) = match Pin::load(&state.path().join("receiver.json")) {
+            Ok(pin) => (pin, None),
+            Err(error) => {
+                error!(%error, "nothing is replicated until this host is paired again");
+                (None, Some(error.to_string()))
+            }
+        };
         let mut instance = [0; 16];
         getrandom::fill(&mut instance).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
         let shared = Arc::new(Mutex::new(config.clone()));
@@ -188,6 +197,7 @@ impl Daemon {
             state,
             identity,
             pin: watch::Sender::new(pin),
+            pin_trouble: Mutex::new(pin_trouble),
             around,
             instance: InstanceId(instance),
             groups: Mutex::new(BTreeMap::new()),
@@ -488,7 +498,9 @@ impl Daemon {
     fn not_paired(&self) -> Option<Reason> {
         let todo = "on the gateway: farside-receiver token; then here: farside pair TOKEN";
         let unpaired = self.pin.borrow().is_none();
-        unpaired.then(|| Reason::new(Severity::Error, Code::NotPaired, "this host is not paired with a receiver", todo))
+        let why = locked(&self.pin_trouble).as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let message = format!("this host is not paired with a receiver{why}");
+        unpaired.then(|| Reason::new(Severity::Error, Code::NotPaired, message, todo))
     }
 
     fn connection(&self, groups: &[GroupStatus]) -> Connection {
@@ -523,6 +535,7 @@ impl Daemon {
             receiver_fingerprint: pin.fingerprint.to_string(),
             source_fingerprint: self.identity.fingerprint().to_string(),
         };
+        *locked(&self.pin_trouble) = None;
         // Connections to another receiver end by that.
         self.pin.send_replace(Some(pin));
         Ok(paired)

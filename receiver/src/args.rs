@@ -33,7 +33,7 @@ Examples:
 pub enum Command {
     /// Run the receiver in the foreground
     ///
-    /// Reads the configuration and the receiver.d/*.toml beside it, makes key, certificate and store where there are none, and
+    /// Reads the configuration and what lies in the folder beside it that ends in .d instead of .toml (receiver.d/*.toml), makes key, certificate and store where there are none, and
     /// receives until SIGTERM. A store that is full, read-only or not mounted is reported and waited for.
     Run {
         /// The configuration file

@@ -469,7 +469,7 @@ impl Failovers {
             version: VERSION,
             source: names.source.clone(),
             group: names.group.clone(),
-            generation: look.generation.0.saturating_add(1),
+            generation: look.generation.0.checked_add(1).ok_or_else(|| no_generation(&names))?,
             wanted,
             forced: request.force,
             stage: Stage::Fencing,
@@ -1086,6 +1086,13 @@ fn look(receiver: &Receiver, group: &GroupHandle, point: Option<Slot>) -> Result
 
 fn look_for(receiver: &Receiver, group: &GroupHandle, wanted: Wanted) -> Result<PromotionLook, ApiError> {
     receiver.runtime.block_on(look_within(ANSWER, group, wanted))
+}
+
+/// A host claimed the last number there is, with an earlier build of the receiver.
+fn no_generation(names: &GroupNames) -> ApiError {
+    let message =
+        format!("{names} cannot be failed over: its ledger is at the last generation there is, and no promotion is above that");
+    ApiError::new(ErrorCode::Conflict, message, "restore its newest point elsewhere: `farside restore`")
 }
 
 /// Nothing hangs on the answer: whoever waits for it is told that there is none yet.

@@ -12,6 +12,7 @@
 //! there ([`uploads`]), never a source, never another group.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -293,11 +294,13 @@ impl Group {
             Mail::Message { session, message, arrived } => self.message(session, message, arrived),
             Mail::Closed { session, settled, sent_away } => {
                 if let Some(gone) = self.sessions.remove(&session) {
-                    // † Its successor may be here already, and owe something.
-                    let is_back = self.sessions.values().any(|session| session.peer() == gone.peer());
-                    if settled && !is_back {
+                    let of_it = |one: &Arc<Session>| one.peer() == gone.peer();
+                    // † Its successor may be here already, and owe something. What is older is of a process that was killed, or of a line that broke:
+                    // it had this one's last word after its own.
+                    if settled && !self.sessions.range((Bound::Excluded(session), Bound::Unbounded)).any(|(_, one)| of_it(one)) {
                         self.settled.insert(gone.peer());
                     }
+                    let is_back = self.sessions.values().any(of_it);
                     if sent_away && !is_back {
                         self.listening = Listening::anew();
                     }

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("farside-receiver: {error:#}");
+            eprintln!("farside-receiver: {}", farside_service::in_words(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -486,5 +486,14 @@ fn unpair_forgets_the_receiver_and_another_pairing_goes_on() {
     assert_eq!(site.status()["connection"]["state"], "not_paired");
     site.pair();
     site.wait_quiet();
+    // † What is needed to replicate keeps no tap from being served.
+    site.daemon.take().expect("it runs").stop();
+    std::fs::write(site.path("host/state/receiver.json"), b"{").expect("written");
+    site.start_daemon();
+    farside_tests::markers::write(&site, "data", BYTES, 1 << 20, 6);
+    let reasons = site.status()["reasons"].to_string();
+    assert!(reasons.contains("not_paired") && reasons.contains("receiver.json does not describe a receiver"), "{reasons}");
+    site.pair();
+    site.wait_quiet();
     site.daemon.take().expect("it runs").stop();
 }

@@ -238,6 +238,11 @@ fn a_torn_record_is_voided_after_asking_and_the_chain_goes_on() {
     });
     assert!(status.contains("farside store repair"), "it names the way out: {status}");
     site.receiver.take().expect("it runs").stop();
+    // What is shown as the newest is not, and whoever takes it for that is told.
+    for command in [&["point", "list", "data"][..], &["point", "show", "latest", "--of", "data"]] {
+        let (code, text, _) = output(&mut site.farside_at_store(&[command, &["--store"]].concat()));
+        assert!(code == 0 && text.contains("newer than what is shown") && text.contains("farside store repair"), "{text}");
+    }
 
     let (code, text, _) = repair(&[]);
     assert!(code == 4 && text.contains("--yes"), "it asks: {text}");

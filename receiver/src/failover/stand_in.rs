@@ -16,7 +16,7 @@ use crate::process::Receiver;
 pub(super) fn wanted(receiver: &Receiver, names: &GroupNames, request: &FailoverRequest) -> Result<Option<Name>, ApiError> {
     let Some(wanted) = &request.stand_in else { return Ok(None) };
     let known = receiver.book.sources().into_iter().map(|source| source.name).find(|name| name.as_str() == wanted);
-    let what = "pair it first: `farside-receiver token`, then `farside pair` on it; `farside source list` shows those that are";
+    let what = "pair it first: `farside-receiver token`, then `farside pair` on it; `farside status` here shows those that are";
     let known = known.ok_or_else(|| ApiError::not_found("source", wanted, what))?;
     if known == names.source {
         let message = format!("{known} is the source itself");

@@ -60,6 +60,48 @@ fn image(content: &[(farside_region::GranuleIndex, Vec<u8>)]) -> Vec<u8> {
     image
 }
 
+/// A connection of a process that was killed is there until it falls silent: what the next one says as its last word holds.
+#[tokio::test]
+async fn the_last_word_of_a_host_holds_beside_an_older_connection() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    let newer = host.connect("default").await;
+    let planned = async || {
+        let plan = FailoverRequest { plan: true, ..request() };
+        gateway.client().failover(&plan).await.expect("a plan")
+    };
+    assert!(!planned().await.all_published);
+    newer.settle();
+    wait_until("its word", async || planned().await.all_published).await;
+    drop(source);
+    wait_until("both to be gone", async || planned().await.connected_from.is_none()).await;
+    assert!(planned().await.all_published);
+    // Not that of one whose successor is there, and may owe something.
+    let older = host.connect("default").await;
+    let newer = host.connect("default").await;
+    older.settle();
+    drop(newer);
+    wait_until("both to be gone", async || planned().await.connected_from.is_none()).await;
+    assert!(!planned().await.all_published);
+    gateway.check_store();
+}
+
+/// Nobody could be promoted above the last number there is, so nobody is let come near it.
+#[tokio::test]
+async fn a_generation_that_nobody_was_given_is_not_claimed() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    for generation in [u64::MAX, 2 << 20] {
+        source.claim_raw("data", |claim| claim.volume.generation = Generation(generation)).await;
+        let words = source.refusal().await.text;
+        assert!(words.contains("so far ahead no promotion was given out") && words.contains("meta.json"), "{words}");
+        source = host.connect("default").await;
+    }
+    // A store that was put back may be some behind.
+    let theirs = source.claim_back("data", &volume, Generation(9)).await;
+    source.publish(&theirs, 1, &granules(0, 20), LayerKind::Point).await;
+    gateway.check_store();
+}
+
 #[tokio::test]
 async fn a_failover_fences_its_source_and_brings_the_newest_point_up() {
     let mut gateway = Gateway::new("");

@@ -232,7 +232,7 @@ impl Target {
         }
         match message {
             SourceMessage::ReadLedger(question) => self.read_ledger(state, from, &question, out),
-            SourceMessage::Claim(request) => self.claim(from, request, out),
+            SourceMessage::Claim(request) => self.claim(state, from, request, out),
             SourceMessage::LayerBegin(begin) => self.layer_begin(state, from, begin.key, out),
             SourceMessage::EpochEnd(end) => self.epoch_end(state, from, end, None, out),
             SourceMessage::LabelledEnd(LabelledEnd { label, end }) => {

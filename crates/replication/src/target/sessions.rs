@@ -21,6 +21,8 @@ use crate::source::{FULL_BELOW, Nanos};
 
 /// Claims that one session may have open, and digest questions beside the one of a verify.
 const QUESTIONS_MAX: usize = 64;
+/// So far above what a ledger knows a generation may be: of a store that was put back to an earlier moment.
+const GENERATIONS_AHEAD_MAX: u64 = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Session {
@@ -299,11 +301,22 @@ impl Target {
         })
     }
 
-    pub(super) fn claim(&mut self, from: SessionId, request: ClaimRequest, out: &mut Vec<Action>) {
+    pub(super) fn claim(&mut self, state: &State, from: SessionId, request: ClaimRequest, out: &mut Vec<Action>) {
         if self.claims.len() >= QUESTIONS_MAX {
             return self.close(from, "too many claims at once", out);
         }
         let volume = &request.claim.volume;
+        // † Nobody could ever be promoted above the last number there is: such a host could not be fenced.
+        let highest = state.highest_generation();
+        if volume.generation.0 > highest.0.saturating_add(GENERATIONS_AHEAD_MAX) {
+            let (name, claimed) = (&volume.name, volume.generation);
+            let text = format!(
+                "volume {name} is claimed under generation {claimed}, and this history is at {highest}: so far ahead no promotion was given out. The \
+                 host's note of it is damaged (meta.json of the volume, in its state directory): put it back"
+            );
+            self.refuse(from, RefusalCode::Protocol, Some(volume.id), &text, out);
+            return self.close(from, "a claim under a generation that nobody was given", out);
+        }
         if let Some(seal) = volume.digest_key.seal()
             && !self.keys.contains(&seal.key)
             && !mutation::on("a claim before its wrapped key")
