@@ -44,17 +44,7 @@ impl Failure {
 
     /// A failure with the causes of an error in its sentence.
     pub(crate) fn from_error(exit: Exit, error: &(dyn std::error::Error + 'static), what_to_do: impl Into<String>) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            // Many errors repeat their cause in their own sentence.
-            if !message.contains(&cause_text) {
-                message = format!("{message}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        Self::new(exit, message, what_to_do)
+        Self::new(exit, farside_service::in_words(error), what_to_do)
     }
 
     /// Says it on standard error.

@@ -48,6 +48,8 @@ pub(crate) use volumes::{Claimed, HeldDevice, UsedByNobody};
 mod reload;
 mod volumes;
 
+/// How a host comes to its receiver.
+const PAIR: &str = "on the gateway: farside-receiver token; then here: farside pair TOKEN";
 /// How long a stop tries to take away the devices that nobody uses.
 const WITHDRAW_WAIT: Duration = Duration::from_secs(5);
 
@@ -496,10 +498,14 @@ impl Daemon {
     }
 
     fn not_paired(&self) -> Option<Reason> {
-        let todo = "on the gateway: farside-receiver token; then here: farside pair TOKEN";
         let unpaired = self.pin.borrow().is_none();
-        let why = locked(&self.pin_trouble).as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-        let message = format!("this host is not paired with a receiver{why}");
+        let (message, todo) = match &*locked(&self.pin_trouble) {
+            None => ("this host is not paired with a receiver".to_owned(), PAIR.to_owned()),
+            Some(why) => (
+                format!("this host is not paired with a receiver that it knows of: {why}"),
+                format!("put the file back and restart farsided; or {PAIR}"),
+            ),
+        };
         unpaired.then(|| Reason::new(Severity::Error, Code::NotPaired, message, todo))
     }
 

@@ -496,9 +496,13 @@ impl Failovers {
         self.refuse_unread(&receiver.state_dir, &names, request)?;
         let mut failover = failover;
         if known.is_none() {
-            failover.former.extend(self.formers_by_pins(receiver, &group)?);
-            // † Given up, this one would leave nothing that says how that one stands.
-            failover.former_is_over &= self.why_broken(&receiver.state_dir, &names).is_none();
+            let formers = self.formers_by_pins(receiver, &group)?;
+            if self.why_broken(&receiver.state_dir, &names).is_some() {
+                // † Given up, this one would leave nothing that says how that one stands; and what was published since that one is not of the source.
+                failover.former_is_over = false;
+                failover.source_parted = formers.iter().map(|former| former.point).min();
+            }
+            failover.former.extend(formers);
         }
         let generation = look.generation;
         let working = self.working.of(&names);

@@ -455,8 +455,6 @@ async fn serve((config, said): (Config, Vec<FloorSaid>), path: &Path, runtime: t
             let _ = done.send(());
         };
         let stopping = std::thread::Builder::new().name("followers".to_owned()).spawn(stop);
-        // How long the rest takes nobody knows, and the process may be killed in it.
-        ending.schedule.keep(&ending.state_dir);
         // † Beside it: a follower may wait for a program that keeps keys, and groups are to publish what is staged.
         ending.roster.stop();
         if stopping.is_ok() && followers_end.recv_timeout(FOLLOWERS_END).is_err() {

@@ -95,7 +95,7 @@ async fn pin(
     Ok(())
 }
 
-async fn look(group: &GroupHandle, ask: DiscardAsk) -> Result<Discards, String> {
+pub(crate) async fn look(group: &GroupHandle, ask: DiscardAsk) -> Result<Discards, String> {
     let gone = |()| "the receiver is stopping".to_owned();
     let (reply, answer) = oneshot::channel();
     group.tell(Mail::Discards { ask: Box::new(ask), reply }).await.map_err(|_| gone(()))?;

@@ -3,7 +3,7 @@
 //! Nothing of it is kept for all of them together: each group has its own failover, which goes on by itself after a kill. Said again, it takes
 //! the cut that was begun with, and goes on with the groups that are not failed over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use farside_control::Client;
@@ -94,25 +94,36 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
 /// Gives up the failovers of its groups that have fenced nobody. Each is asked: how far it is may have changed since it was listed.
 pub(super) async fn abort(global: &Global, client: &Client, name: &str) -> Result<(), Failure> {
     let groups = groups_of(client, name).await?;
-    let (mut given_up, mut names, mut stand) = (Vec::new(), Vec::new(), Vec::new());
-    for one in client.failovers().await? {
-        let group = format!("{}/{}", one.source, one.group);
-        if !groups.contains(&group) || one.stage == FailoverStage::Over || one.committed {
-            continue;
-        }
-        let request = FailoverRequest { group: group.clone(), abort: true, ..FailoverRequest::default() };
-        match client.failover(&request).await.map_err(Failure::from) {
-            Ok(one) => {
-                given_up.push(one);
-                names.push(group);
+    let (mut given_up, mut names, mut stand) = (Vec::new(), BTreeMap::new(), Vec::new());
+    // † Whoever began them may begin another meanwhile: until there is none more.
+    loop {
+        let before = given_up.len();
+        stand.clear();
+        for one in client.failovers().await? {
+            let group = format!("{}/{}", one.source, one.group);
+            if !groups.contains(&group) || one.stage == FailoverStage::Over || one.committed {
+                continue;
             }
-            Err(failure) if failure.exit == Exit::NotFound => {} // somebody else was faster, or it is over
-            Err(failure) => stand.push(failure),
+            let request = FailoverRequest { group: group.clone(), abort: true, ..FailoverRequest::default() };
+            match client.failover(&request).await.map_err(Failure::from) {
+                Ok(one) => {
+                    names.insert(group, one.generation);
+                    given_up.push(one);
+                }
+                Err(failure) if failure.exit == Exit::NotFound => {} // somebody else was faster, or it is over
+                // The one before it stands again.
+                Err(_) if names.get(&group).is_some_and(|given_up| *given_up > one.generation) => {}
+                Err(failure) => stand.push(failure),
+            }
+        }
+        if given_up.len() == before {
+            break;
         }
     }
     if global.json {
         print::json(&given_up)?;
     } else if !names.is_empty() {
+        let names: Vec<String> = names.into_keys().collect();
         print::out(&format!("the failovers of {} were given up: nobody of them was fenced\n", names.join(", ")))?;
     }
     let Some(first) = stand.first() else {
@@ -224,6 +235,20 @@ async fn begin_all(
 ) -> Result<Vec<FailoverStatus>, Failure> {
     let mut begun: Vec<FailoverStatus> = Vec::new();
     for request in requests {
+        // † Nobody else is fenced once somebody has given one of them up.
+        if !begun.is_empty() {
+            let now = client.failovers().await?;
+            let stands = |one: &FailoverStatus| {
+                now.iter().any(|now| (&now.source, &now.group, now.generation) == (&one.source, &one.group, one.generation))
+            };
+            if let Some(gone) = begun.iter().find(|one| !stands(one)) {
+                let message = format!(
+                    "the failover of {}/{} was given up meanwhile: no other group is begun with",
+                    gone.source, gone.group
+                );
+                return Err(Failure::new(Exit::Refused, message, "`farside failover --list` shows what was begun"));
+            }
+        }
         match client.failover(&FailoverRequest { plan: false, ..request.clone() }).await {
             Ok(one) => begun.push(one),
             // † No more is fenced than a person has seen: what has changed since the plan is his to look at.

@@ -1,5 +1,6 @@
 //! What `/etc/fstab` says of volumes, as far as a boot or a death of the daemon would go wrong by it.
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use farside_blockio::dm::DevNumber;
@@ -42,7 +43,8 @@ impl Entry {
 
     /// Whether a boot ends in emergency mode where it is not there. (The root file system is another matter.)
     fn is_waited_for(&self) -> bool {
-        self.mount != Path::new("/") && !self.says("nofail") && !self.says("noauto")
+        let is_left_alone = ["nofail", "noauto", "x-systemd.automount", "_netdev"].into_iter().any(|option| self.says(option));
+        self.mount != Path::new("/") && !is_left_alone
     }
 }
 
@@ -89,8 +91,8 @@ fn why_not_there(entry: &Entry, volume: &VolumeConfig, config: &Config) -> Optio
     let state_dir = &config.source.state_dir;
     let device = device_of(volume, &volume_path(state_dir, &volume.group, &volume.name));
     let is_held = || failback::held_by(state_dir, name, &device).is_ok_and(|group| group.is_some());
-    let number = DevNumber::at(&entry.source).ok()?;
-    let is_on = |path: &Path| DevNumber::at(path).is_ok_and(|disk| number == disk || stack::is_part_of(number, disk));
+    let number = number_of(&entry.source)?;
+    let is_on = |path: &Path| number_of(path).is_some_and(|disk| number == disk || stack::is_part_of(number, disk));
     if is_on(&device) && is_held() {
         return Some(format!(
             "group {} was handed over or is being failed back, and no boot sees the disk so long",
@@ -100,6 +102,12 @@ fn why_not_there(entry: &Entry, volume: &VolumeConfig, config: &Config) -> Optio
     let is_hidden = !volume.insert && volume.if_absent == IfAbsent::Refuse;
     (is_hidden && (is_on(&tap) || is_on(&device)))
         .then(|| format!("volume {name} says if_absent = \"refuse\", so it is not there at a boot at which it is not served"))
+}
+
+/// The number of a block device. (A folder or a file has none, and `stat` gives zero.)
+fn number_of(path: &Path) -> Option<DevNumber> {
+    let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    DevNumber::at(path).ok().filter(|_| is_device)
 }
 
 #[cfg(test)]
@@ -112,8 +120,10 @@ mod tests {
         let path = dir.path().join("farsided.toml");
         let at = dir.path().display();
         let text = format!(
-            "[source]\nname='h1'\nstate_dir='{at}/state'\n[[volume]]\nname='data'\nbacking='{at}/data'\ntap='nbd:unix:{at}/tap'\n"
+            "[source]\nname='h1'\nstate_dir='{at}/state'\n[[volume]]\nname='data'\nbacking='{at}/data'\ntap='nbd:unix:{at}/tap'\nif_absent='refuse'\n"
         );
+        std::fs::write(dir.path().join("data"), "").expect("written");
+        let bind = format!("{at} /srv/data none bind 0 0");
         std::fs::write(&path, text).expect("written");
         let config = Config::load(&path).expect("valid");
         let of = |line: &str| {
@@ -130,6 +140,8 @@ mod tests {
             "/dev/farside/other /srv/data ext4 defaults 0 2",
             "UUID=none-of-ours /srv/data ext4 defaults 0 2",
             "/dev/farside/data none swap sw 0 0",
+            "/dev/farside/data /srv/data ext4 x-systemd.automount 0 2",
+            &bind,
             "nonsense",
         ] {
             assert_eq!(of(fine), None, "{fine}");

@@ -41,7 +41,8 @@ impl Daemon {
         let until = match self.discards(&group, !request.plan).await {
             Ok(answer) => {
                 told(&mut status, &answer);
-                Some(answer.generation)
+                // Forced, it discards what another promotion published, too.
+                Some(answer.generation).filter(|_| !request.force)
             }
             Err(error) if request.force => {
                 warn!(%group, "what a rollback discards is not pinned, as it was said: {error}");

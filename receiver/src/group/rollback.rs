@@ -92,6 +92,7 @@ impl Group {
         // † Who asks for none in particular never gets less than what is pinned: the pin would go with it.
         let wanted: Vec<VolumeId> = match newest_pinned {
             Some(pinned) if ask.volumes.is_empty() => pinned.members.iter().map(|member| member.key.volume).collect(),
+            None if ask.volumes.is_empty() => state.volumes().map(|(volume, _)| volume).collect(),
             _ => ask.volumes.clone(),
         };
         // † Not the newest of all, where none has all: one volume that nobody published would have the others pinned without most of what they are.
@@ -102,13 +103,9 @@ impl Group {
             let digest = state.digest_at(point.slot).expect("a point's record was replayed");
             (LedgerPosition { slot: point.slot, digest }, point.epoch)
         };
-        let mut asked: Vec<VolumeId> = ask.volumes.clone();
-        if asked.is_empty() {
-            asked.extend(state.volumes().map(|(volume, _)| volume));
-        }
         Ok(Discards {
             generation,
-            is_over: highest > generation && !asked.iter().any(|volume| is_below(state, *volume, generation)),
+            is_over: highest > generation && !wanted.iter().any(|volume| is_below(state, *volume, generation)),
             pinned,
             points: since().filter(is_theirs).count() as u64,
             newest: newest.filter(|newest| point.is_none_or(|point| point.slot != *newest)),

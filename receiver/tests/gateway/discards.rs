@@ -245,9 +245,38 @@ async fn what_a_stand_in_published_is_pinned_before_another_takes_its_place() {
     assert_eq!(pins().await, [], "it is the same one");
     for _ in 0..2 {
         let_in("host3").await;
-        let reason = "stand-in, generation 2: what host2 wrote before host3 took its place";
+        let reason = "stand-in, generation 2: what was written before host3 took the place of host2";
         assert_eq!(pins().await, [(newest.slot.0, reason.to_owned())], "the newest that is whole, once");
     }
+}
+
+/// Of its volumes, too, one may be in older points only; and where none is whole, a person says that it may go.
+#[tokio::test]
+async fn what_is_pinned_of_a_stand_in_is_what_a_rollback_would_pin() {
+    let OfTwo { gateway, host: _host, data: _, log: _, mut stands_in, their_data, both } = of_two().await;
+    stands_in.publish(&their_data, 2, &granules(7, 3), LayerKind::Point).await;
+    gateway.pair("host3").await;
+    let request = FailoverRequest { group: "host1/default".into(), stand_in: Some("host3".into()), ..FailoverRequest::default() };
+    gateway.client().failover(&request).await.expect("let in");
+    let points = gateway.points(None).await;
+    let pinned = |point: &&farside_control::Point| point.pins.iter().any(|pin| pin.reason.starts_with("stand-in"));
+    assert_eq!(points.iter().filter(pinned).map(|point| point.id.slot).collect::<Vec<_>>(), [both.slot.0]);
+
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop((source, host));
+    let other = failed_over(&gateway).await;
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let mut content = granules(3, 9);
+    content[2].1.clear();
+    stands_in.publish(&theirs, 1, &content, LayerKind::Point).await;
+    gateway.pair("host3").await;
+    let words = gateway.client().failover(&request).await.expect_err("none is whole").to_string();
+    assert!(words.contains("none of the 1 points"), "{words}");
+    assert_eq!(gateway.client().failovers().await.expect("listed")[0].stand_in.as_deref(), Some("host2"));
+    let forced = FailoverRequest { force: true, ..request };
+    assert_eq!(gateway.client().failover(&forced).await.expect("let in").stand_in.as_deref(), Some("host3"));
 }
 
 /// Nor does a volume that nobody has published have the others pinned without one of them.

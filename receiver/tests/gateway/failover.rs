@@ -65,21 +65,23 @@ fn image(content: &[(farside_region::GranuleIndex, Vec<u8>)]) -> Vec<u8> {
 async fn the_last_word_of_a_host_holds_beside_an_older_connection() {
     let (gateway, host, mut source, volume) = Gateway::with_claim().await;
     source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
-    let newer = host.connect("default").await;
     let planned = async || {
         let plan = FailoverRequest { plan: true, ..request() };
         gateway.client().failover(&plan).await.expect("a plan")
     };
-    assert!(!planned().await.all_published);
+    let last_words = || gateway.log().matches("it owes nothing").count();
+    let newer = host.connect_of_run("default", 1).await;
     newer.settle();
-    wait_until("its word", async || planned().await.all_published).await;
+    wait_until("its word", async || last_words() == 1).await;
+    assert!(planned().await.connected_from.is_some(), "the older one is there");
     drop(source);
     wait_until("both to be gone", async || planned().await.connected_from.is_none()).await;
     assert!(planned().await.all_published);
     // Not that of one whose successor is there, and may owe something.
-    let older = host.connect("default").await;
-    let newer = host.connect("default").await;
+    let older = host.connect_of_run("default", 2).await;
+    let newer = host.connect_of_run("default", 3).await;
     older.settle();
+    wait_until("its word", async || last_words() == 2).await;
     drop(newer);
     wait_until("both to be gone", async || planned().await.connected_from.is_none()).await;
     assert!(!planned().await.all_published);

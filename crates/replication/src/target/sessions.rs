@@ -314,7 +314,7 @@ impl Target {
                 "volume {name} is claimed under generation {claimed}, and this history is at {highest}: so far ahead no promotion was given out. The \
                  host's note of it is damaged (meta.json of the volume, in its state directory): put it back"
             );
-            self.refuse(from, RefusalCode::Protocol, Some(volume.id), &text, out);
+            self.refuse(from, RefusalCode::Protocol, None, &text, out);
             return self.close(from, "a claim under a generation that nobody was given", out);
         }
         if let Some(seal) = volume.digest_key.seal()
