@@ -100,9 +100,9 @@ impl Control {
         reply: oneshot::Sender<anyhow::Result<()>>,
     ) {
         let status = self.source.status(monotonic_ns());
-        let fenced_by = status.volumes.iter().find(|volume| volume.volume == id).and_then(|volume| volume.fenced_by);
-        match promoted_again(until, fenced_by) {
-            Some(why) => drop(reply.send(Err(anyhow::anyhow!(why)))),
+        let known = status.volumes.iter().find(|volume| volume.volume == id);
+        match known.and_then(|volume| Some((&volume.name, promoted_again(until, volume.fenced_by)?))) {
+            Some((name, why)) => drop(reply.send(Err(anyhow::anyhow!("volume {name}: {why}")))),
             None => self.resync_by(id, accept, None, reply),
         }
     }
