@@ -99,22 +99,24 @@ impl Control {
         until: Option<Generation>,
         reply: oneshot::Sender<anyhow::Result<()>>,
     ) {
-        let status = self.source.status(monotonic_ns());
-        let known = status.volumes.iter().find(|volume| volume.volume == id);
-        match known.and_then(|volume| Some((&volume.name, promoted_again(until, volume.fenced_by)?))) {
-            Some((name, why)) => drop(reply.send(Err(anyhow::anyhow!("volume {name}: {why}")))),
-            None => self.resync_by(id, accept, None, reply),
-        }
+        self.resync_by(id, (accept, until), None, reply);
     }
 
     /// `by`: what says it, if not what follows from the volume's state.
-    fn resync_by(&mut self, id: VolumeId, accept: Option<Accept>, by: Option<Event>, reply: oneshot::Sender<anyhow::Result<()>>) {
+    fn resync_by(
+        &mut self,
+        id: VolumeId,
+        (accept, until): (Option<Accept>, Option<Generation>),
+        by: Option<Event>,
+        reply: oneshot::Sender<anyhow::Result<()>>,
+    ) {
         let status = self.source.status(monotonic_ns());
         let Some(volume) = status.volumes.into_iter().find(|v| v.volume == id) else {
             let _ = reply.send(Err(anyhow::anyhow!("the volume is not served")));
             return;
         };
-        match resync_event(&volume.state, accept, id) {
+        let event = promoted_again(until, volume.fenced_by).map_or_else(|| resync_event(&volume.state, accept, id), Err);
+        match event {
             Err(why) => {
                 let _ = reply.send(Err(anyhow::anyhow!("volume {}: {why}", volume.name)));
             }
@@ -153,7 +155,7 @@ impl Control {
         let Some(at) = taken_back_at(volume.refused_at, at, passes) else { return drop(reply.send(Ok(TakenBack::Newer))) };
         let (done, begun) = oneshot::channel();
         let _ = reply.send(Ok(TakenBack::Begun(begun)));
-        self.resync_by(id, Some(accept), Some(Event::TakeBack { volume: id, at }), done);
+        self.resync_by(id, (Some(accept), None), Some(Event::TakeBack { volume: id, at }), done);
     }
 
     /// What was said of a refusal holds no more. `false`: the history was taken back from that promotion by it, or may have been. `was_asked`: by an earlier

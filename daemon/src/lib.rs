@@ -20,6 +20,7 @@ pub mod doctor;
 mod encode;
 mod failback;
 mod flush_note;
+mod fstab;
 mod group;
 mod growth;
 mod hooks;

@@ -33,8 +33,8 @@ Examples:
 pub enum Command {
     /// Run the receiver in the foreground
     ///
-    /// Reads the configuration and what lies in the folder beside it that ends in .d instead of .toml (receiver.d/*.toml), makes key, certificate and store where there are none, and
-    /// receives until SIGTERM. A store that is full, read-only or not mounted is reported and waited for.
+    /// Reads the configuration and what lies in the folder beside it that ends in .d instead of .toml (receiver.d/*.toml),
+    /// makes key, certificate and store where there are none, and receives until SIGTERM. A store that is full, read-only or not mounted is reported and waited for.
     Run {
         /// The configuration file
         #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_PATH)]

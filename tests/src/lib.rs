@@ -339,6 +339,15 @@ fn free_port() -> u16 {
 }
 
 impl Site {
+    /// Has a gateway wait so long after its start until it fences who is away: from its next start or reload on.
+    pub fn fence_after(&self, span: &str) {
+        let file = self.path("gateway/receiver.toml");
+        let text = std::fs::read_to_string(&file).expect("a configuration");
+        let line = |line: &&str| line.starts_with("fence_after = ");
+        let old = text.lines().find(line).expect("it is in every site's configuration");
+        std::fs::write(&file, text.replace(old, &format!("fence_after = \"{span}\""))).expect("written");
+    }
+
     /// Writes the configuration; starts nothing.
     pub fn new(volumes: &[VolumeSpec], epoch: &str, keep: u32) -> Self {
         let dir = tempfile::Builder::new().prefix("farside-test-").tempdir().expect("a temporary directory");

@@ -351,15 +351,6 @@ fn failovers(site: &Site) -> Value {
     json(&mut site.gateway(&["failover", "--list"]))
 }
 
-/// How long a gateway waits after its start until it fences who is away.
-fn fence_after(site: &Site, from: &str, to: &str) {
-    let file = site.path("gateway/receiver.toml");
-    let text = std::fs::read_to_string(&file).expect("a configuration");
-    let (from, to) = (format!("fence_after = \"{from}\""), format!("fence_after = \"{to}\""));
-    assert!(text.contains(&from), "{text}");
-    std::fs::write(file, text.replace(&from, &to)).expect("written");
-}
-
 /// Both groups at one cut, however much was written since; they end together.
 fn is_drilled(site: &Site, known: &[Value]) {
     let dir = site.path("drills");
@@ -449,7 +440,7 @@ fn a_cohort_is_failed_over_to_one_cut() {
 
     // As long as nobody is fenced all of them can be given up; whoever waits for it is told.
     first.receiver.take().expect("it runs").kill();
-    fence_after(&first, "0s", "1h");
+    first.fence_after("1h");
     first.start_receiver();
     let mut asked = None;
     wait_until("the failovers to have begun", || {
@@ -477,7 +468,7 @@ fn a_cohort_is_failed_over_to_one_cut() {
     assert!(!waiting.wait_with_output().expect("it ends").status.success(), "nothing was brought up");
     let nothing = abort(&first);
     assert!(nothing.status.code() == Some(5) && String::from_utf8_lossy(&nothing.stderr).contains("no group of"), "{nothing:?}");
-    fence_after(&first, "1h", "0s");
+    first.fence_after("0s");
     run(&mut first.gateway(&["reload"]));
 
     // Whoever asked was killed after the first group, and so is the gateway.

@@ -694,9 +694,7 @@ fn a_stand_in_that_was_given_up_for_lost_shows_itself_and_goes_on() {
     let first = listed(&old);
     new.daemon.take().expect("it runs").kill();
     old.receiver.take().expect("it runs").kill();
-    let file = old.path("gateway/receiver.toml");
-    let text = std::fs::read_to_string(&file).expect("written");
-    std::fs::write(&file, text.replace("fence_after = \"0s\"", "fence_after = \"1h\"")).expect("write");
+    old.fence_after("1h");
     old.start_receiver();
     wait_for("the group to be open", || {
         let plan = old.gateway(&["failover", "host1/default", "--again", "--plan"]).output().expect("it starts");

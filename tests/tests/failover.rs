@@ -192,9 +192,7 @@ fn a_gateway_that_was_just_started_waits_for_a_source_that_may_be_alive() {
     site.wait_quiet();
     site.daemon.take().expect("it runs").kill();
     site.receiver.take().expect("it runs").kill();
-    let file = site.path("gateway/receiver.toml");
-    let text = std::fs::read_to_string(&file).expect("written");
-    std::fs::write(&file, text.replace("fence_after = \"0s\"", "fence_after = \"1h\"")).expect("write");
+    site.fence_after("1h");
     site.start_receiver();
     let plan = wait_for("the group to be open", || {
         let plan = site.gateway(&["failover", "host1/default", "--plan", "--json"]).output().expect("it starts");
@@ -228,8 +226,7 @@ fn a_gateway_that_was_just_started_waits_for_a_source_that_may_be_alive() {
     site.daemon.take().expect("it runs").kill();
     why(&site, "host1 came back after this failover was begun");
     site.receiver.take().expect("it runs").kill();
-    let text = std::fs::read_to_string(&file).expect("written");
-    std::fs::write(&file, text.replace("fence_after = \"1h\"", "fence_after = \"0s\"")).expect("write");
+    site.fence_after("0s");
     site.start_receiver();
     why(&site, "host1 came back after this failover was begun");
 
@@ -257,13 +254,7 @@ fn a_failover_whose_point_is_gone_fences_nobody_and_takes_another_one() {
     let lost = newest(&site).to_string();
     site.daemon.take().expect("it runs").kill();
     site.receiver.take().expect("it runs").kill();
-    let file = site.path("gateway/receiver.toml");
-    let says = |from: &str, to: &str| {
-        let text = std::fs::read_to_string(&file).expect("written");
-        std::fs::write(&file, text.replace(&format!("fence_after = \"{from}\""), &format!("fence_after = \"{to}\"")))
-            .expect("write");
-    };
-    says("0s", "1h");
+    site.fence_after("1h");
     site.start_receiver();
     let listed = |site: &Site| json(&mut site.gateway(&["failover", "--list"]))[0].clone();
     let why = |site: &Site, words: &str| {
@@ -280,7 +271,7 @@ fn a_failover_whose_point_is_gone_fences_nobody_and_takes_another_one() {
     site.receiver.take().expect("it runs").kill();
     assert!(!waiting.wait().expect("it ends").success());
     copied(&copy, &store);
-    says("1h", "0s");
+    site.fence_after("0s");
     site.start_receiver();
     why(&site, "is not there any more");
     assert!(listed(&site)["point"].is_null(), "{}", listed(&site));

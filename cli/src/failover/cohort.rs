@@ -3,7 +3,7 @@
 //! Nothing of it is kept for all of them together: each group has its own failover, which goes on by itself after a kill. Said again, it takes
 //! the cut that was begun with, and goes on with the groups that are not failed over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use farside_control::Client;
@@ -94,25 +94,22 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
 /// Gives up the failovers of its groups that have fenced nobody. Each is asked: how far it is may have changed since it was listed.
 pub(super) async fn abort(global: &Global, client: &Client, name: &str) -> Result<(), Failure> {
     let groups = groups_of(client, name).await?;
-    let (mut given_up, mut names, mut stand) = (Vec::new(), BTreeMap::new(), Vec::new());
+    let (mut given_up, mut stand): (Vec<FailoverStatus>, Vec<Failure>) = Default::default();
     // † Whoever began them may begin another meanwhile: until there is none more.
     loop {
         let before = given_up.len();
         stand.clear();
         for one in client.failovers().await? {
-            let group = format!("{}/{}", one.source, one.group);
+            let group = address(&one);
             if !groups.contains(&group) || one.stage == FailoverStage::Over || one.committed {
                 continue;
             }
             let request = FailoverRequest { group: group.clone(), abort: true, ..FailoverRequest::default() };
             match client.failover(&request).await.map_err(Failure::from) {
-                Ok(one) => {
-                    names.insert(group, one.generation);
-                    given_up.push(one);
-                }
+                Ok(one) => given_up.push(one),
                 Err(failure) if failure.exit == Exit::NotFound => {} // somebody else was faster, or it is over
                 // The one before it stands again.
-                Err(_) if names.get(&group).is_some_and(|given_up| *given_up > one.generation) => {}
+                Err(_) if given_up.iter().any(|over| address(over) == group && over.generation > one.generation) => {}
                 Err(failure) => stand.push(failure),
             }
         }
@@ -122,8 +119,9 @@ pub(super) async fn abort(global: &Global, client: &Client, name: &str) -> Resul
     }
     if global.json {
         print::json(&given_up)?;
-    } else if !names.is_empty() {
-        let names: Vec<String> = names.into_keys().collect();
+    } else if !given_up.is_empty() {
+        let names: BTreeSet<String> = given_up.iter().map(address).collect();
+        let names: Vec<String> = names.into_iter().collect();
         print::out(&format!("the failovers of {} were given up: nobody of them was fenced\n", names.join(", ")))?;
     }
     let Some(first) = stand.first() else {
@@ -137,6 +135,11 @@ pub(super) async fn abort(global: &Global, client: &Client, name: &str) -> Resul
     };
     let words: Vec<&str> = stand.iter().map(|failure| failure.message.as_str()).collect();
     Err(Failure::new(first.exit, format!("not all of cohort {name} is given up: {}", words.join("; ")), first.what_to_do.clone()))
+}
+
+/// Of which group one is.
+fn address(one: &FailoverStatus) -> String {
+    format!("{}/{}", one.source, one.group)
 }
 
 /// As it is configured; and those of its cuts, which others may be.
@@ -175,7 +178,7 @@ fn choose<'c>(cuts: &'c [CohortCut], wanted: Option<&str>, begun: &[FailoverStat
     let stands = |one: &&FailoverStatus| one.stage != FailoverStage::Over && !one.committed && !one.published_since;
     let is_at = |cut: &&CohortCut| {
         begun.iter().filter(stands).any(|one| {
-            let (group, at) = (format!("{}/{}", one.source, one.group), one.point.as_ref().map(|point| point.id));
+            let (group, at) = (address(one), one.point.as_ref().map(|point| point.id));
             cut.points.iter().any(|part| part.group == group && Some(part.point) == at)
         })
     };
@@ -238,14 +241,10 @@ async fn begin_all(
         // † Nobody else is fenced once somebody has given one of them up.
         if !begun.is_empty() {
             let now = client.failovers().await?;
-            let stands = |one: &FailoverStatus| {
-                now.iter().any(|now| (&now.source, &now.group, now.generation) == (&one.source, &one.group, one.generation))
-            };
+            let stands =
+                |one: &FailoverStatus| now.iter().any(|now| (address(now), now.generation) == (address(one), one.generation));
             if let Some(gone) = begun.iter().find(|one| !stands(one)) {
-                let message = format!(
-                    "the failover of {}/{} was given up meanwhile: no other group is begun with",
-                    gone.source, gone.group
-                );
+                let message = format!("the failover of {} was given up meanwhile: no other group is begun with", address(gone));
                 return Err(Failure::new(Exit::Refused, message, "`farside failover --list` shows what was begun"));
             }
         }
@@ -279,7 +278,7 @@ async fn begin_all(
 fn text_of_plan(name: &str, cut: &CohortCut, planned: &[FailoverStatus]) -> String {
     let mut text = format!("cohort {name} to cut {}, begun {} ({})\n", cut.id, print::time(cut.at), print::age(cut.at));
     for one in planned {
-        let group = format!("{}/{}", one.source, one.group);
+        let group = address(one);
         text.push_str(&match one.stage {
             FailoverStage::Planned => format!("\n{}{}", loss(one), steps(one)),
             stage => format!("\n{group} is failed over to it already ({})\n{}", super::stage(stage), steps(one)),

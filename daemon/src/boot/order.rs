@@ -12,6 +12,7 @@ use farside_insert::stack::unescaped;
 
 use super::{LIST, List};
 use crate::config::{Config, STATE_DIR};
+use crate::fstab::{Entry, FSTAB, entries};
 
 /// The name under which this program is a generator.
 pub const NAME: &str = "farsided-generator";
@@ -23,7 +24,7 @@ const DROP_IN: &str = "50-farside.conf";
 /// # Errors
 /// When that cannot be written. The boot goes on: what is missing then is an order at its end.
 pub fn generate(folder: &Path) -> anyhow::Result<()> {
-    let fstab = std::fs::read_to_string("/etc/fstab").unwrap_or_default();
+    let fstab = std::fs::read_to_string(FSTAB).unwrap_or_default();
     let config = Path::new("/etc/farside/farsided.toml");
     let needed = match Config::load(config) {
         Ok(config) => needed_by(&config),
@@ -81,16 +82,11 @@ fn drop_ins(fstab: &str, needed: &[PathBuf]) -> Vec<(String, String)> {
 /// Where `/etc/fstab` has disks mounted, and which files and folders it shows elsewhere, and where.
 fn mounts(fstab: &str) -> (Vec<PathBuf>, Vec<(PathBuf, PathBuf)>) {
     let (mut disks, mut folders) = (Vec::new(), Vec::new());
-    for line in fstab.lines().filter(|line| !line.trim_start().starts_with('#')) {
-        let mut fields = line.split_whitespace();
-        let (Some(source), Some(mount), Some(kind)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        if kind == "swap" || !mount.starts_with('/') {
-            continue;
-        }
+    for Entry { source, mount, .. } in entries(fstab) {
         if source.starts_with("/dev/") || source.contains('=') {
-            disks.push(unescaped(mount));
+            disks.push(mount);
         } else if source.starts_with('/') {
-            folders.push((unescaped(source), unescaped(mount)));
+            folders.push((unescaped(source), mount));
         }
     }
     (disks, folders)

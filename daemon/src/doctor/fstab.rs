@@ -10,58 +10,37 @@ use farside_insert::stack;
 use super::{Finding, Verdict};
 use crate::config::{Config, VolumeConfig};
 use crate::failback;
+use crate::fstab::{Entry, FSTAB, entries};
 use crate::node;
 use crate::state_dir::volume_path;
 use crate::volume::device_of;
 
-const FSTAB: &str = "/etc/fstab";
-
-/// A line of it.
-struct Entry {
-    /// What is mounted, with links of udev in place of `UUID=` and the like.
-    source: PathBuf,
-    mount: PathBuf,
-    options: String,
+/// What is mounted: of `UUID=` and the like, udev's link to it.
+fn device(entry: &Entry<'_>) -> PathBuf {
+    match entry.source.split_once('=') {
+        Some((tag, value)) => Path::new("/dev/disk").join(format!("by-{}", tag.to_lowercase())).join(value.trim_matches('"')),
+        None => stack::unescaped(entry.source),
+    }
 }
 
-impl Entry {
-    fn of(line: &str) -> Option<Self> {
-        let mut fields = line.split_whitespace();
-        let (source, mount, _kind) = (fields.next()?, fields.next()?, fields.next()?);
-        let is_comment = source.starts_with('#');
-        let source = match source.split_once('=') {
-            Some((tag, value)) => Path::new("/dev/disk").join(format!("by-{}", tag.to_lowercase())).join(value.trim_matches('"')),
-            None => stack::unescaped(source),
-        };
-        let options = fields.next().unwrap_or_default().to_owned();
-        (!is_comment && mount.starts_with('/')).then(|| Self { source, mount: stack::unescaped(mount), options })
-    }
-
-    fn says(&self, option: &str) -> bool {
-        self.options.split(',').any(|said| said == option)
-    }
-
-    /// Whether a boot ends in emergency mode where it is not there. (The root file system is another matter.)
-    fn is_waited_for(&self) -> bool {
-        let is_left_alone = ["nofail", "noauto", "x-systemd.automount", "_netdev"].into_iter().any(|option| self.says(option));
-        self.mount != Path::new("/") && !is_left_alone
-    }
+/// Whether a boot ends in emergency mode where it is not there. (The root file system is another matter.)
+fn is_waited_for(entry: &Entry<'_>) -> bool {
+    let is_left_alone = |option| ["nofail", "noauto", "x-systemd.automount", "_netdev"].contains(&option);
+    entry.mount != Path::new("/") && !entry.options.split(',').any(is_left_alone)
 }
 
 /// What is to be said of it.
 pub(super) fn look(config: &Config) -> Vec<Finding> {
     let text = std::fs::read_to_string(FSTAB).unwrap_or_default();
-    let entries: Vec<Entry> = text.lines().filter_map(Entry::of).collect();
-    let waited_for = entries.iter().filter(|entry| entry.is_waited_for());
-    let awaited = waited_for.filter_map(|entry| {
-        let why = config.volumes.values().find_map(|volume| why_not_there(entry, volume, config))?;
-        Some(awaited(entry, &why))
+    let awaited = entries(&text).filter(is_waited_for).filter_map(|entry| {
+        let why = config.volumes.values().find_map(|volume| why_not_there(&entry, volume, config))?;
+        Some(awaited(&entry, &why))
     });
-    entries.iter().filter_map(requires).chain(awaited).collect()
+    entries(&text).filter_map(|entry| requires(&entry)).chain(awaited).collect()
 }
 
 /// A mount that systemd would restart together with the daemon.
-fn requires(entry: &Entry) -> Option<Finding> {
+fn requires(entry: &Entry<'_>) -> Option<Finding> {
     if !entry.options.contains("x-systemd.requires=farsided") {
         return None;
     }
@@ -73,8 +52,9 @@ fn requires(entry: &Entry) -> Option<Finding> {
     Some(Finding::new("fstab", Verdict::Missing, found).mend(mend))
 }
 
-fn awaited(entry: &Entry, why: &str) -> Finding {
-    let (source, mount) = (entry.source.display(), entry.mount.display());
+fn awaited(entry: &Entry<'_>, why: &str) -> Finding {
+    let (source, mount) = (device(entry), entry.mount.display());
+    let source = source.display();
     let found = format!(
         "{mount} is mounted from {source} without nofail: {why}, and then the boot waits 90 s and ends in emergency mode"
     );
@@ -83,15 +63,16 @@ fn awaited(entry: &Entry, why: &str) -> Finding {
 }
 
 /// When a boot does not find what is mounted, if that is of this volume.
-fn why_not_there(entry: &Entry, volume: &VolumeConfig, config: &Config) -> Option<String> {
+fn why_not_there(entry: &Entry<'_>, volume: &VolumeConfig, config: &Config) -> Option<String> {
     let (name, tap) = (&volume.name, node::path(&volume.name));
-    if entry.source == tap {
+    let source = device(entry);
+    if source == tap {
         return Some(format!("it is not there at a boot at which volume {name} is not served"));
     }
     let state_dir = &config.source.state_dir;
     let device = device_of(volume, &volume_path(state_dir, &volume.group, &volume.name));
     let is_held = || failback::held_by(state_dir, name, &device).is_ok_and(|group| group.is_some());
-    let number = number_of(&entry.source)?;
+    let number = number_of(&source)?;
     let is_on = |path: &Path| number_of(path).is_some_and(|disk| number == disk || stack::is_part_of(number, disk));
     if is_on(&device) && is_held() {
         return Some(format!(
@@ -127,7 +108,7 @@ mod tests {
         std::fs::write(&path, text).expect("written");
         let config = Config::load(&path).expect("valid");
         let of = |line: &str| {
-            let entry = Entry::of(line).filter(Entry::is_waited_for)?;
+            let entry = entries(line).find(is_waited_for)?;
             config.volumes.values().find_map(|volume| why_not_there(&entry, volume, &config)).map(|why| awaited(&entry, &why))
         };
         let found = of("/dev/farside/data /srv/my\\040data ext4 defaults 0 2").expect("it is said");
@@ -150,10 +131,11 @@ mod tests {
 
     #[test]
     fn what_is_named_by_its_content_is_looked_for_where_udev_has_it_and_no_mount_requires_the_daemon() {
-        let entry = Entry::of("PARTUUID=\"12-34\" /srv xfs x-systemd.requires=farsided.service,noatime 0 0").expect("a mount");
-        assert_eq!(entry.source, Path::new("/dev/disk/by-partuuid/12-34"));
+        let entry =
+            entries("PARTUUID=\"12-34\" /srv xfs x-systemd.requires=farsided.service,noatime 0 0").next().expect("a mount");
+        assert_eq!(device(&entry), Path::new("/dev/disk/by-partuuid/12-34"));
         let found = requires(&entry).expect("it is said");
         assert!(found.verdict == Verdict::Missing && found.mend.is_some_and(|mend| mend.contains("systemctl")));
-        assert_eq!(requires(&Entry::of("UUID=1 /srv xfs defaults 0 0").expect("a mount")), None);
+        assert_eq!(requires(&entries("UUID=1 /srv xfs defaults 0 0").next().expect("a mount")), None);
     }
 }

@@ -8,7 +8,9 @@
 //! disks of the source are the point that was brought up, and none of those: the newest of the group may be what ransomware wrote, and so may the newest
 //! whole cut of its cohort be for long after its source has published. (After a rollback they are what they had been: which of the two, nobody here knows.)
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use farside_control::failover::FailoverRequest;
@@ -200,16 +202,12 @@ impl Failovers {
 
     /// Why what an earlier failover of a group left aside, or the one that stands, cannot be read, if there is such a note.
     fn why_unread(&self, state_dir: &StateDir, names: &GroupNames) -> Option<String> {
-        let path = state_dir.taken_back_path(names);
-        let of_one_that_is_over =
-            lock(&self.unread).iter().find(|(unread, _)| path.starts_with(unread)).map(|(_, words)| words.clone());
-        of_one_that_is_over.or_else(|| self.why_broken(state_dir, names))
+        why_not_read(&self.unread, &state_dir.taken_back_path(names)).or_else(|| self.why_broken(state_dir, names))
     }
 
     /// Why the failover of a group that stands cannot be read, if there is one.
     pub(crate) fn why_broken(&self, state_dir: &StateDir, names: &GroupNames) -> Option<String> {
-        let path = state_dir.failover_path(names);
-        lock(&self.broken).iter().find(|(broken, _)| path.starts_with(broken)).map(|(_, words)| words.clone())
+        why_not_read(&self.broken, &state_dir.failover_path(names))
     }
 
     /// What an earlier failover brought up whose note cannot be read, as its pin says. † The note goes with the next failover, and nobody would withdraw
@@ -244,6 +242,11 @@ impl Failovers {
         });
         whichs.into_iter().map(which).chain(unread).collect()
     }
+}
+
+/// What is said of a file that cannot be read, or of a folder that it is in.
+fn why_not_read(unread: &Mutex<BTreeMap<PathBuf, String>>, path: &Path) -> Option<String> {
+    lock(unread).iter().find(|(unread, _)| path.starts_with(unread)).map(|(_, words)| words.clone())
 }
 
 impl StateDir {

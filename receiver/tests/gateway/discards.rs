@@ -52,6 +52,25 @@ async fn failed_over(gateway: &Gateway) -> Source {
     other
 }
 
+/// A host with a volume that was failed over, and who stands in for it and has the claim.
+struct StoodIn {
+    gateway: Gateway,
+    host: Source,
+    volume: Volume,
+    stands_in: Session,
+    theirs: Volume,
+}
+
+async fn stood_in() -> StoodIn {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let other = failed_over(&gateway).await;
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    StoodIn { gateway, host, volume, stands_in, theirs }
+}
+
 async fn is_over(gateway: &Gateway) {
     wait_until("the failover to be over", async || gateway.client().failovers().await.is_ok_and(|all| all.is_empty())).await;
 }
@@ -121,12 +140,7 @@ async fn what_a_rollback_discards_is_pinned_until_a_person_lets_go_of_it() {
 /// What the stand-in published under the claim that is pinned already moves the pin with the end of the failover.
 #[tokio::test]
 async fn the_pin_goes_with_what_is_published_before_the_stand_in_is_fenced() {
-    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
-    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
-    drop(source);
-    let other = failed_over(&gateway).await;
-    let mut stands_in = other.connect_as("host1", "default").await;
-    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let StoodIn { gateway, host, volume, mut stands_in, theirs } = stood_in().await;
     let first = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
     let mut pull = host.pulling("host1", "default").await;
     assert_eq!(at(&roll_back(&mut pull, true).await), Some((first, true)));
@@ -262,12 +276,7 @@ async fn what_is_pinned_of_a_stand_in_is_what_a_rollback_would_pin() {
     let pinned = |point: &&farside_control::Point| point.pins.iter().any(|pin| pin.reason.starts_with("stand-in"));
     assert_eq!(points.iter().filter(pinned).map(|point| point.id.slot).collect::<Vec<_>>(), [both.slot.0]);
 
-    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
-    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
-    drop((source, host));
-    let other = failed_over(&gateway).await;
-    let mut stands_in = other.connect_as("host1", "default").await;
-    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let StoodIn { gateway, mut stands_in, theirs, .. } = stood_in().await;
     let mut content = granules(3, 9);
     content[2].1.clear();
     stands_in.publish(&theirs, 1, &content, LayerKind::Point).await;
@@ -295,25 +304,15 @@ async fn a_volume_that_is_in_no_point_changes_nothing_of_what_is_pinned() {
 /// A record that cannot be read hides what was published: nobody is told that there is nothing, and takes his history back over it.
 #[tokio::test]
 async fn nothing_is_discarded_of_a_ledger_that_is_torn() {
-    let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
-    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
-    drop(source);
-    let other = failed_over(&gateway).await;
-    let mut stands_in = other.connect_as("host1", "default").await;
-    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let StoodIn { mut gateway, host, mut stands_in, theirs, .. } = stood_in().await;
     let first = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
     let newest = stands_in.publish(&theirs, 2, &granules(4, 9), LayerKind::Point).await;
     gateway.stop();
-    let record = gateway.path(&format!("store/groups/host1/default/ledger/0/{}", first.slot));
-    let good = std::fs::read(&record).expect("read");
-    std::fs::write(&record, &good[..20]).expect("torn");
-    gateway.start().await;
-    let torn = async || gateway.status().await.sources[0].groups[0].reasons.iter().any(|r| r.code == "ledger_torn");
-    wait_until("the torn record to be named", torn).await;
+    let (record, good) = gateway.start_torn(first.slot).await;
     let words = refused(&mut host.pulling("host1", "default").await).await;
     assert!(words.contains("torn"), "{words}");
     std::fs::write(&record, &good).expect("brought back");
-    wait_until("the ledger to be whole", async || !torn().await).await;
+    wait_until("the ledger to be whole", async || !gateway.says_torn().await).await;
     let now = roll_back(&mut host.pulling("host1", "default").await, true).await;
     assert_eq!((at(&now), now.points), (Some((newest, true)), 2));
     gateway.stop();
@@ -322,12 +321,7 @@ async fn nothing_is_discarded_of_a_ledger_that_is_torn() {
 
 #[tokio::test]
 async fn what_cannot_be_pinned_and_what_is_for_good_is_refused_by_name() {
-    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
-    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
-    drop(source);
-    let other = failed_over(&gateway).await;
-    let mut stands_in = other.connect_as("host1", "default").await;
-    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let StoodIn { gateway, host, mut stands_in, theirs, .. } = stood_in().await;
     let newest = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
     let (client, of) = (gateway.client(), PointsQuery { of: Some("host1/default".into()), limit: None });
     let Slot(slot) = newest.slot;

@@ -339,16 +339,11 @@ async fn a_ledger_that_is_whole_again_is_noticed() {
     let (mut gateway, host, mut source, volume) = Gateway::with_claim().await;
     let first = source.publish(&volume, 1, &granules(0, 10), LayerKind::Point).await;
     gateway.stop();
-    let record = gateway.path(&format!("store/groups/host1/default/ledger/0/{}", first.slot));
-    let good = std::fs::read(&record).expect("read");
-    std::fs::write(&record, &good[..20]).expect("tear");
-    gateway.start().await;
-    let torn = async || gateway.status().await.sources[0].groups[0].reasons.iter().any(|r| r.code == "ledger_torn");
-    site::wait_until("the torn record to be named", torn).await;
+    let (record, good) = gateway.start_torn(first.slot).await;
     let mut refused = host.hello_as("host1", "default").await;
     assert_eq!(refused.refusal().await.code, RefusalCode::LedgerTorn);
     std::fs::write(&record, &good).expect("brought back");
-    site::wait_until("the ledger to be whole", async || !torn().await).await;
+    site::wait_until("the ledger to be whole", async || !gateway.says_torn().await).await;
     let mut source = host.connect_when_ready("default").await;
     let volume = source.claim_above("data", &volume).await;
     source.publish(&volume, 1, &granules(0, 10), LayerKind::Point).await;

@@ -98,6 +98,21 @@ impl Gateway {
         (gateway, host, source, volume)
     }
 
+    /// Whether it says that the ledger of its first group is torn.
+    pub(crate) async fn says_torn(&self) -> bool {
+        self.status().await.sources[0].groups[0].reasons.iter().any(|reason| reason.code == "ledger_torn")
+    }
+
+    /// Tears a record of the ledger while nobody serves it, starts, and waits until that is said: the record's file, and what was in it.
+    pub(crate) async fn start_torn(&mut self, slot: Slot) -> (PathBuf, Vec<u8>) {
+        let record = self.path(&format!("store/groups/host1/default/ledger/0/{slot}"));
+        let good = std::fs::read(&record).expect("read");
+        std::fs::write(&record, &good[..20]).expect("torn");
+        self.start().await;
+        wait_until("the torn record to be named", async || self.says_torn().await).await;
+        (record, good)
+    }
+
     /// Another receiver with the same store.
     pub(crate) fn beside(&self) -> Self {
         let home = self.directory.path().join("beside");
