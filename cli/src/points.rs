@@ -67,6 +67,7 @@ impl Points {
                 Self::Asked(client) => client.point_page(&query).await?,
                 Self::Read(places) => read(places, &query)?,
             };
+            page.hidden.iter().for_each(|why| store::say_hidden(why));
             total = page.total.unwrap_or(total);
             count += page.points.len();
             shown.page(&page.points)?;

@@ -164,8 +164,13 @@ pub(crate) fn places(store: &StoreReader, of: Option<&Address>) -> Result<Vec<(G
 /// † Whoever asks for the newest point gets the newest that can be seen: that it may be none of the newest is said first.
 fn say_torn(group: &GroupReader) {
     if let Some(torn) = group.torn() {
-        eprintln!("farside: points that are newer than what is shown may be there: {}", torn.error(group.names()));
+        say_hidden(&torn.error(group.names()).to_string());
     }
+}
+
+/// Why there may be points that are newer than what is shown.
+pub(crate) fn say_hidden(why: &str) {
+    eprintln!("farside: points that are newer than what is shown may be there: {why}");
 }
 
 /// The point that is meant, if a group has it.

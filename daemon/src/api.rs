@@ -94,7 +94,7 @@ async fn pair(State(daemon): Here, request: Body<PairRequest>) -> Answer<Paired>
 
 async fn unpair(State(daemon): Here) -> Answer<Done> {
     let receiver = to_its_end(async move { daemon.unpair().await }).await?;
-    Ok(Json(Done { message: format!("this host has forgotten the receiver {receiver}; its volumes are served and tracked on") }))
+    Ok(Json(Done { message: format!("this host has forgotten {receiver}; its volumes are served and tracked on") }))
 }
 
 async fn set_group(State(daemon): Here, Path(name): Path<String>, settings: Body<GroupSettings>) -> Answer<GroupStatus> {

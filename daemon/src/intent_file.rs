@@ -6,8 +6,9 @@
 //! failed write or sync latches the file failed.
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use farside_blockio::{DeviceError, FileDevice, OpenOptions};
 use farside_region::intent::{
@@ -65,6 +66,8 @@ pub(crate) enum IntentFileError {
     Stopping,
 }
 
+/// Why nothing is believed of a map that says it is another file's.
+const COPY: &str = "the intent map is a copy, which knows nothing of what was written since";
 /// What [`IntentFile::has_room`] writes; a crash may leave it.
 const TRIAL: &str = "intent.trial";
 
@@ -122,11 +125,16 @@ impl IntentFile {
             if header.volume_bytes > geometry.volume_bytes() {
                 return Err(IntentFileError::Shrunk { before: header.volume_bytes, now: geometry.volume_bytes() });
             }
+            let is_a_copy = header.file.is_some_and(|file| own(&device).is_some_and(|own| own != file));
+            if is_a_copy {
+                warn!(dir = %dir.display(), "{COPY}: everything will be compared");
+                Mark::TrackingLost.put_because(dir, COPY)?;
+            }
             if !is_new {
                 judge(header)?;
             }
             let grown = header.volume_bytes < geometry.volume_bytes();
-            if grown || (!is_new && header.state == HeaderState::Attached) {
+            if grown || is_a_copy || (!is_new && header.state == HeaderState::Attached) {
                 device = renew(dir, device, header, geometry)?;
             }
         }
@@ -276,7 +284,7 @@ impl IntentFile {
         create(&self.dir, geometry, &header, &|_| true)?;
         self.device = FileDevice::open(self.dir.join("intent"), OpenOptions::daemon())?;
         // As `create` leaves it: slot B is the newest of everything.
-        (self.header, self.newest) = (Header { seq: header.seq + 1, ..header }, SlotIndex::B);
+        (self.header, self.newest) = (Header { seq: header.seq + 1, file: own(&self.device), ..header }, SlotIndex::B);
         self.failed = false;
         Ok(())
     }
@@ -300,6 +308,17 @@ impl IntentFile {
         self.failed |= result.is_err();
         result.map_err(|source| IntentFileError::Io { path: self.dir.join("intent"), verb, source })
     }
+}
+
+/// What is known of a file that no copy of it has.
+fn own(device: &FileDevice) -> Option<u64> {
+    device.metadata().ok().map(|found| born(&found))
+}
+
+/// When a file was born; its inode number, where nobody keeps that.
+fn born(found: &std::fs::Metadata) -> u64 {
+    let since = found.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+    since.and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or_else(|| found.ino())
 }
 
 fn latched() -> std::io::Error {
@@ -341,6 +360,7 @@ fn write_whole(
 ) -> Result<(), (&'static str, std::io::Error)> {
     let mut options = File::options();
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(|e| ("created", e))?;
+    let header = Header { file: file.metadata().ok().map(|found| born(&found)), ..header.clone() };
     let layout = IntentLayout::new(geometry);
     let at = |offset: farside_region::ByteOffset, block: &IntentBlock| {
         std::os::unix::fs::FileExt::write_all_at(&file, &block.0, offset.0).map_err(|e| ("written", e))
@@ -386,8 +406,13 @@ fn renew(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> R
     let lost = Mark::TrackingLost.is_set(dir)?;
     let is_hot = |r: RegionIndex| lost || r.0 >= first_new || hot.contains(r);
     // A clean stop's masks speak of the smaller volume: they must not stand in for the grown one.
-    let header =
-        Header { volume_bytes: geometry.volume_bytes(), state: HeaderState::Attached, seq: header.seq + 1, ..header.clone() };
+    let header = Header {
+        volume_bytes: geometry.volume_bytes(),
+        state: HeaderState::Attached,
+        seq: header.seq + 1,
+        file: own(&old),
+        ..header.clone()
+    };
     match create(dir, geometry, &header, &is_hot) {
         Ok(()) => {
             drop(old);
@@ -518,6 +543,36 @@ mod tests {
         assert_eq!(found.hot.len(), 5, "lost: every bit is durable before anything is served");
     }
 
+    /// The state directory was put back from a backup: what was written since is in no bit of it.
+    #[test]
+    fn nothing_is_believed_of_a_copy() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(20 << 20).expect("valid");
+        let (path, kept) = (dir.path().join("intent"), dir.path().join("kept"));
+        create(dir.path(), &g, &Header::new(ID, &g, &IntentLayout::new(&g)), &|_| false).expect("created");
+        let (mut file, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
+        assert!(found.hot.is_empty() && !Mark::TrackingLost.is_set(dir.path()).expect("asked"), "it is the file itself");
+        let confirmed = (Some(Term(3)), None);
+        file.write_clean(GranuleSet::new(), None, Some(confirmed)).expect("written");
+        drop(file);
+        std::fs::copy(&path, &kept).expect("copied");
+        std::fs::rename(&kept, &path).expect("put back");
+        let (file, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
+        assert_eq!((found.hot.len(), found.owed), (5, None));
+        assert_eq!(found.header.expect("there").term, Some(Term(3)), "it is of the same history");
+        assert!(Mark::TrackingLost.reason(dir.path()).expect("marked").contains("copy"));
+        drop(file);
+        // From then on it is a file of its own.
+        Mark::TrackingLost.put(dir.path(), false).expect("withdrawn");
+        let (mut file, _) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
+        file.make_anew(&g, MapId([8; 16]), |_| {}).expect("made anew");
+        file.write_clean(GranuleSet::new(), None, None).expect("written");
+        drop(file);
+        let (_, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
+        assert_eq!(found.owed, Some(GranuleSet::new()));
+        assert!(!Mark::TrackingLost.is_set(dir.path()).expect("asked"));
+    }
+
     #[test]
     fn growth_dirties_what_is_new_and_the_old_last_region_and_shrinking_is_refused() {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
@@ -567,6 +622,14 @@ mod tests {
         let page = Page { map: ID, index: PageIndex(0), seq: 9, bits };
         let offset = layout.page_offset(PageIndex(0), SlotIndex::A).0;
         std::os::unix::fs::FileExt::write_all_at(&file, &page.encode(&layout).0, offset).expect("written");
+        // What tests put back of it is to pass for the file itself.
+        let (header, _) =
+            recover_header([&std::fs::read(dir.join("intent")).expect("read")[..4096], &[]]).expect("known").expect("there");
+        for slot in [SlotIndex::A, SlotIndex::B] {
+            let header = Header { file: None, seq: header.seq + u64::from(slot == SlotIndex::B), ..header.clone() };
+            let offset = IntentLayout::header_offset(slot).0;
+            std::os::unix::fs::FileExt::write_all_at(&file, &header.encode().0, offset).expect("written");
+        }
     }
 
     /// What a full disk leaves: the map is written anew in its place, and an interruption anywhere loses no bit.

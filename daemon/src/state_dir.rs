@@ -115,6 +115,11 @@ impl StateDir {
         &self.path
     }
 
+    /// The file that says who the receiver is.
+    pub fn pairing(&self) -> PathBuf {
+        self.path.join("receiver.json")
+    }
+
     /// The folder of the volumes' folders, GROUP/NAME.
     pub fn volumes(&self) -> PathBuf {
         self.path.join(VOLUMES)

@@ -50,6 +50,9 @@ mod volumes;
 
 /// How a host comes to its receiver.
 const PAIR: &str = "on the gateway: farside-receiver token; then here: farside pair TOKEN";
+/// How a host comes to be who it was, or another.
+const MEND_IDENTITY: &str =
+    "mend that and restart farsided; where they are lost, move identity.key and identity.crt away first, and pair anew";
 /// How long a stop tries to take away the devices that nobody uses.
 const WITHDRAW_WAIT: Duration = Duration::from_secs(5);
 
@@ -137,6 +140,8 @@ pub(crate) struct Daemon {
     config: Arc<Mutex<Config>>,
     state: Arc<StateDir>,
     identity: Identity,
+    /// Why the files of it could not be read at the start: what is used instead is known to nobody, and pairs with nobody.
+    identity_trouble: Option<String>,
     pin: watch::Sender<Option<Pin>>,
     /// Why the file of it could not be read at the start.
     pin_trouble: Mutex<Option<String>>,
@@ -164,10 +169,18 @@ impl Daemon {
         links: tokio::runtime::Handle,
         noticed: mpsc::UnboundedSender<Noticed>,
     ) -> anyhow::Result<Arc<Self>> {
-        let identity = Identity::load_or_create(state.path())?;
-        // † Taps never wait for what is needed to replicate: who is not known to be trusted is connected to no more than nobody.
-        let (pin, pin_trouble) = match Pin::load(&state.path().join("receiver.json")) {
-            Ok(pin) => (pin, None),
+        // † Taps never wait for what is needed to replicate: who is not known to be trusted is connected to no more than nobody, and
+        // who cannot say who he is connects to nobody.
+        let pin_path = state.pairing();
+        let (identity, identity_trouble) = match Identity::load_or_create(state.path(), &pin_path) {
+            Ok(identity) => (identity, None),
+            Err(error) => {
+                error!(%error, "nothing is replicated until this host can say who it is");
+                (Identity::ephemeral()?, Some(error.to_string()))
+            }
+        };
+        let (pin, pin_trouble) = match Pin::load(&pin_path) {
+            Ok(pin) => (pin.filter(|_| identity_trouble.is_none()), None),
             Err(error) => {
                 error!(%error, "nothing is replicated until this host is paired again");
                 (None, Some(error.to_string()))
@@ -198,6 +211,7 @@ impl Daemon {
             config: shared,
             state,
             identity,
+            identity_trouble,
             pin: watch::Sender::new(pin),
             pin_trouble: Mutex::new(pin_trouble),
             around,
@@ -499,9 +513,10 @@ impl Daemon {
 
     fn not_paired(&self) -> Option<Reason> {
         let unpaired = self.pin.borrow().is_none();
-        let (message, todo) = match &*locked(&self.pin_trouble) {
-            None => ("this host is not paired with a receiver".to_owned(), PAIR.to_owned()),
-            Some(why) => (
+        let (message, todo) = match (&self.identity_trouble, &*locked(&self.pin_trouble)) {
+            (Some(why), _) => (format!("this host cannot show the receiver who it is: {why}"), MEND_IDENTITY.to_owned()),
+            (None, None) => ("this host is not paired with a receiver".to_owned(), PAIR.to_owned()),
+            (None, Some(why)) => (
                 format!("this host is not paired with a receiver that it knows of: {why}"),
                 format!("put the file back and restart farsided; or {PAIR}"),
             ),
@@ -527,6 +542,10 @@ impl Daemon {
     pub(crate) async fn pair(&self, token: &str) -> Result<Paired, ApiError> {
         let _one = self.pairing.lock().await;
         self.may_change()?;
+        if let Some(why) = &self.identity_trouble {
+            let what = format!("this host pairs with nobody while it cannot show who it is: {why}");
+            return Err(ApiError::new(ErrorCode::Conflict, what, MEND_IDENTITY));
+        }
         let token = token.parse::<farside_transport::PairingToken>().map_err(|e| {
             let todo = "make a new one with `farside-receiver token` at the gateway";
             ApiError::new(ErrorCode::BadRequest, e.to_string(), todo)
@@ -534,7 +553,7 @@ impl Daemon {
         let limits = farside_transport::Limits::default();
         let paired = farside_transport::pair(&token, &self.identity, &self.around.source, &self.around.route, &limits).await;
         let pin = paired.map_err(|e| why_not_paired(&e))?;
-        pin.save(&self.pin_path())
+        pin.save(&self.state.pairing())
             .map_err(|e| ApiError::new(ErrorCode::Unavailable, e.to_string(), "mend that, then use the same token"))?;
         let paired = Paired {
             receiver: pin.receiver.to_string(),
@@ -551,23 +570,24 @@ impl Daemon {
     pub(crate) async fn unpair(&self) -> Result<String, ApiError> {
         let _one = self.pairing.lock().await;
         self.may_change()?;
-        let Some(pin) = self.pin.borrow().clone() else {
-            return Err(ApiError::new(ErrorCode::Conflict, "this host is not paired with a receiver", ""));
+        let path = self.state.pairing();
+        // From the file: one that could not be read, or is not used, is forgotten as well.
+        let receiver = match Pin::load(&path) {
+            Ok(Some(pin)) => format!("the receiver {}", pin.receiver),
+            Ok(None) => return Err(ApiError::new(ErrorCode::Conflict, "this host is not paired with a receiver", "")),
+            Err(_) => "a receiver that is not known".to_owned(),
         };
-        Pin::forget(&self.pin_path()).map_err(|e| {
+        Pin::forget(&path).map_err(|e| {
             ApiError::new(
                 ErrorCode::Unavailable,
                 format!("the pairing stays: {e}"),
                 "mend the disk that holds the state directory",
             )
         })?;
+        *locked(&self.pin_trouble) = None;
         self.pin.send_replace(None);
-        info!(receiver = %pin.receiver, "unpaired");
-        Ok(pin.receiver.to_string())
-    }
-
-    fn pin_path(&self) -> std::path::PathBuf {
-        self.state.path().join("receiver.json")
+        info!(receiver, "unpaired");
+        Ok(receiver)
     }
 
     pub(crate) async fn set_group(&self, name: &str, settings: &GroupSettings) -> Result<GroupSettings, ApiError> {

@@ -273,6 +273,7 @@ async fn gather(receiver: &Arc<Receiver>, of: Option<&str>, filter: &PointFilter
         let found = points_of(receiver, group, ask).await?;
         any |= below.is_some() || !found.points.is_empty();
         page.add(found.points.iter().map(|point| status::point(names, point)), found.more, found.total);
+        page.may_hide(group.view().torn());
     }
     if any { Ok(()) } else { refuse_unknown(of, &places) }
 }

@@ -340,7 +340,7 @@ async fn serve((config, said): (Config, Vec<FloorSaid>), path: &Path, runtime: t
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
     let state_dir = Arc::new(StateDir::open(&config.state_dir)?);
-    let identity = Identity::load_or_create(state_dir.path())?;
+    let identity = Identity::load_or_create(state_dir.path(), &state_dir.pairings())?;
     let book = Arc::new(PairingBook::open(&state_dir.pairings())?);
     let (place, state) = (StorePlace::of(&config), Arc::clone(&state_dir));
     let vault = tokio::task::spawn_blocking(move || Vault::open(place, state)).await.expect("opening does not panic");

@@ -74,6 +74,12 @@ impl GroupView {
         self.group.reasons.push(reason);
     }
 
+    /// Why records that are newer than what is seen of its ledger may be there, and what to do.
+    pub(crate) fn torn(&self) -> Option<String> {
+        let torn = self.group.reasons.iter().find(|reason| reason.code == Code::LedgerTorn.word())?;
+        Some(format!("{}; {}", torn.message, torn.what_to_do))
+    }
+
     /// Its source says that nobody has said what is to be kept, and nobody here knows.
     pub(crate) fn retention_is_unsaid(&mut self) {
         let message =

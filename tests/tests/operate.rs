@@ -493,7 +493,37 @@ fn unpair_forgets_the_receiver_and_another_pairing_goes_on() {
     farside_tests::markers::write(&site, "data", BYTES, 1 << 20, 6);
     let reasons = site.status()["reasons"].to_string();
     assert!(reasons.contains("not_paired") && reasons.contains("receiver.json does not describe a receiver"), "{reasons}");
+    assert!(
+        site.farside().args(["unpair", "--yes"]).status().expect("it starts").success(),
+        "what cannot be read is forgotten, too"
+    );
+    assert!(!site.path("host/state/receiver.json").exists());
     site.pair();
+    site.wait_quiet();
+    let key = site.path("host/state/identity.key");
+    let content = std::fs::read(&key).expect("read");
+    for damage in [&content[..content.len() / 2], b""] {
+        site.daemon.take().expect("it runs").stop();
+        std::fs::write(&key, damage).expect("written");
+        site.start_daemon();
+        farside_tests::markers::write(&site, "data", BYTES, 1 << 20, 7);
+        let reasons = site.status()["reasons"].to_string();
+        assert!(reasons.contains("not_paired") && reasons.contains("identity.key is damaged"), "{reasons}");
+        let paired = site.farside().args(["pair", "farside1-token"]).output().expect("it starts");
+        assert_eq!(paired.status.code(), Some(4), "nobody would know who was paired");
+        assert!(site.path("host/state/receiver.json").exists(), "it is whom the key, once it is back, is known to");
+    }
+    site.daemon.take().expect("it runs").stop();
+    std::fs::write(&key, content).expect("put back");
+    let (certificate, kept) = (key.with_extension("crt"), key.with_extension("kept"));
+    std::fs::rename(&certificate, &kept).expect("moved");
+    site.start_daemon();
+    let reasons = site.status()["reasons"].to_string();
+    assert!(reasons.contains("not_paired") && reasons.contains("identity.crt is missing"), "{reasons}");
+    site.daemon.take().expect("it runs").stop();
+    // Its key is there still.
+    std::fs::rename(&kept, &certificate).expect("put back");
+    site.start_daemon();
     site.wait_quiet();
     site.daemon.take().expect("it runs").stop();
 }

@@ -237,6 +237,8 @@ fn a_torn_record_is_voided_after_asking_and_the_chain_goes_on() {
         status.to_string().contains("ledger_torn").then(|| status.to_string())
     });
     assert!(status.contains("farside store repair"), "it names the way out: {status}");
+    let (code, text, _) = output(&mut site.gateway(&["point", "list", "data"]));
+    assert!(code == 0 && text.contains("newer than what is shown") && text.contains("farside store repair"), "{text}");
     site.receiver.take().expect("it runs").stop();
     // What is shown as the newest is not, and whoever takes it for that is told.
     for command in [&["point", "list", "data"][..], &["point", "show", "latest", "--of", "data"]] {

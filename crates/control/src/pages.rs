@@ -33,6 +33,9 @@ pub struct PointPage {
     /// What to ask with as `cursor` for those that follow; nothing if none do.
     #[serde(default)]
     pub next: Option<String>,
+    /// Why there may be points that are newer than what is listed, a sentence for each group; only in the first page.
+    #[serde(default)]
+    pub hidden: Vec<String>,
 }
 
 /// Where a page ended: of each group that had a point on it or on one before, the slot of the last one.
@@ -90,6 +93,7 @@ pub struct PageMaker {
     cursor: PageCursor,
     total: Option<u64>,
     more: bool,
+    hidden: Vec<String>,
     /// With what they are ordered by: the earliest cut in its group since the page began.
     points: Vec<(Timestamp, Point)>,
 }
@@ -103,7 +107,7 @@ impl PageMaker {
     /// A page of at most `limit` points that goes on where `cursor` says. It ends early after so many bytes of JSON.
     pub fn new(limit: usize, bytes: usize, cursor: PageCursor) -> Self {
         let total = cursor.is_start().then_some(0);
-        Self { limit: limit.max(1), bytes, cursor, total, more: false, points: Vec::new() }
+        Self { limit: limit.max(1), bytes, cursor, total, more: false, hidden: Vec::new(), points: Vec::new() }
     }
 
     /// The page that is asked for, as daemons answer and who reads a store makes it.
@@ -147,6 +151,13 @@ impl PageMaker {
         self.total = self.total.zip(total).map(|(sum, total)| sum.saturating_add(total));
     }
 
+    /// Says why newer points of a group may be there. Only the first page tells.
+    pub fn may_hide(&mut self, why: impl IntoIterator<Item = String>) {
+        if self.total.is_some() {
+            self.hidden.extend(why);
+        }
+    }
+
     /// The page.
     ///
     /// # Errors
@@ -160,7 +171,7 @@ impl PageMaker {
         if next.as_ref().is_some_and(|next| next.len() > CURSOR_BYTES_MAX) {
             return Err(TooManyGroups(self.cursor.below.len()));
         }
-        Ok(PointPage { points, total: self.total, next })
+        Ok(PointPage { points, total: self.total, next, hidden: self.hidden })
     }
 
     /// Its points, for whoever wants no other page.

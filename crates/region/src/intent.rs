@@ -345,6 +345,8 @@ pub struct Header {
     pub backing: Option<BackingIdentity>,
     /// T14: in this boot of the kernel a flush of the backing failed: nothing that was hot may cool before the next boot.
     pub flush_failed: Option<BootId>,
+    /// What tells the file that this was made for from its copies: its time of birth, or its inode number. `None`: nobody looked.
+    pub file: Option<u64>,
     /// Regions per page, needed to find the pages.
     pub page_regions: u32,
 }
@@ -361,6 +363,7 @@ impl Header {
             volume_bytes: geometry.volume_bytes(),
             backing: None,
             flush_failed: None,
+            file: None,
             page_regions: layout.page_regions,
         }
     }
@@ -401,6 +404,10 @@ impl Header {
             b[41] |= 8;
             b[144..160].copy_from_slice(&boot.0);
         }
+        if let Some(file) = self.file {
+            b[41] |= 16;
+            b[160..168].copy_from_slice(&file.to_le_bytes());
+        }
         seal(b, 12);
         block
     }
@@ -423,7 +430,7 @@ impl UncheckedHeader<'_> {
             _ => return Err(IntentError::Field("state")),
         };
         let flags = b[41];
-        if flags & !15 != 0 {
+        if flags & !31 != 0 {
             return Err(IntentError::Field("flags"));
         }
         let page_regions = u32_at(b, 44);
@@ -446,6 +453,7 @@ impl UncheckedHeader<'_> {
                 ctime: time(128, 140),
             }),
             flush_failed: (flags & 8 != 0).then(|| BootId(b[144..160].try_into().expect("16 bytes"))),
+            file: (flags & 16 != 0).then(|| u64_at(b, 160)),
             page_regions,
         })
     }
@@ -631,6 +639,7 @@ mod tests {
             volume_bytes: 6400,
             backing: Some(BackingIdentity { inode: 11, size: 6400, mtime: (-2, 5), ctime: (1 << 33, 6) }),
             flush_failed: Some(BootId([0xb0; 16])),
+            file: Some(0xf1),
             page_regions: 3,
         }
     }
@@ -672,9 +681,9 @@ mod tests {
         assert_eq!(
             dump(&header().encode().0),
             concat!(
-                "0000: 464152536865616401000000de874edc\n",
+                "0000: 464152536865616401000000766cd717\n",
                 "0010: a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5\n",
-                "0020: 0900000000000000020f000003000000\n",
+                "0020: 0900000000000000021f000003000000\n",
                 "0030: 00190000000000000300000000000000\n",
                 "0040: 0700000000000000d1d1d1d1d1d1d1d1\n",
                 "0050: d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1\n",
@@ -682,6 +691,7 @@ mod tests {
                 "0070: 0019000000000000feffffffffffffff\n",
                 "0080: 00000000020000000500000006000000\n",
                 "0090: b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0\n",
+                "00a0: f1000000000000000000000000000000\n",
             )
         );
     }

@@ -118,6 +118,12 @@ pub enum IdentityError {
         /// Where the key should be.
         path: PathBuf,
     },
+    /// The key is there, and somebody knows its certificate, which is not.
+    #[error("{} is missing, by which others know this machine: restore it, or move {KEY_FILE} away, too, and pair anew", path.display())]
+    CertificateMissing {
+        /// Where the certificate should be.
+        path: PathBuf,
+    },
     /// Key or certificate could not be made.
     #[error("a key could not be made: {0}")]
     Generate(String),
@@ -145,11 +151,12 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// The identity kept in `directory`, made (with the directory, mode 0700) when there is none.
+    /// The identity kept in `directory`, made (with the directory, mode 0700) when there is none. `pairings`: a file that is there once
+    /// somebody may have seen the certificate.
     ///
     /// # Errors
     /// When a file is damaged, missing its other half, or readable by others: nothing is repaired silently.
-    pub fn load_or_create(directory: &Path) -> Result<Self, IdentityError> {
+    pub fn load_or_create(directory: &Path, pairings: &Path) -> Result<Self, IdentityError> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|e| io_error(directory, e))?;
         let (key_path, certificate_path) = (directory.join(KEY_FILE), directory.join(CERTIFICATE_FILE));
         let certificate = read_secret(&certificate_path)?;
@@ -157,6 +164,10 @@ impl Identity {
         match (key, certificate) {
             (Some(key), Some(certificate)) => Self::parse(&key, &key_path, &certificate, &certificate_path),
             (None, Some(_)) => Err(IdentityError::KeyMissing { path: key_path }),
+            // † A key that is in use is good for nothing without its certificate, and what is written over it is gone.
+            (Some(_), None) if pairings.symlink_metadata().is_ok() => {
+                Err(IdentityError::CertificateMissing { path: certificate_path })
+            }
             // A key alone is a first start that was cut short: nobody has seen its certificate.
             (_, None) => {
                 let (identity, key_pem, certificate_pem) = Self::generate()?;
@@ -285,12 +296,16 @@ mod tests {
 
     use super::*;
 
+    fn load(directory: &Path) -> Result<Identity, IdentityError> {
+        Identity::load_or_create(directory, &directory.join("pairings.json"))
+    }
+
     #[test]
     fn an_identity_is_made_once_and_kept() {
         let directory = tempfile::tempdir().expect("tempdir");
         let state = directory.path().join("state");
-        let first = Identity::load_or_create(&state).expect("made");
-        let second = Identity::load_or_create(&state).expect("loaded");
+        let first = load(&state).expect("made");
+        let second = load(&state).expect("loaded");
         assert_eq!(first.fingerprint(), second.fingerprint());
         assert_eq!(first.key(), second.key());
         for file in [KEY_FILE, CERTIFICATE_FILE] {
@@ -303,31 +318,35 @@ mod tests {
     #[test]
     fn a_key_that_others_can_read_is_refused() {
         let directory = tempfile::tempdir().expect("tempdir");
-        Identity::load_or_create(directory.path()).expect("made");
+        load(directory.path()).expect("made");
         fs::set_permissions(directory.path().join(KEY_FILE), fs::Permissions::from_mode(0o640)).expect("chmod");
-        let error = Identity::load_or_create(directory.path()).expect_err("refused");
+        let error = load(directory.path()).expect_err("refused");
         assert!(matches!(error, IdentityError::Exposed { mode: 0o640, .. }), "{error}");
     }
 
     #[test]
     fn half_an_identity_is_not_replaced_silently() {
         let directory = tempfile::tempdir().expect("tempdir");
-        let first = Identity::load_or_create(directory.path()).expect("made");
+        let first = load(directory.path()).expect("made");
         fs::rename(directory.path().join(KEY_FILE), directory.path().join("kept")).expect("moved");
-        assert!(matches!(Identity::load_or_create(directory.path()), Err(IdentityError::KeyMissing { .. })));
+        assert!(matches!(load(directory.path()), Err(IdentityError::KeyMissing { .. })));
 
         let other = tempfile::tempdir().expect("tempdir");
-        Identity::load_or_create(other.path()).expect("made");
+        load(other.path()).expect("made");
         fs::copy(other.path().join(KEY_FILE), directory.path().join(KEY_FILE)).expect("copied");
-        assert!(matches!(Identity::load_or_create(directory.path()), Err(IdentityError::Damaged { .. })));
+        assert!(matches!(load(directory.path()), Err(IdentityError::Damaged { .. })));
 
         fs::write(directory.path().join(KEY_FILE), "nonsense").expect("written");
-        assert!(matches!(Identity::load_or_create(directory.path()), Err(IdentityError::Damaged { .. })));
+        assert!(matches!(load(directory.path()), Err(IdentityError::Damaged { .. })));
 
         // A key without its certificate is a first start that was cut short.
         fs::rename(directory.path().join("kept"), directory.path().join(KEY_FILE)).expect("moved");
         fs::remove_file(directory.path().join(CERTIFICATE_FILE)).expect("removed");
-        let anew = Identity::load_or_create(directory.path()).expect("made anew");
+        let pairings = directory.path().join("pairings.json");
+        fs::write(&pairings, "{}").expect("written");
+        assert!(matches!(load(directory.path()), Err(IdentityError::CertificateMissing { .. })), "somebody knows it");
+        fs::remove_file(pairings).expect("removed");
+        let anew = load(directory.path()).expect("made anew");
         assert_ne!(anew.fingerprint(), first.fingerprint());
     }
 

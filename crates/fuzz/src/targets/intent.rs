@@ -131,6 +131,7 @@ fn sample_header(state: HeaderState) -> Header {
         volume_bytes: geometry().volume_bytes(),
         backing: Some(BackingIdentity { inode: 11, size: 6400, mtime: (-2, 5), ctime: (1 << 33, 6) }),
         flush_failed: Some(BootId([0xb0; 16])),
+        file: Some(0xf1),
         page_regions: 3,
     }
 }
@@ -148,8 +149,13 @@ fn header(bytes: &[u8]) -> Outcome {
         Ok(Some((header, slot))) => {
             let encoded = header.encode();
             reads_back(&header, || Some(recover_header([&encoded.0, &[]]).ok()??.0));
-            let there =
-                [header.term.is_some(), header.position.is_some(), header.backing.is_some(), header.flush_failed.is_some()];
+            let there = [
+                header.term.is_some(),
+                header.position.is_some(),
+                header.backing.is_some(),
+                header.flush_failed.is_some(),
+                header.file.is_some(),
+            ];
             Outcome::accepted((slot, header.state, there))
         }
     }
