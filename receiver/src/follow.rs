@@ -22,6 +22,7 @@ use farside_blockio::process::Priority;
 use farside_control::follower::{FollowerAdd, FollowerState, FollowerStatus, Follows, LockRule, LockedPoint};
 use farside_control::source::LastPoint;
 use farside_control::{Address, ApiError, Code, ErrorCode, Reason, Severity};
+use farside_ledger::State;
 use farside_objects::Location;
 use farside_region::{LedgerPosition, Name, Slot};
 use farside_store::{
@@ -74,6 +75,8 @@ pub(crate) struct Followers {
     all: Mutex<BTreeMap<Name, Arc<Entry>>>,
     /// Points that nothing may give up, by follower.
     kept: Mutex<BTreeMap<Name, (GroupNames, BTreeSet<Slot>)>>,
+    /// What followers of an earlier process will ask for, until they do.
+    unasked: Mutex<BTreeMap<Name, (GroupNames, FollowAsk)>>,
     /// One is added at a time.
     adding: Mutex<()>,
     /// Those that hosts pull.
@@ -219,6 +222,11 @@ impl Followers {
                 Ok((holds, definition)) => {
                     let kept = (definition.names(), holds.following.stage.points().collect());
                     lock(&self.kept).insert(name.clone(), kept);
+                    let stage = holds.following.stage.clone();
+                    let ask = FollowAsk::new(&name, definition.volume.clone(), definition.follows, stage);
+                    if definition.promoted.is_none() {
+                        lock(&self.unasked).insert(name.clone(), (definition.names(), ask));
+                    }
                     let entry = Entry::new(name.clone(), definition);
                     {
                         let mut view = lock(&entry.view);
@@ -246,9 +254,17 @@ impl Followers {
 
     /// From here on nothing gives up these points, and may give up those before.
     pub(crate) fn keep(&self, follower: &Name, points: BTreeSet<Slot>) {
+        lock(&self.unasked).remove(follower);
         if let Some((_, kept)) = lock(&self.kept).get_mut(follower) {
             *kept = points;
         }
+    }
+
+    /// The points of a group that its followers will ask for that have not asked yet: a target may be away for long, and whoever waits until a
+    /// point is old enough waits for one that policy alone would give up.
+    pub(crate) fn unasked(&self, names: &GroupNames, state: &State) -> BTreeSet<Slot> {
+        let unasked = lock(&self.unasked);
+        unasked.values().filter(|(of, _)| of == names).flat_map(|(_, ask)| ask.points(state)).collect()
     }
 
     /// The points of a group that nothing may give up.
@@ -397,6 +413,7 @@ impl Followers {
         })?;
         lock(&self.all).remove(&entry.name);
         lock(&self.kept).remove(&entry.name);
+        lock(&self.unasked).remove(&entry.name);
         Ok(())
     }
 
@@ -484,14 +501,7 @@ fn try_target(
     definition: &Definition,
     bytes: u64,
 ) -> Result<(), ApiError> {
-    let ask = FollowAsk {
-        follower: name.clone(),
-        volume: definition.volume.clone(),
-        follows: definition.follows,
-        avoid: BTreeSet::new(),
-        stage: FollowStage::Unknown,
-        again: false,
-    };
+    let ask = FollowAsk::new(name, definition.volume.clone(), definition.follows, FollowStage::Unknown);
     match (ask_group(receiver, group, |reply| Mail::Follow { ask: Box::new(ask), reply }), definition.follows) {
         (Err(FollowError::NoKey(why)), _) => {
             return Err(ApiError::new(ErrorCode::Conflict, why, "a follower holds plain content"));
@@ -895,7 +905,7 @@ impl Runner {
             self.lock_step(&group, *at)?;
         }
         let avoid = self.tried.avoid();
-        let ask = FollowAsk { follower: self.entry.name.clone(), volume, follows, avoid, stage: stage.clone(), again };
+        let ask = FollowAsk { avoid, again, ..FollowAsk::new(&self.entry.name, volume, follows, stage.clone()) };
         match ask_group(&self.receiver, &group, |reply| Mail::Follow { ask: Box::new(ask), reply }).map_err(trouble)? {
             // Somebody waits for it.
             FollowNext::Nothing(why) if again => Err(Trouble::Words(why)),

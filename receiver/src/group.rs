@@ -70,6 +70,8 @@ const SHOW: Duration = Duration::from_millis(250);
 const PRUNE_SHORT: Duration = Duration::from_secs(5);
 /// When a group that could not be opened or written is tried again: doubled each time, up to the second.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
+/// What could not be written into the state directory is tried again after so long.
+const KEEP_AGAIN: Duration = Duration::from_secs(5);
 /// When a torn ledger is read again: doubled each time, up to the second.
 const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The clock of the targets begins so high, for layers that were staged before this process began.
@@ -101,6 +103,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             policy,
             policy_is_default: false,
             policy_is_unsaid: false,
+            policy_unkept: None,
             prune: Prune { due: true, short: false, last: None },
             submitted: 0,
             claims: Pace::default(),
@@ -163,6 +166,8 @@ struct Group {
     policy_is_default: bool,
     /// Its source says that nobody has said any, and nobody here knows one.
     policy_is_unsaid: bool,
+    /// What its source said last and the state directory does not say yet: why, and when that is tried again.
+    policy_unkept: Option<(Policy, String, Instant)>,
     prune: Prune,
     /// Numbers what is submitted.
     submitted: u64,
@@ -430,6 +435,7 @@ impl Group {
                 }
                 self.look_at_disk();
                 self.keep_ends();
+                self.keep_policy();
                 self.prune_if_due();
                 self.say_damage();
                 self.keep_key_as_configured();
@@ -594,6 +600,7 @@ impl Group {
         kept.extend(self.receiver.failovers.wanted(&self.names));
         kept.extend(self.receiver.cohorts.kept(&self.names));
         if let Place::Here(here) = &self.place {
+            kept.extend(self.receiver.followers.unasked(&self.names, here.store.state()));
             kept.extend(self.receiver.cohorts.not_looked_for(&self.receiver.config(), &self.names, here.store.state()));
         }
         kept

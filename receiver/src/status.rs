@@ -88,6 +88,13 @@ impl GroupView {
         self.group.reasons.push(Reason::new(Severity::Warning, Code::RetentionUnsaid, message, what));
     }
 
+    /// What its source wants to be kept could not be written down.
+    pub(crate) fn retention_is_unkept(&mut self, why: &str) {
+        let message = format!("what is to be kept of {} is not known to the next start of this gateway: {why}", self.names);
+        let what = "mend the disk that holds the state directory; until then more is kept, and it is tried again by itself";
+        self.group.reasons.push(Reason::new(Severity::Warning, Code::RetentionUnsaid, message, what));
+    }
+
     /// Volumes that whoever is connected does not publish. Those that are not in the newest point were said.
     pub(crate) fn unclaimed(&mut self, state: &State, unclaimed: &Unclaimed) {
         let name = |id: &VolumeId| state.volume(*id).map(|volume| volume.meta().name.to_string());

@@ -30,6 +30,9 @@ use crate::uploads::{BYTES_PER_SECOND_MIN, PATIENCE, Uploads};
 const REQUESTS: usize = 32;
 /// MiB of objects that are being created at once: they are in memory.
 const CREATING_MIB: u32 = 64;
+/// What is no larger, and in memory already, takes no turn: a record, say. † Who makes one is a group's own thread, which hears nobody until that
+/// is done: it waits for no segment of another group, which may take minutes.
+const NO_TURN_BYTES: u64 = 8 << 20;
 /// What is being read at once: what shares a slow link would share its deadline. In pieces of 64 KiB, and a request is never less than some,
 /// so that there are not more than [`REQUESTS`] of them.
 const READING_BYTES: u64 = 16 << 20;
@@ -279,7 +282,8 @@ enum Failed {
 #[async_trait]
 impl Backend for Bucket {
     async fn create(&self, name: &ObjectName, content: Bytes) -> Result<Created> {
-        let _permit = self.permit(name, content.len() as u64).await?;
+        let bytes = content.len() as u64;
+        let _permit = if bytes > NO_TURN_BYTES { Some(self.permit(name, bytes).await?) } else { None };
         self.put(name, content).await
     }
 

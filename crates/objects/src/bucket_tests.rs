@@ -78,9 +78,9 @@ fn a_request_counts_unless_no_connection_came_to_be() {
     assert_eq!(writes.load(Ordering::Relaxed), 4, "given up: nobody knows");
 }
 
-/// A service that lists from the start, wherever it is asked to begin, as Azurite does.
+/// A service that lists from the start, wherever it is asked to begin, as Azurite does, and takes large objects when it is let.
 #[derive(Debug)]
-struct FromTheStart(InMemory);
+struct FromTheStart(InMemory, Semaphore);
 
 impl std::fmt::Display for FromTheStart {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -91,6 +91,8 @@ impl std::fmt::Display for FromTheStart {
 #[async_trait]
 impl ObjectStore for FromTheStart {
     async fn put_opts(&self, at: &Key, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
+        let is_large = payload.content_length() > 16 << 20;
+        let _let = if is_large { Some(self.1.acquire().await.expect("open")) } else { None };
         self.0.put_opts(at, payload, options).await
     }
 
@@ -129,9 +131,30 @@ impl ObjectStore for FromTheStart {
 #[test]
 fn a_service_that_lists_from_the_start_is_a_backend() {
     let local = tempfile::tempdir().expect("temp dir");
-    let objects: Arc<dyn ObjectStore> = Arc::new(FromTheStart(InMemory::new()));
+    let objects: Arc<dyn ObjectStore> = Arc::new(FromTheStart(InMemory::new(), Semaphore::new(Semaphore::MAX_PERMITS)));
     let open = || -> Arc<dyn Backend> {
         Arc::new(Bucket::new(Arc::clone(&objects), "site-1", "memory://".to_owned()).expect("threads"))
     };
     conformance::run(&conformance::Fixture { open: &open, local: local.path() });
+}
+
+/// A group whose record waited behind the segments of another one heard nobody for minutes, and fenced a source that had come back meanwhile.
+#[test]
+fn a_record_does_not_wait_for_the_segments_of_another_group() {
+    let service = Arc::new(FromTheStart(InMemory::new(), Semaphore::new(0)));
+    let objects = Arc::clone(&service) as Arc<dyn ObjectStore>;
+    let bucket = &Bucket::new(objects, "site-1", "memory://".to_owned()).expect("threads");
+    let name = |text: &str| ObjectName::new(text).expect("a name");
+    std::thread::scope(|threads| {
+        let large = threads.spawn(|| block_on(bucket.create(&name("segments/large"), vec![7; 64 << 20].into())));
+        while bucket.creating.available_permits() > 0 {
+            std::thread::yield_now();
+        }
+        let (done, is_done) = std::sync::mpsc::channel();
+        threads.spawn(move || done.send(block_on(bucket.create(&name("ledger/7"), vec![7; 400].into()))));
+        let record = is_done.recv_timeout(Duration::from_secs(30));
+        service.1.add_permits(1);
+        assert!(matches!(record, Ok(Ok(Created::New))), "{record:?}");
+        assert!(matches!(large.join().expect("no panic"), Ok(Created::New)));
+    });
 }

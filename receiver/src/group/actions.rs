@@ -1,6 +1,6 @@
 //! What the group's [`Target`](farside_replication::target::Target) asks for, done in the order given.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farside_ledger::{Body, KeptEnd, LayerKind, Policy, Verdict};
 use farside_region::{LayerKey, LedgerPosition, VolumeId};
@@ -13,7 +13,7 @@ use farside_wire::{
 
 use super::at_rest::Asker;
 use super::fence::LastSlot;
-use super::{Group, Listening, Place};
+use super::{Group, KEEP_AGAIN, Listening, Place};
 use crate::points::{exact_slice, point_page, wire_run};
 
 impl Group {
@@ -237,7 +237,8 @@ impl Group {
             self.policy_is_unsaid = self.policy.is_none();
             return;
         }
-        self.policy_is_unsaid = false;
+        (self.policy_is_unsaid, self.policy_unkept) = (false, None);
+        let said = policy.clone();
         // † A host that stands in may have been told nothing of it, and what is given up is gone for ever: until the history is taken back only
         // more may be kept.
         let failovers = &self.receiver.failovers;
@@ -255,7 +256,8 @@ impl Group {
         }
         if let Err(error) = self.receiver.state_dir.remember_policy(source, group, &policy) {
             tracing::warn!(group = %self.names, %error, "what is to be kept could not be remembered");
-            // What is given up is gone for ever: until it is remembered, only more may be kept.
+            // What is given up is gone for ever: until it is remembered, only more may be kept. † And the next process knows of nothing else.
+            self.policy_unkept = Some((said, error.to_string(), Instant::now() + KEEP_AGAIN));
             self.policy = self.policy.as_ref().map(|old| old.union(&policy));
             self.policy_is_default = false;
             return;
@@ -265,6 +267,13 @@ impl Group {
         self.policy = Some(policy);
         self.policy_is_default = false;
         self.prune.due = true;
+    }
+
+    /// What its source said and could not be remembered is, once it can.
+    pub(super) fn keep_policy(&mut self) {
+        if let Some((policy, ..)) = self.policy_unkept.take_if(|(.., at)| *at <= Instant::now()) {
+            self.set_policy(policy, true);
+        }
     }
 
     /// Remembers since when the newest point's content is old.

@@ -28,6 +28,26 @@ pub(crate) struct FollowAsk {
     pub(crate) again: bool,
 }
 
+impl FollowAsk {
+    /// One that avoids nothing.
+    pub(crate) fn new(follower: &Name, volume: Name, follows: Follows, stage: FollowStage) -> Self {
+        Self { follower: follower.clone(), volume, follows, avoid: BTreeSet::new(), stage, again: false }
+    }
+
+    /// The points that are kept for it: what it holds, what it is to hold, and what it will.
+    pub(crate) fn points(&self, state: &State) -> BTreeSet<Slot> {
+        let mut points: BTreeSet<Slot> = self.stage.points().collect();
+        if let Some(volume) = volume_of(state, &self.volume) {
+            let wanted = wanted(self.follows);
+            points.extend(wanted.find(state, volume, &self.avoid).ok().map(|point| point.slot));
+            // † Where points are kept for less than the delay, none would ever be old enough.
+            let held = if let FollowStage::At(at) = self.stage { Some(at.slot) } else { None };
+            points.extend(wanted.next_due(state, volume, held, &self.avoid));
+        }
+        points
+    }
+}
+
 /// What there is for it.
 #[derive(Debug)]
 pub(crate) enum FollowNext {
@@ -64,14 +84,8 @@ impl Group {
         let Some(volume) = volume_of(state, &ask.volume) else {
             return Ok(FollowNext::Nothing(format!("{} has no volume {} yet", self.names, ask.volume)));
         };
-        let wanted = wanted(ask.follows);
-        let chosen = wanted.find(state, volume, &ask.avoid);
-        // † Where points are kept for less than the delay, none would ever be old enough.
-        let held = if let FollowStage::At(at) = ask.stage { Some(at.slot) } else { None };
-        let next = wanted.next_due(state, volume, held, &ask.avoid);
-        let kept = ask.stage.points().chain(chosen.as_ref().ok().map(|point| point.slot)).chain(next).collect();
-        self.receiver.followers.keep(&ask.follower, kept);
-        let chosen = match chosen {
+        self.receiver.followers.keep(&ask.follower, ask.points(state));
+        let chosen = match wanted(ask.follows).find(state, volume, &ask.avoid) {
             Ok(point) => point,
             Err(why) => return Ok(FollowNext::Nothing(why)),
         };

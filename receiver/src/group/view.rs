@@ -110,6 +110,9 @@ impl Group {
                 if self.policy_is_unsaid {
                     view.retention_is_unsaid();
                 }
+                if let Some((_, why, _)) = &self.policy_unkept {
+                    view.retention_is_unkept(why);
+                }
             }
         }
         self.view.store(Arc::new(view));

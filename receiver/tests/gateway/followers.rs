@@ -260,6 +260,16 @@ async fn a_follower_of_one_point_keeps_it_and_one_that_waits_says_so() {
     let fourth = model.publish(&mut source, &volume, 1, &scattered(4, 64)).await;
     wait_until("what nobody needs to be given up", async || !retained(&gateway).await.contains(&third)).await;
     assert_eq!(retained(&gateway).await, [fourth, first]);
+    // † Nor does it go because the follower has not asked yet: it is paused, or its target is away.
+    client.follower_tell(routes::FOLLOWER_PAUSE, &late).await.expect("paused");
+    gateway.kill();
+    gateway.start().await;
+    let mut source = host.connect_when_ready("default").await;
+    source.set_keep(1).await;
+    let volume = source.claim_above("data", &volume).await;
+    let fifth = model.publish(&mut source, &volume, 1, &scattered(5, 64)).await;
+    wait_until("what nobody needs to be given up", async || !retained(&gateway).await.contains(&fourth)).await;
+    assert_eq!(retained(&gateway).await, [fifth, first]);
     client.follower_remove(&late).await.expect("removed");
     wait_until("it to be given up", async || gateway.points(None).await.iter().all(|point| point.id.slot != first)).await;
     assert_equal(&target, &model.points[&first], "its target stays");
@@ -268,8 +278,8 @@ async fn a_follower_of_one_point_keeps_it_and_one_that_waits_says_so() {
     let refused = client.follower_add(&add(&target)).await.expect_err("not empty").to_string();
     assert!(refused.contains("is not empty"), "{refused}");
     client.follower_add(&FollowerAdd { overwrite: true, ..add(&target) }).await.expect("added");
-    holds(&gateway, fourth).await;
-    assert_equal(&target, &model.points[&fourth], "the newest point");
+    holds(&gateway, fifth).await;
+    assert_equal(&target, &model.points[&fifth], "the newest point");
     // What was right there already was left alone.
     assert!(follower(&gateway).await.written_bytes < 9 << 20);
 }

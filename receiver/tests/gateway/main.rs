@@ -227,6 +227,29 @@ async fn a_reinstalled_gateway_gives_up_nothing_by_itself() {
     site::wait_until("three points", pruned).await;
 }
 
+/// † The next start knows of no other policy than what was written down, and by a shorter one it gives up what was to be kept.
+#[tokio::test]
+async fn a_policy_that_could_not_be_written_down_is_once_it_can() {
+    let (gateway, _host, mut source, volume) = Gateway::with_claim().await;
+    source.set_keep(2).await;
+    source.publish(&volume, 1, &granules(1, 1), LayerKind::Point).await;
+    let (folder, aside) = (gateway.path("state/groups/host1"), gateway.path("aside"));
+    let kept = || std::fs::read_to_string(folder.join("default.json")).unwrap_or_default().replace(' ', "");
+    site::wait_until("two to be kept", async || kept().contains("\"keep\":2")).await;
+    std::fs::rename(&folder, &aside).expect("moved");
+    std::fs::write(&folder, "no folder").expect("written");
+    source.set_keep(5).await;
+    let is_said = async || {
+        let group = &gateway.status().await.sources[0].groups[0];
+        group.reasons.iter().any(|reason| reason.message.contains("is not known to the next start"))
+    };
+    site::wait_until("that to be said", is_said).await;
+    std::fs::remove_file(&folder).expect("removed");
+    std::fs::rename(&aside, &folder).expect("moved back");
+    site::wait_until("five to be kept", async || kept().contains("\"keep\":5")).await;
+    site::wait_until("nothing to be said", async || !is_said().await).await;
+}
+
 /// More at once than there is memory for: parts wait to be opened, and none waits for another's end.
 #[tokio::test]
 async fn many_parts_at_once_land_in_little_memory() {
