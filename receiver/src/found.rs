@@ -123,6 +123,11 @@ impl Found {
         said.map(|f| Reason::new(Severity::Error, code, f.message.clone(), f.what_to_do.clone())).or_else(forgotten)
     }
 
+    /// The newest point that is said to be damaged.
+    pub(crate) fn damaged_up_to(&self) -> Option<Slot> {
+        self.findings.iter().filter(|finding| finding.is_said).map(|finding| finding.point.unwrap_or(finding.head)).max()
+    }
+
     /// A point is damaged. What was found in it before is told anew.
     pub(crate) fn damaged(&mut self, finding: Finding) {
         let same = |known: &Finding| known.point.is_some() && known.point == finding.point;

@@ -600,6 +600,10 @@ impl Group {
         kept.extend(self.receiver.failovers.wanted(&self.names));
         kept.extend(self.receiver.cohorts.kept(&self.names));
         if let Place::Here(here) = &self.place {
+            // † What newer points share with a damaged one is damaged in them, too: one of those before it may be the last that is whole.
+            if let Some(damaged) = self.found().damaged_up_to() {
+                kept.extend(here.store.state().points().range(..=damaged).map(|(slot, _)| *slot));
+            }
             kept.extend(self.receiver.followers.unasked(&self.names, here.store.state()));
             kept.extend(self.receiver.cohorts.not_looked_for(&self.receiver.config(), &self.names, here.store.state()));
         }

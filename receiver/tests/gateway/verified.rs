@@ -131,6 +131,44 @@ async fn the_newest_point_is_verified_unasked_and_what_is_damaged_is_said_until_
     gateway.check_store();
 }
 
+/// † Retention gave up the last point that was whole while the gateway knew that all newer ones were damaged.
+#[tokio::test]
+async fn what_is_older_than_damage_stays_until_something_newer_is_sound() {
+    let mut gateway = Gateway::new("[retention]\ninterval = \"0s\"\n[verify]\nevery = \"never\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.set_keep(2).await;
+    for seq in 1..=2 {
+        source.publish(&volume, seq, &granules(seq, 40), LayerKind::Point).await;
+    }
+    let segment = newest_segment(&gateway);
+    let mut bad = std::fs::read(&segment).expect("read");
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    std::fs::write(&segment, &bad).expect("written");
+    let retained = async || -> Vec<u64> { gateway.points(None).await.iter().rev().map(|point| point.id.slot).collect() };
+    let [sound, damaged] = retained().await[..] else { panic!("two points") };
+    let client = gateway.client();
+    assert!(verified(&client, "latest", "host1/default").await.volumes[0].damaged_regions > 0);
+    for seq in 3..=7 {
+        source.publish(&volume, seq, &granules(1000 * seq, 1), LayerKind::Point).await;
+    }
+    wait_until("the policy to be kept", async || retained().await.len() == 4).await;
+    assert_eq!(retained().await[..2], [sound, damaged]);
+    assert!(verified(&client, &sound.to_string(), "host1/default").await.is_sound(), "it is whole");
+    source.publish(&volume, 8, &granules(9000, 1), LayerKind::Point).await;
+    wait_until("the policy to be kept", async || retained().await.len() == 4).await;
+    assert_eq!(retained().await[..2], [sound, damaged], "that an older one is whole says nothing of the newer ones");
+    // All of it is written anew.
+    source.publish(&volume, 9, &granules(2, 40), LayerKind::Point).await;
+    assert!(verified(&client, "latest", "host1/default").await.is_sound());
+    source.publish(&volume, 10, &granules(9000, 1), LayerKind::Point).await;
+    wait_until("the policy to be all that counts", async || !retained().await.contains(&sound)).await;
+    gateway.stop();
+}
+
 /// At 8 kB in a second a point does not come to its end here; what was met is known all the same, also by who is started next.
 #[tokio::test]
 async fn damage_is_said_as_soon_as_it_is_met_and_kept_though_the_reading_is_cut_short() {
