@@ -287,7 +287,7 @@ fn loss(planned: &FailoverStatus) -> String {
     text.push_str(&degraded(planned));
     let is_newest = planned.newest.as_ref() == Some(point);
     text.push_str(&match planned.lag_ms.filter(|_| is_newest) {
-        _ if planned.all_published => {
+        _ if planned.all_published && planned.damaged.is_none() => {
             format!("{} had published all when it stopped: nothing is lost, unless it served again since\n", fences(planned))
         }
         Some(ms) => format!("what was written in the last {} may be lost to the copy\n", print::duration_ms(ms)),
@@ -344,12 +344,17 @@ fn left_out(one: &FailoverStatus) -> String {
     one.left_out.iter().map(line).collect()
 }
 
-/// That its point is degraded, if it is.
+/// That its point is not whole, if it is not, or may not be.
 fn degraded(one: &FailoverStatus) -> String {
-    if !one.degraded {
-        return String::new();
+    let mut text = String::new();
+    if let Some(why) = &one.damaged {
+        text.push_str(&format!("! that point may have what was found damaged: {why}\n"));
     }
-    format!("! {} could not read all of that point: what is missing cannot be read of the copy (--allow-degraded)\n", one.source)
+    if one.degraded {
+        let what = "could not read all of that point: what is missing cannot be read of the copy (--allow-degraded)";
+        text.push_str(&format!("! {} {what}\n", one.source));
+    }
+    text
 }
 
 /// How long it takes before anything is fenced, and why.

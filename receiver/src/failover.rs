@@ -1047,6 +1047,12 @@ fn refuse(
             "say --force if it is what you want after all; without --point, or with an older --cut, it is not taken",
         );
     }
+    // † Whoever is told that nothing is lost looks no further.
+    if let Some(why) = &point.damaged {
+        let message = format!("point {} may have what was found damaged: {why}", point.shown.id);
+        let what = "`farside point verify` says of it, or of an older one, whether it is sound, and lets it be taken then; or say --force";
+        return refused(message, what);
+    }
     if point.degraded {
         let message = format!("the source could not read all of point {}", point.shown.id);
         return refused(message, "take an older one that is not degraded, or say --force");

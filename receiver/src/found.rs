@@ -128,6 +128,13 @@ impl Found {
         self.findings.iter().filter(|finding| finding.is_said).map(|finding| finding.point.unwrap_or(finding.head)).max()
     }
 
+    /// What is said to be damaged that a point may have: it was not read since, or is not sound.
+    pub(crate) fn damage_of(&self, point: &Point) -> Option<&str> {
+        let is_sound_since = |head: Slot| point.proofs.read_back.is_some_and(|read| read.slot > head);
+        let may_have = |finding: &&Finding| finding.is_said && finding.since <= point.slot && !is_sound_since(finding.head);
+        self.findings.iter().rev().find(may_have).map(|finding| finding.message.as_str())
+    }
+
     /// A point is damaged. What was found in it before is told anew.
     pub(crate) fn damaged(&mut self, finding: Finding) {
         let same = |known: &Finding| known.point.is_some() && known.point == finding.point;

@@ -62,7 +62,7 @@ pub(super) async fn run(global: &Global, client: &Client, name: &str, args: &Fai
         return Err(Failure::new(
             Exit::Refused,
             message,
-            "stop hosts that are connected, and name a --cut from before what was left aside; or say --force",
+            "stop hosts that are connected, and name a --cut from before what was left aside or damaged; or say --force",
         ));
     }
     let fresh: Vec<&str> = planned.iter().filter(|one| one.stage == FailoverStage::Planned).map(fences).collect();
@@ -220,6 +220,9 @@ async fn plan(
         // † It would be refused when the first are fenced.
         if is_new && one.aside && !force {
             refused.push(format!("point {} of {} was left aside by a failover to an older one", part.point, part.group));
+        }
+        if let Some(why) = one.damaged.as_ref().filter(|_| is_new && !force) {
+            refused.push(format!("point {} of {} may have what was found damaged: {why}", part.point, part.group));
         }
         if one.stage == FailoverStage::Over {
             refused.push(format!("{} was failed over to it once, and that is over", part.group));

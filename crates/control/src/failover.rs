@@ -17,7 +17,7 @@ pub struct FailoverRequest {
     pub point: Option<u64>,
     /// The id of a cut of several groups that the point is of: that it is not the newest is no objection then.
     pub cut: Option<String>,
-    /// Also to a point that is not the newest, or that its source could not read in full, and also while the source is connected.
+    /// Also to a point that is not the newest, that its source could not read in full, or that may be damaged; and also while the source is connected.
     pub force: bool,
     /// The name of the paired host that has the copy from then on, and may publish in place of the source.
     pub stand_in: Option<String>,
@@ -68,6 +68,9 @@ pub struct FailoverStatus {
     pub point: Option<LastPoint>,
     /// The source could not read all of that point: what is missing reads as an error.
     pub degraded: bool,
+    /// What was found damaged that it may have: in which point, and where. `None`: nothing that is known.
+    #[serde(default)]
+    pub damaged: Option<String>,
     /// A failover before left that point aside, and was to an older one: it is brought up only if that is forced.
     pub aside: bool,
     /// The newest point that there is.

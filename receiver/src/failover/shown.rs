@@ -40,6 +40,7 @@ pub(super) fn show(receiver: &Receiver, group: &GroupHandle, failover: &Failover
         stage: if is_over { FailoverStage::Over } else { alone.stage },
         point: point.map(|point| point.shown.clone()),
         degraded: point.is_some_and(|point| point.degraded),
+        damaged: point.and_then(|point| point.damaged.clone()),
         aside: point.is_some_and(|point| point.is_aside),
         newest: look.newest.clone(),
         published_since: failover

@@ -125,6 +125,8 @@ pub(crate) struct Promotable {
     pub(crate) shown: LastPoint,
     pub(crate) slot: Slot,
     pub(crate) degraded: bool,
+    /// What was found damaged that it may have.
+    pub(crate) damaged: Option<String>,
     /// A failover before was to an older one instead.
     pub(crate) is_aside: bool,
     /// Volumes and their sizes.
@@ -176,6 +178,7 @@ impl Group {
                 shown: shown(state, point),
                 slot: point.slot,
                 degraded: point.degraded,
+                damaged: self.found().damage_of(point).map(str::to_owned),
                 is_aside: !lineage.has(point.slot),
                 members: name(point),
                 generations: point.members.iter().filter_map(|m| Some(state.volume(m.key.volume)?.meta().generation)).collect(),

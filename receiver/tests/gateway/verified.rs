@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use farside_control::client::Client;
+use farside_control::failover::FailoverRequest;
 use farside_control::receiver::ReceiverGroup;
 use farside_control::routes::{PagesQuery, PointsQuery};
 use farside_control::{PinRequest, Reason, Verification, VerificationState, VerifiedHow};
@@ -86,7 +87,17 @@ async fn a_point_that_was_found_sound_as_a_whole_is_on_record() {
     std::fs::write(&segment, &bad).expect("written");
     let done = verified(&client, "latest", "host1/default").await;
     assert!(done.volumes[0].damaged_regions > 0 && done.recorded.is_none() && done.not_recorded.is_none(), "{done:?}");
+    // † Nor is it brought up by who was told that nothing is lost.
+    drop((source, host));
+    let plan = FailoverRequest { group: "host1/default".into(), plan: true, ..FailoverRequest::default() };
+    wait_until("its source to be gone", async || client.failover(&plan).await.expect("planned").connected_from.is_none()).await;
+    let planned = client.failover(&plan).await.expect("planned");
+    assert!(planned.damaged.is_some_and(|why| why.contains("region 0")), "it is said by the plan");
+    let refused = client.failover(&FailoverRequest { plan: false, ..plan.clone() }).await.expect_err("refused").to_string();
+    assert!(refused.contains("found damaged"), "{refused}");
     std::fs::write(&segment, &good).expect("written");
+    assert!(verified(&client, "latest", "host1/default").await.is_sound());
+    wait_until("that to be known", async || client.failover(&plan).await.expect("planned").damaged.is_none()).await;
     gateway.stop();
     gateway.check_store();
 }
