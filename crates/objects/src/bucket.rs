@@ -51,6 +51,8 @@ pub struct Bucket {
     /// Empty, or with a slash at its end.
     prefix: String,
     place: String,
+    /// The place, and at which service.
+    service: String,
     creating: Semaphore,
     uploads: Uploads,
     reading: Semaphore,
@@ -92,6 +94,7 @@ impl Bucket {
         Ok(Self {
             objects,
             prefix,
+            service: place.clone(),
             place,
             creating,
             uploads: Uploads::default(),
@@ -99,6 +102,13 @@ impl Bucket {
             writes: Arc::default(),
             runtime: Some(runtime),
         })
+    }
+
+    /// The same, as that of another service is told from it.
+    #[must_use]
+    pub fn at(mut self, service: String) -> Self {
+        self.service = service;
+        self
     }
 
     fn key(&self, name: &ObjectName) -> Key {
@@ -421,6 +431,10 @@ impl Backend for Bucket {
 
     fn place(&self) -> String {
         self.place.clone()
+    }
+
+    fn service(&self) -> String {
+        self.service.clone()
     }
 
     fn is_late(&self) -> bool {

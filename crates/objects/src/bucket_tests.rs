@@ -35,6 +35,18 @@ fn a_store_in_a_bucket_is_made_once_and_opened_with_a_staging_directory_of_its_o
     assert_eq!(store.id(), id);
     assert!(matches!(Store::open_bucket(open(), &dir.path().join("staging")), Err(StoreError::Locked { .. })));
     drop(store);
+    // Copied to a service that nobody tried, which another address leads to.
+    let elsewhere: Arc<dyn Backend> = Arc::new(
+        Bucket::new(
+            Arc::new(Peculiar { overwrites: true, ..Peculiar::over(&objects) }),
+            "farside",
+            "memory://farside".to_owned(),
+        )
+        .expect("threads")
+        .at("memory://farside?endpoint=elsewhere".to_owned()),
+    );
+    let overwrites = Store::open_bucket(elsewhere, &dir.path().join("staging"));
+    assert!(matches!(overwrites, Err(StoreError::NotCreateOnly { .. })), "{overwrites:?}");
     Store::init_bucket(&over(&objects, "another")).expect("made beside it");
     let foreign = Store::open_bucket(over(&objects, "another"), &dir.path().join("staging"));
     assert!(matches!(foreign, Err(StoreError::ForeignStaging { .. })), "{foreign:?}");
@@ -78,60 +90,76 @@ fn a_request_counts_unless_no_connection_came_to_be() {
     assert_eq!(writes.load(Ordering::Relaxed), 4, "given up: nobody knows");
 }
 
-/// A service that lists from the start, wherever it is asked to begin, as Azurite does, and takes large objects when it is let.
+/// A service with ways of its own.
 #[derive(Debug)]
-struct FromTheStart(InMemory, Semaphore);
+struct Peculiar {
+    objects: Arc<InMemory>,
+    /// It lists from the start, wherever it is asked to begin, as Azurite does.
+    from_the_start: bool,
+    /// It creates an object also where there is one.
+    overwrites: bool,
+    /// Large objects that it takes at once.
+    large: Semaphore,
+}
 
-impl std::fmt::Display for FromTheStart {
+impl Peculiar {
+    fn over(objects: &Arc<InMemory>) -> Self {
+        let large = Semaphore::new(Semaphore::MAX_PERMITS);
+        Self { objects: Arc::clone(objects), from_the_start: false, overwrites: false, large }
+    }
+}
+
+impl std::fmt::Display for Peculiar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+        self.objects.fmt(f)
     }
 }
 
 #[async_trait]
-impl ObjectStore for FromTheStart {
+impl ObjectStore for Peculiar {
     async fn put_opts(&self, at: &Key, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
         let is_large = payload.content_length() > 16 << 20;
-        let _let = if is_large { Some(self.1.acquire().await.expect("open")) } else { None };
-        self.0.put_opts(at, payload, options).await
+        let _let = if is_large { Some(self.large.acquire().await.expect("open")) } else { None };
+        let mode = if self.overwrites { PutMode::Overwrite } else { options.mode.clone() };
+        self.objects.put_opts(at, payload, PutOptions { mode, ..options }).await
     }
 
     async fn put_multipart_opts(&self, at: &Key, options: PutMultipartOptions) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.0.put_multipart_opts(at, options).await
+        self.objects.put_multipart_opts(at, options).await
     }
 
     async fn get_opts(&self, at: &Key, options: GetOptions) -> object_store::Result<GetResult> {
-        self.0.get_opts(at, options).await
+        self.objects.get_opts(at, options).await
     }
 
     fn delete_stream(
         &self,
         keys: BoxStream<'static, object_store::Result<Key>>,
     ) -> BoxStream<'static, object_store::Result<Key>> {
-        self.0.delete_stream(keys)
+        self.objects.delete_stream(keys)
     }
 
     fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        self.0.list(prefix)
+        self.objects.list(prefix)
     }
 
-    fn list_with_offset(&self, prefix: Option<&Key>, _: &Key) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        self.list(prefix)
+    fn list_with_offset(&self, prefix: Option<&Key>, after: &Key) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        if self.from_the_start { self.list(prefix) } else { self.objects.list_with_offset(prefix, after) }
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Key>) -> object_store::Result<ListResult> {
-        self.0.list_with_delimiter(prefix).await
+        self.objects.list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(&self, from: &Key, to: &Key, options: CopyOptions) -> object_store::Result<()> {
-        self.0.copy_opts(from, to, options).await
+        self.objects.copy_opts(from, to, options).await
     }
 }
 
 #[test]
 fn a_service_that_lists_from_the_start_is_a_backend() {
     let local = tempfile::tempdir().expect("temp dir");
-    let objects: Arc<dyn ObjectStore> = Arc::new(FromTheStart(InMemory::new(), Semaphore::new(Semaphore::MAX_PERMITS)));
+    let objects: Arc<dyn ObjectStore> = Arc::new(Peculiar { from_the_start: true, ..Peculiar::over(&Arc::default()) });
     let open = || -> Arc<dyn Backend> {
         Arc::new(Bucket::new(Arc::clone(&objects), "site-1", "memory://".to_owned()).expect("threads"))
     };
@@ -141,7 +169,7 @@ fn a_service_that_lists_from_the_start_is_a_backend() {
 /// A group whose record waited behind the segments of another one heard nobody for minutes, and fenced a source that had come back meanwhile.
 #[test]
 fn a_record_does_not_wait_for_the_segments_of_another_group() {
-    let service = Arc::new(FromTheStart(InMemory::new(), Semaphore::new(0)));
+    let service = Arc::new(Peculiar { large: Semaphore::new(0), ..Peculiar::over(&Arc::default()) });
     let objects = Arc::clone(&service) as Arc<dyn ObjectStore>;
     let bucket = &Bucket::new(objects, "site-1", "memory://".to_owned()).expect("threads");
     let name = |text: &str| ObjectName::new(text).expect("a name");
@@ -153,7 +181,7 @@ fn a_record_does_not_wait_for_the_segments_of_another_group() {
         let (done, is_done) = std::sync::mpsc::channel();
         threads.spawn(move || done.send(block_on(bucket.create(&name("ledger/7"), vec![7; 400].into()))));
         let record = is_done.recv_timeout(Duration::from_secs(30));
-        service.1.add_permits(1);
+        service.large.add_permits(1);
         assert!(matches!(record, Ok(Ok(Created::New))), "{record:?}");
         assert!(matches!(large.join().expect("no panic"), Ok(Created::New)));
     });

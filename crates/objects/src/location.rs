@@ -260,7 +260,7 @@ impl Address {
         let setup = |why: String| LocationError::Setup { place: self.place(), why };
         let objects = self.objects(credentials).map_err(|e| setup(e.to_string()))?;
         let bucket = Bucket::new(objects, &self.prefix, self.place()).map_err(|e| setup(e.to_string()))?;
-        Ok(Arc::new(bucket))
+        Ok(Arc::new(bucket.at(self.to_string())))
     }
 
     fn objects(&self, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>, object_store::Error> {

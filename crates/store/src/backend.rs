@@ -185,6 +185,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Where this is, for people.
     fn place(&self) -> String;
 
+    /// The same with what else says which service it is: what one service does another need not do.
+    fn service(&self) -> String {
+        self.place()
+    }
+
     /// Whether a request may come to pass after everybody gave it up: then no name is deleted that may be used again.
     fn is_late(&self) -> bool {
         false

@@ -23,6 +23,11 @@ pub(crate) fn staging_description() -> ObjectName {
     checked("farside-staging.json".to_owned())
 }
 
+/// In a staging directory: the service that was found to create objects only where there is none.
+pub(crate) fn staging_proof() -> ObjectName {
+    checked("farside-proof.json".to_owned())
+}
+
 /// One object of a probe. `of`: 32 hex digits.
 pub(crate) fn probe(of: &str, round: u32) -> ObjectName {
     checked(format!("farside-probe/{of}/{round}"))

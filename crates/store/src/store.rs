@@ -42,6 +42,12 @@ struct StoreDescription {
     id: String,
 }
 
+/// `farside-proof.json` of a staging directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Proof {
+    service: String,
+}
+
 /// `group.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct GroupDescription {
@@ -178,9 +184,8 @@ impl Store {
             let found = "a store itself".to_owned();
             return Err(StoreError::ForeignStaging { path: dir.root().to_owned(), found, expected: mine });
         }
+        prove(&backend, &dir)?;
         if block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
-            // It may have been made elsewhere, and copied to a service that nobody tried.
-            probe::create_only(&backend)?;
             write_json(
                 &*dir,
                 &name,
@@ -297,6 +302,21 @@ impl Store {
     pub fn grantable_bytes(&self) -> Result<u64> {
         Ok(self.space()?.grantable())
     }
+}
+
+/// That the service carries out a create only where there is nothing, unless it was found to from that staging directory. † A store may have been
+/// copied to another service that nobody tried, and one that overwrites loses records that were acknowledged.
+fn prove(backend: &Arc<dyn Backend>, staging: &DirBackend) -> Result<()> {
+    let (name, mine) = (names::staging_proof(), Proof { service: backend.service() });
+    let found = block_on(staging.get(&name, DESCRIPTION_BYTES_MAX))?;
+    if found.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok()) == Some(mine.clone()) {
+        return Ok(());
+    }
+    probe::create_only(backend)?;
+    if found.is_some() {
+        block_on(staging.delete(&name))?;
+    }
+    write_json(staging, &name, &mine).map(drop)
 }
 
 impl Shared {

@@ -92,6 +92,8 @@ impl GroupStore {
     /// In a bucket: a few at a time.
     fn sweep_bucket(&mut self) -> Result<Swept> {
         let mut swept = Swept::default();
+        // † What has come to lie under that address is another store's, with volumes and terms like ours.
+        self.shared.same_place()?;
         // What fails keeps nothing else from being deleted, and is told at the end.
         let mut failed = None;
         if (self.unseen.is_some() || self.packs.unseen.is_some()) && self.list_at.is_none_or(|at| Instant::now() >= at) {
