@@ -88,6 +88,12 @@ impl GroupView {
         self.group.reasons.push(Reason::new(Severity::Warning, Code::RetentionUnsaid, message, what));
     }
 
+    /// Somebody who is to keep the key that the group is encrypted with at rest does not, or nobody does.
+    pub(crate) fn key_is_not_kept(&mut self, why: &str) {
+        let what = "put it back, or set `[[at_rest]] keys` right; then farside reload: it is asked for again. Do not restart the receiver before";
+        self.group.reasons.push(Reason::new(Severity::Error, Code::KeyMissing, why, what));
+    }
+
     /// What its source wants to be kept could not be written down.
     pub(crate) fn retention_is_unkept(&mut self, why: &str) {
         let message = format!("what is to be kept of {} is not known to the next start of this gateway: {why}", self.names);

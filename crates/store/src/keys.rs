@@ -275,6 +275,11 @@ impl Unlocking {
         Ok(Some(AtRestKey { key, is_new, unkept }))
     }
 
+    /// The next time all who are to keep the key are asked again whether they can give it: what one of them kept may be gone since.
+    pub fn ask_keepers_again(&self) {
+        self.lock().kept = None;
+    }
+
     /// A key that was drawn for the group before any volume was claimed with it.
     fn drawn_before(
         &self,

@@ -14,11 +14,14 @@ use farside_wire::{GroupKeyAnswer, ReceiverMessage, RefusalCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Group, Mail, Place};
+use crate::config::Config;
 use crate::keys;
 use crate::vault::Generation;
 
 /// How soon it is tried again to have somebody keep the key who does not yet.
 const AGAIN: Duration = Duration::from_secs(120);
+/// How often those who keep it are asked whether they still can give it.
+const LOOKED_AT_AGAIN: Duration = Duration::from_secs(3600);
 
 /// The key; `None`: the group is not encrypted at rest. An error is for the host that asked.
 pub(crate) type KeyAnswer = Result<Option<GroupKey>, String>;
@@ -49,15 +52,24 @@ pub(super) struct AtRest {
     is_asked: bool,
     /// With what it was had the last time: when that is another by now, others are to keep the key.
     had_with: Option<Arc<Unlocking>>,
-    /// Somebody does not keep it yet, or it cannot be had: when that is tried again.
+    /// When it is asked for again: somebody does not keep it, or it cannot be had; or all who keep it are asked whether they do.
     again: Option<Instant>,
+    /// The configuration by which that was last; when it was read again, nobody waits.
+    config: Option<Arc<Config>>,
+    /// What is wrong with it, in words.
+    trouble: Option<String>,
     /// Which key that was: new volumes are taken with no other.
     had: Option<KeyId>,
 }
 
 impl AtRest {
     pub(super) fn new(mail: mpsc::WeakSender<Mail>) -> Self {
-        Self { mail, waiting: Vec::new(), is_asked: false, had_with: None, again: None, had: None }
+        Self { mail, waiting: Vec::new(), is_asked: false, had_with: None, again: None, config: None, trouble: None, had: None }
+    }
+
+    /// Why the key cannot be had, or who does not keep it.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 }
 
@@ -79,7 +91,13 @@ impl Group {
             (self.at_rest.had_with, self.at_rest.had) = (None, None);
             return self.obtain_key();
         }
-        if self.at_rest.again.take_if(|again| Instant::now() >= *again).is_some() {
+        let config = self.receiver.config();
+        let is_read_again = self.at_rest.config.as_ref().is_some_and(|known| !Arc::ptr_eq(known, &config));
+        if self.at_rest.again.take_if(|again| is_read_again || Instant::now() >= *again).is_some() {
+            // † A key that nobody can give any more is there until this process ends, and what was written with it is not there after that.
+            if let Some(with) = &self.at_rest.had_with {
+                with.ask_keepers_again();
+            }
             self.obtain_key();
         }
     }
@@ -97,8 +115,10 @@ impl Group {
         };
         let (claimed, config) = (here.store.claimed_keys(), self.receiver.config());
         if claimed.at_rest.is_none() && config.at_rest_of(&self.names).is_empty() {
+            self.at_rest.trouble = None;
             return self.answer_all(&Ok(None));
         }
+        self.at_rest.config = Some(Arc::clone(&config));
         let Some(mail) = self.at_rest.mail.upgrade() else { return };
         let with = self.receiver.keys.of(&config, &self.names);
         let (backend, names, generation) = (here.store.backend(), self.names.clone(), here.generation);
@@ -123,8 +143,24 @@ impl Group {
             return;
         }
         self.at_rest.had_with = Some(with);
-        let is_kept = matches!(&result, Ok(None)) || matches!(&result, Ok(Some(key)) if key.unkept.is_empty());
-        self.at_rest.again = (!is_kept).then(|| Instant::now() + AGAIN);
+        let before = self.at_rest.trouble.take();
+        self.at_rest.trouble = match &result {
+            Ok(None) => None,
+            Ok(Some(key)) if key.unkept.is_empty() => None,
+            Ok(Some(key)) => Some(format!(
+                "the key with which {} is encrypted at rest is not kept by everybody: {}",
+                self.names,
+                key.unkept.join("; ")
+            )),
+            Err(error) => {
+                Some(format!("the key with which {} is encrypted at rest cannot be had: {}", self.names, keys::words(error)))
+            }
+        };
+        if before.is_some() && self.at_rest.trouble.is_none() {
+            tracing::info!(group = %self.names, "everybody keeps the key that the group is encrypted with at rest");
+        }
+        let again = if self.at_rest.trouble.is_some() { AGAIN } else { LOOKED_AT_AGAIN };
+        self.at_rest.again = (!matches!(&result, Ok(None))).then(|| Instant::now() + again);
         let answer = match result {
             Ok(None) => {
                 self.at_rest.had = None;

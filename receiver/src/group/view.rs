@@ -107,6 +107,9 @@ impl Group {
                 );
                 view.unclaimed(here.store.state(), &self.unclaimed);
                 view.merging(&self.merging);
+                if let Some(why) = self.at_rest.trouble() {
+                    view.key_is_not_kept(why);
+                }
                 if self.policy_is_unsaid {
                     view.retention_is_unsaid();
                 }

@@ -7,7 +7,7 @@ use farside_keys::{GroupKey, Secret};
 use farside_region::{DigestKey, SealMode, VolumeId};
 use farside_wire::{GroupKeyAnswer, ReadLedger, ReceiverMessage, RefusalCode, RequestId, SourceMessage};
 
-use crate::site::{Gateway, Session, wait_for};
+use crate::site::{Gateway, Session, wait_for, wait_until};
 
 /// A gateway whose keys a program keeps, which waits until there is a file `go`, and says when it was asked to wrap. `scratch` is in clear.
 async fn gateway() -> Gateway {
@@ -86,6 +86,22 @@ async fn one_key_is_given_to_all_who_ask_and_nobody_is_held_up_by_who_keeps_it()
     let mut pulling = host.pulling("host1", "default").await;
     pulling.send(SourceMessage::KeyWanted).await;
     assert_eq!(given(&mut pulling).await.id(), key.id());
+
+    // † Nobody keeps it any more: it is in the gateway's memory, and the next start has nothing.
+    let trouble = async || {
+        let status = gateway.status().await;
+        let groups = status.sources.iter().flat_map(|source| &source.groups);
+        let reasons = groups.flat_map(|group| &group.reasons);
+        reasons.filter(|reason| reason.code == "key_missing").map(|reason| reason.message.clone()).collect::<String>()
+    };
+    assert_eq!(trouble().await, "");
+    let script = fs::read(gateway.path("keeper")).expect("read");
+    fs::write(gateway.path("keeper"), "#!/bin/sh\nexit 1\n").expect("written");
+    gateway.client().reload().await.expect("read again");
+    wait_until("that to be said", async || trouble().await.contains("is not kept by everybody")).await;
+    fs::write(gateway.path("keeper"), script).expect("written");
+    gateway.client().reload().await.expect("read again");
+    wait_until("nothing to be said", async || trouble().await.is_empty()).await;
     gateway.check_store();
 }
 
