@@ -1,6 +1,7 @@
 //! The daemon's API on its Unix socket. Types and routes are `farside_control`'s; here they meet the supervisor.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -23,21 +24,56 @@ use farside_service::clients::Clients;
 use farside_service::http::{self, Answer, Routes};
 use farside_wire::{PointInfo, PointQueryKind};
 use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::{error, info};
 
 use crate::status::said_of;
 use crate::supervisor::Daemon;
 
-/// Listens and serves in the background.
+/// When it is tried again to listen, where that cannot be.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Listens as soon as that can be, and serves, in the background. The second is told when it was tried once.
 ///
-/// # Errors
-/// When the socket cannot be had.
-pub(crate) fn listen(daemon: &Arc<Daemon>) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+/// † No tap waits for it: a group that is not known this early in a boot, or whatever lies at the socket's path, would take all volumes from
+/// their host. Nor is it waited for here: who knows groups may take his time.
+pub(crate) fn serve(daemon: &Arc<Daemon>) -> (JoinHandle<()>, oneshot::Receiver<()>) {
+    let (tried, is_tried) = oneshot::channel();
+    let daemon = daemon.clone();
+    let serving = tokio::spawn(async move {
+        let listener = listen(&daemon, tried).await;
+        let _ = axum::serve(Clients::new(listener), routes().with_state(daemon)).await; // serves until it is aborted
+    });
+    (serving, is_tried)
+}
+
+/// Until it can.
+async fn listen(daemon: &Daemon, tried: oneshot::Sender<()>) -> UnixListener {
     let (path, group) = daemon.api_socket();
-    let listener = UnixListener::from_std(farside_service::socket::listen(&path, group.as_deref())?)?;
-    let router = routes().with_state(daemon.clone());
-    Ok(tokio::spawn(async move {
-        let _ = axum::serve(Clients::new(listener), router).await; // serves until it is aborted
-    }))
+    let (mut tried, mut said) = (Some(tried), None);
+    loop {
+        let (at, of) = (path.clone(), group.clone());
+        let socket = tokio::task::spawn_blocking(move || farside_service::socket::listen(&at, of.as_deref()));
+        let listener = socket.await.map_err(anyhow::Error::from).and_then(|socket| Ok(UnixListener::from_std(socket?)?));
+        if let Some(tried) = tried.take() {
+            let _ = tried.send(()); // nobody waits any more
+        }
+        let why = match listener {
+            Ok(listener) => {
+                if said.is_some() {
+                    info!(socket = %path.display(), "the API is there at last");
+                }
+                return listener;
+            }
+            Err(error) => farside_service::in_words(error.as_ref()),
+        };
+        if said.as_ref() != Some(&why) {
+            error!("nobody can ask farsided anything: {why}. Volumes are served meanwhile; that is tried again every second");
+            said = Some(why);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// What is served; `farside_control::openapi` describes it.

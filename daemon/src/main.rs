@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use farside_daemon::args::Args;
 use farside_daemon::boot::order;
+use farside_daemon::config::Config;
 
 fn main() -> ExitCode {
     if let Some(code) = farside_daemon::as_helper() {
@@ -17,9 +18,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     farside_service::log::to_stderr();
     let result = if args.check {
-        farside_daemon::config::Config::load(&args.config)
-            .map(|_| println!("{}: valid", args.config.display()))
-            .map_err(Into::into)
+        Config::load(&args.config).map(|config| is_valid(&config)).map_err(Into::into)
     } else if args.unserved {
         farside_daemon::boot::unserved::run(&args.config, args.bare)
     } else {
@@ -31,6 +30,15 @@ fn main() -> ExitCode {
             eprintln!("farsided: {}", farside_service::in_words(error.as_ref()));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Says so; and what it names and this host does not have, which may come before farsided starts.
+fn is_valid(config: &Config) {
+    println!("{}: valid", config.path.display());
+    let group = config.source.api_group.as_deref();
+    if let Some(Err(error)) = group.map(|group| farside_service::socket::group(&config.source.api_socket, group)) {
+        eprintln!("farsided: {error}; until then nobody can ask it anything, and volumes whose tap is a socket are not served");
     }
 }
 

@@ -24,6 +24,7 @@ use farside_transport::{DialError, Identity, Pin, Route};
 use farside_wire::InstanceId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
 
 use crate::bandwidth::{Bandwidth, RateWindow};
@@ -238,20 +239,7 @@ impl Daemon {
         let bandwidth = tokio::spawn(self.clone().keep_bandwidth());
         let patience = tokio::time::sleep(READY_WITHIN);
         tokio::pin!(patience);
-        // Until it is known whom to trust nothing is changed.
-        let first = self.changes.lock().await;
-        let api = crate::api::listen(&self)?;
-        // On a thread of its own: what it runs may take long, and be what waits for our volumes.
-        let runtime_dir = self.around.runtime_dir.clone();
-        std::thread::spawn(move || {
-            for (note, why) in hooks::resume_forgotten(&runtime_dir) {
-                warn!(note = %note.display(), "what a guard of hooks had quiesced may still be: {why}");
-            }
-        });
-        self.take_up_failbacks()?;
-        let mut starts = self.start_all();
-        self.go_on_with_failbacks();
-        drop(first);
+        let (api, mut starts) = self.begin().await?;
         let mut opening = true;
         loop {
             tokio::select! {
@@ -293,6 +281,27 @@ impl Daemon {
                 bail!("stopped, and a reboot will forget that tracking was lost: the log says of which volumes")
             }
         }
+    }
+
+    /// Begins to serve: the API, and what is configured. Whoever polls the set hears when all of it was opened, or could not be.
+    async fn begin(self: &Arc<Self>) -> anyhow::Result<(JoinHandle<()>, JoinSet<()>)> {
+        // Until it is known whom to trust nothing is changed.
+        let first = self.changes.lock().await;
+        let (api, is_tried) = crate::api::serve(self);
+        // On a thread of its own: what it runs may take long, and be what waits for our volumes.
+        let runtime_dir = self.around.runtime_dir.clone();
+        std::thread::spawn(move || {
+            for (note, why) in hooks::resume_forgotten(&runtime_dir) {
+                warn!(note = %note.display(), "what a guard of hooks had quiesced may still be: {why}");
+            }
+        });
+        self.take_up_failbacks()?;
+        let mut starts = self.start_all();
+        // Who comes after this service asks it something.
+        starts.spawn(async move { drop(is_tried.await) });
+        self.go_on_with_failbacks();
+        drop(first);
+        Ok((api, starts))
     }
 
     fn alive(&self) -> bool {

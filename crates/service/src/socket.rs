@@ -4,9 +4,13 @@
 //! that lives is not taken away, and nothing but a socket is removed.
 
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, socket};
+use nix::unistd::{Gid, Group};
 
 /// Why there is no API.
 #[derive(Debug, thiserror::Error)]
@@ -40,19 +44,22 @@ pub enum SocketError {
     },
 }
 
+/// The group of that name.
+///
+/// # Errors
+/// When there is none, or nobody can say: of a socket at `path`.
+pub fn group(path: &Path, name: &str) -> Result<Gid, SocketError> {
+    let found = Group::from_name(name).map_err(|e| SocketError::Io { path: path.to_owned(), source: e.into() })?;
+    found.map(|group| group.gid).ok_or_else(|| SocketError::NoSuchGroup { name: name.to_owned() })
+}
+
 /// Listens on `path`: mode 0600, or 0660 for a group. A dead daemon's socket is replaced.
 ///
 /// # Errors
 /// [`SocketError`].
 pub fn listen(path: &Path, group: Option<&str>) -> Result<UnixListener, SocketError> {
     let failed = |source: io::Error| SocketError::Io { path: path.to_owned(), source };
-    let group = match group {
-        None => None,
-        Some(name) => {
-            let found = nix::unistd::Group::from_name(name).map_err(|e| failed(e.into()))?;
-            Some(found.ok_or_else(|| SocketError::NoSuchGroup { name: name.to_owned() })?)
-        }
-    };
+    let group = group.map(|name| self::group(path, name)).transpose()?;
     if let Some(folder) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
     }
@@ -65,16 +72,20 @@ pub fn listen(path: &Path, group: Option<&str>) -> Result<UnixListener, SocketEr
         Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).map_err(failed)?,
         Ok(_) => return Err(SocketError::NotASocket { path: path.to_owned() }),
     }
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    nix::sys::stat::umask(mask);
-    let listener = listener.map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    if let Some(group) = group {
-        nix::unistd::chown(path, None, Some(group.gid)).map_err(|e| failed(e.into()))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    }
-    Ok(listener)
+    // Not by the mask of the process: other threads make files meanwhile.
+    let bound = || -> io::Result<UnixListener> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        if let Some(group) = group {
+            nix::unistd::chown(path, None, Some(group))?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        }
+        nix::sys::socket::listen(&fd, Backlog::new(128)?)?; // nobody can connect before this
+        Ok(fd.into())
+    };
+    bound().map_err(failed)
 }
 
 #[cfg(test)]

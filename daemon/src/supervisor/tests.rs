@@ -30,6 +30,32 @@ struct Running {
     _dir: tempfile::TempDir,
 }
 
+/// A daemon in a folder that serves nothing yet, with what `[source]` says.
+fn not_begun(
+    at: &Path,
+    said: &str,
+    backings: impl FnOnce(&Config) -> Backings,
+) -> (Arc<Daemon>, mpsc::UnboundedReceiver<Noticed>) {
+    for volume in ["data", "late", "other"] {
+        std::fs::write(at.join(volume), vec![0; 8 << 20]).expect("written");
+    }
+    std::fs::create_dir_all(at.join("run")).expect("made");
+    let path = at.join("farsided.toml");
+    let text = format!(
+        "[source]\n{said}\nstate_dir='{at}/state'\napi_socket='{at}/run/api.sock'\n\
+         [[volume]]\nname='data'\nbacking='{at}/data'\ntap='nbd:unix:{at}/tap'\n",
+        at = at.display()
+    );
+    std::fs::write(&path, text).expect("written");
+    let config = Config::load(&path).expect("valid");
+    let state = Arc::new(StateDir::open(&config.source.state_dir).expect("ours"));
+    let (notices, noticed) = mpsc::unbounded_channel();
+    let backings = Arc::new(backings(&config));
+    let mut daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices).expect("a daemon");
+    Arc::get_mut(&mut daemon).expect("nobody else's yet").around.backings = backings;
+    (daemon, noticed)
+}
+
 /// Stops a daemon; whoever has the folder can start another.
 async fn end(daemon: Arc<Daemon>) {
     daemon.stop_groups().await;
@@ -58,23 +84,7 @@ impl Running {
         backings: impl FnOnce(&Config) -> Backings,
     ) -> Result<Self, (tempfile::TempDir, String)> {
         let at = dir.path().canonicalize().expect("there");
-        for volume in ["data", "late", "other"] {
-            std::fs::write(at.join(volume), vec![0; 8 << 20]).expect("written");
-        }
-        std::fs::create_dir_all(at.join("run")).expect("made");
-        let path = at.join("farsided.toml");
-        let text = format!(
-            "[source]\n{said}\nstate_dir='{at}/state'\napi_socket='{at}/run/api.sock'\n\
-             [[volume]]\nname='data'\nbacking='{at}/data'\ntap='nbd:unix:{at}/tap'\n",
-            at = at.display()
-        );
-        std::fs::write(&path, text).expect("written");
-        let config = Config::load(&path).expect("valid");
-        let state = Arc::new(StateDir::open(&config.source.state_dir).expect("ours"));
-        let (notices, noticed) = mpsc::unbounded_channel();
-        let backings = Arc::new(backings(&config));
-        let mut daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices).expect("a daemon");
-        Arc::get_mut(&mut daemon).expect("nobody else's yet").around.backings = backings;
+        let (daemon, noticed) = not_begun(&at, said, backings);
         daemon.start_all().join_all().await;
         let Ok((data, group, id)) = daemon.find("data") else {
             let why = format!("{:?}", daemon.status().await);
@@ -702,6 +712,29 @@ fn why_a_pairing_failed_is_said_once_with_its_own_way_out() {
     assert!(error.message.contains("nosuch.invalid") && error.what_to_do.contains("DNS"), "{error:?}");
     let silent = why_not_paired(&DialError::Unreachable { address: "192.0.2.1:7400".into() });
     assert!(silent.what_to_do.contains("good"), "{silent:?}");
+}
+
+/// Whatever kept the API from its socket ended the daemon before any tap was there, and systemd started it again for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn taps_do_not_wait_for_the_socket_of_the_api() {
+    let dir = tempfile::tempdir_in(".").expect("temp dir");
+    let at = dir.path().canonicalize().expect("there");
+    let (daemon, _noticed) = not_begun(&at, "name='h1'", Backings::of);
+    let socket = at.join("run/api.sock");
+    std::fs::write(&socket, "somebody else's").expect("written");
+    let (api, opened) = daemon.begin().await.expect("it begins");
+    tokio::time::timeout(PATIENCE, opened.join_all()).await.expect("the service is ready without it");
+    assert_eq!(daemon.volumes.served(), 1);
+    assert_eq!(std::fs::read_to_string(&socket).expect("there"), "somebody else's");
+    std::fs::remove_file(&socket).expect("removed");
+    let there = async {
+        while tokio::net::UnixStream::connect(&socket).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, there).await.expect("it is tried again");
+    api.abort();
+    daemon.stop_groups().await;
 }
 
 /// Whoever had a volume's disk when the daemon started was gone a moment later, and the volume stayed unserved until a person came, with
