@@ -771,7 +771,7 @@ impl Merge {
         let state_dir = get(|s| s.state_dir.clone()).unwrap_or_else(|| STATE_DIR.into());
         let said = source.as_ref().and_then(|s| s.name.clone());
         let source = SourceConfig {
-            name: said.map_or_else(|| source_name::unsaid(&state_dir, path), Ok)?,
+            name: said.map_or_else(|| source_name::unsaid(&state_dir, path, &self.groups), Ok)?,
             state_dir,
             api_group: source.as_ref().and_then(|s| s.api_group.clone()),
             accept_faults: source.as_ref().map_or_else(Vec::new, |s| s.accept_faults.clone()),

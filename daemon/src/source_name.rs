@@ -5,6 +5,7 @@
 //!
 //! It is kept in the state directory. Before there are volumes it is not: a machine that is cloned to be many has none.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -13,29 +14,40 @@ use farside_region::{Name, NameError};
 use tracing::{info, warn};
 
 use crate::boot;
-use crate::config::{ConfigError, write_atomically};
+use crate::config::{ConfigError, GroupConfig, write_atomically};
 use crate::state_dir::{meta_path, volume_meta, volumes_path};
 
 fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("source-name")
 }
 
-/// The name of a host whose configuration, at `config`, says none.
+/// The name of a host whose configuration, at `config` and with these groups, says none.
 ///
 /// # Errors
-/// When it cannot be read which it was; or when it was none, and that of the host is no name of ours.
-pub(crate) fn unsaid(state_dir: &Path, config: &Path) -> Result<Name, ConfigError> {
-    match kept(state_dir)? {
-        Some(name) => Ok(name),
-        None => {
-            let host = host_name();
-            // Of a build that kept none.
-            let earlier = boot::sources(config).into_iter().chain(host.clone().ok()).find(|name| has_volume_of(state_dir, name));
-            earlier.map_or(host, Ok).map_err(|error| ConfigError::Value {
-                path: config.to_owned(),
-                what: format!("set `name` in [source]: the host name does not serve: {error}"),
-            })
+/// When it cannot be told which it was; or when it was none, and that of the host is no name of ours.
+pub(crate) fn unsaid(state_dir: &Path, config: &Path, groups: &BTreeMap<Name, GroupConfig>) -> Result<Name, ConfigError> {
+    let kept = match kept(state_dir) {
+        Ok(Some(name)) => return Ok(name),
+        kept => kept,
+    };
+    let host = host_name();
+    // Of a build that kept none, or where what is kept is damaged: the identities of the volumes tell. † Not of those whose place is taken here.
+    let is_another = |name: &Name| groups.values().any(|group| group.stand_in_for.as_ref() == Some(name));
+    let mut earlier = boot::sources(config).into_iter().chain(host.clone().ok());
+    let earlier = earlier.find(|name| !is_another(name) && has_volume_of(state_dir, name));
+    let value = |what| ConfigError::Value { path: config.to_owned(), what };
+    match (kept, earlier) {
+        (Ok(_), Some(name)) => Ok(name),
+        (Ok(_), None) => host.map_err(|error| value(format!("set `name` in [source]: the host name does not serve: {error}"))),
+        (Err(error), Some(name)) => {
+            warn!("{error}; it is {name} by the identities of the volumes, and is kept anew as soon as one is served");
+            Ok(name)
         }
+        // † Another name would leave every volume without its history.
+        (Err(error), None) => Err(value(format!(
+            "set `name` in [source] to the name under which the receiver files this host (`farside status` on the gateway shows it): it \
+             cannot be told here: {error}"
+        ))),
     }
 }
 
@@ -53,7 +65,9 @@ pub(crate) fn say_of_another(state_dir: &Path, source: &Name) {
 /// # Errors
 /// When it is not.
 pub(crate) fn before_a_volume(state_dir: &Path, source: &Name) -> Result<(), ConfigError> {
-    if kept(state_dir)?.is_some() || volume_dirs(state_dir).any(|(_, dir)| meta_path(&dir).exists()) {
+    // What is damaged says nothing, and keeps no volume from being served of which a person, or another volume, says whose it is.
+    let is_kept = kept(state_dir).is_ok_and(|kept| kept.is_some());
+    if is_kept || volume_dirs(state_dir).any(|(_, dir)| meta_path(&dir).exists()) {
         return Ok(());
     }
     write_atomically(&path(state_dir), source.as_str())
@@ -61,11 +75,10 @@ pub(crate) fn before_a_volume(state_dir: &Path, source: &Name) -> Result<(), Con
 
 /// A volume of that name is served.
 pub(crate) fn serves(state_dir: &Path, source: &Name) {
-    let keep = || match kept(state_dir)? {
-        Some(kept) if kept == *source => Ok(()),
-        _ => write_atomically(&path(state_dir), source.as_str()),
-    };
-    if let Err(error) = keep() {
+    if kept(state_dir).is_ok_and(|kept| kept.as_ref() == Some(source)) {
+        return;
+    }
+    if let Err(error) = write_atomically(&path(state_dir), source.as_str()) {
         warn!("{error}: say `name = \"{source}\"` in [source], in case the host is called otherwise some day");
     }
 }
@@ -81,10 +94,7 @@ fn kept(state_dir: &Path) -> Result<Option<Name>, ConfigError> {
     match std::fs::read_to_string(&path) {
         Ok(text) => match text.trim().parse() {
             Ok(name) => Ok(Some(name)),
-            Err(error) => {
-                let what = format!("{}: {error}; say `name` in [source]", path.display());
-                Err(ConfigError::Value { path, what })
-            }
+            Err(error) => Err(ConfigError::Value { path, what: format!("it is damaged: {error}") }),
         },
         // Whoever may not look into it serves nothing either: the command line, of somebody who may use the socket.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
@@ -118,6 +128,8 @@ fn host_name() -> Result<Name, NameError> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use farside_region::{DigestKey, Generation, Geometry};
+
     use super::*;
 
     thread_local! {
@@ -125,26 +137,79 @@ pub(crate) mod tests {
         pub(crate) static HOST: std::cell::Cell<Option<String>> = const { std::cell::Cell::new(None) };
     }
 
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    /// The folder of a volume that was made under that name, in that group.
+    fn volume_of(state_dir: &Path, (source, group): (&str, &str)) {
+        let id = farside_ledger::volume_id(&name(source), &name(group), &name("data"));
+        let geometry = Geometry::new(1 << 20).expect("a size");
+        let digest_key = DigestKey::Clear([1; 32]);
+        let meta = VolumeMeta { id, name: name("data"), geometry, digest_key, generation: Generation(1) };
+        let folder = volumes_path(state_dir).join(group).join("data");
+        std::fs::create_dir_all(&folder).expect("made");
+        std::fs::write(meta_path(&folder), serde_json::to_string(&meta).expect("JSON")).expect("written");
+    }
+
     #[test]
     fn a_host_without_volumes_is_called_as_it_is() {
         let dir = tempfile::tempdir().expect("temp dir");
         let (state, config) = (dir.path().join("state"), dir.path().join("farsided.toml"));
+        let unsaid = || unsaid(&state, &config, &BTreeMap::new());
         for host in ["a", "b"] {
             HOST.set(Some(host.to_owned()));
-            assert_eq!(unsaid(&state, &config).expect("a name").as_str(), host);
+            assert_eq!(unsaid().expect("a name").as_str(), host);
         }
-        let name: Name = "b".parse().expect("a name");
         std::fs::create_dir(&state).expect("made");
-        before_a_volume(&state, &name).expect("written");
+        before_a_volume(&state, &name("b")).expect("written");
         for host in ["c", "not a name"] {
             HOST.set(Some(host.to_owned()));
-            assert_eq!(unsaid(&state, &config).expect("a name"), name);
-            before_a_volume(&state, &"c".parse().expect("a name")).expect("nothing to do");
+            assert_eq!(unsaid().expect("a name"), name("b"));
+            before_a_volume(&state, &name("c")).expect("nothing to do");
         }
-        std::fs::write(path(&state), "not a name").expect("written");
-        let error = unsaid(&state, &config).expect_err("damaged").to_string();
-        assert!(error.contains("source-name"), "{error}");
         std::fs::remove_file(path(&state)).expect("removed");
-        assert!(unsaid(&state, &config).expect_err("none").to_string().contains("set `name` in [source]"));
+        assert!(unsaid().expect_err("none").to_string().contains("set `name` in [source]"));
+    }
+
+    /// A file of one word kept every volume of a host from being served, and the way out that it named led nowhere.
+    #[test]
+    fn a_name_that_cannot_be_read_is_told_by_the_volumes_or_by_a_person() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (state, config) = (dir.path(), dir.path().join("farsided.toml"));
+        let unsaid = |groups: &BTreeMap<Name, GroupConfig>| unsaid(state, &config, groups);
+        let none = BTreeMap::new();
+        HOST.set(Some("a".to_owned()));
+        let damage: [fn(&Path); 3] = [
+            |file| std::fs::write(file, "").expect("written"),
+            |file| std::fs::write(file, b"\xff\0").expect("written"),
+            // Neither there nor not there: a link that leads to itself.
+            |file| std::os::unix::fs::symlink("source-name", file).expect("linked"),
+        ];
+        for damage in damage {
+            let _ = std::fs::remove_dir_all(state.join("volumes"));
+            let spoil = || {
+                std::fs::remove_file(path(state)).unwrap_or_default();
+                damage(&path(state));
+            };
+            spoil();
+            let error = unsaid(&none).expect_err("there is no volume").to_string();
+            assert!(error.contains("source-name") && error.contains("set `name` in [source]"), "{error}");
+            // A person says it.
+            before_a_volume(state, &name("b")).expect("written");
+            assert_eq!(kept(state).expect("read"), Some(name("b")));
+            // What is there is of another name.
+            spoil();
+            volume_of(state, ("z", "db"));
+            unsaid(&none).expect_err("nobody says whose it is");
+            // Nor is this host the one in whose place it stands.
+            let stands_in = GroupConfig { stand_in_for: Some(name("a")), ..GroupConfig::default() };
+            volume_of(state, ("a", "other"));
+            unsaid(&BTreeMap::from([(name("other"), stands_in)])).expect_err("that is another host");
+            assert_eq!(unsaid(&none).expect("the volume says it"), name("a"));
+            before_a_volume(state, &name("a")).expect("nothing to do");
+            serves(state, &name("a"));
+            assert_eq!(std::fs::read_to_string(path(state)).expect("kept anew"), "a");
+        }
     }
 }

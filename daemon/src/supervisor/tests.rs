@@ -821,5 +821,12 @@ async fn a_host_that_is_called_otherwise_serves_its_volumes_as_before() {
     let dir = again.end().await;
     std::fs::remove_file(dir.path().join("state/source-name")).expect("it was kept");
     std::fs::write(dir.path().join("boot.json"), r#"{"state_dir": "/x", "source": "a", "volumes": []}"#).expect("written");
-    assert_eq!(begin(dir, "").await.expect("served").id, id);
+    let again = begin(dir, "").await.expect("served");
+    assert_eq!(again.id, id);
+    // It is damaged, and a person says it.
+    let dir = again.end().await;
+    std::fs::write(dir.path().join("state/source-name"), "").expect("written");
+    let again = begin(dir, "name='a'").await.expect("served");
+    assert_eq!(again.id, id);
+    assert_eq!(std::fs::read_to_string(again.at.join("state/source-name")).expect("kept anew"), "a");
 }
