@@ -32,7 +32,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::config::{Config, ConfigError, RUN_DIR, VolumeConfig, write_atomically};
-use crate::failback::stays_hidden;
+use crate::failback::{Asked, disks_of, stays_hidden};
 use crate::state_dir::{Mark, volume_path};
 use crate::{locked, tap};
 
@@ -179,6 +179,11 @@ impl List {
         }
     }
 
+    /// The groups of all volumes, and their disks.
+    fn disks(&self) -> Vec<(Name, PathBuf)> {
+        self.volumes.iter().map(|backing| (backing.group.clone(), backing.path.clone())).collect()
+    }
+
     /// What udev is to read.
     fn rules(&self) -> String {
         let mut text = String::from(
@@ -199,6 +204,11 @@ impl Backing {
     /// What is kept of its volume.
     fn folder(&self, state_dir: &Path) -> PathBuf {
         volume_path(state_dir, &self.group, &self.name)
+    }
+
+    /// Whether a failback has it is asked; these are all disks that are known.
+    fn asked<'a>(&'a self, all: &'a [(Name, PathBuf)]) -> Asked<'a> {
+        Asked { group: &self.group, volume: &self.name, backing: &self.path, all }
     }
 
     fn id(&self, source: &Name) -> VolumeId {
@@ -427,12 +437,14 @@ impl Backings {
         // not made again: the disk may be in use by now, and hiding it would have it unmounted. (A rule that another version
         // worded is one, too.)
         let rules = std::fs::read_to_string(&places.rules).unwrap_or_default();
+        let mut all = before.disks();
+        all.extend(disks_of(config));
         let is_hidden = |backing: &Backing| backing.disk.is_none() || rules.contains(&names(&backing.name));
         let (mut kept, gone): (Vec<Backing>, Vec<Backing>) = before.volumes.into_iter().filter(is_hidden).partition(|backing| {
             // † A disk that may hold a part of a point is nobody's, whatever became of the configuration. The device that a tap is put under is its
             // host's, unless that is so.
             let hides = config.volumes.get(&backing.name).is_some_and(|volume| !volume.insert);
-            hides || stays_hidden(&before.state_dir, &backing.name, &backing.path)
+            hides || stays_hidden(&before.state_dir, backing.asked(&all))
         });
         let mut shown = Vec::new();
         for backing in &mut kept {
@@ -758,7 +770,12 @@ pub(crate) mod tests {
         let over = crate::failback::hold(dir.path(), ("g", "a"), Path::new("/dev/disk/by-id/nothing-a"));
         let _ = Backings::at(Some(places(dir.path())), &one, HOST);
         assert!(rules().contains("nothing-a"), "{}", rules());
+        // Nor while nobody can read that of its group; of another one that is no matter.
+        std::fs::write(dir.path().join("failback/default.json"), "{").expect("written");
         over();
+        let _ = Backings::at(Some(places(dir.path())), &one, HOST);
+        assert!(rules().contains("nothing-a"), "{}", rules());
+        std::fs::rename(dir.path().join("failback/default.json"), dir.path().join("failback/other.json")).expect("renamed");
         let _ = Backings::at(Some(places(dir.path())), &one, HOST);
         assert!(!rules().contains("nothing-a") && Mark::TrackingLost.is_set(&folder).expect("asked"), "{}", rules());
         // The packages were removed, and the disk is mounted by now.

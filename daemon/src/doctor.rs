@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::boot::{self, Sight};
 use crate::change;
 use crate::config::{Config, ConfigError, VolumeConfig};
-use crate::failback;
+use crate::failback::{self, Asked};
 use crate::node;
 use crate::state_dir::{volume_path, volumes_path};
 use crate::tap::TapConfig;
@@ -351,7 +351,9 @@ fn of_volume(volume: &VolumeConfig, config: &Config) -> Finding {
     };
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
     let number = DevNumber::of(metadata.rdev());
-    let held = match failback::held_by(state_dir, &volume.name, &volume.backing) {
+    let all = failback::disks_of(config);
+    let asked = Asked { group: &volume.group, volume: &volume.name, backing: &volume.backing, all: &all };
+    let held = match failback::held_by(state_dir, asked) {
         Ok(group) => group.map(|group| {
             let is_device = metadata.file_type().is_block_device();
             let sight = if is_device { boot::sight(&config.path, &volume.name, number) } else { Sight::Hidden };

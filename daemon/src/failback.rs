@@ -48,7 +48,7 @@ use crate::supervisor::{Claimed, Daemon};
 use branch::{Keeping, Suspects};
 use disks::{Disks, Known};
 use keys::{fits, ids_of, names_of};
-use note::{Held, Note, notes, shown};
+use note::{Held, Note, shown};
 use pull::{PullError, PulledVolume, Puller, Traffic};
 use turns::Turns;
 
@@ -60,12 +60,13 @@ mod keys;
 mod note;
 mod pull;
 mod rollback;
+mod taken_up;
 mod turns;
 mod waits;
 
 #[cfg(test)]
 pub(crate) use note::hold;
-pub(crate) use note::{held_by, stays_hidden, why_unusable};
+pub(crate) use note::{Asked, disks_of, held_by, stays_hidden, why_unusable};
 
 /// How often it is looked for a newer point, and whether volumes are served again.
 const LOOK: Duration = Duration::from_secs(1);
@@ -78,6 +79,8 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Debug, Default)]
 pub(crate) struct Failbacks {
     all: Mutex<BTreeMap<Name, Arc<Failback>>>,
+    /// Groups whose notes cannot be read: what they hold is not known.
+    unread: Mutex<BTreeSet<Name>>,
     /// Why the last cutover of a group was given up, for whoever asks too late.
     given_up: Mutex<BTreeMap<Name, String>>,
     /// One step at a time, of each group.
@@ -222,11 +225,11 @@ impl Failbacks {
         locked(&self.all).iter().find(|(name, _)| name.as_str() == group).map(|(_, one)| one.clone())
     }
 
-    /// Whether a failback holds the disk of a volume, which nobody else opens then.
+    /// Whether a failback of which something is known holds the disk of a volume.
     ///
     /// # Errors
     /// When it does.
-    pub(crate) fn refuse_held(&self, group: &Name, volume: &Name, backing: &Path) -> Result<(), HeldByFailback> {
+    fn refuse_held(&self, group: &Name, volume: &Name, backing: &Path) -> Result<(), HeldByFailback> {
         let all = locked(&self.all);
         match all.iter().find(|(_, one)| locked(&one.note).holds((group, volume), Some(backing))) {
             Some((of, _)) => Err(HeldByFailback(of.clone())),
@@ -304,41 +307,6 @@ impl Daemon {
         self.change(failback, |note| note.course.stage = stage)
     }
 
-    /// Takes up what was begun. Before any volume is opened.
-    ///
-    /// # Errors
-    /// When what is kept cannot be read: nothing may be served that is only in part what it should be.
-    pub(crate) fn take_up_failbacks(&self) -> anyhow::Result<()> {
-        branch::sweep(&self.state_path());
-        for note in notes(&self.state_path())? {
-            if note.course.stage == Stage::HandingOver {
-                note.forget(&self.state_path())?; // it ends with the process that began it
-                continue;
-            }
-            locked(&self.failbacks.all).insert(note.group.clone(), Arc::new(Failback::new(self.source_of(&note.group), note)));
-        }
-        Ok(())
-    }
-
-    /// Goes on with what was taken up.
-    pub(crate) fn go_on_with_failbacks(self: &Arc<Self>) {
-        let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
-        for one in all {
-            let (group, leaving): (Name, Vec<Name>) = {
-                let note = locked(&one.note);
-                (note.group.clone(), note.volumes.iter().filter(|held| held.leaving).map(|held| held.name.clone()).collect())
-            };
-            for name in leaving {
-                // Its removal was interrupted: it is what the configuration says.
-                let is_removed = !self.volumes_of(&group).iter().any(|volume| volume.name == name);
-                if let Err(error) = self.left_failback(&group, &name, is_removed) {
-                    warn!(%group, volume = %name, "it stays held: {error:#}");
-                }
-            }
-            tokio::spawn(self.clone().fail_back(one));
-        }
-    }
-
     /// All of them.
     pub(crate) fn show_failbacks(&self) -> Vec<FailbackStatus> {
         let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
@@ -351,6 +319,7 @@ impl Daemon {
     /// What stands against it; nothing was changed then.
     pub(crate) async fn failback(self: &Arc<Self>, request: &FailbackRequest) -> Result<FailbackStatus, ApiError> {
         let _one = self.failbacks.turns.of(&request.group, turns::PATIENCE).await?;
+        self.refuse_unread(&request.group)?;
         let Some(known) = self.failbacks.of(&request.group) else {
             return match request.step {
                 FailbackStep::Begin => self.begin_failback(request).await,

@@ -137,8 +137,8 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
             }
         }
     };
-    if let Some(why) = crate::failback::why_unusable(&list.state_dir, &volume.name, &volume.path)
-        .context("which disks are being failed back cannot be read")?
+    if let Some(why) = crate::failback::why_unusable(&list.state_dir, volume.asked(&list.disks()))
+        .with_context(|| format!("{disk} stays hidden, for whether it is being failed back cannot be told"))?
     {
         bail!("{disk} stays hidden, and nobody may use it: {why}");
     }

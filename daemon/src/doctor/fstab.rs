@@ -9,7 +9,7 @@ use farside_insert::stack;
 
 use super::{Finding, Verdict};
 use crate::config::{Config, VolumeConfig};
-use crate::failback;
+use crate::failback::{self, Asked};
 use crate::fstab::{Entry, FSTAB, entries};
 use crate::node;
 use crate::state_dir::volume_path;
@@ -71,7 +71,8 @@ fn why_not_there(entry: &Entry<'_>, volume: &VolumeConfig, config: &Config) -> O
     }
     let state_dir = &config.source.state_dir;
     let device = device_of(volume, &volume_path(state_dir, &volume.group, &volume.name));
-    let is_held = || failback::held_by(state_dir, name, &device).is_ok_and(|group| group.is_some());
+    let all = failback::disks_of(config);
+    let is_held = || failback::stays_hidden(state_dir, Asked { group: &volume.group, volume: name, backing: &device, all: &all });
     let number = number_of(&source)?;
     let is_on = |path: &Path| number_of(path).is_some_and(|disk| number == disk || stack::is_part_of(number, disk));
     if is_on(&device) && is_held() {

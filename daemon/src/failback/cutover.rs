@@ -52,6 +52,7 @@ impl Daemon {
     /// What stands against it; nothing was changed then.
     pub(crate) async fn cutover(self: &Arc<Self>, request: &CutoverRequest) -> Result<FailbackStatus, ApiError> {
         let _one = self.failbacks.turns.of(&request.group, turns::PATIENCE).await?;
+        self.refuse_unread(&request.group)?;
         match (self.failbacks.of(&request.group), request.step) {
             (None, CutoverStep::Begin) => self.begin_cutover(request).await,
             (None, CutoverStep::Abort) => {

@@ -233,10 +233,11 @@ impl Daemon {
     ///
     /// # Errors
     /// When there is none, a failback is at it, somebody has it open, or it cannot be removed.
-    pub(crate) async fn remove_branch(&self, id: &str) -> Result<BranchStatus, ApiError> {
+    pub(crate) async fn remove_branch(self: &Arc<Self>, id: &str) -> Result<BranchStatus, ApiError> {
         let _one = self.failbacks.turns.of(id.split('/').next().unwrap_or(id), turns::PATIENCE).await?;
         let found = self.branches().into_iter().find(|branch| branch.id == id);
         let branch = found.ok_or_else(|| ApiError::not_found("branch", id, "`farside branch list` lists them"))?;
+        self.refuse_unread(&branch.group)?;
         let all: Vec<Arc<Failback>> = locked(&self.failbacks.all).values().cloned().collect();
         let is_written = |one: &Arc<Failback>| {
             let note = locked(&one.note);

@@ -1,19 +1,22 @@
 //! What is kept of a failback, durably: which disks it holds, and what they are.
 //!
 //! Invariant: a disk that a note names, and that may hold a part of a point, is shown to nobody, whatever the configuration says of it, and whether
-//! farsided runs or not.
+//! farsided runs or not. A note that cannot be read names every disk of its group.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use farside_blockio::Identity;
 use farside_control::source::LastPoint;
 use farside_region::{Generation, Name, Slot};
 use farside_replication::failback::{At, Branch, Course, Stage};
 use farside_store::Seen;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tracing::warn;
 
-use crate::config::{sync_dir, write_atomically};
+use crate::config::{Config, sync_dir, write_atomically};
 use crate::status::last_point;
 
 const VERSION: u32 = 2;
@@ -119,7 +122,7 @@ impl Note {
     }
 
     fn path(&self, state_dir: &Path) -> PathBuf {
-        folder(state_dir).join(format!("{}.json", self.group))
+        path(state_dir, &self.group)
     }
 
     /// Makes it durable.
@@ -192,85 +195,177 @@ pub(super) fn base(state_dir: &Path, group: &Name, generation: u64) -> Option<At
     (of == generation).then_some(at)
 }
 
+fn path(state_dir: &Path, group: &Name) -> PathBuf {
+    folder(state_dir).join(format!("{group}.json"))
+}
+
 fn folder(state_dir: &Path) -> PathBuf {
     state_dir.join("failback")
 }
 
-/// What is kept below a state directory.
+/// A note that says nothing: nobody knows which disks of its group it holds.
+#[derive(Debug, Error)]
+#[error(
+    "{} {why}. It says which disks of group {group} hold a part of a point, or belong to another host: put it back, or remove it only if you \
+     know what is on them",
+    path.display()
+)]
+pub(crate) struct Unread {
+    /// The one whose name the file has.
+    pub(super) group: Name,
+    path: PathBuf,
+    why: WhyUnread,
+}
+
+#[derive(Debug, Error)]
+enum WhyUnread {
+    #[error("cannot be read: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("is damaged: {0}")]
+    Damaged(#[from] serde_json::Error),
+    #[error("is of version {0}, and this build reads up to {VERSION}")]
+    Version(u32),
+}
+
+/// What is kept below a state directory, of each group.
 ///
 /// # Errors
-/// When something of it cannot be read.
-pub(super) fn notes(state_dir: &Path) -> anyhow::Result<Vec<Note>> {
-    let found = match std::fs::read_dir(folder(state_dir)) {
+/// When nobody can tell what there is.
+pub(super) fn notes(state_dir: &Path) -> anyhow::Result<Vec<Result<Note, Unread>>> {
+    let folder = folder(state_dir);
+    let found = match std::fs::read_dir(&folder) {
         Ok(found) => found,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error).with_context(|| folder.display().to_string()),
     };
     let mut notes = Vec::new();
     for entry in found {
-        let path = entry?.path();
+        let path = entry.with_context(|| folder.display().to_string())?.path();
         if path.extension().is_none_or(|end| end != "json") {
             continue;
         }
-        let read = std::fs::read_to_string(&path).map_err(anyhow::Error::from);
-        let note = read.and_then(|text| Ok(serde_json::from_str::<Note>(&text)?)).map_err(|error| {
-            anyhow::anyhow!(
-                "{}: {error}; it says which disks hold a part of a point: put it back, or remove it only if you compare them all",
-                path.display()
-            )
-        })?;
-        if !(VERSION_WITHOUT..=VERSION).contains(&note.version) {
-            anyhow::bail!("{} is of version {}, and this build reads up to {VERSION}", path.display(), note.version);
+        let group = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+        match (read(&path), group) {
+            (Ok(note), _) => notes.extend(note.map(Ok)),
+            (Err(why), Some(group)) => notes.push(Err(Unread { group, path, why })),
+            // No group is called that: it was not written by us.
+            (Err(why), None) => warn!("{} {why}, and is no note of a group", path.display()),
         }
-        // Of an older build, which had overwritten nothing yet.
-        let is_untouched =
-            matches!(note.course.stage, Stage::Held { at: None, applying: None }) && note.course.branch == Branch::None;
-        let note = if is_untouched {
-            Note { course: Course { branch: Branch::Wanted { base: None }, ..note.course }, ..note }
-        } else {
-            note
-        };
-        notes.push(note);
     }
     Ok(notes)
+}
+
+/// The note of a group, if there is one.
+///
+/// # Errors
+/// When it says nothing.
+pub(super) fn of(state_dir: &Path, group: &Name) -> Result<Option<Note>, Unread> {
+    let path = path(state_dir, group);
+    read(&path).map_err(|why| Unread { group: group.clone(), path, why })
+}
+
+fn read(path: &Path) -> Result<Option<Note>, WhyUnread> {
+    /// What is the same in all versions.
+    #[derive(Deserialize)]
+    struct Of {
+        version: u32,
+    }
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text?,
+    };
+    let Of { version } = serde_json::from_str(&text)?;
+    if !(VERSION_WITHOUT..=VERSION).contains(&version) {
+        return Err(WhyUnread::Version(version));
+    }
+    let note: Note = serde_json::from_str(&text)?;
+    // Of an older build, which had overwritten nothing yet.
+    let is_untouched =
+        matches!(note.course.stage, Stage::Held { at: None, applying: None }) && note.course.branch == Branch::None;
+    Ok(Some(match is_untouched {
+        true => Note { course: Course { branch: Branch::Wanted { base: None }, ..note.course }, ..note },
+        false => note,
+    }))
+}
+
+/// The disk of a volume, of which it is asked whether a failback has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) group: &'a Name,
+    pub(crate) volume: &'a Name,
+    pub(crate) backing: &'a Path,
+    /// The groups of all volumes that are known, and their disks.
+    pub(crate) all: &'a [(Name, PathBuf)],
+}
+
+impl Asked<'_> {
+    fn is(&self, held: &Held) -> bool {
+        held.name == *self.volume || is_same_disk(&held.backing, self.backing)
+    }
+
+    /// Whether a note of that group which cannot be read may name it. (Not if it does so of a disk over which no volume of the group is known any more:
+    /// that one only who reads the note would know.)
+    pub(super) fn may_be_of(&self, group: &Name) -> bool {
+        let mut disks = self.all.iter().filter(|(of, _)| of == group);
+        self.group == group || disks.any(|(_, disk)| is_same_disk(disk, self.backing))
+    }
+}
+
+/// The groups of all volumes that are configured, and their disks.
+pub(crate) fn disks_of(config: &Config) -> Vec<(Name, PathBuf)> {
+    config.volumes.values().map(|volume| (volume.group.clone(), volume.backing.clone())).collect()
+}
+
+/// What the notes say of a disk.
+///
+/// # Errors
+/// When they say nothing, and one that may name it cannot be read.
+fn said_of<T>(state_dir: &Path, disk: Asked<'_>, says: impl Fn(&Note) -> Option<T>) -> anyhow::Result<Option<T>> {
+    let mut unread = None;
+    for note in notes(state_dir)? {
+        let names_it = |note: &Note| note.volumes.iter().any(|held| disk.is(held));
+        match note {
+            Ok(note) => {
+                if let Some(said) = says(&note).filter(|_| names_it(&note)) {
+                    return Ok(Some(said));
+                }
+            }
+            Err(error) => unread = unread.or(Some(error).filter(|error| disk.may_be_of(&error.group))),
+        }
+    }
+    unread.map_or(Ok(None), |unread| Err(unread.into()))
 }
 
 /// Why nobody may see a disk, farsided or not: it may hold a part of a point, or it was handed over, and another host has what became of it.
 ///
 /// # Errors
 /// When that cannot be told.
-pub(crate) fn why_unusable(state_dir: &Path, volume: &Name, backing: &Path) -> anyhow::Result<Option<&'static str>> {
-    let why = |note: Note| {
-        let why = match note.course.stage {
-            Stage::Held { applying: Some(_), .. } => {
-                "a failback has written a part of a point to it; start farsided, which goes on with it"
-            }
-            Stage::HandedOver { .. } => {
-                "it was handed over to another host (farside cutover); start farsided, and fail it back, or abort that"
-            }
-            _ => return None,
-        };
-        let is_it = note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing));
-        is_it.then_some(why)
-    };
-    Ok(notes(state_dir)?.into_iter().find_map(why))
+pub(crate) fn why_unusable(state_dir: &Path, disk: Asked<'_>) -> anyhow::Result<Option<&'static str>> {
+    said_of(state_dir, disk, |note| match note.course.stage {
+        Stage::Held { applying: Some(_), .. } => {
+            Some("a failback has written a part of a point to it; start farsided, which goes on with it")
+        }
+        Stage::HandedOver { .. } => {
+            Some("it was handed over to another host (farside cutover); start farsided, and fail it back, or abort that")
+        }
+        _ => None,
+    })
 }
 
 /// Whether a disk stays hidden because a failback holds it; also where nobody can tell.
-pub(crate) fn stays_hidden(state_dir: &Path, volume: &Name, backing: &Path) -> bool {
-    held_by(state_dir, volume, backing).map_or(true, |group| group.is_some())
+pub(crate) fn stays_hidden(state_dir: &Path, disk: Asked<'_>) -> bool {
+    held_by(state_dir, disk).map_or(true, |group| group.is_some())
 }
 
 /// The group whose failback holds a disk, or that was handed over with it: nobody else may use that.
 ///
 /// # Errors
 /// When that cannot be told.
-pub(crate) fn held_by(state_dir: &Path, volume: &Name, backing: &Path) -> anyhow::Result<Option<Name>> {
-    let names_it = |note: &Note| {
+pub(crate) fn held_by(state_dir: &Path, disk: Asked<'_>) -> anyhow::Result<Option<Name>> {
+    said_of(state_dir, disk, |note| {
         let is_held = !matches!(note.course.stage, Stage::HandingOver | Stage::Aborting | Stage::Returning { served: true, .. });
-        is_held && note.volumes.iter().any(|held| held.name == *volume || is_same_disk(&held.backing, backing))
-    };
-    Ok(notes(state_dir)?.into_iter().find(names_it).map(|note| note.group))
+        is_held.then(|| note.group.clone())
+    })
 }
 
 /// Whether two paths are one disk, or one file.
@@ -354,7 +449,7 @@ mod tests {
         assert!(!note.was_asked(&name("data")));
         note.asks(&name("data"));
         note.keep(dir.path()).expect("kept");
-        let read = notes(dir.path()).expect("readable");
+        let read = read_all(dir.path());
         assert!(read[0].was_asked(&name("data")) && !read[0].was_asked(&name("another")));
         assert_eq!(read[0].may_pass, Some(Slot(9)));
     }
@@ -370,24 +465,67 @@ mod tests {
         std::os::unix::fs::symlink(&disk, &link).expect("linked");
         let keep = |stage: Stage| note(stage, &disk).keep(dir.path()).expect("kept");
         keep(Stage::Held { at: Some(at()), applying: Some(at()) });
-        let why = |volume: &str, backing: &Path| why_unusable(dir.path(), &name(volume), backing).expect("readable");
-        let half = |volume: &str, backing: &Path| why(volume, backing).is_some();
+        let x = name("x");
+        let why = |volume: &str, backing: &Path| {
+            let asked = Asked { group: &x, volume: &name(volume), backing, all: &[] };
+            (why_unusable(dir.path(), asked).expect("readable"), stays_hidden(dir.path(), asked))
+        };
+        let half = |volume: &str, backing: &Path| why(volume, backing).0.is_some();
+        let is_hidden = |volume: &str, backing: &Path| why(volume, backing).1;
         assert!(half("data", &other) && half("x", &disk) && half("x", &link) && !half("x", &other));
         keep(Stage::Held { at: Some(at()), applying: None });
         assert!(!half("data", &disk));
-        std::fs::write(dir.path().join("failback/db.json"), "{").expect("written");
-        let unreadable = why_unusable(dir.path(), &name("x"), &other).expect_err("nobody knows").to_string();
-        assert!(unreadable.contains("db.json"), "{unreadable}");
-        assert!(stays_hidden(dir.path(), &name("x"), &other), "nobody knows");
-        keep(Stage::Held { at: Some(at()), applying: None });
-        assert!(stays_hidden(dir.path(), &name("x"), &link) && !stays_hidden(dir.path(), &name("x"), &other));
+        assert!(is_hidden("x", &link) && !is_hidden("x", &other));
         keep(Stage::HandedOver { at: Some(at()) });
-        assert!(why("data", &other).is_some_and(|why| why.contains("handed over")) && !half("x", &other));
-        assert!(stays_hidden(dir.path(), &name("x"), &link));
+        assert!(why("data", &other).0.is_some_and(|why| why.contains("handed over")) && !half("x", &other));
+        assert!(is_hidden("x", &link));
         for stage in [Stage::HandingOver, Stage::Aborting] {
             keep(stage);
-            assert!(!half("data", &disk) && !stays_hidden(dir.path(), &name("data"), &disk));
+            assert!(!half("data", &disk) && !is_hidden("data", &disk));
         }
+    }
+
+    /// One file that could not be read hid every disk of a host, and kept all of its volumes from it.
+    #[test]
+    fn a_note_that_cannot_be_read_holds_what_is_its_groups_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let [disk, other] = ["disk", "other"].map(|file| dir.path().join(file));
+        std::fs::write(&disk, b"x").expect("written");
+        std::fs::write(&other, b"x").expect("written");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&disk, &link).expect("linked");
+        let held = Stage::Held { at: Some(at()), applying: Some(at()) };
+        let beside = Note { group: name("beside"), ..note(held, &dir.path().join("beside")) };
+        beside.keep(dir.path()).expect("kept");
+        let (db, x) = (name("db"), name("x"));
+        let all = [(db.clone(), disk.clone()), (x.clone(), other.clone())];
+        let newer = r#"{"version": 3, "group": "db", "held": "in words of its own"}"#;
+        for (text, why) in [("{", "is damaged"), (newer, "is of version 3"), ("", "is damaged")] {
+            std::fs::write(path(dir.path(), &db), text).expect("written");
+            let asked = |group, backing| Asked { group, volume: &x, backing, all: &all };
+            for unknown in [asked(&db, &other), asked(&x, &disk), asked(&x, &link)] {
+                let error = why_unusable(dir.path(), unknown).expect_err("nobody knows").to_string();
+                assert!(error.contains("db.json") && error.contains(why) && error.contains("put it back"), "{error}");
+                assert!(held_by(dir.path(), unknown).is_err() && stays_hidden(dir.path(), unknown));
+            }
+            assert_eq!(why_unusable(dir.path(), asked(&x, &other)).expect("known"), None);
+            assert!(!stays_hidden(dir.path(), asked(&x, &other)), "it is another group's");
+            // What is known of others is known.
+            let known = Asked { volume: &name("data"), ..asked(&x, &other) };
+            assert_eq!(held_by(dir.path(), known).expect("known"), Some(name("beside")));
+            assert!(of(dir.path(), &db).is_err() && of(dir.path(), &x).expect("there is none").is_none());
+            let groups: Vec<_> = notes(dir.path()).expect("listed").into_iter().map(|note| note.map_err(|e| e.group)).collect();
+            assert!(groups.len() == 2 && groups.contains(&Err(db.clone())), "{groups:?}");
+        }
+        // Whose it would be nobody can say.
+        std::fs::rename(path(dir.path(), &db), dir.path().join("failback/no name.json")).expect("renamed");
+        assert_eq!(read_all(dir.path()).len(), 1);
+        // Nor which there are.
+        std::fs::remove_dir_all(folder(dir.path())).expect("removed");
+        std::fs::write(folder(dir.path()), "").expect("written");
+        assert!(
+            notes(dir.path()).is_err() && stays_hidden(dir.path(), Asked { group: &x, volume: &x, backing: &other, all: &all })
+        );
     }
 
     /// What is being served again is held by nobody else, though it was asked for while it still was handed over.
@@ -445,13 +583,17 @@ mod tests {
         one.remember_base(dir.path(), &at()).expect("kept");
         assert_eq!(base(dir.path(), &name("db"), one.generation), Some(at()));
         assert_eq!(base(dir.path(), &name("db"), one.generation + 1), None, "of another failover");
-        assert_eq!(notes(dir.path()).expect("read").len(), 1);
+        assert_eq!(read_all(dir.path()).len(), 1);
         one.forget_base(dir.path());
         assert_eq!(base(dir.path(), &name("db"), one.generation), None);
     }
 
+    fn read_all(state_dir: &Path) -> Vec<Note> {
+        notes(state_dir).expect("listed").into_iter().map(|note| note.expect("readable")).collect()
+    }
+
     fn branch_of(state_dir: &Path) -> Branch {
-        notes(state_dir).expect("read").remove(0).course.branch
+        read_all(state_dir).remove(0).course.branch
     }
 
     #[test]

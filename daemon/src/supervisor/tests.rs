@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use farside_control::Reloaded;
-use farside_control::source::{IfAbsent, VolumeAdd};
+use farside_control::failback::{FailbackRequest, FailbackStep};
+use farside_control::source::{IfAbsent, VolumeAdd, VolumeStatus};
 
 use super::*;
 use crate::boot::tests::SlowEnd;
@@ -523,6 +524,54 @@ async fn what_a_failback_holds_is_tried_by_nobody_else() {
     assert_eq!(said.code, Code::FailingBack.word(), "{said:?}");
     over();
     daemon.stop_groups().await;
+}
+
+/// One note of a failback that could not be read kept every volume of its host from being served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_that_cannot_be_read_keeps_its_own_group_out_and_no_other() {
+    for is_put_back in [true, false] {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let at = dir.path().canonicalize().expect("there");
+        let late: Name = "late".parse().expect("a name");
+        std::fs::create_dir_all(at.join("state/failback")).expect("made");
+        std::fs::create_dir(at.join("farsided.d")).expect("made");
+        // Of another group, and by another name the same disk.
+        std::os::unix::fs::symlink(at.join("late"), at.join("same")).expect("linked");
+        for (name, group) in [("late", "db"), ("same", "x")] {
+            let at = at.display();
+            let text =
+                format!("[[volume]]\nname='{name}'\ngroup='{group}'\nbacking='{at}/{name}'\ntap='nbd:unix:{at}/{name}-tap'\n");
+            std::fs::write(dir.path().join(format!("farsided.d/{name}.toml")), text).expect("written");
+        }
+        let note = at.join("state/failback/db.json");
+        std::fs::write(&note, "{").expect("written");
+        let (daemon, _noticed) = not_begun(&at, "name='h1'", Backings::of);
+        let (api, opened) = daemon.begin().await.expect("it begins");
+        tokio::time::timeout(PATIENCE, opened.join_all()).await.expect("all was tried");
+        assert!(daemon.volumes.is_served(&"data".parse().expect("a name")), "it is of another group, on another disk");
+        let said = daemon.untold(&daemon.status().await.groups);
+        assert_eq!(said.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), ["late", "same"]);
+        for volume in said {
+            let reason = &volume.reasons[0];
+            assert!(reason.message.contains("db.json") && reason.what_to_do.contains("tried again by itself"), "{reason:?}");
+        }
+        let abort = FailbackRequest { group: "db".to_owned(), step: FailbackStep::Abort, ..FailbackRequest::default() };
+        let refused = daemon.failback(&abort).await.expect_err("nobody knows what was begun");
+        assert!(refused.message.contains("db.json"), "{refused:?}");
+        std::fs::remove_file(&note).expect("removed");
+        let over = is_put_back.then(|| crate::failback::hold(&daemon.state_path(), ("db", "late"), &at.join("late")));
+        std::fs::remove_file(at.join("same")).expect("removed");
+        let failed = daemon.reload().await.expect("valid").failed;
+        assert_eq!(daemon.volumes.is_served(&late), !is_put_back, "{failed:?}");
+        let of_failback = |volume: &VolumeStatus| volume.name == "late" && volume.reasons[0].code == Code::FailingBack.word();
+        assert_eq!(daemon.untold(&[]).iter().any(of_failback), is_put_back, "it is held as it was");
+        assert_eq!(daemon.show_failbacks().len(), usize::from(is_put_back));
+        if let Some(over) = over {
+            over();
+        }
+        api.abort();
+        daemon.stop_groups().await;
+    }
 }
 
 /// Put back while what was left of it was ended, it was opened by nobody: who put it back was told that somebody was at it.

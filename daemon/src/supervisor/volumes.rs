@@ -305,7 +305,7 @@ impl Daemon {
     }
 
     /// Serves a volume whose opening was claimed; says so, or why not, to whoever asks from then on.
-    async fn open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
+    async fn open(self: &Arc<Self>, volume: VolumeConfig) -> anyhow::Result<()> {
         let (name, group, is_inserted) = (volume.name.clone(), volume.group.clone(), volume.insert);
         let opened = self.try_to_open(volume).await;
         self.around.backings.want_no_more(&name);
@@ -343,10 +343,10 @@ impl Daemon {
         Ok(())
     }
 
-    async fn try_to_open(&self, volume: VolumeConfig) -> anyhow::Result<()> {
+    async fn try_to_open(self: &Arc<Self>, volume: VolumeConfig) -> anyhow::Result<()> {
         let name = volume.name.clone();
         let group = volume.group.clone();
-        self.failbacks.refuse_held(&group, &name, &volume.backing)?;
+        self.refuse_held((&group, &name), &volume.backing)?;
         let source = self.source_of(&group);
         let id = farside_ledger::volume_id(&source, &group, &name);
         let (strangers, dir) =

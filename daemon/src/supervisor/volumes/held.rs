@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::{Claimed, LEAVE_WAIT, clear, names_of};
-use crate::config::{GroupConfig, VolumeConfig};
+use crate::config::{Config, GroupConfig, VolumeConfig};
 use crate::group::Ask;
 use crate::locked;
 use crate::loss::LossNote;
@@ -21,6 +21,11 @@ impl Daemon {
     /// What is configured of a group as a whole.
     pub(crate) fn group_config(&self, group: &Name) -> GroupConfig {
         locked(&self.config).group(group)
+    }
+
+    /// What is made of the configuration as it is now.
+    pub(crate) fn with_config<T>(&self, make: impl FnOnce(&Config) -> T) -> T {
+        make(&locked(&self.config))
     }
 
     pub(crate) fn state_path(&self) -> PathBuf {
