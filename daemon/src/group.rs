@@ -335,7 +335,7 @@ impl Member {
             && self.loss == Loss::Kept
             && self.heats.is_empty()
             && !self.flushing
-            && Mark::TrackingLost.is_set(&self.served.dir).is_ok_and(|set| !set)
+            && [Mark::TrackingLost, Mark::Leaving].iter().all(|mark| mark.is_set(&self.served.dir).is_ok_and(|set| !set))
     }
 }
 

@@ -194,6 +194,9 @@ pub enum Mark {
     TrackingLost,
     /// The operator's `--accept`, not yet carried out.
     Accepted,
+    /// It is being taken out of service, and what becomes of it is not known yet: for whoever opens it next, everything must be compared. † A mark of
+    /// its own: who puts [`Mark::TrackingLost`] for the time being takes away with it what was lost meanwhile.
+    Leaving,
 }
 
 impl Mark {
@@ -202,6 +205,7 @@ impl Mark {
             Self::Paused => "paused",
             Self::TrackingLost => "tracking-lost",
             Self::Accepted => "accepted",
+            Self::Leaving => "leaving",
         }
     }
 

@@ -60,6 +60,9 @@ const DISK_POLL: Duration = Duration::from_millis(50);
 /// Why everything is compared, where [`Known::Another`].
 const ANOTHER_DISK: &str = "another disk was found at its name";
 
+/// The same, where [`Mark::Leaving`] was left.
+const WAS_LEAVING: &str = "it was being taken out of service, and who did that did not get to its end";
+
 /// In a volume's folder: what tells the device that its tap was put under.
 const DEVICE_FILE: &str = "device";
 
@@ -228,7 +231,12 @@ impl Served {
             Mark::TrackingLost.put(&dir, true)?;
             note.remove();
         }
-        // Both marks come before anything is written that would make the next start forget the reason: the map grown, the
+        if Mark::Leaving.is_set(&dir)? {
+            warn!(volume = %name, "{WAS_LEAVING}: everything will be compared");
+            Mark::TrackingLost.put_because(&dir, WAS_LEAVING)?;
+            Mark::Leaving.put(&dir, false)?;
+        }
+        // All marks come before anything is written that would make the next start forget the reason: the map grown, the
         // header `attached`, the new identity kept.
         let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
         let known = backing::known(&identity, &dir);

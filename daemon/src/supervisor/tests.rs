@@ -37,7 +37,8 @@ fn not_begun(
     said: &str,
     backings: impl FnOnce(&Config) -> Backings,
 ) -> (Arc<Daemon>, mpsc::UnboundedReceiver<Noticed>) {
-    for volume in ["data", "late", "other"] {
+    // Those that an earlier one left are as it left them.
+    for volume in ["data", "late", "other"].iter().filter(|volume| !at.join(volume).exists()) {
         std::fs::write(at.join(volume), vec![0; 8 << 20]).expect("written");
     }
     std::fs::create_dir_all(at.join("run")).expect("made");
@@ -243,6 +244,66 @@ async fn a_tap_that_was_lost_is_remembered_before_its_volume_is_closed() {
     running.lose_tap();
     assert_eq!(daemon.stop_groups().await, Stopped::Unclean);
     assert!(Mark::TrackingLost.reason(&folder).expect("marked").contains("ended by somebody else"));
+}
+
+/// What was lost while a volume was being taken out relied on the mark that was there for that. The removal was refused, and the mark withdrawn: after
+/// a crash the map was believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn l2_what_is_lost_while_a_removal_is_refused_is_remembered() {
+    for is_lost in [true, false] {
+        let running = Running::new().await;
+        let (daemon, folder, path) = (running.daemon.clone(), running.folder("data"), running.at.join("farsided.toml"));
+        let text = std::fs::read(&path).expect("read");
+        // Whoever reads the configuration waits for it.
+        let gate = running.at.join("gate");
+        let hold_up = || {
+            nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("made");
+            std::fs::rename(&gate, &path).expect("put in its place");
+        };
+        hold_up();
+        let removes = daemon.clone();
+        let removing = tokio::spawn(async move { removes.remove_volume("data").await });
+        // It is looked whether a person wrote it there, before anything is done, and once more when it is marked.
+        for is_marked in [false, true] {
+            let at = path.clone();
+            let opened = tokio::task::spawn_blocking(move || std::fs::File::options().write(true).open(at));
+            let mut reader = opened.await.expect("it ends").expect("somebody reads");
+            assert_eq!(Mark::Leaving.is_set(&folder).expect("asked"), is_marked);
+            match is_marked {
+                true => std::fs::rename(running.at.join("as it was"), &path).expect("put back"),
+                false => {
+                    std::fs::write(running.at.join("as it was"), &text).expect("written");
+                    hold_up();
+                }
+            }
+            if is_marked && is_lost {
+                Mark::TrackingLost.put(&folder, true).expect("its map cannot be written any more");
+            }
+            std::io::Write::write_all(&mut reader, &text).expect("read");
+        }
+        let refused = removing.await.expect("it ends").expect_err("a person wrote it there");
+        assert!(refused.message.contains("hand-written"), "{refused:?}");
+        assert!(!Mark::Leaving.is_set(&folder).expect("asked"));
+        assert_eq!(Mark::TrackingLost.is_set(&folder).expect("asked"), is_lost);
+        let stopped = if is_lost { Stopped::Unclean } else { Stopped::Clean };
+        assert_eq!(daemon.stop_groups().await, stopped);
+    }
+}
+
+/// Whoever was taking a volume out was killed in the middle of that.
+#[tokio::test]
+async fn l2_what_was_being_taken_out_at_a_crash_is_compared_in_full() {
+    let running = Running::new().await;
+    let folder = running.folder("data");
+    let dir = running.end().await;
+    assert_eq!(IntentFile::says_clean(&folder).expect("read"), Some(true));
+    Mark::Leaving.put(&folder, true).expect("marked");
+    let again = Running::begin(dir, "name='h1'", Backings::of).await.expect("data is served");
+    assert!(!Mark::Leaving.is_set(&folder).expect("asked"), "it would say so of what comes next, too");
+    let said = again.daemon.status().await.groups.remove(0).volumes.remove(0).reasons;
+    let is_compared = |reason: &Reason| reason.message.contains("everything is compared, since it was being taken out");
+    assert!(said.iter().any(is_compared), "{said:?}");
+    again.daemon.stop_groups().await;
 }
 
 /// What was lost while a volume was being closed could not be kept, and a stop knew nothing of that volume.

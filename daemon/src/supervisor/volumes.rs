@@ -935,8 +935,7 @@ impl Daemon {
     /// not trusted again.
     fn take_out(&self, name: &Name, group: &Name, config: &Config) -> Result<(), ApiError> {
         let (dir, _) = self.state.volume_dir(group, name).map_err(ApiError::internal)?;
-        let marked = Mark::TrackingLost.is_set(&dir).map_err(ApiError::internal)?;
-        Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
+        Mark::Leaving.put(&dir, true).map_err(ApiError::internal)?;
         // What is served and not configured, or only as the files were before, is only let go.
         let is_there = config.volumes.contains_key(name);
         let removed = match is_there && !config.has_written(name) {
@@ -946,14 +945,17 @@ impl Daemon {
         if let Err(error) = removed
             && is_there
         {
-            // It stays, and stays trusted.
-            Mark::TrackingLost.put(&dir, marked).map_err(ApiError::internal)?;
+            // It stays, and stays trusted, unless something was lost meanwhile.
+            Mark::Leaving.put(&dir, false).map_err(ApiError::internal)?;
             let todo = "take it out of that file, or mend what is wrong with it; then say the same again";
             return Err(ApiError::new(ErrorCode::Conflict, error.to_string(), todo));
         }
         locked(&self.config).volumes.remove(name);
         self.is_stale_no_more(name);
         self.forget(group, name);
+        // † What could be marked in no other way stays marked by this.
+        let marked = Mark::TrackingLost.put(&dir, true).and_then(|()| Mark::Leaving.put(&dir, false));
+        marked.unwrap_or_else(|error| warn!(volume = %name, %error, "that it has left is marked, and that mark stays"));
         info!(volume = %name, "not configured any more");
         Ok(())
     }

@@ -193,22 +193,21 @@ impl Daemon {
         let name = &volume.name;
         // † For a helper that ends after this process does: who comes next may have found the tap under the device still.
         let dir = self.volume_path(volume);
-        let was_lost = Mark::TrackingLost.is_set(&dir).map_err(ApiError::internal)?;
-        Mark::TrackingLost.put(&dir, true).map_err(ApiError::internal)?;
+        Mark::Leaving.put(&dir, true).map_err(ApiError::internal)?;
         let runtime_dir = self.around.runtime_dir.clone();
         let out = tokio::task::spawn_blocking(move || held.take_out(&runtime_dir).map(|()| held));
         let why = match tokio::time::timeout(LEAVE_WAIT, out).await {
             Ok(Ok(Ok(held))) => {
                 // Its table says it from here on, to whoever opens the volume; what is served until then has lost nothing.
-                if !was_lost {
-                    Mark::TrackingLost.put(&dir, false).map_err(ApiError::internal)?;
-                }
+                Mark::Leaving.put(&dir, false).map_err(ApiError::internal)?;
                 return Ok(Claimed::once_out(tap, Some(held), end).await);
             }
             Ok(Ok(Err(error))) => error,
             Ok(Err(error)) => error.into(),
             Err(_) => anyhow::anyhow!("the requests of its host do not end"),
         };
+        // It may be out, or come to be.
+        Mark::TrackingLost.put(&dir, true).and_then(|()| Mark::Leaving.put(&dir, false)).map_err(ApiError::internal)?;
         let what = "see the kernel's log, then say the same again";
         Err(ApiError::new(ErrorCode::Conflict, format!("volume {name} stays: {why:#}"), what))
     }
