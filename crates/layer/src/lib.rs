@@ -35,7 +35,7 @@ pub use format::{
     PartError, PartId, PartSummary, RunKind, TAIL_BYTES_MAX, TRAILER_BYTES,
 };
 pub use frames::{Compression, Encoder, FrameEncoder, Frames, PushError};
-pub use reader::{Footer, FrameDecoder, ReadFooterError, read_footer};
+pub use reader::{Footer, FrameDecoder, ReadFooterError, check_stored, read_footer};
 pub use verify::PartVerifier;
 pub use writer::{PartAssembler, PartWriter};
 pub use zero::{is_zero, split_zero};

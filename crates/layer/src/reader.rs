@@ -56,6 +56,24 @@ pub fn read_footer<E: std::error::Error + 'static>(
     Ok(Footer::parse(&tail, &trailer, part_bytes)?)
 }
 
+/// As [`read_footer`], and holds what is stored against the footer, frame by frame, by their checksums: no key is needed, and nothing is unpacked.
+///
+/// # Errors
+/// What `read_at` says, or what is wrong with the bytes.
+pub fn check_stored<E: std::error::Error + 'static>(
+    part_bytes: u64,
+    mut read_at: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<Footer, ReadFooterError<E>> {
+    let footer = read_footer(part_bytes, &mut read_at)?;
+    let mut stored = Vec::new();
+    for frame in &footer.frames {
+        stored.resize(frame.stored_bytes as usize, 0);
+        read_at(frame.offset.into(), &mut stored).map_err(ReadFooterError::Read)?;
+        frame.check_stored(&footer.id, &stored)?;
+    }
+    Ok(footer)
+}
+
 fn check_part_bytes(part_bytes: u64) -> Result<(), PartError> {
     if part_bytes > PART_BYTES_MAX {
         return Err(PartError::TooLong(PART_BYTES_MAX));
@@ -64,6 +82,17 @@ fn check_part_bytes(part_bytes: u64) -> Result<(), PartError> {
         return Err(PartError::Truncated(part_bytes));
     }
     Ok(())
+}
+
+impl FrameRef {
+    /// Holds what is stored of it against its checksum.
+    pub(crate) fn check_stored(&self, id: &PartId, stored: &[u8]) -> Result<(), PartError> {
+        let torn = crc32c::crc32c(stored) != self.crc && !mutation::on(UNCHECKED);
+        if stored.len() != self.stored_bytes as usize || torn {
+            return Err(PartError::Payload { region: id.geometry.region_of(self.run.start), run: self.run });
+        }
+        Ok(())
+    }
 }
 
 impl Footer {
@@ -293,16 +322,8 @@ impl FrameDecoder {
             return self.decode(footer, frame, stored, out);
         }
         let (id, wanted) = (&footer.id, footer.stored_digests[frame.data_frame as usize]);
-        self.check_stored(id, frame, stored)?;
+        frame.check_stored(id, stored)?;
         if stored_digest(stored) != wanted {
-            return Err(PartError::Payload { region: id.geometry.region_of(frame.run.start), run: frame.run });
-        }
-        Ok(())
-    }
-
-    pub(crate) fn check_stored(&self, id: &PartId, frame: &FrameRef, stored: &[u8]) -> Result<(), PartError> {
-        let torn = crc32c::crc32c(stored) != frame.crc && !mutation::on(UNCHECKED);
-        if stored.len() != frame.stored_bytes as usize || torn {
             return Err(PartError::Payload { region: id.geometry.region_of(frame.run.start), run: frame.run });
         }
         Ok(())
@@ -323,7 +344,7 @@ impl FrameDecoder {
         if sealed != self.keys.is_sealed() {
             return Err(PartError::Sealed { found: sealed });
         }
-        self.check_stored(id, frame, stored)?;
+        frame.check_stored(id, stored)?;
         let payload = match &self.keys {
             ContentKeys::Clear(_) => stored,
             ContentKeys::Opaque => return Err(PartError::KeyNeeded { region, run: frame.run }),

@@ -205,7 +205,7 @@ impl PartVerifier {
     fn check_payload(&mut self, frame: &FrameRef, bytes: &[u8]) -> Result<Stage, PartError> {
         let sealed = self.decoder.keys().is_sealed();
         if sealed {
-            self.decoder.check_stored(&self.expected, frame, bytes)?;
+            frame.check_stored(&self.expected, bytes)?;
             self.stored_digests.push(stored_digest(bytes));
         }
         if matches!(self.decoder.keys(), ContentKeys::Opaque) {

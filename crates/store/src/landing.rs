@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use farside_layer::{Footer, PartId, PartVerifier, ReadFooterError, read_footer};
+use farside_layer::{Footer, PartId, PartVerifier, ReadFooterError, check_stored, read_footer};
 use farside_ledger::{KeptEnd, PartEntry, VolumeMeta, volume_id};
 use farside_region::{LayerKey, Name, Slot, Term, VolumeId};
 
@@ -398,6 +398,9 @@ impl Landing {
         }
         let is_there = before.is_some() && block_on(segments.backend.size(&object))?.is_some();
         if !is_there {
+            if !self.linked {
+                check_landed(&file, name, part)?;
+            }
             match block_on(segments.backend.adopt(&object, &file)) {
                 Ok(Created::New) => {
                     if !self.linked {
@@ -458,21 +461,9 @@ impl Landing {
 
     /// The footer of a landed part.
     pub(crate) fn footer(&self, volume: &Name, part: &PartName, entry: &PartEntry) -> Result<Footer> {
-        let path = self.path(volume, part);
-        let file = match File::open(&path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(StoreError::PartMissing { layer: part.layer, part: part.number });
-            }
-            other => other.map_err(|e| self.store.io("opening", &path, 0, e))?,
-        };
-        let bad = |why: String| StoreError::BadPart { layer: part.layer, part: part.number, why };
-        match read_footer(entry.bytes, |offset, buffer| file.read_exact_at(buffer, offset)) {
-            Ok(footer) if footer.summary().footer_digest == entry.footer_digest => Ok(footer),
-            Ok(_) => Err(bad("it is not the part that landed".into())),
-            Err(ReadFooterError::Read(e)) if is_of_medium(&e) => Err(bad(format!("it cannot be read: {e}"))),
-            Err(ReadFooterError::Read(e)) => Err(self.store.io("reading", &path, 0, e)),
-            Err(e) => Err(bad(e.to_string())),
-        }
+        landed(&self.path(volume, part), part, entry, |file| {
+            read_footer(entry.bytes, |offset, buffer| file.read_exact_at(buffer, offset))
+        })
     }
 
     /// Looks at what an earlier process left: debris goes, whole parts are verified and listed. `sweep`: the ledger was
@@ -712,6 +703,39 @@ pub(crate) fn push_out(file: &File, offset: u64, bytes: u64) {
     let _ = nix::fcntl::posix_fadvise(file, offset, bytes, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
+/// What is in the file of a landed part, as `read` reads it.
+fn landed(
+    path: &Path,
+    part: &PartName,
+    entry: &PartEntry,
+    read: impl FnOnce(&File) -> std::result::Result<Footer, ReadFooterError<std::io::Error>>,
+) -> Result<Footer> {
+    let io = |doing, error| StoreError::from_io(doing, path, 0, error);
+    let file = match File::open(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return Err(StoreError::PartMissing { layer: part.layer, part: part.number });
+        }
+        other => other.map_err(|e| io("opening", e))?,
+    };
+    let bad = |why: String| StoreError::BadPart { layer: part.layer, part: part.number, why };
+    match read(&file) {
+        Ok(footer) if footer.summary().footer_digest == entry.footer_digest => Ok(footer),
+        Ok(_) => Err(bad("it is not the part that landed".into())),
+        Err(ReadFooterError::Read(e)) if is_of_medium(&e) => Err(bad(format!("it cannot be read: {e}"))),
+        Err(ReadFooterError::Read(e)) => Err(io("reading", e)),
+        Err(e) => Err(bad(e.to_string())),
+    }
+}
+
+/// † Before a landed part goes to where its source forgets it for: its disk may have changed it since it was verified, and until then it can be had
+/// again.
+///
+/// # Errors
+/// [`StoreError::PartMissing`], [`StoreError::BadPart`], or what the file system says.
+pub(crate) fn check_landed(path: &Path, part: &PartName, entry: &PartEntry) -> Result<()> {
+    landed(path, part, entry, |file| check_stored(entry.bytes, |offset, buffer| file.read_exact_at(buffer, offset))).map(drop)
+}
+
 enum Unverified {
     Io(std::io::Error),
     Bad(String),
@@ -738,7 +762,7 @@ fn verify_file(path: &Path, volume: &VolumeMeta, name: &PartName) -> Result<Part
 }
 
 /// All files below a directory that may not exist.
-fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+pub(crate) fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         other => other?,

@@ -17,6 +17,7 @@ use farside_region::mutation;
 use super::{GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Segments, Unseen};
 use crate::backend::{Backend, Created, block_on, end_to_end};
 use crate::error::{Result, StoreError};
+use crate::landing::check_landed;
 use crate::leases::Held;
 use crate::liveness::PartName;
 use crate::names::{GroupNames, GroupObject};
@@ -310,6 +311,7 @@ pub(super) fn put_all(segments: &Segments, packs: &[&Pack]) -> Vec<Result<()>> {
 fn put(backend: &dyn Backend, names: &GroupNames, pack: &Pack) -> Result<()> {
     let name = names.pack(pack.id);
     let files: Vec<(PathBuf, u64)> = pack.parts.iter().map(|part| (part.file.clone(), part.entry.bytes)).collect();
+    pack.parts.iter().try_for_each(|part| check_landed(&part.file, &part.name, &part.entry))?;
     let lost = |path: &PathBuf| pack.parts.iter().find(|part| part.file == *path).map(|part| part.name);
     match block_on(backend.adopt_all(&name, &files)) {
         Ok(Created::New) => Ok(()),

@@ -12,7 +12,7 @@ use crate::backend::counting::Counting;
 use crate::backend::memory::Memory;
 use crate::group::Dated;
 use crate::testkit::{Fill, PASSED_MS, Runs, TempStore, TestVolume, layers, name};
-use crate::{Backend, GroupNames, GroupStore, PointReader, Problem, Severity, Store, StoreError, StoreReader, check};
+use crate::{Backend, GroupNames, GroupStore, PointReader, Problem, Remedy, Severity, Store, StoreError, StoreReader, check};
 
 const KEEP_1: Policy = Policy::without_grid(1, 0);
 const HOUR_MS: u64 = 3600 * 1000;
@@ -181,6 +181,26 @@ fn what_is_published_together_is_one_object_that_everybody_reads() {
 }
 
 /// Whatever fails: parts are not sent again that are there, and nothing is named that is not.
+/// † The disk of the gateway changed what lay there while the bucket was away: it was put under the right footer, and its source forgot what it had.
+#[test]
+fn what_rots_while_it_waits_for_the_bucket_is_had_again_from_its_source() {
+    for parts in [&[(0, 8, 1)][..], &[(0, 8, 1), (8, 8, 2)][..]] {
+        let mut site = Site::new();
+        let said = site.land(parts);
+        let landing = site.dir.path().join("staging/landing");
+        let mut files = Vec::new();
+        crate::landing::collect(&landing, &mut files).expect("listed");
+        let file = files.iter().find(|file| file.extension().is_some_and(|number| number == "0")).expect("a part");
+        let mut content = std::fs::read(file).expect("read");
+        // Of its first frame, which lies behind two headers' room.
+        content[140] ^= 1;
+        std::fs::write(file, &content).expect("written");
+        let error = site.group().append_all(said).expect_err("it is not what its source said");
+        assert_eq!(error.remedy(), Remedy::Lose, "{error}");
+        assert!(site.packs().is_empty() && site.segments().is_empty(), "{:?}", site.packs());
+    }
+}
+
 #[test]
 fn a_pack_whose_record_failed_is_named_by_the_next_attempt() {
     let mut site = Site::new();
