@@ -474,8 +474,8 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
     }
     if segments_damaged > 0 {
         let message = format!(
-            "{segments_damaged} segments of it are damaged or missing in the store: points that need them cannot be restored in \
-             full, and none is pruned meanwhile"
+            "segments of it are damaged or missing in the store ({segments_damaged} at least): points that need them cannot be \
+             restored in full, and none that may be the last whole one is pruned meanwhile"
         );
         let todo = "`farside volume resync NAME` sends what they held again; on the gateway `farside store check` names them, and \
                     its disk must be looked after";

@@ -70,6 +70,9 @@ pub(crate) struct Finding {
     /// The newest slot while it was said: who compared with the source up to there knew nothing of what lies here.
     #[serde(default)]
     pub(crate) until: Option<Slot>,
+    /// The volumes of it, as far as all was read.
+    #[serde(default)]
+    pub(crate) volumes: BTreeSet<String>,
     pub(crate) message: String,
     pub(crate) what_to_do: String,
 }
@@ -107,7 +110,8 @@ impl Found {
     /// What was found is lost, for this reason: it may have been any point.
     pub(crate) fn forgotten(why: String) -> Self {
         let (message, what_to_do) = (String::new(), String::new());
-        let any = Finding { point: None, since: Slot(0), head: Slot(u64::MAX), is_said: false, until: None, message, what_to_do };
+        let (head, volumes) = (Slot(u64::MAX), BTreeSet::new());
+        let any = Finding { point: None, since: Slot(0), head, is_said: false, until: None, volumes, message, what_to_do };
         Self { findings: vec![any], forgotten: Some(why), ..Self::default() }
     }
 
@@ -128,6 +132,11 @@ impl Found {
         self.findings.iter().filter(|finding| finding.is_said).map(|finding| finding.point.unwrap_or(finding.head)).max()
     }
 
+    /// The volumes of which something is said to be damaged.
+    pub(crate) fn damaged_volumes(&self) -> BTreeSet<&str> {
+        self.findings.iter().filter(|finding| finding.is_said).flat_map(|finding| &finding.volumes).map(String::as_str).collect()
+    }
+
     /// What is said to be damaged that a point may have: it was not read since, or is not sound.
     pub(crate) fn damage_of(&self, point: &Point) -> Option<&str> {
         let is_sound_since = |head: Slot| point.proofs.read_back.is_some_and(|read| read.slot > head);
@@ -146,9 +155,11 @@ impl Found {
             let oldest = self.findings.remove(0);
             let next = self.findings[0].clone();
             let (since, head, until) = (next.since.min(oldest.since), next.head.max(oldest.head), next.until.max(oldest.until));
+            let (next_volumes, oldest_volumes) = (next.volumes.clone(), oldest.volumes.clone());
             // What is said of either is said on.
             let said = if next.is_said { next } else { oldest };
-            self.findings[0] = Finding { point: None, since, head, until, ..said };
+            let volumes = next_volumes.into_iter().chain(oldest_volumes).collect();
+            self.findings[0] = Finding { point: None, since, head, until, volumes, ..said };
         }
         self.settled = None;
     }
@@ -156,9 +167,9 @@ impl Found {
     /// A point that is being read is damaged. What was said of it when all of it was read is said on.
     pub(crate) fn met(&mut self, finding: Finding) {
         let known = self.findings.iter().find(|known| known.is_said && known.point.is_some() && known.point == finding.point);
-        let said = known.map(|known| (known.message.clone(), known.what_to_do.clone()));
-        let (message, what_to_do) = said.unwrap_or((finding.message, finding.what_to_do));
-        self.damaged(Finding { message, what_to_do, ..finding });
+        let said = known.map(|known| (known.message.clone(), known.what_to_do.clone(), known.volumes.clone()));
+        let (message, what_to_do, volumes) = said.unwrap_or((finding.message, finding.what_to_do, finding.volumes));
+        self.damaged(Finding { message, what_to_do, volumes, ..finding });
     }
 
     /// Parts are lost: no reading was needed to see that, and it is said elsewhere. `None`: none is.
@@ -168,7 +179,8 @@ impl Found {
         let Some(Lost { since, .. }) = lost.filter(|lost| lost.is_new(known)) else { return };
         let Some(head) = state.head() else { return };
         let (message, what_to_do) = (String::new(), String::new());
-        let finding = Finding { point: None, since, head, is_said: false, until: None, message, what_to_do };
+        let volumes = BTreeSet::new();
+        let finding = Finding { point: None, since, head, is_said: false, until: None, volumes, message, what_to_do };
         if finding.matters(state) {
             let forgotten = self.forgotten.take();
             self.damaged(finding);
@@ -280,6 +292,7 @@ mod tests {
             head: Slot(head),
             is_said: true,
             until: None,
+            volumes: BTreeSet::new(),
             message,
             what_to_do,
         }

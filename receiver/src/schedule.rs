@@ -152,7 +152,8 @@ impl Schedule {
              store, or have the newest content sent again: `farside volume resync NAME` on the host"
         );
         let finding = finding(receiver, group, point, since, (message, what_to_do));
-        self.change_found(group.names(), |found| found.damaged(finding));
+        let volumes = volumes.iter().filter(|volume| volume.damaged_regions > 0).map(|volume| volume.volume.clone()).collect();
+        self.change_found(group.names(), |found| found.damaged(Finding { volumes, ..finding }));
         self.keep(&receiver.state_dir);
     }
 
@@ -478,7 +479,7 @@ fn finding(
     // Of a group whose store is away it is not known; who knows the ledger puts it right (`Found::settle`).
     let head = group.view().head().map_or(Slot(u64::MAX), |head| Slot(head.max(point.slot)));
     let (point, since) = (Slot(point.slot), since.unwrap_or(Slot(0)));
-    Finding { point: Some(point), since, head, is_said: true, until: None, message, what_to_do }
+    Finding { point: Some(point), since, head, is_said: true, until: None, volumes: BTreeSet::new(), message, what_to_do }
 }
 
 fn id_of(point: &PointInfo) -> PointId {

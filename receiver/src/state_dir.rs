@@ -572,6 +572,7 @@ mod tests {
             head: at,
             is_said: true,
             until: None,
+            volumes: ["data".to_owned()].into(),
             message: "m".into(),
             what_to_do: "w".into(),
         };

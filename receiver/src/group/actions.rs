@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use farside_ledger::{Body, KeptEnd, LayerKind, Policy, Verdict};
-use farside_region::{LayerKey, LedgerPosition, VolumeId};
+use farside_ledger::{Body, KeptEnd, LayerKind, Policy, Verdict, volume_id};
+use farside_region::{LayerKey, LedgerPosition, Name, VolumeId};
 use farside_replication::target::{Action, AppendOutcome, Dated, Event, Report, SessionId, Ticket};
 use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
@@ -146,7 +146,12 @@ impl Group {
     /// Tells the sources what the store has lost, when that has changed: they can send it again.
     pub(super) fn say_damage(&mut self) {
         let Place::Here(here) = &self.place else { return };
-        let volumes = here.store.damaged_by_volume().into_iter().take(DAMAGED_VOLUMES_MAX);
+        let mut volumes = here.store.damaged_by_volume();
+        // What a verification found lies in a segment at least.
+        let found = self.found();
+        let named = found.damaged_volumes().into_iter().filter_map(|name| name.parse().ok());
+        named.for_each(|name: Name| _ = volumes.entry(volume_id(&self.names.source, &self.names.group, &name)).or_insert(1));
+        let volumes = volumes.into_iter().take(DAMAGED_VOLUMES_MAX);
         let damage = Damage { volumes: volumes.map(|(volume, segments)| DamagedVolume { volume, segments }).collect() };
         if damage != self.damage {
             self.damage = damage;

@@ -8,6 +8,7 @@ use farside_control::receiver::ReceiverGroup;
 use farside_control::routes::{PagesQuery, PointsQuery};
 use farside_control::{PinRequest, Reason, Verification, VerificationState, VerifiedHow};
 use farside_ledger::LayerKind;
+use farside_wire::ReceiverMessage;
 
 use crate::site::{Gateway, granules, wait_until};
 
@@ -163,6 +164,9 @@ async fn what_is_older_than_damage_stays_until_something_newer_is_sound() {
     let [sound, damaged] = retained().await[..] else { panic!("two points") };
     let client = gateway.client();
     assert!(verified(&client, "latest", "host1/default").await.volumes[0].damaged_regions > 0);
+    // Its source is told, which has it still.
+    let told = |m| if let ReceiverMessage::Damage(damage) = m { Some(damage.volumes.len()) } else { None };
+    assert_eq!(source.expect("to be told of the damage", told).await, 1);
     for seq in 3..=7 {
         source.publish(&volume, seq, &granules(1000 * seq, 1), LayerKind::Point).await;
     }
@@ -175,6 +179,7 @@ async fn what_is_older_than_damage_stays_until_something_newer_is_sound() {
     // All of it is written anew.
     source.publish(&volume, 9, &granules(2, 40), LayerKind::Point).await;
     assert!(verified(&client, "latest", "host1/default").await.is_sound());
+    assert_eq!(source.expect("to be told that there is none", told).await, 0);
     source.publish(&volume, 10, &granules(9000, 1), LayerKind::Point).await;
     wait_until("the policy to be all that counts", async || !retained().await.contains(&sound)).await;
     gateway.stop();
