@@ -175,14 +175,13 @@ fn copy(global: &Global, location: &Location, of: Option<&Address>, folder: &Pat
     let has = in_folder(folder)?;
     let unusable: Vec<String> = there
         .iter()
-        .filter_map(|stored| {
-            Some(format!("{} cannot be used, and was left: {}", names.key(stored.number), stored.wrapping.as_ref().err()?))
-        })
+        .filter_map(|stored| Some(format!("{} cannot be used, and was left: {}", names.key(stored.number), stored.fault()?)))
         .collect();
     if unusable.len() == there.len() {
         let message = format!("no wrapped key of group {names} can be used: {}", unusable.join("; "));
         return Err(Failure::new(Exit::Damaged, message, "put them back from a copy of the store, or from the host's folder"));
     }
+    there.retain(|stored| stored.fault().is_none());
     // † farsided takes the first that it can unwrap: one of another key would have it encrypt with that.
     let group = store.group(&names)?;
     let seals = group.state().volumes().filter_map(|(_, v)| v.meta().digest_key.seal());
@@ -231,7 +230,8 @@ fn list(global: &Global, place: &Place, of: Option<&Address>) -> Result<(), Fail
     let of_wrapping = |wrapping: &Result<Wrapping, String>| match wrapping {
         Ok(wrapping) => {
             let bound_to = wrapping.group().map(str::to_owned);
-            (Some(wrapping.key().to_string()), Some(wrapping.way().to_owned()), bound_to, None)
+            let damage = wrapping.is_damaged().then(|| "damaged: put it back from a copy".to_owned());
+            (Some(wrapping.key().to_string()), Some(wrapping.way().to_owned()), bound_to, damage)
         }
         Err(why) => (None, None, None, Some(why.clone())),
     };

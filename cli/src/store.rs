@@ -360,7 +360,13 @@ pub(crate) fn check(global: &Global, url: &str, key: &KeyArg) -> Result<(), Fail
     }
     let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     if errors == 0 {
-        return Ok(());
+        return if is_unopened(&report) { Err(unopened(&location)) } else { Ok(()) };
+    }
+    let is_key = |finding: &Finding| finding.problem == farside_store::Problem::Key;
+    if report.findings.iter().filter(|finding| finding.severity == Severity::Error).all(is_key) {
+        let message = format!("wrapped keys in the store at {location} are damaged or missing");
+        let what_to_do = "put them back as said above, before the last one that opens is gone: without any nothing that is encrypted can be restored";
+        return Err(Failure::new(Exit::Damaged, message, what_to_do));
     }
     let torn = report.findings.iter().any(|f| f.severity == Severity::Error && f.problem == farside_store::Problem::LedgerTorn);
     let what_to_do = if torn {
@@ -370,6 +376,16 @@ pub(crate) fn check(global: &Global, url: &str, key: &KeyArg) -> Result<(), Fail
     };
     let findings = if errors == 1 { "one finding" } else { &format!("{errors} findings") };
     Err(Failure::new(Exit::Damaged, format!("the store at {location} is damaged: {findings}"), what_to_do))
+}
+
+/// Whether a key was given that does not open all that is encrypted.
+fn is_unopened(report: &CheckReport) -> bool {
+    report.findings.iter().any(|finding| finding.problem == farside_store::Problem::KeyUnopened)
+}
+
+fn unopened(location: &Location) -> Failure {
+    let message = format!("the key does not open all that is encrypted in the store at {location}");
+    Failure::new(Exit::Refused, message, "give the one that does (farside key list), or none: then only stored bytes are checked")
 }
 
 /// What `farside store repair` did.
@@ -628,7 +644,8 @@ fn check_text(report: &CheckReport) -> String {
         report.dead_ratio() * 100.0,
         print::bytes(report.unnamed_bytes),
     ));
-    if report.worst().is_none_or(|worst| worst < Severity::Error) {
+    // † Nobody who gave a key is to think that it opens what it does not.
+    if report.worst().is_none_or(|worst| worst < Severity::Error) && !is_unopened(report) {
         text.push_str("every published point can be restored\n");
     }
     text
@@ -665,5 +682,24 @@ mod tests {
         assert!(text.starts_with("✗ web/default: a bit flipped\n"), "{text}");
         assert!(!text.contains("can be restored"), "{text}");
         assert_eq!(CheckJson::new(&report).findings[0].problem, "segment_corrupt");
+    }
+
+    #[test]
+    fn who_gave_another_key_is_not_told_that_points_can_be_restored() {
+        let finding = Finding {
+            severity: Severity::Warning,
+            problem: farside_store::Problem::KeyUnopened,
+            group: "web/default".into(),
+            volume: "data".parse().ok(),
+            points: Vec::new(),
+            head: false,
+            region: None,
+            object: None,
+            text: "this file does not open the key".into(),
+        };
+        assert!(check_text(&CheckReport::default()).contains("can be restored"));
+        let report = CheckReport { findings: vec![finding], ..CheckReport::default() };
+        assert!(is_unopened(&report) && !check_text(&report).contains("every published point"));
+        assert_eq!(CheckJson::new(&report).findings[0].problem, "key_unopened");
     }
 }

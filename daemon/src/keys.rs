@@ -171,7 +171,7 @@ pub fn add_bytes(folder: &Path, wrapping: &[u8]) -> anyhow::Result<PathBuf> {
 pub(crate) fn known(state_dir: &Path, group: &Name, keeper: &Keeper, wanted: KeyId) -> anyhow::Result<GroupKey> {
     let folder = folder(state_dir, group);
     let mut there = wrappings(&folder)?;
-    there.retain(|(.., wrapping)| wrapping.as_ref().map_or(true, |wrapping| wrapping.key() == wanted));
+    there.retain(|(.., wrapping)| wrapping.as_ref().map_or(true, |wrapping| wrapping.key() == wanted || wrapping.is_damaged()));
     if there.is_empty() {
         bail!(
             "{} holds nothing that is wrapped of the key {wanted} (farside key copy brings it from the store)",
@@ -191,11 +191,17 @@ pub(crate) fn seal_here(state_dir: &Path, group: &Name, volume: &Name) -> anyhow
 }
 
 fn unwrap(folder: &Path, there: &InFolder, keeper: &Keeper) -> anyhow::Result<GroupKey> {
-    let mut why = format!("{keeper} unwraps none of the keys in {}", folder.display());
+    let (mut why, mut is_damaged) = (format!("{keeper} unwraps none of the keys in {}", folder.display()), false);
     for (number, _, wrapping) in there {
         match wrapping.as_ref().map(|wrapping| wrapping.unwrap(keeper)) {
             Ok(Ok(key)) => return Ok(key),
             Ok(Err(WrapError::OtherWay { .. })) => {}
+            Ok(Err(error @ WrapError::Damaged { .. })) => {
+                is_damaged = true;
+                why = format!("{}: {error}", folder.join(number.to_string()).display());
+            }
+            // What others say of their own hides no damage.
+            _ if is_damaged => {}
             Ok(Err(error)) => why = error.to_string(),
             Err(error) => why = format!("{} cannot be used: {error}", folder.join(number.to_string()).display()),
         }
@@ -499,7 +505,7 @@ impl GroupKeys {
         keys
     }
 
-    /// What the gateway's store is to keep. What cannot be read is left out: the store has what it had.
+    /// What the gateway's store is to keep. What cannot be read, or is damaged, is left out: the store has what it had.
     pub(crate) fn wrapped(&self) -> Vec<Vec<u8>> {
         if self.encryption.is_none() {
             return Vec::new();
@@ -508,7 +514,16 @@ impl GroupKeys {
             error!(group = %self.group, "the wrapped keys cannot be read: {error:#}");
             Vec::new()
         });
-        found.into_iter().filter(|(.., wrapping)| wrapping.is_ok()).map(|(_, bytes, _)| bytes).collect()
+        let of = folder(&self.state_dir, &self.group);
+        let is_whole = |(number, _, wrapping): &(u64, Vec<u8>, Result<Wrapping, String>)| {
+            let Ok(wrapping) = wrapping else { return false };
+            if wrapping.is_damaged() {
+                let path = of.join(number.to_string());
+                error!(group = %self.group, "the wrapped key {} is damaged, and not given to the gateway: put it back from the store", path.display());
+            }
+            !wrapping.is_damaged()
+        };
+        found.into_iter().filter(is_whole).map(|(_, bytes, _)| bytes).collect()
     }
 }
 

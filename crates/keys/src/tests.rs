@@ -212,9 +212,10 @@ fn a_wrapping_at_rest_opens_as_that_of_its_group_alone() {
     ];
     for keeper in &ways {
         let wrapping = Wrapping::at_rest("web1/db", &group(9), keeper, CHEAP).expect("wrapped");
-        let text = String::from_utf8(wrapping.encode()).expect("JSON");
-        let read = Wrapping::decode(text.as_bytes()).expect("read back");
+        let read = Wrapping::decode(&wrapping.encode()).expect("read back");
         assert!(read == wrapping && read.group() == Some("web1/db"));
+        // Whoever moves one on purpose says nothing of what it was.
+        let text = undigested(&wrapping);
         assert_eq!(read.unwrap(keeper).expect("its keeper").id(), group(9).id());
         let again = read.again(&group(9), &ways[0], CHEAP).expect("wrapped once more");
         assert_eq!(again.group(), Some("web1/db"), "it stays bound");
@@ -223,7 +224,7 @@ fn a_wrapping_at_rest_opens_as_that_of_its_group_alone() {
         assert!(matches!(opened(&moved), Err(WrapError::Wrong { .. })), "{keeper}: as another group's");
         let freed = text.replacen("\"version\": 2", "\"version\": 1", 1).replacen("  \"group\": \"web1/db\",\n", "", 1);
         assert!(matches!(opened(&freed), Err(WrapError::Wrong { .. })), "{keeper}: as one of no group");
-        let free = String::from_utf8(Wrapping::new(&group(9), keeper, CHEAP).expect("wrapped").encode()).expect("JSON");
+        let free = undigested(&Wrapping::new(&group(9), keeper, CHEAP).expect("wrapped"));
         let bound = free.replacen("\"version\": 1", "\"version\": 2,\n  \"group\": \"web1/db\"", 1);
         assert!(matches!(opened(&bound), Err(WrapError::Wrong { .. })), "{keeper}: what was bound to nothing");
         let nobodys = text.replacen("  \"group\": \"web1/db\",\n", "", 1);
@@ -231,17 +232,32 @@ fn a_wrapping_at_rest_opens_as_that_of_its_group_alone() {
     }
 }
 
-/// What is bound, byte for byte: others unwrap it, too.
+/// As an earlier Farside wrote it.
+fn undigested(wrapping: &Wrapping) -> String {
+    let text = String::from_utf8(wrapping.encode()).expect("JSON");
+    let at = text.find(",\n  \"digest\"").expect("the last one");
+    format!("{}\n}}\n", &text[..at])
+}
+
+/// What is bound, byte for byte: others unwrap it, too. An earlier Farside's is read as it ever was.
 #[test]
 fn golden_bytes_of_a_wrapping_at_rest() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("file");
     std::fs::write(&path, [7; 32]).expect("written");
-    assert_eq!(
-        Wrapping::decode(AT_REST.as_bytes()).expect("whole").unwrap(&Keeper::File(path)).expect("opens").id(),
-        group(9).id()
-    );
+    let digested = AT_REST.replace("\"\n}\n", AT_REST_DIGEST);
+    for text in [AT_REST, &digested] {
+        let wrapping = Wrapping::decode(text.as_bytes()).expect("whole");
+        assert!(!wrapping.is_damaged(), "{text}");
+        assert_eq!(wrapping.unwrap(&Keeper::File(path.clone())).expect("opens").id(), group(9).id());
+        assert_eq!(wrapping.encode(), text.as_bytes());
+    }
 }
+
+const AT_REST_DIGEST: &str = r#"",
+  "digest": "05107c18eebf8a5c911692e3cd46ef4079fece7fe2dec387e68e4ea2b9305df6"
+}
+"#;
 
 const AT_REST: &str = r#"{
   "format": "farside key",
@@ -254,10 +270,69 @@ const AT_REST: &str = r#"{
 }
 "#;
 
+/// The digest of what a passphrase wraps, byte for byte.
+#[test]
+fn golden_digest_of_what_a_passphrase_wraps() {
+    let wrapping = Wrapping::decode(BY_PASSPHRASE.as_bytes()).expect("a wrapping");
+    assert!(!wrapping.is_damaged());
+    assert_eq!(wrapping.encode(), BY_PASSPHRASE.as_bytes());
+}
+
+const BY_PASSPHRASE: &str = r#"{
+  "format": "farside key",
+  "version": 1,
+  "key": "84beafd342f9bc45169b4570c4598adf",
+  "by": "passphrase",
+  "argon2id": {
+    "memory_kib": 65536,
+    "passes": 3,
+    "lanes": 4,
+    "salt": "12121212121212121212121212121212"
+  },
+  "nonce": "2b92f6a1e33f58f842355ed2",
+  "wrapped": "7fb46fe313ec17fc447ba30661d180eae9753e874b21a987de9ee87bef0b4407749f9a80ab389be1733e031147d346f3",
+  "digest": "8b0a474cee1ab8d93fcbfe7f218a703e85b223a66a1ffb1077299574df3ba5c6"
+}
+"#;
+
+/// † One flipped digit loses all that is encrypted with the key, and looked like a wrong key.
+#[test]
+fn a_damaged_wrapping_is_not_taken_for_a_wrong_key() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let kms = dir.path().join("kms");
+    std::fs::write(&kms, b"#!/bin/sh\nLC_ALL=C exec tr '\\000-\\377' '\\200-\\377\\000-\\177'\n").expect("written");
+    std::fs::set_permissions(&kms, std::fs::Permissions::from_mode(0o700)).expect("allowed");
+    let keepers = [Keeper::Passphrase(Some("correct horse".to_owned().into())), Keeper::Command(vec![kms.display().to_string()])];
+    for keeper in keepers {
+        let wrapping = Wrapping::new(&group(9), &keeper, CHEAP).expect("wrapped");
+        let text = String::from_utf8(wrapping.encode()).expect("JSON");
+        assert!(!wrapping.is_damaged());
+        let hex: Vec<usize> = text.char_indices().filter(|(_, c)| c.is_ascii_digit()).map(|(at, _)| at).collect();
+        let fields = ["key", "salt", "nonce", "wrapped", "digest"];
+        let places: Vec<usize> = fields.iter().filter_map(|field| text.find(&format!("\"{field}\": \""))).collect();
+        assert_eq!(places.len(), if keeper.way_for_tests() == "command" { 3 } else { 5 });
+        for place in &places {
+            // Behind the name.
+            let at = *hex.iter().find(|at| *at > place).expect("a digit");
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] = if bytes[at] == b'1' { b'2' } else { b'1' };
+            let read = Wrapping::decode(&bytes).expect("it has all that it should");
+            assert!(read.is_damaged(), "{}", String::from_utf8_lossy(&bytes));
+            match read.unwrap(&keeper) {
+                // † Nothing but the digest is damaged, and it may be the only one.
+                Ok(key) => assert!(key.id() == group(9).id() && Some(place) == places.last()),
+                Err(error) => {
+                    assert!(matches!(error, WrapError::Damaged { .. }) && Some(place) != places.last(), "{error}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_wrapping_that_was_changed_says_so() {
     let keeper = Keeper::Passphrase(Some("correct horse".to_owned().into()));
-    let text = String::from_utf8(Wrapping::new(&group(9), &keeper, CHEAP).expect("wrapped").encode()).expect("JSON");
+    let text = undigested(&Wrapping::new(&group(9), &keeper, CHEAP).expect("wrapped"));
     let with = |from: &str, to: &str| {
         assert!(text.contains(from), "{text}");
         Wrapping::decode(text.replacen(from, to, 1).as_bytes())

@@ -42,6 +42,8 @@ pub struct Wrapping {
     key: KeyId,
     group: Option<String>,
     by: By,
+    /// What its file says of all others; an earlier Farside's says nothing.
+    digest: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +67,8 @@ struct Text {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nonce: Option<String>,
     wrapped: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -101,6 +105,12 @@ pub enum WrapError {
         key: KeyId,
         /// What was given.
         by: &'static str,
+    },
+    /// It does not open, and is not what was written: the secret may well be the right one.
+    #[error("the wrapped key is damaged: its digest is not that of its other fields; put it back from a copy ({source})")]
+    Damaged {
+        /// What came of it.
+        source: Box<WrapError>,
     },
     /// The secret cannot be had.
     #[error(transparent)]
@@ -171,7 +181,8 @@ impl Wrapping {
                 By::Command { wrapped: wrapped.to_vec() }
             }
         };
-        let wrapping = Self { key: key.id(), group: group.map(str::to_owned), by };
+        let mut wrapping = Self { key: key.id(), group: group.map(str::to_owned), by, digest: None };
+        wrapping.digest = Some(wrapping.digest());
         // One that cannot be unwrapped would be found out on the worst day.
         match Self::decode(&wrapping.encode()).and_then(|read| read.unwrap(keeper)) {
             Ok(again) if again.id() == key.id() => Ok(wrapping),
@@ -208,11 +219,25 @@ impl Wrapping {
         }
     }
 
-    /// The key.
+    /// Whether it is not what was written. Of one without a digest, an earlier Farside's, nobody can tell.
+    pub fn is_damaged(&self) -> bool {
+        self.digest.as_ref().is_some_and(|digest| *digest != self.digest())
+    }
+
+    /// The key. † A damaged one is tried all the same: where nothing but its digest is damaged it opens, and may be the last one.
     ///
     /// # Errors
-    /// [`WrapError::Wrong`]; see [`WrapError`].
+    /// [`WrapError::Wrong`]; [`WrapError::Damaged`]; see [`WrapError`].
     pub fn unwrap(&self, keeper: &Keeper) -> Result<GroupKey, WrapError> {
+        self.opened(keeper).map_err(|error| match error {
+            WrapError::Wrong { .. } | WrapError::Keeper(KeeperError::Command { .. }) if self.is_damaged() => {
+                WrapError::Damaged { source: Box::new(error) }
+            }
+            error => error,
+        })
+    }
+
+    fn opened(&self, keeper: &Keeper) -> Result<GroupKey, WrapError> {
         let other = || WrapError::OtherWay { key: self.key, wrapped: self.way(), given: keeper.way() };
         let wrong = || WrapError::Wrong { key: self.key, by: keeper.way() };
         let of = (self.key, self.group());
@@ -237,6 +262,30 @@ impl Wrapping {
 
     /// The file.
     pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(&self.text()).expect("plain data always serialises into memory");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// The digest of all fields but that.
+    fn digest(&self) -> String {
+        let text = self.text();
+        let mut lines = format!("format={}\nversion={}\nkey={}\n", text.format, text.version, text.key);
+        let mut line = |name: &str, value: Option<String>| lines.extend(value.map(|value| format!("{name}={value}\n")));
+        line("group", text.group);
+        line("by", Some(text.by));
+        if let Some(Argon2Text { cost, salt }) = text.argon2id {
+            line("memory_kib", Some(cost.memory_kib.to_string()));
+            line("passes", Some(cost.passes.to_string()));
+            line("lanes", Some(cost.lanes.to_string()));
+            line("salt", Some(salt));
+        }
+        line("nonce", text.nonce);
+        line("wrapped", Some(text.wrapped));
+        HEXLOWER.encode(blake3::hash(lines.as_bytes()).as_bytes())
+    }
+
+    fn text(&self) -> Text {
         let (argon2id, nonce, wrapped) = match &self.by {
             By::Passphrase { cost, salt, nonce, wrapped } => {
                 (Some(Argon2Text { cost: *cost, salt: HEXLOWER.encode(salt) }), Some(nonce), &wrapped[..])
@@ -244,7 +293,7 @@ impl Wrapping {
             By::File { nonce, wrapped } => (None, Some(nonce), &wrapped[..]),
             By::Command { wrapped } => (None, None, &wrapped[..]),
         };
-        let text = Text {
+        Text {
             format: FORMAT.to_owned(),
             version: if self.group.is_some() { VERSION_BOUND } else { VERSION },
             key: self.key.to_string(),
@@ -253,10 +302,8 @@ impl Wrapping {
             argon2id,
             nonce: nonce.map(|nonce| HEXLOWER.encode(nonce)),
             wrapped: HEXLOWER.encode(wrapped),
-        };
-        let mut bytes = serde_json::to_vec_pretty(&text).expect("plain data always serialises into memory");
-        bytes.push(b'\n');
-        bytes
+            digest: self.digest.clone(),
+        }
     }
 
     /// Reads a wrapping from its file.
@@ -305,7 +352,7 @@ impl Wrapping {
             }
             other => return Err(bad(&format!("it is wrapped by `{other}`"))),
         };
-        Ok(Self { key, group, by })
+        Ok(Self { key, group, by, digest: text.digest })
     }
 }
 

@@ -35,6 +35,9 @@ const BATCH: usize = 32;
 /// Findings kept per group; a store in worse shape than that needs no longer list.
 const FINDINGS_MAX: usize = 10_000;
 
+/// Where a wrapped key may be as well.
+const KEY_COPIES: &str = "a copy of the store (or, if the host keeps its key itself, from /var/lib/farside/keys/GROUP there)";
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
@@ -78,6 +81,8 @@ pub enum Problem {
     Checkpoint,
     /// A wrapped key is damaged or missing.
     Key,
+    /// The key that was given opens none of the wrapped ones.
+    KeyUnopened,
     /// Somebody reads a point of a store in a bucket, or did.
     Lease,
     /// Not a name that Farside gives.
@@ -209,8 +214,9 @@ fn check_group(
             Err(error @ StoreError::KeyNeeded { .. }) => {
                 report.findings.push(Finding {
                     severity: Severity::Warning,
-                    text: error.to_string(),
-                    ..finding(names, Problem::Key)
+                    text: format!("{error}. Only its stored bytes were looked at: whether it can be restored is not known"),
+                    volume: Some(volume.meta().name.clone()),
+                    ..finding(names, Problem::KeyUnopened)
                 });
                 (&volume.meta().digest_key).into()
             }
@@ -345,16 +351,21 @@ impl GroupCheck<'_> {
             return Ok(());
         }
         let stored = wrappings(&*self.segments.backend, &self.names)?;
-        for (number, why) in stored.iter().filter_map(|stored| Some((stored.number, stored.wrapping.as_ref().err()?))) {
+        // † Others may open the key as well, but who keeps the secret of this one has nothing.
+        for (number, why) in stored.iter().filter_map(|stored| Some((stored.number, stored.fault()?))) {
             let object = self.names.key(number).to_string();
-            let text = format!("{object} cannot be used: {why}; put it back from a copy of the store");
-            self.warn(Problem::Key, object, text);
+            let text = format!(
+                "the wrapped key {object} cannot be used: {why}; put it back from {KEY_COPIES}, or wrap the key once more with what opens \
+                 another of its wrappings (`farside key wrap`) and remove this one"
+            );
+            self.findings.push(Finding { object: Some(object), text, ..finding(&self.names, Problem::Key) });
         }
-        let is_held = |key, mode| stored.iter().filter_map(|stored| stored.of(&self.names, mode)).any(|held| held.key() == key);
+        let whole = || stored.iter().filter(|stored| stored.fault().is_none());
+        let is_held = |key, mode| whole().filter_map(|stored| stored.of(&self.names, mode)).any(|held| held.key() == key);
         for (key, _, volume) in sealed.into_iter().filter(|(key, mode, _)| !is_held(*key, *mode)).collect::<Vec<_>>() {
             let text = format!(
-                "volume {volume} is encrypted with the key {key}, of which the store holds no wrapping: nothing of it can be restored until \
-                 one is put back, from a copy of the store or from the host (`farside key wrap`)"
+                "volume {volume} is encrypted with the key {key}, of which the store holds no whole wrapping: nothing of it can be restored \
+                 until one is put back, from {KEY_COPIES}"
             );
             self.findings.push(Finding { volume: Some(volume), text, ..finding(&self.names, Problem::Key) });
         }

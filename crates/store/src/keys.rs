@@ -47,6 +47,15 @@ impl StoredWrapping {
             SealMode::EndToEnd => wrapping.group().is_none(),
         })
     }
+
+    /// What is wrong with it. Of what is not what was written, too, though it is tried: see [`Wrapping::unwrap`].
+    pub fn fault(&self) -> Option<String> {
+        match &self.wrapping {
+            Ok(wrapping) if wrapping.is_damaged() => Some("it is damaged: its digest is not that of its other fields".to_owned()),
+            Ok(_) => None,
+            Err(why) => Some(why.clone()),
+        }
+    }
 }
 
 /// All of a group, whatever was removed between them.
@@ -82,6 +91,9 @@ fn wrappings_in(backend: &dyn Backend, names: &GroupNames, numbers: Range<u64>) 
 pub fn add_wrapping(backend: &dyn Backend, names: &GroupNames, bytes: &[u8]) -> Result<(KeyId, u64)> {
     let bad = |why: String| StoreError::BadKey { group: names.to_string(), why };
     let wrapping = Wrapping::decode(bytes).map_err(|e| bad(e.to_string()))?;
+    if wrapping.is_damaged() {
+        return Err(bad("it is damaged: its digest is not that of its other fields".to_owned()));
+    }
     let mut number = 0;
     while number < WRAPPINGS_MAX {
         let name = names.key(number);
@@ -405,7 +417,7 @@ fn unwrap(
     let named: Vec<String> = keepers.iter().map(|keeper| format!("`{keeper}`")).collect();
     let opens = if keepers.len() == 1 { "opens" } else { "open" };
     let mut why = format!("{} {opens} none of its wrappings", named.join(" and "));
-    let mut stored = Vec::new();
+    let (mut stored, mut is_damaged) = (Vec::new(), false);
     let begun = Instant::now();
     let halves = if from == 0 { vec![0..FIRST, FIRST..WRAPPINGS_MAX] } else { vec![from..WRAPPINGS_MAX, 0..from] };
     for numbers in halves {
@@ -423,7 +435,13 @@ fn unwrap(
                 match opened(wrapping, keeper) {
                     Ok(key) => return Ok(Ok(key)),
                     Err(WrapError::OtherWay { .. }) => {}
-                    Err(error) => why = error.to_string(),
+                    Err(error @ WrapError::Damaged { .. }) => {
+                        is_damaged = true;
+                        why = error.to_string();
+                    }
+                    // What others say of their own hides no damage.
+                    Err(error) if !is_damaged => why = error.to_string(),
+                    Err(_) => {}
                 }
             }
         }
@@ -454,10 +472,12 @@ fn is_dear(wrapping: &Wrapping) -> bool {
 pub(crate) fn needed(volume: &VolumeMeta, seal: &Seal, stored: &[StoredWrapping], why: String) -> StoreError {
     let mut wrapped: Vec<String> = Vec::new();
     for stored in stored {
-        match &stored.wrapping {
-            Ok(wrapping) if wrapping.key() == seal.key => wrapped.push(format!("{} (keys/{})", wrapping.way(), stored.number)),
-            Ok(_) => {}
-            Err(why) => wrapped.push(format!("keys/{}, which cannot be used: {why}", stored.number)),
+        let number = stored.number;
+        match (&stored.wrapping, stored.fault()) {
+            (Ok(wrapping), None) if wrapping.key() == seal.key => wrapped.push(format!("{} (keys/{number})", wrapping.way())),
+            (Ok(_), None) => {}
+            (Ok(wrapping), Some(why)) => wrapped.push(format!("{} (keys/{number}; {why})", wrapping.way())),
+            (Err(why), _) => wrapped.push(format!("keys/{number}, which cannot be used: {why}")),
         }
     }
     let wrapped = if wrapped.is_empty() { "in no way that the store holds".to_owned() } else { wrapped.join(", ") };

@@ -143,6 +143,59 @@ fn without_a_key_points_are_listed_verified_and_checked() {
     assert!(checked(None).contains(&Problem::Key));
 }
 
+/// As an earlier Farside wrote it.
+fn undigested(text: &str) -> String {
+    format!("{}\n}}\n", &text[..text.find(",\n  \"digest\"").expect("the last one")])
+}
+
+/// † One flipped digit of the one wrapping loses all that is encrypted, long before somebody needs it; and it is no wrong key.
+#[test]
+fn a_damaged_wrapping_is_found_by_a_check_and_named_by_an_opening() {
+    let (store, volume, point) = store();
+    let findings = |keeper| {
+        let reader = StoreReader::open(&store.path()).expect("open").with_keeper(keeper);
+        let report = check(&reader, &|_| true).expect("looked at");
+        report.findings.into_iter().filter(|finding| finding.severity > Severity::Note).collect::<Vec<_>>()
+    };
+    let file = store.path().join("groups/host/default/keys/0");
+    let whole = fs::read_to_string(&file).expect("a wrapping");
+    let at = whole.find("\"wrapped\": \"").expect("there") + 12;
+    let mut bytes = whole.clone().into_bytes();
+    bytes[at] = if bytes[at] == b'1' { b'2' } else { b'1' };
+    fs::write(&file, &bytes).expect("written");
+    let found = findings(None);
+    assert!(found.len() == 2 && found.iter().all(|f| f.problem == Problem::Key && f.severity == Severity::Error), "{found:?}");
+    let why = opened(&store, Some(key_file(&store, 1))).point_reader(point, volume.id()).expect_err("damaged").to_string();
+    assert!(why.contains("the wrapped key is damaged") && why.contains("keys/0; it is damaged"), "{why}");
+    // Another one opens it: the damaged one is named all the same, for who keeps the secret of that alone.
+    let names = GroupNames::new(name("host"), name("default"));
+    let reader = StoreReader::open(&store.path()).expect("open");
+    add_wrapping(&**reader.backend(), &names, &wrapped(&group_key(1), &key_file(&store, 3))).expect("kept");
+    assert_eq!(findings(Some(key_file(&store, 3))).iter().map(|f| f.severity).collect::<Vec<_>>(), [Severity::Error]);
+    opened(&store, Some(key_file(&store, 3))).point_reader(point, volume.id()).expect("the other one");
+    let why = opened(&store, Some(key_file(&store, 1))).point_reader(point, volume.id()).expect_err("damaged").to_string();
+    assert!(why.contains("the wrapped key is damaged"), "what the other says of this file hides it: {why}");
+    // Nothing but its digest: it opens.
+    fs::write(&file, whole.replace("\"digest\": \"", "\"digest\": \"0")).expect("written");
+    opened(&store, Some(key_file(&store, 1))).point_reader(point, volume.id()).expect("it is all there");
+    assert_eq!(findings(None).len(), 1);
+    fs::write(&file, &whole).expect("put back");
+    assert_eq!(findings(Some(key_file(&store, 1))), []);
+    // Of an earlier Farside nobody can tell.
+    fs::write(&file, undigested(&whole)).expect("written");
+    assert_eq!(findings(Some(key_file(&store, 1))), []);
+}
+
+#[test]
+fn a_key_that_opens_nothing_is_a_finding_of_its_own() {
+    let (store, ..) = store();
+    let reader = StoreReader::open(&store.path()).expect("open").with_keeper(Some(key_file(&store, 2)));
+    let report = check(&reader, &|_| true).expect("looked at");
+    let found: Vec<_> = report.findings.iter().map(|finding| finding.problem).collect();
+    assert_eq!(found, [Problem::KeyUnopened]);
+    assert!(report.findings[0].text.contains("is not known"), "{}", report.findings[0].text);
+}
+
 /// Who looks for a key asks for the first four, and for all where these do not open it; none is written over.
 #[test]
 fn wrapped_keys_are_asked_for_four_at_first() {
@@ -325,9 +378,11 @@ fn a_wrapping_of_another_group_gives_no_key_at_rest() {
     let refused = evil.keep_key(&taken).expect_err("no host has it").to_string();
     assert!(refused.contains("host/default") && refused.contains("at rest"), "{refused}");
     add_wrapping(&*evil.backend(), &names, &taken).expect("put");
-    // With another name, and as one that says nothing of a group.
-    let text = String::from_utf8(taken.to_vec()).expect("JSON");
-    add_wrapping(&*evil.backend(), &names, text.replace("host/default", "evil/default").as_bytes()).expect("put");
+    // With another name, with a digest of what it was and without, and as one that says nothing of a group.
+    let text = String::from_utf8(taken.to_vec()).expect("JSON").replace("host/default", "evil/default");
+    let refused = add_wrapping(&*evil.backend(), &names, text.as_bytes()).expect_err("it is not what was written").to_string();
+    assert!(refused.contains("it is damaged"), "{refused}");
+    add_wrapping(&*evil.backend(), &names, undigested(&text).as_bytes()).expect("put");
     evil.keep_key(&wrapped(&group_key(1), &file)).expect("kept");
     let given = told(&evil, &at_rest(&[file])).expect("drawn").expect("a key");
     assert!(given.is_new && given.key.id() != its && given.key.id() != group_key(1).id());

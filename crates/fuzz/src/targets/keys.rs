@@ -91,7 +91,8 @@ fn wrappings() -> Vec<Vec<u8>> {
     );
     let bound = text("file", &format!("  \"group\": \"web1/db\",\n{nonce}"));
     let bound = String::from_utf8(bound).expect("text").replace("\"version\": 1", "\"version\": 2").into_bytes();
-    vec![text("file", &nonce), text("passphrase", &(argon2id + &nonce)), text("command", ""), bound]
+    let digested = text("command", &format!("  \"digest\": \"{}\",\n", "34".repeat(32)));
+    vec![text("file", &nonce), text("passphrase", &(argon2id + &nonce)), text("command", ""), bound, digested]
 }
 
 fn wrapping(bytes: &[u8]) -> Outcome {
