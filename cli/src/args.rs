@@ -977,7 +977,8 @@ Examples:
 /// `farside store recover`.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
-Without --to the volumes are listed: how many points there are of each, the oldest and the newest.
+Without --to the volumes are listed: how many points there are of each, the oldest and the newest. What cannot be
+seen, or lacks its description or its ledger, is named, and the command exits with 6.
 With it each becomes a file DIRECTORY/SOURCE/GROUP/VOLUME.img, sparse, every granule checked. Of a
 group one point is taken for all its volumes, so that what was written together comes back together;
 a volume that had left the group by then comes from the newest point that has it.

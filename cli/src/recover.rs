@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use farside_control::{Address, Point, PointId, PointRef, select_point};
 use farside_keys::Keeper;
 use farside_objects::Location;
-use farside_store::{Existing, GroupReader, StoreReader};
+use farside_store::{Existing, GroupReader, StoreError, StoreReader};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Global, RecoverArgs};
@@ -138,17 +138,45 @@ fn groups(store: &StoreReader, obstacles: &mut Vec<Obstacle>, mut each: impl FnM
     for (source, error) in &listing.unlisted {
         obstacles.push(Obstacle { what: source.to_string(), message: format!("its groups cannot be listed: {error}") });
     }
+    for names in listing.strays {
+        let file = names.description();
+        let message = match store.group_as_listed(&names) {
+            Ok(group) => {
+                look(&group, obstacles)?;
+                each(&group);
+                format!(
+                    "{file} is missing, and what there is was read by its names; put that back from a copy of the store, or from a group of the same names in another store"
+                )
+            }
+            Err(StoreError::NoSuchGroup { .. }) => format!(
+                "{file} and the whole ledger are missing, so nothing says what lies there: put both back from a copy of the store"
+            ),
+            Err(error) => format!("{file} is missing: put it back from a copy of the store ({error})"),
+        };
+        obstacles.push(Obstacle { what: names.to_string(), message });
+    }
     for names in listing.groups {
         // From a copy that was never completed, perhaps: whatever is missing is to be said.
         match store.group_as_listed(&names) {
             Ok(group) => {
-                if let Some(torn) = group.torn() {
-                    obstacles.push(Obstacle { what: names.to_string(), message: torn.error(&names).to_string() });
-                }
+                look(&group, obstacles)?;
                 each(&group);
             }
             Err(error) => obstacles.push(Obstacle { what: names.to_string(), message: error.to_string() }),
         }
+    }
+    Ok(())
+}
+
+/// What is missing of the ledger of a group.
+fn look(group: &GroupReader, obstacles: &mut Vec<Obstacle>) -> Result<(), Failure> {
+    let names = group.names();
+    let what = names.to_string();
+    if let Some(torn) = group.torn() {
+        obstacles.push(Obstacle { what, message: torn.error(names).to_string() });
+    } else if group.lacks_ledger()? {
+        let message = format!("{} is empty, and segments are there: put it back from a copy of the store", names.ledger());
+        obstacles.push(Obstacle { what, message });
     }
     Ok(())
 }
@@ -181,14 +209,25 @@ fn list(global: &Global, location: &Location, store: &StoreReader, args: &Recove
             inventory.volumes.push(Recoverable { volume, volume_bytes, points: points.len(), oldest, newest });
         }
     })?;
+    let is_damaged = !inventory.obstacles.is_empty();
     without.into_iter().for_each(|what| {
         inventory.obstacles.push(Obstacle { what, message: "has no recovery point: its first sync never ended".to_owned() });
     });
     if inventory.volumes.is_empty() {
         refuse_nothing(location, args, &inventory.obstacles)?;
     }
+    // Whoever relies on what is listed relies on all of it.
+    let seen = || match is_damaged {
+        true => {
+            let what_to_do =
+                "put back what is named above from a copy of the store; the rest can be restored. See farside store check";
+            Err(Failure::new(Exit::Damaged, format!("not everything in {location} can be seen"), what_to_do))
+        }
+        false => Ok(()),
+    };
     if global.json {
-        return print::json(&inventory);
+        print::json(&inventory)?;
+        return seen();
     }
     let mut table = Table::new(&["VOLUME", "SIZE", "POINTS", "OLDEST", "NEWEST", ""]);
     for volume in &inventory.volumes {
@@ -205,7 +244,8 @@ fn list(global: &Global, location: &Location, store: &StoreReader, args: &Recove
     say(&inventory.obstacles);
     print::out(&format!(
         "restore all of it: farside store recover '{location}' --to DIRECTORY\none of them: farside restore VOLUME --store '{location}' --point latest --to FILE\n"
-    ))
+    ))?;
+    seen()
 }
 
 fn say(obstacles: &[Obstacle]) {
@@ -243,7 +283,7 @@ async fn restore_all(
     chosen.keep(to).or_fail(format!("{} cannot be written", to.display()))?;
     let (allow_degraded, allow_damaged) = (args.allow_degraded, args.allow_damaged);
     let format = crate::args::ImageFormat::Raw;
-    let options = Options { key, existing: Existing::Resume, allow_degraded, allow_damaged, format };
+    let options = Options { key, existing: Existing::Resume, allow_degraded, allow_damaged, format, goes_on: true };
     let mut damaged = !done.obstacles.is_empty();
     let in_folder = to.to_owned();
     for Wanted { address, point, to, found } in wanted {

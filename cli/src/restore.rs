@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) allow_damaged: bool,
     /// What is made of it.
     pub(crate) format: ImageFormat,
+    /// The same command goes on with what an attempt left, without being told to.
+    pub(crate) goes_on: bool,
 }
 
 /// What was restored.
@@ -107,7 +109,8 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
         (false, false) => Existing::Keep,
     };
     let (allow_degraded, allow_damaged) = (args.allow_degraded, args.allow_damaged);
-    let options = Options { key: args.key.keeper()?, existing, allow_degraded, allow_damaged, format: args.format() };
+    let options =
+        Options { key: args.key.keeper()?, existing, allow_degraded, allow_damaged, format: args.format(), goes_on: false };
     if is_filled_in_place(&args.to, existing) && !global.json {
         eprintln!("{} is filled in place: if this is interrupted, the same command with --resume goes on", args.to.display());
     }
@@ -207,8 +210,13 @@ fn is_filled_in_place(to: &Path, existing: Existing) -> bool {
 }
 
 /// A failure in mid-restore says what is left on the target.
-fn incomplete(to: &Path, existing: Existing, failure: Failure) -> Failure {
-    if !is_filled_in_place(to, existing) {
+fn incomplete(to: &Path, options: &Options, failure: Failure) -> Failure {
+    if options.goes_on {
+        let left = format!("the same command goes on where this ended; {} has its name only once it is whole", to.display());
+        let what_to_do = if failure.what_to_do.is_empty() { left } else { format!("{}; {left}", failure.what_to_do) };
+        return Failure { what_to_do, ..failure };
+    }
+    if !is_filled_in_place(to, options.existing) {
         let left = format!("nothing of it was kept: {} is as it was", to.display());
         return if failure.what_to_do.is_empty() { Failure { what_to_do: left, ..failure } } else { failure };
     }
@@ -246,7 +254,7 @@ fn write_out(
     let target = FileTarget::open(to, volume, total, options.existing)?;
     let settings = RestoreOptions { resume: target.is_resumed(), ..settings };
     let report = restore_to(point, &target, &settings, &|done| progress(done, total));
-    let report = report.map_err(|error| incomplete(to, options.existing, error.into()))?;
+    let report = report.map_err(|error| incomplete(to, options, error.into()))?;
     target.finish()?;
     Ok(report)
 }
@@ -289,4 +297,24 @@ pub(crate) fn restore(
         damaged: report.damaged.iter().map(|r| Run { offset_bytes: r.offset.0, bytes: r.len }).collect(),
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `store recover` has no --resume, and was told to say it on a full disk.
+    #[test]
+    fn what_ended_early_says_which_command_goes_on() {
+        let said = |existing, goes_on| {
+            let (allow_degraded, allow_damaged, format) = (false, false, ImageFormat::Raw);
+            let options = Options { key: None, existing, allow_degraded, allow_damaged, format, goes_on };
+            let full = Failure::new(Exit::Failed, "no space left on device", "");
+            incomplete(Path::new("/none/data.img"), &options, full).what_to_do
+        };
+        assert!(said(Existing::Keep, false).contains("as it was"));
+        assert!(said(Existing::Resume, false).contains("the same command with --resume"));
+        let recovered = said(Existing::Resume, true);
+        assert!(recovered.contains("the same command goes on") && !recovered.contains("--resume"), "{recovered}");
+    }
 }

@@ -291,6 +291,16 @@ fn everything_in_a_store_is_listed_and_recovered_at_once() {
     assert_eq!((code, names), (0, vec!["host1/default/data", "host1/default/log"]), "{text} {listed}");
     assert_eq!(listed["volumes"][0]["volume_bytes"], BYTES, "{listed}");
 
+    // A group that lost what only says who it is, is named and listed; one that lost its ledger is named.
+    let (mine, group) = (site.path("mine"), site.store().join("groups/host1/default"));
+    for lost in ["group.json", "ledger"] {
+        fs::rename(group.join(lost), &mine).expect("moved");
+        let (code, text, listed) = output(&mut farside(&["store", "recover", &store, "--json"]));
+        assert!(code == 6 && format!("{text} {listed}").contains(lost), "{lost}: {text} {listed}");
+        assert_eq!(listed["volumes"].as_array().map_or(0, Vec::len), if lost == "ledger" { 0 } else { 2 }, "{text} {listed}");
+        fs::rename(&mine, group.join(lost)).expect("moved back");
+    }
+
     let to = site.path("recovered");
     let file = |volume: &str| to.join(format!("host1/default/{volume}.img"));
     let recover = ["store", "recover", &store, "--to", to.to_str().expect("UTF-8"), "--json"];

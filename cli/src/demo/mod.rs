@@ -305,6 +305,7 @@ impl Demo {
             allow_degraded: false,
             allow_damaged: false,
             format: crate::args::ImageFormat::Raw,
+            goes_on: false,
         };
         let restored = restore::restore(&Location::Dir(self.site.store()), &volume, wanted, &image, &options, &|done, total| {
             bar.set(done, total);

@@ -260,11 +260,12 @@ fn strays(store: &StoreReader, listing: &Listing, report: &mut CheckReport) -> R
         let object = names.description().to_string();
         let text = format!(
             "{object} is missing, so the receiver does not serve this group: put it back from a copy of the store, or from a group \
-             of the same names in another store"
+             of the same names in another store. `farside store recover` reads by its names what there is"
         );
         report.findings.push(Finding { object: Some(object), text, ..finding(names, Problem::Description) });
     }
-    let known: BTreeSet<&GroupNames> = listing.groups.iter().collect();
+    // † What is staged of a group whose description is lost is not to be deleted.
+    let known: BTreeSet<&GroupNames> = listing.groups.iter().chain(&listing.strays).collect();
     let is_known =
         |names: &GroupNames| known.contains(names) || listing.unlisted.iter().any(|(source, _)| *source == names.source);
     for names in store.groups_in_landing()?.iter().filter(|names| !is_known(names)) {

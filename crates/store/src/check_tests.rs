@@ -61,6 +61,50 @@ fn flipped_bits_are_named_by_volume_points_and_region() {
     assert_eq!(regions, (0..8).map(RegionIndex).collect(), "every region was named");
 }
 
+/// † What is staged of a group that lost its description was said to be of no group, and to be deleted.
+#[test]
+fn a_group_without_its_description_is_read_by_its_names_and_its_landing_is_not_to_be_deleted() {
+    let store = TempStore::new();
+    let (_, points) = base(&store);
+    for group in ["host/default", "host/gone"] {
+        fs::create_dir_all(store.path().join("landing").join(group)).expect("made");
+    }
+    let open = || crate::StoreReader::open(&store.path()).expect("open");
+    let names = open().groups().expect("groups").groups.remove(0);
+    fs::remove_file(store.path().join("groups/host/default/group.json")).expect("there");
+    let found: Vec<_> = checked(&store).findings.into_iter().map(|f| (f.severity, f.object.unwrap_or_default())).collect();
+    let missing = (Severity::Error, "groups/host/default/group.json".to_owned());
+    assert_eq!(found, [missing, (Severity::Warning, "landing/host/gone".to_owned())]);
+
+    assert_eq!(open().groups().expect("groups").strays, std::slice::from_ref(&names));
+    let group = open().group(&names).expect("by its names");
+    assert_eq!(group.points().iter().map(|point| point.slot).collect::<Vec<_>>(), points);
+    assert!(!group.lacks_ledger().expect("looked at"));
+    drop(group);
+    // Under other names its records are not its.
+    let other = GroupNames::new("host".parse().expect("a name"), "other".parse().expect("a name"));
+    fs::rename(store.path().join("groups/host/default"), store.path().join("groups/host/other")).expect("renamed");
+    let group = open().group_as_listed(&other).expect("it has a ledger");
+    assert!(group.torn().is_some() && group.points().is_empty());
+    fs::remove_dir_all(store.path().join("groups/host/other/ledger")).expect("removed");
+    assert!(matches!(open().group(&other), Err(StoreError::NoSuchGroup { .. })), "nothing says what is there");
+}
+
+#[test]
+fn content_without_any_ledger_is_told_from_a_group_that_is_new() {
+    let store = TempStore::new();
+    let names = store.group().names().clone();
+    let lacks = || {
+        let reader = crate::StoreReader::open(&store.path()).expect("open");
+        reader.group_as_listed(&names).expect("a group").lacks_ledger().expect("looked at")
+    };
+    assert!(!lacks(), "it is new");
+    base(&store);
+    assert!(!lacks());
+    fs::remove_dir_all(store.path().join("groups/host/default/ledger")).expect("removed");
+    assert!(lacks());
+}
+
 #[test]
 fn what_is_missing_torn_left_over_or_foreign_is_told_apart() {
     let store = TempStore::new();

@@ -239,6 +239,15 @@ impl StoreReader {
     }
 }
 
+/// Whether a group has one, though nothing else may say that there is such a group.
+fn has_ledger(backend: &dyn Backend, names: &GroupNames) -> bool {
+    [names.ledger(), names.checkpoints()].iter().any(|prefix| has_any(backend, prefix).unwrap_or(false))
+}
+
+fn has_any(backend: &dyn Backend, prefix: &ObjectName) -> Result<bool> {
+    Ok(!block_on(backend.list(Some(prefix), None, 1))?.objects.is_empty())
+}
+
 /// Every object by itself, by all names.
 fn replay_each(backend: &dyn Backend, names: &GroupNames, group: GroupId) -> Result<Replayed> {
     replay(backend, names, group, |_| {})
@@ -253,6 +262,8 @@ impl GroupReader {
         let (backend, readers) = (&store.backend, &store.readers);
         let lock = readers.share()?;
         let id = match read_group_description(&**backend, names) {
+            // It says nothing that the names do not, and no record of another group verifies under what follows from them.
+            Err(StoreError::NoSuchGroup { .. }) if has_ledger(&**backend, names) => group_id(&names.source, &names.group),
             Err(StoreError::NoSuchGroup { source_name, group, .. }) => {
                 let there = list_groups(&**backend).unwrap_or_default();
                 return Err(StoreError::NoSuchGroup { source_name, group, known: known(there.groups) });
@@ -299,6 +310,18 @@ impl GroupReader {
     /// The slot that does not verify, if there is one; the points before it are listed all the same.
     pub fn torn(&self) -> Option<&Torn> {
         self.torn.as_ref()
+    }
+
+    /// Whether content lies there of which the ledger says nothing at all. † Then it is lost, and the group looks like one that is new.
+    ///
+    /// # Errors
+    /// What the file system or the service says.
+    pub fn lacks_ledger(&self) -> Result<bool> {
+        if self.torn.is_some() || self.state().next_slot() != Slot(0) {
+            return Ok(false);
+        }
+        let (backend, names) = (&*self.segments.backend, &self.segments.names);
+        Ok(has_any(backend, &names.segments())? || has_any(backend, &names.packs())?)
     }
 
     /// Image, segments and the torn slot, for a check. The caller holds a reader's lock of its own.
