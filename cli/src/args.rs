@@ -133,9 +133,10 @@ pub(crate) enum Command {
         /// crash interrupted.
         #[arg(long)]
         fix: bool,
-        /// The configuration of farsided.
-        #[arg(long, default_value = "/etc/farside/farsided.toml", value_name = "FILE")]
-        config: PathBuf,
+        /// The configuration of farsided [default: /etc/farside/farsided.toml]; on a gateway that of farside-receiver [default:
+        /// /etc/farside/receiver.toml].
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
 
     /// Explain a state or a reason that status names: cause, consequence, way out. Works without any daemon.

@@ -17,18 +17,25 @@ use crate::hosts::Hosts;
 use crate::print::{self, Look};
 use crate::status;
 
+/// Where farsided has its configuration, unless it was told otherwise.
+const HOST_CONFIG: &str = "/etc/farside/farsided.toml";
 /// A daemon that hangs should be said to.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Looks, mends if told to, asks the daemon if it runs, and shows it all.
-pub(crate) fn run(global: &Global, config: &Path, fix: bool) -> Result<(), Failure> {
+pub(crate) fn run(global: &Global, named: Option<&Path>, fix: bool) -> Result<(), Failure> {
+    let config = named.unwrap_or(Path::new(HOST_CONFIG));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail("cannot start")?;
-    let gateway = Path::new(farside_receiver::config::DEFAULT_PATH);
+    let default = Path::new(farside_receiver::config::DEFAULT_PATH);
+    let gateway = named.unwrap_or(default);
     let hosts = Hosts::new(global);
     let asked = hosts.named().map(|socket| runtime.block_on(identified(socket)));
     let is_gateway = match &asked {
         Some(Ok(client)) => client.daemon() == Daemon::Receiver,
-        _ => is_gateway_only(config, gateway, Daemon::Receiver.socket()),
+        _ => {
+            let is_gateway = is_gateway_only(Path::new(HOST_CONFIG), default, Daemon::Receiver.socket());
+            named.map_or(is_gateway, |named| is_of_gateway(named, is_gateway))
+        }
     };
     let mut findings = if is_gateway { examine_gateway(fix) } else { examine(config, fix) };
     findings.extend(match asked {
@@ -62,16 +69,15 @@ fn is_gateway_only(config: &Path, gateway: &Path, socket: &Path) -> bool {
     !config.exists() && (gateway.exists() || socket.exists())
 }
 
+/// Whether a file that somebody named is of farside-receiver. `is_gateway`: so is this machine.
+fn is_of_gateway(named: &Path, is_gateway: bool) -> bool {
+    Config::load(named).is_err() && (is_gateway || farside_receiver::Config::load(named).is_ok())
+}
+
 /// What a gateway has: its configuration, and what a running farside-receiver says of itself.
 async fn of_gateway(config: &Path, named: Option<&Path>) -> Vec<Finding> {
     let loaded = farside_receiver::Config::load(config).map(|config| config.api_socket);
-    let valid = match &loaded {
-        Ok(_) => Finding::new("configuration", Verdict::Good, format!("{} is valid", config.display())),
-        Err(error) => {
-            let finding = Finding::new("configuration", Verdict::Missing, error.to_string());
-            finding.mend(format!("farside-receiver run --check --config {}", config.display()))
-        }
-    };
+    let valid = of_configuration(config, &loaded);
     let Some(socket) = named.map(Path::to_owned).or(loaded.ok()) else { return vec![valid] };
     let found = match Client::new(Daemon::Receiver, &socket).with_timeout(PATIENCE).receiver_status().await {
         Ok(status) => of_receiver(&status),
@@ -81,6 +87,21 @@ async fn of_gateway(config: &Path, named: Option<&Path>) -> Vec<Finding> {
         }
     };
     [vec![valid], found].concat()
+}
+
+/// What came of loading it. The default file may be absent.
+fn of_configuration<T>(config: &Path, loaded: &Result<T, farside_receiver::config::ConfigError>) -> Finding {
+    match loaded {
+        Ok(_) if !config.exists() => {
+            let found = format!("there is no {}: what drop-ins say and else the defaults hold", config.display());
+            Finding::new("configuration", Verdict::Good, found)
+        }
+        Ok(_) => Finding::new("configuration", Verdict::Good, format!("{} is valid", config.display())),
+        Err(error) => {
+            let finding = Finding::new("configuration", Verdict::Missing, error.to_string());
+            finding.mend(format!("farside-receiver run --check --config {}", config.display()))
+        }
+    }
 }
 
 /// A gateway that runs: what is wrong with it itself. What is wrong with its sources is `farside status`'s.
@@ -153,11 +174,17 @@ mod tests {
         let [valid, away] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!((valid.verdict, away.verdict), (Verdict::Good, Verdict::Missing));
         assert_eq!(away.mend.as_deref(), Some("systemctl start farside-receiver"));
+        // Who names a file means that one.
+        assert!(is_of_gateway(&gateway, false) && is_of_gateway(&gateway, true));
+        assert_eq!(of_configuration(&gateway, &Ok(())).found, format!("{} is valid", gateway.display()));
+        let absent = of_configuration(&dir.path().join("none.toml"), &Ok(()));
+        assert!(absent.verdict == Verdict::Good && absent.found.contains("there is no ") && !absent.found.contains("valid"));
         // Who names a socket means that one.
         let named = dir.path().join("other.sock");
         let findings = runtime.block_on(of_gateway(&gateway, Some(&named)));
         assert!(findings[1].found.contains("other.sock"), "{findings:?}");
-        std::fs::write(&host, "").expect("written");
+        std::fs::write(&host, "[source]\n").expect("written");
+        assert!(!is_of_gateway(&host, true), "farsided's");
         assert!(!is_gateway(), "a host is looked at, whatever else it is");
         let mut status = ReceiverStatus::default();
         status.store.writable = true;

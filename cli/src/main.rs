@@ -98,7 +98,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Demo(args) => return demo::run(&cli.global, &args),
         Command::Explain { name } => return explain::run(&cli.global, name.as_deref()),
-        Command::Doctor { fix, config } => return doctor::run(&cli.global, &config, fix),
+        Command::Doctor { fix, config } => return doctor::run(&cli.global, config.as_deref(), fix),
         Command::Man { dir } => return man::write(&dir),
         Command::Completions { dir } => return completions::write(&dir),
         _ => {}
