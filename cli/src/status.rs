@@ -137,7 +137,10 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
     use Severity::{Error, Warning};
     let volumes: Vec<&VolumeStatus> = status.groups.iter().flat_map(|group| &group.volumes).collect();
     let of_groups = status.groups.iter().flat_map(|group| &group.reasons);
-    let worst = worst(status.reasons.iter().chain(of_groups).chain(volumes.iter().flat_map(|volume| &volume.reasons)));
+    let reasons = || status.reasons.iter().chain(of_groups.clone()).chain(volumes.iter().flat_map(|volume| &volume.reasons));
+    let worst = worst(reasons());
+    // What a newer daemon says is not known to be harmless.
+    let stops = |reason: &Reason| reason.severity == Error && Code::of(&reason.code).is_none_or(Code::stops_points);
     if matches!(status.connection, Connection::NotPaired) {
         return Verdict::new(Some(Error), "NOT PROTECTED: this host is not paired with a receiver");
     }
@@ -163,7 +166,9 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
     }
     let behind = volumes.iter().any(|volume| volume.state != VolumeState::Streaming);
     match worst {
-        Some(Error) => Verdict::new(Some(Error), format!("NOT ADVANCING: something below needs you; {age}")),
+        Some(Error) if reasons().any(stops) => {
+            Verdict::new(Some(Error), format!("NOT ADVANCING: something below needs you; {age}"))
+        }
         Some(_) => Verdict::new(Some(Warning), format!("NEEDS ATTENTION: {age}")),
         None if behind || lag.is_none() => Verdict::new(Some(Warning), format!("BEHIND: {age}")),
         None => Verdict::new(None, format!("PROTECTED: {age}")),
@@ -603,7 +608,7 @@ mod tests {
             (volume.state, volume.in_last_point) = (VolumeState::Fenced, false); // as after a boot: its points are others' now
             volume.reasons.push(Reason::new(Severity::Error, Code::Fenced, "promoted", ""));
         };
-        let wrongs: [Wrong; 9] = [
+        let wrongs: [Wrong; 12] = [
             (fenced, Severity::Error, "NOT ADVANCING"),
             (|s| s.connection = Connection::NotPaired, Severity::Error, "NOT PROTECTED"),
             (|s| s.groups.clear(), Severity::Error, "NOT PROTECTED"),
@@ -621,6 +626,30 @@ mod tests {
                 "NOT ADVANCING",
             ),
             (|s| s.reasons.push(Reason::new(Severity::Error, Code::NotServed, "volume x", "")), Severity::Error, "NOT ADVANCING"),
+            // Points are made all the same.
+            (
+                |s| s.groups[0].reasons.push(Reason::new(Severity::Error, Code::HooksFailed, "still quiesced", "")),
+                Severity::Warning,
+                "NEEDS ATTENTION",
+            ),
+            (
+                |s| {
+                    let reasons = &mut s.groups[0].volumes[0].reasons;
+                    reasons.push(Reason::new(Severity::Error, Code::HooksFailed, "still quiesced", ""));
+                    reasons.push(Reason::new(Severity::Error, Code::KeyMissing, "no key", ""));
+                },
+                Severity::Error,
+                "NOT ADVANCING",
+            ),
+            (
+                |s| {
+                    let reasons = &mut s.groups[0].reasons;
+                    reasons.push(Reason::new(Severity::Error, Code::HooksFailed, "", ""));
+                    reasons[0].code = "of_tomorrow".into();
+                },
+                Severity::Error,
+                "NOT ADVANCING",
+            ),
         ];
         for (change, severity, words) in wrongs {
             let verdict = verdict(change);

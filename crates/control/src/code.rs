@@ -113,6 +113,64 @@ codes! {
     FailingBack = "failing_back",
 }
 
+impl Code {
+    /// The one that is written so.
+    pub fn of(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.word() == word)
+    }
+
+    /// Whether what it is said of gets no new point that could be restored in full, as long as it is so; where it says no more than that
+    /// something else is wrong, points go on.
+    pub fn stops_points(self) -> bool {
+        match self {
+            Self::NotPaired
+            | Self::NotConnected
+            | Self::WrongReceiver
+            | Self::ReceiverRefuses
+            | Self::VersionMismatch
+            | Self::NotServed
+            | Self::Starting
+            | Self::Stopping
+            | Self::Paused
+            | Self::Forked
+            | Self::TargetRewound
+            | Self::Fenced
+            | Self::Shape
+            | Self::KeyMissing
+            | Self::KeyDiffers
+            | Self::TrackingLost
+            | Self::NotConverging
+            | Self::Broken
+            | Self::GatewayFull
+            | Self::StoreFailed
+            | Self::VolumeNotInPoints
+            | Self::PublicationWaits
+            // New points lie above what is damaged.
+            | Self::SegmentsDamaged
+            | Self::LedgerTorn
+            | Self::FailedOver
+            | Self::FailingBack => true,
+            Self::OverTcp
+            | Self::RefusedPeer
+            | Self::ConfigurationStale
+            | Self::NotHidden
+            | Self::BackingGrown
+            | Self::CohortMissed
+            | Self::HooksFailed
+            | Self::InClear
+            | Self::Degraded
+            | Self::FlushFailed
+            | Self::MapWaits
+            | Self::RetentionUnsaid
+            | Self::DeletionWaits
+            | Self::VerificationFailed
+            | Self::FollowerDiverged
+            | Self::FollowerInDoubt
+            | Self::FollowerFailed => false,
+        }
+    }
+}
+
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.word())
