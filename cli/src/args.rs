@@ -133,8 +133,7 @@ pub(crate) enum Command {
         /// crash interrupted.
         #[arg(long)]
         fix: bool,
-        /// The configuration of farsided [default: /etc/farside/farsided.toml]; on a gateway that of farside-receiver [default:
-        /// /etc/farside/receiver.toml].
+        /// The configuration, if not /etc/farside/farsided.toml; of a gateway, if not /etc/farside/receiver.toml.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -979,7 +978,8 @@ Examples:
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
 Without --to the volumes are listed: how many points there are of each, the oldest and the newest. What cannot be
-seen, or lacks its description or its ledger, is named, and the command exits with 6.
+seen, or lacks its description or its ledger, is named (exit code 6). With it encrypted volumes that no --key opens
+are left out and named; the command exits with 4, if nothing else is wrong.
 With it each becomes a file DIRECTORY/SOURCE/GROUP/VOLUME.img, sparse, every granule checked. Of a
 group one point is taken for all its volumes, so that what was written together comes back together;
 a volume that had left the group by then comes from the newest point that has it.
@@ -988,22 +988,22 @@ A volume that cannot be restored from that point is named, the others go on, and
 with 6; an older point is taken only if --point says so. What was killed or found no space goes on
 with the same command; files that are complete stay as they are. The restored files can be attached
 to virtual machines as raw disks, or written to devices: farside restore does that directly.
-
 A bucket's keys come from the environment, as for every --store (see farside store init --help).
 
 Examples:
   farside store recover s3://points/site-1
   farside store recover s3://points/site-1 --to /srv/recovered
-  farside store recover /mnt/usb/farside --to /srv/recovered --only web1/default --point -2h")]
+  farside store recover /mnt/usb/farside --to /srv/recovered --only web1/default --point -2h
+  farside store recover /srv/farside --to /srv/recovered --key file:web1.key --key file:db1.key")]
 pub(crate) struct RecoverArgs {
     /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
     pub(crate) url: String,
     /// The directory to restore into.
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) to: Option<PathBuf>,
-    /// What opens it.
-    #[command(flatten)]
-    pub(crate) key: KeyArg,
+    /// What unwraps the keys of encrypted volumes, as in `farside restore`. May be repeated: each is opened by whichever fits.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Vec<Keeper>,
     /// Only these: SOURCE/GROUP, or a volume as in `farside restore`. May be repeated.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) only: Vec<Address>,

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use farside_control::{Address, Point, PointId, PointRef, select_point};
 use farside_keys::Keeper;
 use farside_objects::Location;
+use farside_region::VolumeId;
 use farside_store::{Existing, GroupReader, StoreError, StoreReader};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,7 @@ use crate::args::{Global, RecoverArgs};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::print::{self, Table};
 use crate::restore::{self, Options, Restored};
-use crate::{guard, kept, point, store};
+use crate::{guard, kept, key, point, store};
 
 /// What a store holds of a volume.
 #[derive(Debug, Serialize)]
@@ -31,6 +32,10 @@ struct Recoverable {
     points: usize,
     oldest: Point,
     newest: Point,
+    /// How it is encrypted, if it is: `end-to-end` or `at-rest`.
+    encrypted: Option<&'static str>,
+    /// Why no key that was given opens it.
+    locked: Option<String>,
 }
 
 /// A group of which not everything can be seen.
@@ -124,11 +129,12 @@ impl Chosen {
 /// `farside store recover`.
 pub(crate) async fn run(global: &Global, args: &RecoverArgs) -> Result<(), Failure> {
     let location = store::location_of(&args.url)?;
-    let key = args.key.keeper()?;
-    let store = store::open_with(&location, key.as_ref())?;
+    let ask = |keeper: &Keeper| key::with_passphrase(keeper.clone(), &format!("What opens ({keeper}): "));
+    let keys = args.key.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
+    let store = store::open_with(&location, &keys)?;
     match &args.to {
         None => list(global, &location, &store, args),
-        Some(to) => restore_all(global, &location, &store, args, (key, to)).await,
+        Some(to) => restore_all(global, &location, &store, args, (keys, to)).await,
     }
 }
 
@@ -182,14 +188,14 @@ fn look(group: &GroupReader, obstacles: &mut Vec<Obstacle>) -> Result<(), Failur
 }
 
 /// The volumes of a group that are wanted: their names, and their points in the order of their slots.
-fn volumes(group: &GroupReader, only: &[Address]) -> Vec<(String, Vec<Point>)> {
+fn volumes(group: &GroupReader, only: &[Address]) -> Vec<(String, VolumeId, Vec<Point>)> {
     let points = group.points();
     let (source, name) = (group.names().source.as_str(), group.names().group.as_str());
     let wanted =
         |volume: &str| only.is_empty() || only.iter().any(|of| of.is_group(source, name) || of.is_volume(source, name, volume));
     let of = |(name, id): (String, _)| {
         let with_it = points.iter().filter(|info| info.member(id).is_some());
-        (name, with_it.map(|info| farside_receiver::point_of(group.names(), info)).collect())
+        (name, id, with_it.map(|info| farside_receiver::point_of(group.names(), info)).collect())
     };
     store::volumes(group).filter(|(name, _)| wanted(name)).map(of).collect()
 }
@@ -198,15 +204,18 @@ fn list(global: &Global, location: &Location, store: &StoreReader, args: &Recove
     let mut inventory = Inventory::default();
     let mut without = Vec::new();
     groups(store, &mut inventory.obstacles, |group| {
-        for (name, points) in volumes(group, &args.only) {
+        for (name, id, points) in volumes(group, &args.only) {
             let volume = format!("{}/{name}", group.names());
+            let encrypted = mode(group, id);
+            // Nobody who wants to see what there is is asked for keys.
+            let locked = if args.key.is_empty() { None } else { locked(group, id) };
             let (Some(oldest), Some(newest)) = (points.first().cloned(), points.last().cloned()) else {
                 without.push(volume);
                 continue;
             };
             let member = newest.members.iter().find(|member| member.volume == name);
             let volume_bytes = member.map_or(0, |member| member.bytes);
-            inventory.volumes.push(Recoverable { volume, volume_bytes, points: points.len(), oldest, newest });
+            inventory.volumes.push(Recoverable { volume, volume_bytes, points: points.len(), oldest, newest, encrypted, locked });
         }
     })?;
     let is_damaged = !inventory.obstacles.is_empty();
@@ -237,15 +246,44 @@ fn list(global: &Global, location: &Location, store: &StoreReader, args: &Recove
             volume.points.to_string(),
             print::time(volume.oldest.cut_wall),
             print::time(volume.newest.cut_wall),
-            if volume.newest.degraded { "degraded".to_owned() } else { String::new() },
+            volume.notes(),
         ]);
     }
     print::out(&table.fit(print::Look::of_stdout()))?;
     say(&inventory.obstacles);
+    for volume in &inventory.volumes {
+        volume.locked.iter().for_each(|why| eprintln!("! {}: {why}", volume.volume));
+    }
+    let is_encrypted = inventory.volumes.iter().any(|volume| volume.encrypted.is_some());
+    let (key, keys) = if is_encrypted { (" --key KEY", " --key KEY (more than one, if it takes them)") } else { ("", "") };
     print::out(&format!(
-        "restore all of it: farside store recover '{location}' --to DIRECTORY\none of them: farside restore VOLUME --store '{location}' --point latest --to FILE\n"
+        "restore all of it: farside store recover '{location}' --to DIRECTORY{keys}\none of them: farside restore VOLUME --store '{location}' --point latest --to FILE{key}\n"
     ))?;
     seen()
+}
+
+impl Recoverable {
+    fn notes(&self) -> String {
+        let degraded = self.newest.degraded.then(|| "degraded".to_owned());
+        let encrypted = self.encrypted.map(|mode| match self.locked {
+            Some(_) => format!("encrypted {mode}, and not opened by these keys"),
+            None => format!("encrypted {mode}"),
+        });
+        degraded.into_iter().chain(encrypted).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// How a volume is encrypted.
+fn mode(group: &GroupReader, volume: VolumeId) -> Option<&'static str> {
+    group.state().volume(volume)?.meta().digest_key.seal().map(|seal| seal.mode.word())
+}
+
+/// Which key is missing to read a volume. What else is in the way is met when it is read.
+fn locked(group: &GroupReader, volume: VolumeId) -> Option<String> {
+    match group.unlock(volume) {
+        Err(error @ StoreError::KeyNeeded { .. }) => Some(error.to_string()),
+        _ => None,
+    }
 }
 
 fn say(obstacles: &[Obstacle]) {
@@ -271,20 +309,25 @@ async fn restore_all(
     location: &Location,
     store: &StoreReader,
     args: &RecoverArgs,
-    (key, to): (Option<Keeper>, &Path),
+    (keys, to): (Vec<Keeper>, &Path),
 ) -> Result<(), Failure> {
     guard::refuse(to, Path::new(&location.to_string()))?;
     let mut done = Recovered::default();
     let mut chosen = Chosen::read(to, location)?;
-    let wanted = choose(store, args, to, (&mut chosen, &mut done.obstacles))?;
+    let (wanted, locked) = choose(store, args, to, (&mut chosen, &mut done.obstacles))?;
+    let (missing, is_locked, mut damaged) = (keyless(&locked), !locked.is_empty(), !done.obstacles.is_empty());
+    done.obstacles.extend(locked);
+    if wanted.is_empty() && is_locked && !damaged {
+        say(&done.obstacles);
+        return Err(missing);
+    }
     if wanted.is_empty() {
         refuse_nothing(location, args, &done.obstacles)?;
     }
     chosen.keep(to).or_fail(format!("{} cannot be written", to.display()))?;
     let (allow_degraded, allow_damaged) = (args.allow_degraded, args.allow_damaged);
     let format = crate::args::ImageFormat::Raw;
-    let options = Options { key, existing: Existing::Resume, allow_degraded, allow_damaged, format, goes_on: true };
-    let mut damaged = !done.obstacles.is_empty();
+    let options = Options { keys, existing: Existing::Resume, allow_degraded, allow_damaged, format, goes_on: true };
     let in_folder = to.to_owned();
     for Wanted { address, point, to, found } in wanted {
         if to.exists() {
@@ -347,21 +390,29 @@ async fn restore_all(
         print::out(&format!("{volumes} in {}\n", to.display()))?;
     }
     if !damaged {
-        return Ok(());
+        // Nothing is wrong with them.
+        return if is_locked { Err(missing) } else { Ok(()) };
     }
     let message = format!("not everything in {location} could be restored");
     let what_to_do = "what is named above may be whole in an older point (--point -1h --only VOLUME), or in part: --allow-damaged, --allow-degraded";
     Err(Failure::new(Exit::Damaged, message, what_to_do))
 }
 
-/// Of every group the point that is meant, and what it holds.
+/// What no key that was given opens is left out, and is no damage.
+fn keyless(locked: &[Obstacle]) -> Failure {
+    let volumes: Vec<&str> = locked.iter().map(|obstacle| obstacle.what.as_str()).collect();
+    let message = format!("no key that was given opens {}", volumes.join(", "));
+    Failure::new(Exit::Refused, message, "give what opens them as well, and say the same again: --key KEY, once for each")
+}
+
+/// Of every group the point that is meant, and what it holds. And what is encrypted, and opened by none of the keys.
 fn choose(
     store: &StoreReader,
     args: &RecoverArgs,
     to: &Path,
     (chosen, obstacles): (&mut Chosen, &mut Vec<Obstacle>),
-) -> Result<Vec<Wanted>, Failure> {
-    let (mut wanted, mut unknown) = (Vec::new(), Vec::new());
+) -> Result<(Vec<Wanted>, Vec<Obstacle>), Failure> {
+    let (mut wanted, mut unknown, mut keyless) = (Vec::new(), Vec::new(), Vec::new());
     let (now, asked) = (jiff::Timestamp::now(), args.point.to_string());
     groups(store, obstacles, |group| {
         let names = group.names();
@@ -377,7 +428,11 @@ fn choose(
             chosen.groups.insert(moment, point.id);
         }
         let mut here = Vec::new();
-        for (name, points) in volumes(group, &args.only) {
+        for (name, id, points) in volumes(group, &args.only) {
+            if let Some(message) = locked(group, id).filter(|_| !points.is_empty()) {
+                keyless.push(Obstacle { what: format!("{names}/{name}"), message });
+                continue;
+            }
             // Who left the group earlier is in none of its newer points: then it is the newest that holds it.
             let holds = |point: &Point| point.members.iter().any(|member| member.volume == name);
             // But not if the point that the others are of is gone.
@@ -405,5 +460,5 @@ fn choose(
     })?;
     obstacles
         .extend(unknown.into_iter().map(|what| Obstacle { what, message: point::no_such_point(&[], args.point, None).message }));
-    Ok(wanted)
+    Ok((wanted, keyless))
 }

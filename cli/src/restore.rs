@@ -29,8 +29,8 @@ use crate::{guard, point, print, qcow2, store};
 /// What a person allows.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
-    /// What unwraps the key of an encrypted volume.
-    pub(crate) key: Option<Keeper>,
+    /// What unwraps the key of an encrypted volume: whichever does.
+    pub(crate) keys: Vec<Keeper>,
     /// What becomes of the target's content.
     pub(crate) existing: Existing,
     /// What the source could not read may become zeroes.
@@ -109,8 +109,14 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
         (false, false) => Existing::Keep,
     };
     let (allow_degraded, allow_damaged) = (args.allow_degraded, args.allow_damaged);
-    let options =
-        Options { key: args.key.keeper()?, existing, allow_degraded, allow_damaged, format: args.format(), goes_on: false };
+    let options = Options {
+        keys: args.key.keeper()?.into_iter().collect(),
+        existing,
+        allow_degraded,
+        allow_damaged,
+        format: args.format(),
+        goes_on: false,
+    };
     if is_filled_in_place(&args.to, existing) && !global.json {
         eprintln!("{} is filled in place: if this is interrupted, the same command with --resume goes on", args.to.display());
     }
@@ -273,7 +279,7 @@ pub(crate) fn restore(
         guard::refuse(to, Path::new(&store.to_string()))?;
     }
     let store::Chosen { group, volume: id, slot, point: chosen } =
-        store::choose(&store::open_with(store, options.key.as_ref())?, volume, wanted)?;
+        store::choose(&store::open_with(store, &options.keys)?, volume, wanted)?;
     group.unlock(id)?;
     let point_reader = Arc::new(match options.allow_damaged {
         true => group.point_reader_as_it_is(slot, id)?,
@@ -308,7 +314,7 @@ mod tests {
     fn what_ended_early_says_which_command_goes_on() {
         let said = |existing, goes_on| {
             let (allow_degraded, allow_damaged, format) = (false, false, ImageFormat::Raw);
-            let options = Options { key: None, existing, allow_degraded, allow_damaged, format, goes_on };
+            let options = Options { keys: Vec::new(), existing, allow_degraded, allow_damaged, format, goes_on };
             let full = Failure::new(Exit::Failed, "no space left on device", "");
             incomplete(Path::new("/none/data.img"), &options, full).what_to_do
         };

@@ -32,13 +32,13 @@ pub(crate) fn open(location: &Location) -> Result<StoreReader, Failure> {
 }
 
 /// The same, with what unwraps the keys of encrypted volumes.
-pub(crate) fn open_with(location: &Location, key: Option<&Keeper>) -> Result<StoreReader, Failure> {
+pub(crate) fn open_with<'k>(location: &Location, keys: impl IntoIterator<Item = &'k Keeper>) -> Result<StoreReader, Failure> {
     if let Location::Dir(path) = location
         && !path.is_dir()
     {
         return Err(Failure::new(Exit::NotFound, format!("there is no store at {}", path.display()), "name its directory"));
     }
-    Ok(location.reader(&Credentials::find(None)?)?.with_keeper(key.cloned()))
+    Ok(location.reader(&Credentials::find(None)?)?.with_keepers(keys.into_iter().cloned()))
 }
 
 /// Says it if nothing keeps a point while it is read.

@@ -752,7 +752,7 @@ impl Config {
     /// What unwraps the keys of a group here.
     pub fn keepers_of(&self, names: &GroupNames) -> Keepers {
         let of = |wanted: Option<&GroupNames>| self.keys.iter().find(|given| given.of.as_ref() == wanted);
-        let given = of(Some(names)).or_else(|| of(None)).map(|given| given.keeper.clone());
+        let given = of(Some(names)).or_else(|| of(None)).map(|given| given.keeper.clone()).into_iter().collect();
         Keepers { given, at_rest: self.at_rest_of(names).to_vec() }
     }
 
@@ -1021,7 +1021,7 @@ mod tests {
         let of = |group: &str| GroupNames::new("web".parse().expect("a name"), group.parse().expect("a name"));
         let main = "[[key]]\nof = \"*\"\nkey = \"file:/all\"\n[[key]]\nof = \"web/db\"\nkey = \"file:/old\"";
         let config = load(main, &[("10-db.toml", "[[key]]\nof = \"web/db\"\nkey = \"file:/db\"")]).expect("valid");
-        let keeper = |group: &str| config.keepers_of(&of(group)).given.as_ref().map(ToString::to_string);
+        let keeper = |group: &str| config.keepers_of(&of(group)).given.first().map(ToString::to_string);
         assert_eq!((keeper("db").as_deref(), keeper("scratch").as_deref()), (Some("file:/db"), Some("file:/all")));
         assert_eq!(load("", &[]).expect("valid").keepers_of(&of("db")), Keepers::default());
     }

@@ -139,6 +139,36 @@ fn what_leaves_the_host_is_read_with_its_key_and_by_nobody_else() {
     assert!(output.status.code() == Some(4) && said.contains("does not open the key") && !to.exists(), "{said}");
     let (output, said, _) = restore(&site, "other.img", &["--allow-damaged"]);
     assert!(output.status.code() == Some(4) && said.contains(&id), "damage is something else: {said}");
+    // All at once: by whichever fits. That none does is no damage either.
+    let of_store = |action: &str, keys: &[&Path], more: &[&str]| {
+        let mut command = program("farside");
+        command.args(["store", action]).arg(site.store()).args(more);
+        command.args(keys.iter().map(|key| format!("--key=file:{}", key.display())));
+        let output = command.output().expect("it starts");
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let recovered = site.path("recovered").display().to_string();
+    let (code, said) = of_store("recover", &[], &[]);
+    assert!(code == Some(0) && said.contains("encrypted end-to-end") && said.contains("--key KEY"), "{said}");
+    let (code, said) = of_store("recover", &[&other], &["--to", &recovered]);
+    assert!(code == Some(4) && said.contains("no key that was given opens host1/default/data"), "{said}");
+    let (code, said) = of_store("recover", &[&other, &key(&site)], &["--to", &recovered]);
+    let image = site.path("recovered/host1/default/data.img");
+    assert!(code == Some(0) && fs::read(image).expect("restored") == fs::read(site.backing("data")).expect("read"), "{said}");
+    // † One flipped digit of a wrapped key loses all of it: a check says so, and does not call another key's store sound.
+    let (code, said) = of_store("check", &[&other], &[]);
+    assert!(code == Some(4) && !said.contains("every published point"), "{said}");
+    let wrapped = site.store().join("groups/host1/default/keys/0");
+    let whole = fs::read_to_string(&wrapped).expect("a wrapped key");
+    let at = whole.find("\"wrapped\": \"").expect("there") + 12;
+    let digit = if whole.as_bytes()[at] == b'1' { "2" } else { "1" };
+    fs::write(&wrapped, format!("{}{digit}{}", &whole[..at], &whole[at + 1..])).expect("written");
+    let (code, said) = of_store("check", &[], &[]);
+    assert!(code == Some(6) && said.contains("it is damaged") && !said.contains("every published point"), "{said}");
+    let (_, said, _) = restore(&site, "other.img", &["--key", &keeper]);
+    assert!(said.contains("the wrapped key is damaged"), "{said}");
+    fs::write(&wrapped, whole).expect("put back");
+    assert_eq!(of_store("check", &[&key(&site)], &[]).0, Some(0));
 
     // What needs no key: structure, listing, and whether all is as it was published.
     site.check_store();

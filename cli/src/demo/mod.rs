@@ -300,7 +300,7 @@ impl Demo {
         let begun = Instant::now();
         let bar = self.narrator.bar();
         let options = restore::Options {
-            key: None,
+            keys: Vec::new(),
             existing: farside_store::Existing::Keep,
             allow_degraded: false,
             allow_damaged: false,

@@ -118,7 +118,7 @@ pub fn add_wrapping(backend: &dyn Backend, names: &GroupNames, bytes: &[u8]) -> 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keepers {
     /// What he was given: for every volume.
-    pub given: Option<Keeper>,
+    pub given: Vec<Keeper>,
     /// What keeps the keys with which he encrypts at rest himself. Of volumes that are encrypted end to end they are none.
     pub at_rest: Vec<Keeper>,
 }
@@ -201,8 +201,8 @@ struct Failed {
 
 impl Unlocking {
     /// Nothing is unwrapped before it is needed; then every wrapping is tried, however long that takes.
-    pub fn new(keeper: Option<Keeper>) -> Self {
-        Self { keepers: Keepers { given: keeper, at_rest: Vec::new() }, patience: None, known: Mutex::default() }
+    pub fn new(given: Vec<Keeper>) -> Self {
+        Self { keepers: Keepers { given, at_rest: Vec::new() }, patience: None, known: Mutex::default() }
     }
 
     /// For a service, which nobody must hold up: where some wrappings take long, others are tried the next time.

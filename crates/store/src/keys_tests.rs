@@ -47,7 +47,7 @@ fn store() -> (TempStore, TestVolume, Slot) {
 }
 
 fn opened(store: &TempStore, keeper: Option<Keeper>) -> crate::GroupReader {
-    let reader = StoreReader::open(&store.path()).expect("open").with_keeper(keeper);
+    let reader = StoreReader::open(&store.path()).expect("open").with_keepers(keeper);
     reader.group(&reader.groups().expect("groups").groups[0]).expect("group")
 }
 
@@ -119,7 +119,7 @@ fn without_a_key_points_are_listed_verified_and_checked() {
         assert!(matches!(opaque.salvage_region(region, &mut content), Err(StoreError::KeyNeeded { .. })));
     }
     let checked = |keeper| {
-        let reader = StoreReader::open(&store.path()).expect("open").with_keeper(keeper);
+        let reader = StoreReader::open(&store.path()).expect("open").with_keepers(keeper);
         let report = check(&reader, &|_| true).expect("looked at");
         report.findings.into_iter().filter(|finding| finding.severity > Severity::Note).map(|f| f.problem).collect::<Vec<_>>()
     };
@@ -143,6 +143,23 @@ fn without_a_key_points_are_listed_verified_and_checked() {
     assert!(checked(None).contains(&Problem::Key));
 }
 
+/// A store of several hosts: each group by whichever opens it.
+#[test]
+fn of_several_keys_the_one_that_fits_opens_a_group() {
+    let (store, volume, point) = store();
+    let opened = |bytes: &[u8]| {
+        let given: Vec<Keeper> = bytes.iter().map(|byte| key_file(&store, *byte)).collect();
+        let reader = StoreReader::open(&store.path()).expect("open").with_keepers(given);
+        let group = reader.group(&reader.groups().expect("groups").groups[0]).expect("group");
+        group.point_reader(point, volume.id()).map(drop)
+    };
+    for given in [&[1][..], &[2, 1], &[1, 2], &[4, 3, 1]] {
+        opened(given).expect("one of them fits");
+    }
+    let why = opened(&[2, 3]).expect_err("none does").to_string();
+    assert!(why.contains("does not open the key"), "{why}");
+}
+
 /// As an earlier Farside wrote it.
 fn undigested(text: &str) -> String {
     format!("{}\n}}\n", &text[..text.find(",\n  \"digest\"").expect("the last one")])
@@ -153,7 +170,7 @@ fn undigested(text: &str) -> String {
 fn a_damaged_wrapping_is_found_by_a_check_and_named_by_an_opening() {
     let (store, volume, point) = store();
     let findings = |keeper| {
-        let reader = StoreReader::open(&store.path()).expect("open").with_keeper(keeper);
+        let reader = StoreReader::open(&store.path()).expect("open").with_keepers(keeper);
         let report = check(&reader, &|_| true).expect("looked at");
         report.findings.into_iter().filter(|finding| finding.severity > Severity::Note).collect::<Vec<_>>()
     };
@@ -189,7 +206,7 @@ fn a_damaged_wrapping_is_found_by_a_check_and_named_by_an_opening() {
 #[test]
 fn a_key_that_opens_nothing_is_a_finding_of_its_own() {
     let (store, ..) = store();
-    let reader = StoreReader::open(&store.path()).expect("open").with_keeper(Some(key_file(&store, 2)));
+    let reader = StoreReader::open(&store.path()).expect("open").with_keepers(Some(key_file(&store, 2)));
     let report = check(&reader, &|_| true).expect("looked at");
     let found: Vec<_> = report.findings.iter().map(|finding| finding.problem).collect();
     assert_eq!(found, [Problem::KeyUnopened]);
@@ -259,7 +276,7 @@ fn a_program_that_fails_is_not_started_by_each_who_waits_for_it() {
     let mut volume = TestVolume::new("v", 64).sealed(&group_key(1));
     volume.claim(&mut group);
     let point = volume.base(&mut group, 0x41);
-    let unlocking = Unlocking::new(Some(keeper));
+    let unlocking = Unlocking::new(vec![keeper]);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             let reader = group.reader_of_kept(point, volume.id()).expect("a reader");
@@ -294,7 +311,7 @@ fn who_has_no_patience_goes_on_where_he_was() {
 }
 
 fn at_rest(keepers: &[Keeper]) -> Unlocking {
-    Unlocking::for_service(Keepers { given: None, at_rest: keepers.to_vec() })
+    Unlocking::for_service(Keepers { given: Vec::new(), at_rest: keepers.to_vec() })
 }
 
 fn told(group: &GroupStore, unlocking: &Unlocking) -> crate::Result<Option<AtRestKey>> {
@@ -339,7 +356,7 @@ fn a_key_at_rest_is_drawn_once_and_kept_by_everybody_who_is_to() {
     assert!(refused.contains("at-rest") && refused.contains(&id.to_string()), "{refused}");
     assert_eq!(stored(&group).len(), 3);
     // Not configured any more: who was given it goes on.
-    let given = Unlocking::for_service(Keepers { given: Some(third), at_rest: Vec::new() });
+    let given = Unlocking::for_service(Keepers { given: vec![third], at_rest: Vec::new() });
     assert_eq!(told(&group, &given).expect("unwrapped").expect("a key").key.id(), id);
 }
 
@@ -356,7 +373,7 @@ fn what_keeps_keys_at_rest_opens_nothing_that_is_encrypted_end_to_end() {
     let reader = || group.reader_of_kept(point, volume.id()).expect("a reader");
     let refused = reader().unlocked(&at_rest(std::slice::from_ref(&file))).expect_err("it is the host's").to_string();
     assert!(refused.contains("no key was given"), "{refused}");
-    let given = Unlocking::for_service(Keepers { given: Some(file.clone()), at_rest: Vec::new() });
+    let given = Unlocking::for_service(Keepers { given: vec![file.clone()], at_rest: Vec::new() });
     assert!(!reader().unlocked(&given).expect("it was given").is_opaque());
     // Nor is that key given to anybody.
     let drawn = told(&group, &at_rest(&[file])).expect("drawn").expect("a key");

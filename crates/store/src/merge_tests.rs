@@ -150,17 +150,17 @@ fn encrypted_parts_are_merged_by_who_has_the_key() {
     churn(&mut group, &mut volume, 6);
     group.prune(&KEEP_1).expect("prune");
     let with_key = || {
-        let reader = StoreReader::open(&store.path()).expect("open").with_keeper(Some(keeper.clone()));
+        let reader = StoreReader::open(&store.path()).expect("open").with_keepers(Some(keeper.clone()));
         seen(&reader.group(&names()).expect("group"), &volume)
     };
     let (before, parts) = (with_key(), sound(&store));
     assert_eq!((group.merge(&KEEP_1).expect("merge"), sound(&store)), (0, parts), "nothing without it");
-    let other = Unlocking::new(Some(Keeper::File(store.dir.path().join("nothing"))));
+    let other = Unlocking::new(vec![Keeper::File(store.dir.path().join("nothing"))]);
     let refused = group.merge_with(&KEEP_1, Some(&other)).expect_err("it is not to be had");
     assert!(matches!(refused, StoreError::KeyNeeded { .. }), "{refused}");
     drop(group);
     let mut group = store.group();
-    let merges = group.merge_with(&KEEP_1, Some(&Unlocking::new(Some(keeper.clone())))).expect("merge");
+    let merges = group.merge_with(&KEEP_1, Some(&Unlocking::new(vec![keeper.clone()]))).expect("merge");
     assert!(merges >= 1);
     assert_eq!(with_key(), before);
     assert!(sound(&store) <= parts / 3, "of {parts} parts");

@@ -67,7 +67,7 @@ pub struct StoreReader {
     backend: Arc<dyn Backend>,
     readers: Readers,
     id: [u8; 16],
-    keeper: Option<Keeper>,
+    given: Vec<Keeper>,
     _lock: ReaderLock,
 }
 
@@ -164,13 +164,13 @@ impl StoreReader {
     fn over(backend: Arc<dyn Backend>, readers: Readers) -> Result<Self> {
         let id = read_store_description(&*backend)?;
         let lock = readers.share()?;
-        Ok(Self { backend, readers, id, keeper: None, _lock: lock })
+        Ok(Self { backend, readers, id, given: Vec::new(), _lock: lock })
     }
 
-    /// With what unwraps the keys of encrypted volumes.
+    /// With what unwraps the keys of encrypted volumes: of each whichever does.
     #[must_use]
-    pub fn with_keeper(self, keeper: Option<Keeper>) -> Self {
-        Self { keeper, ..self }
+    pub fn with_keepers(self, given: impl IntoIterator<Item = Keeper>) -> Self {
+        Self { given: given.into_iter().collect(), ..self }
     }
 
     /// The store's id.
@@ -272,7 +272,7 @@ impl GroupReader {
         };
         let replayed = replay(&**backend, names, id)?;
         let segments = Arc::new(Segments::new(Arc::clone(backend), names.clone()));
-        let unlocking = Unlocking::new(store.keeper.clone());
+        let unlocking = Unlocking::new(store.given.clone());
         let (readers, Replayed { image, torn, .. }) = (readers.clone(), replayed);
         Ok(Self::awake(RestingGroup { store: store.id, readers, segments, image, torn, unlocking }, lock))
     }
