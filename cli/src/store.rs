@@ -481,14 +481,19 @@ fn unreadable(error: StoreError) -> Failure {
 /// Says what would be done and asks.
 fn agreed(global: &Global, group: &GroupStore, plan: &Repair) -> Result<bool, Failure> {
     if global.json || !std::io::stdin().is_terminal() {
-        let message = format!("repairing the ledger of {} must be agreed to", group.names());
-        return Err(Failure::new(Exit::Refused, message, "run it on a terminal, or say --yes"));
+        return Err(unasked(&group.names().to_string(), plan));
     }
     eprintln!("{}", plan_text(&group.names().to_string(), plan));
     eprint!("Go on? [y/N] ");
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).map_err(|e| Failure::from_error(Exit::Failed, &e, "say --yes"))?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// † Whoever says --yes next is to know what it gives up.
+fn unasked(group: &str, plan: &Repair) -> Failure {
+    let message = format!("{}\nrepairing the ledger of {group} must be agreed to", plan_text(group, plan));
+    Failure::new(Exit::Refused, message, "run it on a terminal, or say --yes")
 }
 
 /// What would be done, for a person who decides.
@@ -682,6 +687,14 @@ mod tests {
         assert!(text.starts_with("✗ web/default: a bit flipped\n"), "{text}");
         assert!(!text.contains("can be restored"), "{text}");
         assert_eq!(CheckJson::new(&report).findings[0].problem, "segment_corrupt");
+    }
+
+    #[test]
+    fn who_cannot_be_asked_is_told_what_a_repair_would_do() {
+        let plan = Repair::Mend { slot: Slot(3), file: "groups/web/db/ledger/0/3".into(), by: Known::OneBit };
+        let said = unasked("web/db", &plan);
+        assert!(said.message.contains("the record in slot 3") && said.message.contains("must be agreed to"), "{said:?}");
+        assert_eq!(said.exit, Exit::Refused);
     }
 
     #[test]
