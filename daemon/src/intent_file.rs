@@ -12,8 +12,8 @@ use std::time::UNIX_EPOCH;
 
 use farside_blockio::{DeviceError, FileDevice, OpenOptions};
 use farside_region::intent::{
-    BackingIdentity, Header, HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentError, IntentLayout, Owed, Page, PageIndex,
-    SlotIndex, UncheckedOwed, recover_header, recover_page,
+    BackingIdentity, Header, HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentError, IntentLayout, Owed, OwnFile, Page,
+    PageIndex, SlotIndex, UncheckedOwed, recover_header, recover_page,
 };
 use farside_region::{Geometry, GranuleSet, LedgerPosition, MapId, RegionIndex, RegionRange, Term};
 use farside_shim::Commit;
@@ -125,7 +125,7 @@ impl IntentFile {
             if header.volume_bytes > geometry.volume_bytes() {
                 return Err(IntentFileError::Shrunk { before: header.volume_bytes, now: geometry.volume_bytes() });
             }
-            let is_a_copy = header.file.is_some_and(|file| own(&device).is_some_and(|own| own != file));
+            let is_a_copy = header.file.zip(own(&device)).is_some_and(|(file, own)| !file.may_be(&own));
             if is_a_copy {
                 warn!(dir = %dir.display(), "{COPY}: everything will be compared");
                 Mark::TrackingLost.put_because(dir, COPY)?;
@@ -214,7 +214,8 @@ impl IntentFile {
     /// # Errors
     /// The write's or sync's; the file is failed from then on.
     pub(crate) fn write_header(&mut self, change: impl FnOnce(&mut Header)) -> Result<(), IntentFileError> {
-        let mut header = self.header.clone();
+        // One of a build that did not say which file it is says so from here on.
+        let mut header = Header { file: own(&self.device).or(self.header.file), ..self.header.clone() };
         change(&mut header);
         header.seq += 1;
         let slot = self.newest.other();
@@ -311,14 +312,13 @@ impl IntentFile {
 }
 
 /// What is known of a file that no copy of it has.
-fn own(device: &FileDevice) -> Option<u64> {
-    device.metadata().ok().map(|found| born(&found))
+fn own(device: &FileDevice) -> Option<OwnFile> {
+    device.metadata().ok().map(|found| own_file(&found))
 }
 
-/// When a file was born; its inode number, where nobody keeps that.
-fn born(found: &std::fs::Metadata) -> u64 {
+fn own_file(found: &std::fs::Metadata) -> OwnFile {
     let since = found.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
-    since.and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or_else(|| found.ino())
+    OwnFile { inode: found.ino(), born_ns: since.and_then(|since| u64::try_from(since.as_nanos()).ok()) }
 }
 
 fn latched() -> std::io::Error {
@@ -360,7 +360,7 @@ fn write_whole(
 ) -> Result<(), (&'static str, std::io::Error)> {
     let mut options = File::options();
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(|e| ("created", e))?;
-    let header = Header { file: file.metadata().ok().map(|found| born(&found)), ..header.clone() };
+    let header = Header { file: file.metadata().ok().map(|found| own_file(&found)), ..header.clone() };
     let layout = IntentLayout::new(geometry);
     let at = |offset: farside_region::ByteOffset, block: &IntentBlock| {
         std::os::unix::fs::FileExt::write_all_at(&file, &block.0, offset.0).map_err(|e| ("written", e))
@@ -562,6 +562,10 @@ mod tests {
         assert_eq!(found.header.expect("there").term, Some(Term(3)), "it is of the same history");
         assert!(Mark::TrackingLost.reason(dir.path()).expect("marked").contains("copy"));
         drop(file);
+        // Nor does a map that was never told which file it is stay so.
+        let bytes = std::fs::read(&path).expect("read");
+        let (header, _) = recover_header([&bytes[..4096], &bytes[4096..8192]]).expect("known").expect("there");
+        assert!(header.file.is_some());
         // From then on it is a file of its own.
         Mark::TrackingLost.put(dir.path(), false).expect("withdrawn");
         let (mut file, _) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");

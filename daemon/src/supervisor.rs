@@ -52,8 +52,7 @@ mod volumes;
 /// How a host comes to its receiver.
 const PAIR: &str = "on the gateway: farside-receiver token; then here: farside pair TOKEN";
 /// How a host comes to be who it was, or another.
-const MEND_IDENTITY: &str =
-    "mend that and restart farsided; where they are lost, move identity.key and identity.crt away first, and pair anew";
+const MEND_IDENTITY: &str = "mend that and restart farsided; only where they are lost for good, move identity.key and identity.crt away first, and pair anew";
 /// How long a stop tries to take away the devices that nobody uses.
 const WITHDRAW_WAIT: Duration = Duration::from_secs(5);
 

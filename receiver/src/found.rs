@@ -73,11 +73,20 @@ pub(crate) struct Finding {
     /// The volumes of it, as far as all was read.
     #[serde(default)]
     pub(crate) volumes: BTreeSet<String>,
+    /// The point in which it was met first: what is no newer is kept.
+    #[serde(default)]
+    pub(crate) first: Slot,
     pub(crate) message: String,
     pub(crate) what_to_do: String,
 }
 
 impl Finding {
+    /// One of which it is not told in which point, and which is said to nobody.
+    fn of_any(since: Slot, message: String, what_to_do: String) -> Self {
+        let (volumes, first) = (BTreeSet::new(), Slot(0));
+        Self { point: None, since, head: since, is_said: false, until: None, volumes, first, message, what_to_do }
+    }
+
     /// Whether it takes back that a point was verified.
     fn withdraws(&self, how: VerifiedHow, point: Slot, said: Slot) -> bool {
         // Who compared with the source has not read what lies here.
@@ -99,7 +108,9 @@ impl Finding {
 
     /// Whether it is of any use.
     fn matters(&self, state: &State) -> bool {
-        let is_there = self.is_said && state.points().range(self.since..).next().is_some();
+        // Somebody may want that very point, whatever newer ones are.
+        let is_kept = self.point.is_some_and(|point| state.points().contains_key(&point));
+        let is_there = is_kept || self.is_said && state.points().range(self.since..).next().is_some();
         let last = || state.last_proofs().iter().any(|(how, last)| self.withdraws(how, last.point, last.proof.slot));
         let any = |point: &Point| point.proofs.iter().any(|(how, proof)| self.withdraws(how, point.slot, proof.slot));
         is_there || last() || state.points().range(self.since..).any(|(_, point)| any(point))
@@ -110,8 +121,7 @@ impl Found {
     /// What was found is lost, for this reason: it may have been any point.
     pub(crate) fn forgotten(why: String) -> Self {
         let (message, what_to_do) = (String::new(), String::new());
-        let (head, volumes) = (Slot(u64::MAX), BTreeSet::new());
-        let any = Finding { point: None, since: Slot(0), head, is_said: false, until: None, volumes, message, what_to_do };
+        let any = Finding { head: Slot(u64::MAX), ..Finding::of_any(Slot(0), message, what_to_do) };
         Self { findings: vec![any], forgotten: Some(why), ..Self::default() }
     }
 
@@ -127,9 +137,13 @@ impl Found {
         said.map(|f| Reason::new(Severity::Error, code, f.message.clone(), f.what_to_do.clone())).or_else(forgotten)
     }
 
-    /// The newest point that is said to be damaged.
-    pub(crate) fn damaged_up_to(&self) -> Option<Slot> {
-        self.findings.iter().filter(|finding| finding.is_said).map(|finding| finding.point.unwrap_or(finding.head)).max()
+    /// Points up to here are kept while damage is said: one of them may be the last that is whole. `None`: nothing is said.
+    ///
+    /// † Not up to the newest point that was read: where the newest one is read every day, and is damaged every day, none would ever go.
+    pub(crate) fn kept_up_to(&self) -> Option<Slot> {
+        // Who does not know what was found knows no point that is not damaged.
+        let forgotten = self.forgotten.as_ref().map(|_| Slot(u64::MAX));
+        self.findings.iter().filter(|finding| finding.is_said).map(|finding| finding.first).max().max(forgotten)
     }
 
     /// The volumes of which something is said to be damaged.
@@ -137,10 +151,14 @@ impl Found {
         self.findings.iter().filter(|finding| finding.is_said).flat_map(|finding| &finding.volumes).map(String::as_str).collect()
     }
 
-    /// What is said to be damaged that a point may have: it was not read since, or is not sound.
+    /// What was found damaged that a point may have: it was not read since, or is not sound.
     pub(crate) fn damage_of(&self, point: &Point) -> Option<&str> {
         let is_sound_since = |head: Slot| point.proofs.read_back.is_some_and(|read| read.slot > head);
-        let may_have = |finding: &&Finding| finding.is_said && finding.since <= point.slot && !is_sound_since(finding.head);
+        // † That a newer one is sound says nothing of those up to the damaged one: that may be what somebody wants.
+        let may_have = |finding: &&Finding| {
+            let is_of_it = finding.is_said || finding.point.is_some_and(|of| point.slot <= of);
+            is_of_it && finding.since <= point.slot && !is_sound_since(finding.head) && !finding.message.is_empty()
+        };
         self.findings.iter().rev().find(may_have).map(|finding| finding.message.as_str())
     }
 
@@ -148,18 +166,23 @@ impl Found {
     pub(crate) fn damaged(&mut self, finding: Finding) {
         let same = |known: &Finding| known.point.is_some() && known.point == finding.point;
         let since = self.findings.iter().filter(|known| same(known)).map(|known| known.since).fold(finding.since, Slot::min);
+        let met = finding.point.unwrap_or(since);
+        // What may be the same was met before.
+        let may_be_same = |known: &&Finding| known.is_said && known.first >= since && known.first <= met;
+        let first = self.findings.iter().filter(may_be_same).map(|known| known.first).min().unwrap_or(met);
         self.findings.retain(|known| !same(known));
-        self.findings.push(Finding { since, ..finding });
+        self.findings.push(Finding { since, first, ..finding });
         self.forgotten = None;
         if self.findings.len() > FINDINGS_MAX {
             let oldest = self.findings.remove(0);
             let next = self.findings[0].clone();
             let (since, head, until) = (next.since.min(oldest.since), next.head.max(oldest.head), next.until.max(oldest.until));
             let (next_volumes, oldest_volumes) = (next.volumes.clone(), oldest.volumes.clone());
+            let first = next.first.max(oldest.first);
             // What is said of either is said on.
             let said = if next.is_said { next } else { oldest };
             let volumes = next_volumes.into_iter().chain(oldest_volumes).collect();
-            self.findings[0] = Finding { point: None, since, head, until, volumes, ..said };
+            self.findings[0] = Finding { point: None, since, head, until, volumes, first, ..said };
         }
         self.settled = None;
     }
@@ -179,8 +202,7 @@ impl Found {
         let Some(Lost { since, .. }) = lost.filter(|lost| lost.is_new(known)) else { return };
         let Some(head) = state.head() else { return };
         let (message, what_to_do) = (String::new(), String::new());
-        let volumes = BTreeSet::new();
-        let finding = Finding { point: None, since, head, is_said: false, until: None, volumes, message, what_to_do };
+        let finding = Finding { head, ..Finding::of_any(since, message, what_to_do) };
         if finding.matters(state) {
             let forgotten = self.forgotten.take();
             self.damaged(finding);
@@ -293,6 +315,7 @@ mod tests {
             is_said: true,
             until: None,
             volumes: BTreeSet::new(),
+            first: Slot(0),
             message,
             what_to_do,
         }

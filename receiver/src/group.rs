@@ -28,6 +28,7 @@ use farside_wire::{Damage, ReceiverMessage, RefusalCode};
 use tokio::sync::{Semaphore, mpsc};
 
 use self::at_rest::Asker;
+pub(crate) use self::at_rest::Trouble as KeyTrouble;
 use self::fence::Listening;
 pub(crate) use self::fence::{Fence, Fenced, Promotable, PromotionLook, Waits, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
@@ -601,8 +602,8 @@ impl Group {
         kept.extend(self.receiver.cohorts.kept(&self.names));
         if let Place::Here(here) = &self.place {
             // † What newer points share with a damaged one is damaged in them, too: one of those before it may be the last that is whole.
-            if let Some(damaged) = self.found().damaged_up_to() {
-                kept.extend(here.store.state().points().range(..=damaged).map(|(slot, _)| *slot));
+            if let Some(up_to) = self.found().kept_up_to() {
+                kept.extend(here.store.state().points().range(..=up_to).map(|(slot, _)| *slot));
             }
             kept.extend(self.receiver.followers.unasked(&self.names, here.store.state()));
             kept.extend(self.receiver.cohorts.not_looked_for(&self.receiver.config(), &self.names, here.store.state()));

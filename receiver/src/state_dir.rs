@@ -573,6 +573,7 @@ mod tests {
             is_said: true,
             until: None,
             volumes: ["data".to_owned()].into(),
+            first: at,
             message: "m".into(),
             what_to_do: "w".into(),
         };

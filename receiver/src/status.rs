@@ -18,7 +18,7 @@ use jiff::Timestamp;
 
 pub(crate) use self::hosts::Seen;
 use crate::found::Found;
-use crate::group::{MergeStanding, Unclaimed};
+use crate::group::{KeyTrouble, MergeStanding, Unclaimed};
 use crate::process::Receiver;
 use crate::schedule::Standing;
 
@@ -89,9 +89,13 @@ impl GroupView {
     }
 
     /// Somebody who is to keep the key that the group is encrypted with at rest does not, or nobody does.
-    pub(crate) fn key_is_not_kept(&mut self, why: &str) {
-        let what = "put it back, or set `[[at_rest]] keys` right; then farside reload: it is asked for again. Do not restart the receiver before";
-        self.group.reasons.push(Reason::new(Severity::Error, Code::KeyMissing, why, what));
+    pub(crate) fn key_is_not_kept(&mut self, KeyTrouble { words, is_lost }: &KeyTrouble) {
+        let what = "put it back, or set `[[at_rest]] keys` right; then farside reload: it is asked for again";
+        let (severity, what) = match is_lost {
+            true => (Severity::Error, format!("{what}. Do not restart the receiver before")),
+            false => (Severity::Warning, what.to_owned()),
+        };
+        self.group.reasons.push(Reason::new(severity, Code::KeyMissing, words, what));
     }
 
     /// What its source wants to be kept could not be written down.

@@ -326,6 +326,22 @@ pub struct BackingIdentity {
     pub ctime: (i64, u32),
 }
 
+/// What a file system knows a file by that a copy of it does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OwnFile {
+    /// Its inode number.
+    pub inode: u64,
+    /// When it was born, in nanoseconds since 1970; `None`: nobody keeps that there.
+    pub born_ns: Option<u64>,
+}
+
+impl OwnFile {
+    /// Whether they may be one file: nothing that is known of both is another.
+    pub fn may_be(&self, other: &Self) -> bool {
+        self.inode == other.inode && self.born_ns.zip(other.born_ns).is_none_or(|(a, b)| a == b)
+    }
+}
+
 /// The small durable record beside the intent map: what was confirmed, and how far the ledger was seen (DESIGN 4.5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -345,8 +361,8 @@ pub struct Header {
     pub backing: Option<BackingIdentity>,
     /// T14: in this boot of the kernel a flush of the backing failed: nothing that was hot may cool before the next boot.
     pub flush_failed: Option<BootId>,
-    /// What tells the file that this was made for from its copies: its time of birth, or its inode number. `None`: nobody looked.
-    pub file: Option<u64>,
+    /// The file that this was made for, which is told by it from its copies. `None`: nobody looked.
+    pub file: Option<OwnFile>,
     /// Regions per page, needed to find the pages.
     pub page_regions: u32,
 }
@@ -406,7 +422,8 @@ impl Header {
         }
         if let Some(file) = self.file {
             b[41] |= 16;
-            b[160..168].copy_from_slice(&file.to_le_bytes());
+            b[160..168].copy_from_slice(&file.inode.to_le_bytes());
+            b[168..176].copy_from_slice(&file.born_ns.unwrap_or(0).to_le_bytes());
         }
         seal(b, 12);
         block
@@ -453,7 +470,8 @@ impl UncheckedHeader<'_> {
                 ctime: time(128, 140),
             }),
             flush_failed: (flags & 8 != 0).then(|| BootId(b[144..160].try_into().expect("16 bytes"))),
-            file: (flags & 16 != 0).then(|| u64_at(b, 160)),
+            file: (flags & 16 != 0)
+                .then(|| OwnFile { inode: u64_at(b, 160), born_ns: Some(u64_at(b, 168)).filter(|born| *born != 0) }),
             page_regions,
         })
     }
@@ -639,7 +657,7 @@ mod tests {
             volume_bytes: 6400,
             backing: Some(BackingIdentity { inode: 11, size: 6400, mtime: (-2, 5), ctime: (1 << 33, 6) }),
             flush_failed: Some(BootId([0xb0; 16])),
-            file: Some(0xf1),
+            file: Some(OwnFile { inode: 0xf1, born_ns: Some(0xf2) }),
             page_regions: 3,
         }
     }
@@ -691,7 +709,7 @@ mod tests {
                 "0070: 0019000000000000feffffffffffffff\n",
                 "0080: 00000000020000000500000006000000\n",
                 "0090: b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0\n",
-                "00a0: f1000000000000000000000000000000\n",
+                "00a0: f100000000000000f200000000000000\n",
             )
         );
     }

@@ -722,6 +722,9 @@ fn landed(
         Ok(footer) if footer.summary().footer_digest == entry.footer_digest => Ok(footer),
         Ok(_) => Err(bad("it is not the part that landed".into())),
         Err(ReadFooterError::Read(e)) if is_of_medium(&e) => Err(bad(format!("it cannot be read: {e}"))),
+        Err(ReadFooterError::Read(e)) if e.kind() == ErrorKind::UnexpectedEof => {
+            Err(bad("it is shorter than what landed".into()))
+        }
         Err(ReadFooterError::Read(e)) => Err(io("reading", e)),
         Err(e) => Err(bad(e.to_string())),
     }

@@ -180,7 +180,6 @@ fn what_is_published_together_is_one_object_that_everybody_reads() {
     assert!(site.is_sound());
 }
 
-/// Whatever fails: parts are not sent again that are there, and nothing is named that is not.
 /// † The disk of the gateway changed what lay there while the bucket was away: it was put under the right footer, and its source forgot what it had.
 #[test]
 fn what_rots_while_it_waits_for_the_bucket_is_had_again_from_its_source() {
@@ -201,6 +200,7 @@ fn what_rots_while_it_waits_for_the_bucket_is_had_again_from_its_source() {
     }
 }
 
+/// Whatever fails: parts are not sent again that are there, and nothing is named that is not.
 #[test]
 fn a_pack_whose_record_failed_is_named_by_the_next_attempt() {
     let mut site = Site::new();

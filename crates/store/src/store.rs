@@ -184,8 +184,8 @@ impl Store {
             let found = "a store itself".to_owned();
             return Err(StoreError::ForeignStaging { path: dir.root().to_owned(), found, expected: mine });
         }
-        prove(&backend, &dir)?;
         if block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
+            prove(&backend, &dir)?;
             write_json(
                 &*dir,
                 &name,
@@ -197,6 +197,7 @@ impl Store {
         if found.id != mine {
             return Err(StoreError::ForeignStaging { path: dir.root().to_owned(), found: found.id, expected: mine });
         }
+        prove(&backend, &dir)?;
         Self::over(backend, dir, false, id, lock)
     }
 
@@ -308,14 +309,13 @@ impl Store {
 /// copied to another service that nobody tried, and one that overwrites loses records that were acknowledged.
 fn prove(backend: &Arc<dyn Backend>, staging: &DirBackend) -> Result<()> {
     let (name, mine) = (names::staging_proof(), Proof { service: backend.service() });
-    let found = block_on(staging.get(&name, DESCRIPTION_BYTES_MAX))?;
-    if found.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok()) == Some(mine.clone()) {
+    // What cannot be read proves nothing.
+    let found = block_on(staging.get(&name, DESCRIPTION_BYTES_MAX)).unwrap_or_default();
+    if found.and_then(|bytes| serde_json::from_slice(&bytes).ok()) == Some(mine.clone()) {
         return Ok(());
     }
     probe::create_only(backend)?;
-    if found.is_some() {
-        block_on(staging.delete(&name))?;
-    }
+    block_on(staging.delete(&name))?;
     write_json(staging, &name, &mine).map(drop)
 }
 

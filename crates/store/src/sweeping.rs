@@ -92,18 +92,29 @@ impl GroupStore {
     /// In a bucket: a few at a time.
     fn sweep_bucket(&mut self) -> Result<Swept> {
         let mut swept = Swept::default();
-        // † What has come to lie under that address is another store's, with volumes and terms like ours.
-        self.shared.same_place()?;
         // What fails keeps nothing else from being deleted, and is told at the end.
         let mut failed = None;
-        if (self.unseen.is_some() || self.packs.unseen.is_some()) && self.list_at.is_none_or(|at| Instant::now() >= at) {
+        let lists = (self.unseen.is_some() || self.packs.unseen.is_some()) && self.list_at.is_none_or(|at| Instant::now() >= at);
+        self.keep_what_may_not_go();
+        let looks = self.cleared.is_empty() && self.looked_at.is_none_or(|at| at.elapsed() >= LOOKED_AGAIN);
+        let may_go = !self.cleared.is_empty() || !self.cleared_packs(1).is_empty();
+        let deletes = may_go && self.sweep_at.is_none_or(|at| Instant::now() >= at);
+        // † What has come to lie under that address is another store's, with volumes and terms like ours.
+        if (lists || looks || deletes)
+            && let Err(error) = self.shared.same_place()
+        {
+            // Not again at once: whoever asks is a group's own thread.
+            let now = Instant::now();
+            (self.looked_at, self.list_at, self.sweep_at) = (Some(now), Some(now + LOOKED_AGAIN), Some(now + LOOKED_AGAIN));
+            return Err(error);
+        }
+        if lists {
             let began = Instant::now();
             failed = self.look_for_debris().err();
             failed = self.look_for_unnamed_packs().err().or(failed);
             self.list_at = Some(Instant::now() + pause_after(began.elapsed()));
         }
-        self.keep_what_may_not_go();
-        if self.cleared.is_empty() && self.looked_at.is_none_or(|at| at.elapsed() >= LOOKED_AGAIN) {
+        if looks {
             // After an error, too: not again at once.
             self.looked_at = Some(Instant::now());
             failed = self.clear().err().or(failed);

@@ -88,7 +88,7 @@ impl Daemon {
     ///
     /// # Errors
     /// So it is.
-    pub(super) fn refuse_unread(self: &Arc<Self>, group: &str) -> Result<(), ApiError> {
+    pub(crate) fn refuse_unread(self: &Arc<Self>, group: &str) -> Result<(), ApiError> {
         let unread = locked(&self.failbacks.unread).iter().find(|unread| unread.as_str() == group).cloned();
         let read = unread.map_or(Ok(()), |group| self.read_again(&group));
         read.map_err(|unread| conflict(unread.to_string(), "then say the same again"))

@@ -893,6 +893,8 @@ impl Daemon {
             let todo = "mend why it is not served (farside volume list), farside reload; then say the same again";
             return Err(ApiError::new(ErrorCode::Conflict, what, todo));
         }
+        // † What a note that cannot be read may hold is shown to nobody, and stays known to be of its group.
+        self.refuse_unread(group.as_str())?;
         let was_held = self.leave_failback(&group, &name).await?;
         // Nobody else opens it from here on.
         let before = locked(&self.volumes.unserved).get(&name).cloned();

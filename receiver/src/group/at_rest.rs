@@ -21,7 +21,7 @@ use crate::vault::Generation;
 /// How soon it is tried again to have somebody keep the key who does not yet.
 const AGAIN: Duration = Duration::from_secs(120);
 /// How often those who keep it are asked whether they still can give it.
-const LOOKED_AT_AGAIN: Duration = Duration::from_secs(3600);
+const LOOKED_AT_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
 /// The key; `None`: the group is not encrypted at rest. An error is for the host that asked.
 pub(crate) type KeyAnswer = Result<Option<GroupKey>, String>;
@@ -43,6 +43,14 @@ pub(crate) struct Obtained {
     result: Result<Option<AtRestKey>, StoreError>,
 }
 
+/// What is wrong with a key at rest.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    pub(crate) words: String,
+    /// Nobody gives it: what is in memory of it is all there is.
+    pub(crate) is_lost: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct AtRest {
     /// This group's own mailbox.
@@ -57,7 +65,7 @@ pub(super) struct AtRest {
     /// The configuration by which that was last; when it was read again, nobody waits.
     config: Option<Arc<Config>>,
     /// What is wrong with it, in words.
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
     /// Which key that was: new volumes are taken with no other.
     had: Option<KeyId>,
 }
@@ -68,8 +76,8 @@ impl AtRest {
     }
 
     /// Why the key cannot be had, or who does not keep it.
-    pub(super) fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+    pub(super) fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
     }
 }
 
@@ -137,6 +145,7 @@ impl Group {
         let is_current = self.receiver.keys.is_current(&self.receiver.config(), &self.names, &with);
         if !is_here || !is_current {
             // Of a store, or by a configuration, of before.
+            self.at_rest.again = Some(Instant::now());
             if !self.at_rest.waiting.is_empty() {
                 self.obtain_key();
             }
@@ -144,16 +153,22 @@ impl Group {
         }
         self.at_rest.had_with = Some(with);
         let before = self.at_rest.trouble.take();
+        let keepers = self.receiver.config().at_rest_of(&self.names).len();
         self.at_rest.trouble = match &result {
             Ok(None) => None,
             Ok(Some(key)) if key.unkept.is_empty() => None,
-            Ok(Some(key)) => Some(format!(
-                "the key with which {} is encrypted at rest is not kept by everybody: {}",
-                self.names,
-                key.unkept.join("; ")
-            )),
+            Ok(Some(key)) => {
+                let words = format!(
+                    "the key with which {} is encrypted at rest is not kept by everybody: {}",
+                    self.names,
+                    key.unkept.join("; ")
+                );
+                Some(Trouble { words, is_lost: key.unkept.len() >= keepers })
+            }
             Err(error) => {
-                Some(format!("the key with which {} is encrypted at rest cannot be had: {}", self.names, keys::words(error)))
+                let words =
+                    format!("the key with which {} is encrypted at rest cannot be had: {}", self.names, keys::words(error));
+                Some(Trouble { words, is_lost: true })
             }
         };
         if before.is_some() && self.at_rest.trouble.is_none() {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use farside_control::source::LastPoint;
 use farside_control::{ApiError, ErrorCode};
-use farside_ledger::{Body, Point, Unpin};
+use farside_ledger::{Body, Point, PointMember, Unpin};
 use farside_objects::Location;
 use farside_region::{Generation, Name, Slot};
 use farside_replication::target::Event;
@@ -138,7 +138,8 @@ pub(crate) struct Promotable {
 impl Group {
     /// What would be brought up.
     pub(super) fn promotion_look(&self, wanted: Wanted) -> Result<PromotionLook, ApiError> {
-        let state = self.writable()?.state();
+        let store = self.writable()?;
+        let state = store.state();
         let newest = state.points().values().next_back();
         // † What one before it was brought up instead of is not what was published since.
         let lineage = self.receiver.failovers.lineage(&self.names, state.highest_generation());
@@ -162,6 +163,17 @@ impl Group {
                 newest_first.clone().find(has_all).or_else(|| newest_first.next())
             }
         };
+        let (found, lost) = (self.found(), store.damaged_by_volume());
+        let damaged = |point: &Point| {
+            let is_lost = |member: &&PointMember| lost.contains_key(&member.key.volume);
+            let lost =
+                point.members.iter().find(is_lost).filter(|_| store.damaged_since().is_some_and(|since| since <= point.slot));
+            let in_words = |_: &PointMember| {
+                let lost = store.damaged();
+                format!("{} segments cannot be read, the first is {}", lost.len(), lost.first().map_or("", String::as_str))
+            };
+            lost.map(in_words).or_else(|| found.damage_of(point).map(str::to_owned))
+        };
         let has = |point: &Point, id| point.members.iter().any(|m| m.key.volume == id);
         let left_out =
             state.volumes().filter(|(id, volume)| volume.last_layer().is_some() && chosen.is_none_or(|p| !has(p, *id)));
@@ -178,7 +190,7 @@ impl Group {
                 shown: shown(state, point),
                 slot: point.slot,
                 degraded: point.degraded,
-                damaged: self.found().damage_of(point).map(str::to_owned),
+                damaged: damaged(point),
                 is_aside: !lineage.has(point.slot),
                 members: name(point),
                 generations: point.members.iter().filter_map(|m| Some(state.volume(m.key.volume)?.meta().generation)).collect(),

@@ -164,6 +164,8 @@ async fn what_is_older_than_damage_stays_until_something_newer_is_sound() {
     let [sound, damaged] = retained().await[..] else { panic!("two points") };
     let client = gateway.client();
     assert!(verified(&client, "latest", "host1/default").await.volumes[0].damaged_regions > 0);
+    let pin = PinRequest { reason: "looked at".into() };
+    client.point_pin(&damaged.to_string(), &anything(), &pin).await.expect("pinned");
     // Its source is told, which has it still.
     let told = |m| if let ReceiverMessage::Damage(damage) = m { Some(damage.volumes.len()) } else { None };
     assert_eq!(source.expect("to be told of the damage", told).await, 1);
@@ -176,12 +178,23 @@ async fn what_is_older_than_damage_stays_until_something_newer_is_sound() {
     source.publish(&volume, 8, &granules(9000, 1), LayerKind::Point).await;
     wait_until("the policy to be kept", async || retained().await.len() == 4).await;
     assert_eq!(retained().await[..2], [sound, damaged], "that an older one is whole says nothing of the newer ones");
+    // † Nor is all kept that comes meanwhile: the newest is read every day.
+    assert!(verified(&client, "latest", "host1/default").await.volumes[0].damaged_regions > 0);
+    source.publish(&volume, 9, &granules(9001, 1), LayerKind::Point).await;
+    source.publish(&volume, 10, &granules(9002, 1), LayerKind::Point).await;
+    wait_until("the policy to be kept", async || retained().await.len() == 4).await;
+    assert_eq!(retained().await[..2], [sound, damaged]);
     // All of it is written anew.
-    source.publish(&volume, 9, &granules(2, 40), LayerKind::Point).await;
+    source.publish(&volume, 11, &granules(2, 40), LayerKind::Point).await;
     assert!(verified(&client, "latest", "host1/default").await.is_sound());
     assert_eq!(source.expect("to be told that there is none", told).await, 0);
-    source.publish(&volume, 10, &granules(9000, 1), LayerKind::Point).await;
+    source.publish(&volume, 12, &granules(9000, 1), LayerKind::Point).await;
     wait_until("the policy to be all that counts", async || !retained().await.contains(&sound)).await;
+    // † That a newer one is sound says nothing of it, and it may be what somebody wants.
+    let plan = FailoverRequest { group: "host1/default".into(), plan: true, ..FailoverRequest::default() };
+    assert_eq!(client.failover(&plan).await.expect("planned").damaged, None);
+    let older = FailoverRequest { point: Some(damaged), ..plan };
+    assert!(client.failover(&older).await.expect("planned").damaged.is_some());
     gateway.stop();
 }
 

@@ -2,8 +2,8 @@
 //! shapes that records and messages carry.
 
 use farside_region::intent::{
-    BackingIdentity, Header, HeaderState, INTENT_BLOCK_BYTES, IntentLayout, Owed, Page, PageBits, PageIndex, UncheckedOwed,
-    recover_header, recover_page,
+    BackingIdentity, Header, HeaderState, INTENT_BLOCK_BYTES, IntentLayout, Owed, OwnFile, Page, PageBits, PageIndex,
+    UncheckedOwed, recover_header, recover_page,
 };
 use farside_region::{
     BootId, Geometry, GranuleIndex, GranuleRun, GranuleSet, LedgerPosition, MapId, PackedRegions, RecordDigest, RegionIndex,
@@ -131,7 +131,7 @@ fn sample_header(state: HeaderState) -> Header {
         volume_bytes: geometry().volume_bytes(),
         backing: Some(BackingIdentity { inode: 11, size: 6400, mtime: (-2, 5), ctime: (1 << 33, 6) }),
         flush_failed: Some(BootId([0xb0; 16])),
-        file: Some(0xf1),
+        file: Some(OwnFile { inode: 0xf1, born_ns: Some(0xf2) }),
         page_regions: 3,
     }
 }
