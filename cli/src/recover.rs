@@ -148,7 +148,7 @@ fn groups(store: &StoreReader, obstacles: &mut Vec<Obstacle>, mut each: impl FnM
         let file = names.description();
         let message = match store.group_as_listed(&names) {
             Ok(group) => {
-                look(&group, obstacles)?;
+                look(&group, obstacles);
                 each(&group);
                 format!(
                     "{file} is missing, and what there is was read by its names; put that back from a copy of the store, or from a group of the same names in another store"
@@ -165,7 +165,7 @@ fn groups(store: &StoreReader, obstacles: &mut Vec<Obstacle>, mut each: impl FnM
         // From a copy that was never completed, perhaps: whatever is missing is to be said.
         match store.group_as_listed(&names) {
             Ok(group) => {
-                look(&group, obstacles)?;
+                look(&group, obstacles);
                 each(&group);
             }
             Err(error) => obstacles.push(Obstacle { what: names.to_string(), message: error.to_string() }),
@@ -175,16 +175,19 @@ fn groups(store: &StoreReader, obstacles: &mut Vec<Obstacle>, mut each: impl FnM
 }
 
 /// What is missing of the ledger of a group.
-fn look(group: &GroupReader, obstacles: &mut Vec<Obstacle>) -> Result<(), Failure> {
+fn look(group: &GroupReader, obstacles: &mut Vec<Obstacle>) {
     let names = group.names();
     let what = names.to_string();
     if let Some(torn) = group.torn() {
         obstacles.push(Obstacle { what, message: torn.error(names).to_string() });
-    } else if group.lacks_ledger()? {
-        let message = format!("{} is empty, and segments are there: put it back from a copy of the store", names.ledger());
-        obstacles.push(Obstacle { what, message });
+        return;
     }
-    Ok(())
+    let message = match group.lacks_ledger() {
+        Ok(false) => return,
+        Ok(true) => format!("{} is empty, and segments are there: put it back from a copy of the store", names.ledger()),
+        Err(error) => error.to_string(),
+    };
+    obstacles.push(Obstacle { what, message });
 }
 
 /// The volumes of a group that are wanted: their names, and their points in the order of their slots.

@@ -562,10 +562,19 @@ mod tests {
         assert_eq!(found.header.expect("there").term, Some(Term(3)), "it is of the same history");
         assert!(Mark::TrackingLost.reason(dir.path()).expect("marked").contains("copy"));
         drop(file);
-        // Nor does a map that was never told which file it is stay so.
-        let bytes = std::fs::read(&path).expect("read");
-        let (header, _) = recover_header([&bytes[..4096], &bytes[4096..8192]]).expect("known").expect("there");
-        assert!(header.file.is_some());
+        // Nor does a map that was never told which file it is stay so, once something is written.
+        let kept_file = || {
+            let bytes = std::fs::read(&path).expect("read");
+            recover_header([&bytes[..4096], &bytes[4096..8192]]).expect("known").expect("there").0.file
+        };
+        crashed(dir.path(), &Geometry::new(40 << 20).expect("valid"));
+        assert_eq!(kept_file(), None);
+        let (mut file, _) =
+            IntentFile::open(dir.path(), &Geometry::new(40 << 20).expect("valid"), ID, &mut |_| Ok(())).expect("opened");
+        file.write_header(|_| {}).expect("written");
+        drop(file);
+        assert!(kept_file().is_some());
+        std::fs::remove_file(&path).expect("removed");
         // From then on it is a file of its own.
         Mark::TrackingLost.put(dir.path(), false).expect("withdrawn");
         let (mut file, _) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");

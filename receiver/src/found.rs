@@ -30,6 +30,9 @@ pub(crate) struct Found {
     /// Why it is not known what was found before.
     #[serde(skip)]
     pub(crate) forgotten: Option<String>,
+    /// The newest slot when that was noticed.
+    #[serde(skip)]
+    forgotten_up_to: Option<Slot>,
     /// The slot of the ledger that this was held against.
     #[serde(skip)]
     settled: Option<Slot>,
@@ -73,9 +76,9 @@ pub(crate) struct Finding {
     /// The volumes of it, as far as all was read.
     #[serde(default)]
     pub(crate) volumes: BTreeSet<String>,
-    /// The point in which it was met first: what is no newer is kept.
+    /// The point in which it was met first: what is no newer is kept. `None`: the one in which it was met, as far as is known.
     #[serde(default)]
-    pub(crate) first: Slot,
+    pub(crate) first: Option<Slot>,
     pub(crate) message: String,
     pub(crate) what_to_do: String,
 }
@@ -83,8 +86,8 @@ pub(crate) struct Finding {
 impl Finding {
     /// One of which it is not told in which point, and which is said to nobody.
     fn of_any(since: Slot, message: String, what_to_do: String) -> Self {
-        let (volumes, first) = (BTreeSet::new(), Slot(0));
-        Self { point: None, since, head: since, is_said: false, until: None, volumes, first, message, what_to_do }
+        let volumes = BTreeSet::new();
+        Self { point: None, since, head: since, is_said: false, until: None, volumes, first: None, message, what_to_do }
     }
 
     /// Whether it takes back that a point was verified.
@@ -92,6 +95,11 @@ impl Finding {
         // Who compared with the source has not read what lies here.
         let unread = || how == VerifiedHow::WithSource && (self.is_said || self.until.is_some_and(|until| said <= until));
         point >= self.since && (said <= self.head || unread())
+    }
+
+    /// The point in which it was met first.
+    fn first(&self) -> Slot {
+        self.first.or(self.point).unwrap_or(self.head)
     }
 
     /// It was said up to this slot.
@@ -130,7 +138,7 @@ impl Found {
         let code = Code::VerificationFailed;
         let forgotten = || {
             let message = format!("what readings found before is not known: {}", self.forgotten.as_ref()?);
-            let what = "the newest point is read anew when it may be; sooner: farside point verify latest";
+            let what = "the newest point is read anew when it may be, and nothing that was there is given up before; sooner: farside point verify latest";
             Some(Reason::new(Severity::Warning, code, message, what))
         };
         let said = self.findings.iter().rev().find(|finding| finding.is_said);
@@ -141,14 +149,19 @@ impl Found {
     ///
     /// † Not up to the newest point that was read: where the newest one is read every day, and is damaged every day, none would ever go.
     pub(crate) fn kept_up_to(&self) -> Option<Slot> {
-        // Who does not know what was found knows no point that is not damaged.
-        let forgotten = self.forgotten.as_ref().map(|_| Slot(u64::MAX));
-        self.findings.iter().filter(|finding| finding.is_said).map(|finding| finding.first).max().max(forgotten)
+        // Who does not know what was found knows no point that is not damaged, of those that were there.
+        let forgotten = self.forgotten.as_ref().map(|_| self.forgotten_up_to.unwrap_or(Slot(u64::MAX)));
+        self.findings.iter().filter(|finding| finding.is_said).map(Finding::first).max().max(forgotten)
     }
 
     /// The volumes of which something is said to be damaged.
     pub(crate) fn damaged_volumes(&self) -> BTreeSet<&str> {
         self.findings.iter().filter(|finding| finding.is_said).flat_map(|finding| &finding.volumes).map(String::as_str).collect()
+    }
+
+    /// Whether a point was read in full since something was met that it may have, and is sound.
+    pub(crate) fn is_sound(&self, point: &Point) -> bool {
+        point.proofs.read_back.is_some_and(|read| self.counts(VerifiedHow::ReadBack, point.slot, read.slot))
     }
 
     /// What was found damaged that a point may have: it was not read since, or is not sound.
@@ -166,11 +179,12 @@ impl Found {
     pub(crate) fn damaged(&mut self, finding: Finding) {
         let same = |known: &Finding| known.point.is_some() && known.point == finding.point;
         let since = self.findings.iter().filter(|known| same(known)).map(|known| known.since).fold(finding.since, Slot::min);
-        let met = finding.point.unwrap_or(since);
-        // What may be the same was met before.
-        let may_be_same = |known: &&Finding| known.is_said && known.first >= since && known.first <= met;
-        let first = self.findings.iter().filter(may_be_same).map(|known| known.first).min().unwrap_or(met);
         self.findings.retain(|known| !same(known));
+        // What may be the same was met before. † Of another volume it is not.
+        let (met, volumes) = (finding.point.unwrap_or(finding.head), &finding.volumes);
+        let may_be_same =
+            |known: &&Finding| known.is_said && (since..=met).contains(&known.first()) && known.volumes.is_superset(volumes);
+        let first = self.findings.iter().filter(may_be_same).map(Finding::first).min();
         self.findings.push(Finding { since, first, ..finding });
         self.forgotten = None;
         if self.findings.len() > FINDINGS_MAX {
@@ -178,7 +192,7 @@ impl Found {
             let next = self.findings[0].clone();
             let (since, head, until) = (next.since.min(oldest.since), next.head.max(oldest.head), next.until.max(oldest.until));
             let (next_volumes, oldest_volumes) = (next.volumes.clone(), oldest.volumes.clone());
-            let first = next.first.max(oldest.first);
+            let first = Some(next.first().max(oldest.first()));
             // What is said of either is said on.
             let said = if next.is_said { next } else { oldest };
             let volumes = next_volumes.into_iter().chain(oldest_volumes).collect();
@@ -223,6 +237,7 @@ impl Found {
 
     /// Drops what the ledger has outlived.
     pub(crate) fn settle(&mut self, state: &State) {
+        self.forgotten_up_to = self.forgotten_up_to.or(state.head()).filter(|_| self.forgotten.is_some());
         if self.findings.is_empty() || self.settled == state.head() {
             return;
         }
@@ -315,7 +330,7 @@ mod tests {
             is_said: true,
             until: None,
             volumes: BTreeSet::new(),
-            first: Slot(0),
+            first: None,
             message,
             what_to_do,
         }
@@ -333,6 +348,34 @@ mod tests {
         assert!(!counts(&found, VerifiedHow::WithSource, 30), "it was said then");
         assert!(counts(&found, VerifiedHow::WithSource, 31) && counts(&found, VerifiedHow::ReadBack, 30));
         assert!(found.counts(VerifiedHow::WithSource, Slot(4), Slot(30)), "it has nothing of what is damaged");
+    }
+
+    /// What is older than damage is kept; where the newest point is read every day, that stays what it was.
+    #[test]
+    fn up_to_where_points_are_kept_follows_no_reading_of_the_same_damage() {
+        let of = |volumes: &[&str], point, since| {
+            let volumes = volumes.iter().map(|volume| (*volume).to_owned()).collect();
+            Finding { volumes, ..finding(point, since, point, "damaged") }
+        };
+        let mut found = Found::default();
+        assert_eq!(found.kept_up_to(), None);
+        found.damaged(of(&["a"], 10, 3));
+        found.met(of(&[], 20, 3));
+        found.damaged(of(&["a"], 20, 3));
+        assert_eq!(found.kept_up_to(), Some(Slot(10)));
+        found.damaged(of(&["a", "b"], 520, 3));
+        assert_eq!(found.kept_up_to(), Some(Slot(520)), "another volume is damaged as well");
+        found.damaged(of(&["a", "b"], 521, 3));
+        assert_eq!(found.kept_up_to(), Some(Slot(520)));
+        found.damaged(of(&["a"], 530, 525));
+        assert_eq!(found.kept_up_to(), Some(Slot(530)), "it came to be later");
+        found.sound(Slot(530), Some(Slot(531)));
+        assert_eq!(found.kept_up_to(), None);
+        // Of a build that did not say it.
+        let text = r#"{"point": 20, "since": 3, "head": 21, "is_said": true, "message": "damaged", "what_to_do": ""}"#;
+        let earlier: Finding = serde_json::from_str(text).expect("as it was");
+        let known = Found { findings: vec![earlier], ..Found::default() };
+        assert_eq!(known.kept_up_to(), Some(Slot(20)));
     }
 
     /// While it is said the ledger goes on, and the file need not follow.

@@ -544,6 +544,7 @@ impl Group {
                     self.policy_is_default = true;
                 }
                 self.place = Place::Here(Box::new(Here { store, target, generation, spent: false, waits: None }));
+                self.look_for_key();
                 self.prune.due = true;
                 self.listening = Listening::anew();
                 self.act(actions);

@@ -479,8 +479,8 @@ fn finding(
     // Of a group whose store is away it is not known; who knows the ledger puts it right (`Found::settle`).
     let head = group.view().head().map_or(Slot(u64::MAX), |head| Slot(head.max(point.slot)));
     let (point, since) = (Slot(point.slot), since.unwrap_or(Slot(0)));
-    let (volumes, first) = (BTreeSet::new(), point);
-    Finding { point: Some(point), since, head, is_said: true, until: None, volumes, first, message, what_to_do }
+    let volumes = BTreeSet::new();
+    Finding { point: Some(point), since, head, is_said: true, until: None, volumes, first: None, message, what_to_do }
 }
 
 fn id_of(point: &PointInfo) -> PointId {

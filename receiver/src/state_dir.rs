@@ -573,7 +573,7 @@ mod tests {
             is_said: true,
             until: None,
             volumes: ["data".to_owned()].into(),
-            first: at,
+            first: Some(at),
             message: "m".into(),
             what_to_do: "w".into(),
         };

@@ -147,6 +147,7 @@ impl Code {
             | Self::PublicationWaits
             // New points lie above what is damaged.
             | Self::SegmentsDamaged
+            | Self::Degraded
             | Self::LedgerTorn
             | Self::FailedOver
             | Self::FailingBack => true,
@@ -158,7 +159,6 @@ impl Code {
             | Self::CohortMissed
             | Self::HooksFailed
             | Self::InClear
-            | Self::Degraded
             | Self::FlushFailed
             | Self::MapWaits
             | Self::RetentionUnsaid

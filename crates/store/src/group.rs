@@ -546,6 +546,12 @@ impl GroupStore {
         self.image.damaged().map(|no| self.image.parts().get(no).map_or(Slot(0), |part| part.born)).min()
     }
 
+    /// The same of those of one volume.
+    pub fn damaged_of(&self, volume: VolumeId) -> Option<Slot> {
+        let parts = self.image.damaged().filter_map(|no| self.image.parts().get(no));
+        parts.filter(|part| part.name.layer.volume == volume).map(|part| part.born).min()
+    }
+
     /// How many there are.
     pub fn damaged_parts(&self) -> u64 {
         self.image.damaged().count() as u64

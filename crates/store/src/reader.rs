@@ -240,8 +240,13 @@ impl StoreReader {
 }
 
 /// Whether a group has one, though nothing else may say that there is such a group.
-fn has_ledger(backend: &dyn Backend, names: &GroupNames) -> bool {
-    [names.ledger(), names.checkpoints()].iter().any(|prefix| has_any(backend, prefix).unwrap_or(false))
+fn has_ledger(backend: &dyn Backend, names: &GroupNames) -> Result<bool> {
+    let has = |prefix: ObjectName| match has_any(backend, &prefix) {
+        // Who may read only, and not list, has named a group that is not there, as far as he can know.
+        Err(StoreError::RemoteDenied { .. }) => Ok(false),
+        other => other,
+    };
+    Ok(has(names.ledger())? || has(names.checkpoints())?)
 }
 
 fn has_any(backend: &dyn Backend, prefix: &ObjectName) -> Result<bool> {
@@ -263,7 +268,7 @@ impl GroupReader {
         let lock = readers.share()?;
         let id = match read_group_description(&**backend, names) {
             // It says nothing that the names do not, and no record of another group verifies under what follows from them.
-            Err(StoreError::NoSuchGroup { .. }) if has_ledger(&**backend, names) => group_id(&names.source, &names.group),
+            Err(StoreError::NoSuchGroup { .. }) if has_ledger(&**backend, names)? => group_id(&names.source, &names.group),
             Err(StoreError::NoSuchGroup { source_name, group, .. }) => {
                 let there = list_groups(&**backend).unwrap_or_default();
                 return Err(StoreError::NoSuchGroup { source_name, group, known: known(there.groups) });

@@ -92,6 +92,11 @@ impl Group {
         self.obtain_key();
     }
 
+    /// The group was opened: whoever keeps its key is asked whether he can give it, also where nobody else asks.
+    pub(super) fn look_for_key(&mut self) {
+        self.at_rest.again = Some(Instant::now());
+    }
+
     /// Whoever is to keep the key since the configuration was read again has it wrapped, also while nobody asks.
     pub(super) fn keep_key_as_configured(&mut self) {
         let is_current = |with: &Arc<Unlocking>| self.receiver.keys.is_current(&self.receiver.config(), &self.names, with);

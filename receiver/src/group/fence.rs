@@ -163,16 +163,15 @@ impl Group {
                 newest_first.clone().find(has_all).or_else(|| newest_first.next())
             }
         };
-        let (found, lost) = (self.found(), store.damaged_by_volume());
+        let found = self.found();
         let damaged = |point: &Point| {
-            let is_lost = |member: &&PointMember| lost.contains_key(&member.key.volume);
-            let lost =
-                point.members.iter().find(is_lost).filter(|_| store.damaged_since().is_some_and(|since| since <= point.slot));
-            let in_words = |_: &PointMember| {
-                let lost = store.damaged();
-                format!("{} segments cannot be read, the first is {}", lost.len(), lost.first().map_or("", String::as_str))
-            };
-            lost.map(in_words).or_else(|| found.damage_of(point).map(str::to_owned))
+            let has_lost = |m: &PointMember| store.damaged_of(m.key.volume).is_some_and(|since| since <= point.slot);
+            // Whoever put them back has it read.
+            if found.is_sound(point) || !point.members.iter().any(has_lost) {
+                return found.damage_of(point).map(str::to_owned);
+            }
+            let lost = store.damaged();
+            Some(format!("{} segments cannot be read, the first is {}", lost.len(), lost.first().map_or("", String::as_str)))
         };
         let has = |point: &Point, id| point.members.iter().any(|m| m.key.volume == id);
         let left_out =
