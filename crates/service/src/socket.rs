@@ -82,7 +82,7 @@ pub fn listen(path: &Path, group: Option<&str>) -> Result<UnixListener, SocketEr
             nix::unistd::chown(path, None, Some(group))?;
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
         }
-        nix::sys::socket::listen(&fd, Backlog::new(128)?)?; // nobody can connect before this
+        nix::sys::socket::listen(&fd, Backlog::MAXALLOWABLE)?; // nobody can connect before this
         Ok(fd.into())
     };
     bound().map_err(failed)
