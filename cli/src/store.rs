@@ -321,14 +321,14 @@ fn groups<'s>(store: &'s StoreReader, of: Option<&Address>, open: Open) -> Resul
     let listing = store.groups()?;
     let unlisted = |(source, error): &(_, StoreError)| format!("the groups of {source} cannot be listed: {error}");
     let hidden = Hidden(listing.unlisted.iter().map(unlisted).collect());
-    // † One whose description is lost may have a volume of that name as well. (What is no group has no ledger.)
-    let strays = listing.strays.into_iter().map(|names| (names, true));
-    let opened = listing.groups.into_iter().map(|names| (names, false)).chain(strays).filter_map(move |(names, is_stray)| {
+    let opened = move |names: GroupNames| {
         let group = open(store, &names);
-        let is_none = is_stray && matches!(group, Err(StoreError::NoSuchGroup { .. }));
-        (!is_none).then_some((names, group))
-    });
-    Ok((Box::new(opened), hidden))
+        (names, group)
+    };
+    // † One whose description is lost may have a volume of that name as well. (What is no group has no ledger.)
+    let strays = listing.strays.into_iter().map(opened);
+    let strays = strays.filter(|(_, group)| !matches!(group, Err(StoreError::NoSuchGroup { .. })));
+    Ok((Box::new(listing.groups.into_iter().map(opened).chain(strays)), hidden))
 }
 
 fn unknown(of: &Address, known: &[String]) -> Failure {

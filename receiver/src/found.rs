@@ -191,11 +191,9 @@ impl Found {
             let oldest = self.findings.remove(0);
             let next = self.findings[0].clone();
             let (since, head, until) = (next.since.min(oldest.since), next.head.max(oldest.head), next.until.max(oldest.until));
-            let (next_volumes, oldest_volumes) = (next.volumes.clone(), oldest.volumes.clone());
-            let first = Some(next.first().max(oldest.first()));
+            let (first, volumes) = (Some(next.first().max(oldest.first())), &next.volumes | &oldest.volumes);
             // What is said of either is said on.
             let said = if next.is_said { next } else { oldest };
-            let volumes = next_volumes.into_iter().chain(oldest_volumes).collect();
             self.findings[0] = Finding { point: None, since, head, until, volumes, first, ..said };
         }
         self.settled = None;

@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// So many are asked for at first: as a rule the key is among them.
 const FIRST: u64 = 4;
 
+/// What is wrong with a wrapped key that is not what was written.
+const DAMAGED: &str = "it is damaged: its digest is not that of its other fields";
+
 /// What lies under one of the names.
 #[derive(Clone, Debug)]
 pub struct StoredWrapping {
@@ -51,7 +54,7 @@ impl StoredWrapping {
     /// What is wrong with it. Of what is not what was written, too, though it is tried: see [`Wrapping::unwrap`].
     pub fn fault(&self) -> Option<String> {
         match &self.wrapping {
-            Ok(wrapping) if wrapping.is_damaged() => Some("it is damaged: its digest is not that of its other fields".to_owned()),
+            Ok(wrapping) if wrapping.is_damaged() => Some(DAMAGED.to_owned()),
             Ok(_) => None,
             Err(why) => Some(why.clone()),
         }
@@ -92,7 +95,7 @@ pub fn add_wrapping(backend: &dyn Backend, names: &GroupNames, bytes: &[u8]) -> 
     let bad = |why: String| StoreError::BadKey { group: names.to_string(), why };
     let wrapping = Wrapping::decode(bytes).map_err(|e| bad(e.to_string()))?;
     if wrapping.is_damaged() {
-        return Err(bad("it is damaged: its digest is not that of its other fields".to_owned()));
+        return Err(bad(DAMAGED.to_owned()));
     }
     let mut number = 0;
     while number < WRAPPINGS_MAX {

@@ -148,7 +148,7 @@ impl Group {
         let Place::Here(here) = &self.place else { return };
         let mut volumes = here.store.damaged_by_volume();
         // What a verification found lies in a segment at least.
-        let found = self.found();
+        let found = self.receiver.schedule.found(&self.names);
         let named = found.damaged_volumes().into_iter().filter_map(|name| name.parse().ok());
         named.for_each(|name: Name| _ = volumes.entry(volume_id(&self.names.source, &self.names.group, &name)).or_insert(1));
         let volumes = volumes.into_iter().take(DAMAGED_VOLUMES_MAX);

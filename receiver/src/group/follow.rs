@@ -36,15 +36,21 @@ impl FollowAsk {
 
     /// The points that are kept for it: what it holds, what it is to hold, and what it will.
     pub(crate) fn points(&self, state: &State) -> BTreeSet<Slot> {
-        let mut points: BTreeSet<Slot> = self.stage.points().collect();
-        if let Some(volume) = volume_of(state, &self.volume) {
-            let wanted = wanted(self.follows);
-            points.extend(wanted.find(state, volume, &self.avoid).ok().map(|point| point.slot));
-            // † Where points are kept for less than the delay, none would ever be old enough.
-            let held = if let FollowStage::At(at) = self.stage { Some(at.slot) } else { None };
-            points.extend(wanted.next_due(state, volume, held, &self.avoid));
+        match volume_of(state, &self.volume) {
+            Some(volume) => self.look(state, volume).1,
+            None => self.stage.points().collect(),
         }
-        points
+    }
+
+    /// What it is to hold, and the points that are kept for it.
+    fn look<'s>(&self, state: &'s State, volume: VolumeId) -> (Result<&'s Point, String>, BTreeSet<Slot>) {
+        let wanted = wanted(self.follows);
+        let chosen = wanted.find(state, volume, &self.avoid);
+        // † Where points are kept for less than the delay, none would ever be old enough.
+        let held = if let FollowStage::At(at) = self.stage { Some(at.slot) } else { None };
+        let next = wanted.next_due(state, volume, held, &self.avoid);
+        let kept = self.stage.points().chain(chosen.as_ref().ok().map(|point| point.slot)).chain(next).collect();
+        (chosen, kept)
     }
 }
 
@@ -84,8 +90,9 @@ impl Group {
         let Some(volume) = volume_of(state, &ask.volume) else {
             return Ok(FollowNext::Nothing(format!("{} has no volume {} yet", self.names, ask.volume)));
         };
-        self.receiver.followers.keep(&ask.follower, ask.points(state));
-        let chosen = match wanted(ask.follows).find(state, volume, &ask.avoid) {
+        let (chosen, kept) = ask.look(state, volume);
+        self.receiver.followers.keep(&ask.follower, kept);
+        let chosen = match chosen {
             Ok(point) => point,
             Err(why) => return Ok(FollowNext::Nothing(why)),
         };
