@@ -147,6 +147,14 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
             let (point, of) = resolve(which)?;
             point::unpin(&cli.global, &hosts, (point, of.as_ref()), all, yes).await
         }
+        Command::Point(PointCommand::Hold { which, case }) => {
+            let (point, of) = resolve(which)?;
+            point::hold(&cli.global, &hosts, point, of.as_ref(), case).await
+        }
+        Command::Point(PointCommand::Release { which, case, yes }) => {
+            let (point, of) = resolve(which)?;
+            point::release(&cli.global, &hosts, (point, of.as_ref()), case, yes).await
+        }
         Command::Point(PointCommand::Verify { which, against_source: true, .. }) => {
             let (point, of) = resolve(which)?;
             volume::verify_group(&cli.global, &hosts, point, of.as_ref()).await

@@ -5,7 +5,7 @@ use std::time::Duration;
 use farside_control::client::Daemon;
 use farside_control::routes::{PointsQuery, UnpinQuery};
 use farside_control::{
-    Address, Client, Consistency, PinRequest, Point, PointRef, PointVerified, Run, Verification, VerificationState,
+    Address, Client, Consistency, PinRequest, Point, PointPin, PointRef, PointVerified, Run, Verification, VerificationState,
     VerifiedVolume,
 };
 use farside_keys::Keeper;
@@ -52,9 +52,7 @@ pub(crate) async fn pin(
     reason: String,
 ) -> Result<(), Failure> {
     say_of_what(wanted, of)?;
-    let client = gateway(hosts).await?;
-    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
-    let point = client.point_pin(&wanted.to_string(), &query, &PinRequest { reason }).await?;
+    let point = pinned(hosts, wanted, of, PinRequest { reason, hold: false }).await?;
     if global.json {
         return print::json(&point);
     }
@@ -66,6 +64,76 @@ pub(crate) async fn pin(
         print::time(point.cut_wall),
         point.id
     ))
+}
+
+async fn pinned(hosts: &Hosts, wanted: PointRef, of: Option<&Address>, request: PinRequest) -> Result<Point, Failure> {
+    let client = gateway(hosts).await?;
+    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
+    Ok(client.point_pin(&wanted.to_string(), &query, &request).await?)
+}
+
+/// `farside point hold`.
+pub(crate) async fn hold(
+    global: &Global,
+    hosts: &Hosts,
+    wanted: PointRef,
+    of: Option<&Address>,
+    case: String,
+) -> Result<(), Failure> {
+    say_of_what(wanted, of)?;
+    let point = pinned(hosts, wanted, of, PinRequest { reason: case.clone(), hold: true }).await?;
+    if !point.pins.iter().any(|pin| pin.case() == Some(&case)) {
+        // A gateway of an older version pins it as anything else.
+        let message = format!("the gateway knows no legal holds: point {} is pinned for {case:?} only", point.id);
+        return Err(Failure::new(Exit::Refused, message, "bring its packages up to date, and hold the point again"));
+    }
+    if global.json {
+        return print::json(&point);
+    }
+    print::out(&format!(
+        "point {} of {}/{}, cut {}, is held for {case} until `farside point release {}` names that case\n",
+        point.id,
+        point.source,
+        point.group,
+        print::time(point.cut_wall),
+        point.id
+    ))
+}
+
+/// `farside point release`.
+pub(crate) async fn release(
+    global: &Global,
+    hosts: &Hosts,
+    (wanted, of): (PointRef, Option<&Address>),
+    case: String,
+    yes: bool,
+) -> Result<(), Failure> {
+    say_of_what(wanted, of)?;
+    let client = gateway(hosts).await?;
+    let of = of.map(Address::to_string);
+    let point = client.point(&wanted.to_string(), &PointsQuery { of: of.clone(), limit: None }).await?;
+    if !global.json {
+        let cut = print::time(point.cut_wall);
+        eprintln!("point {} of {}/{}, cut {cut}, is kept for\n{}", point.id, point.source, point.group, reasons(&point));
+    }
+    confirm::confirm(&format!("Release it from the hold for {case}?"), "nothing was changed", yes)?;
+    // The very one that was shown: another may be the newest by now.
+    let query = UnpinQuery { of, all: false, release: Some(case.clone()) };
+    let point = client.point_unpin(&point.id.to_string(), &query).await?;
+    if global.json {
+        return print::json(&point);
+    }
+    let which = format!("point {} of {}/{} is released", point.id, point.source, point.group);
+    print::out(&match point.pins.is_empty() {
+        true => format!("{which}; retention decides\n"),
+        false => format!("{which}, and still kept for\n{}", reasons(&point)),
+    })
+}
+
+/// What a point is kept for, a line each.
+fn reasons(point: &Point) -> String {
+    let reason = |pin: &PointPin| if pin.reason.is_empty() { "no reason given".to_owned() } else { pin.reason.clone() };
+    point.pins.iter().map(|pin| format!("  {}\n", reason(pin))).collect()
 }
 
 /// `farside point unpin`.
@@ -80,9 +148,9 @@ pub(crate) async fn unpin(
     let client = gateway(hosts).await?;
     let of = of.map(Address::to_string);
     let mut wanted = wanted.to_string();
-    let reasons = |point: &Point| point.pins.iter().map(|pin| format!("  {}\n", pin.reason)).collect::<String>();
     if all {
-        let point = client.point(&wanted, &PointsQuery { of: of.clone(), limit: None }).await?;
+        let mut point = client.point(&wanted, &PointsQuery { of: of.clone(), limit: None }).await?;
+        point.pins.retain(|pin| pin.case().is_none());
         if !global.json {
             eprint!("point {} of {}/{} is kept for\n{}", point.id, point.source, point.group, reasons(&point));
         }
@@ -90,13 +158,16 @@ pub(crate) async fn unpin(
         // The very one that was shown: another may be the newest by now.
         wanted = point.id.to_string();
     }
-    let point = client.point_unpin(&wanted, &UnpinQuery { of, all }).await?;
+    let point = client.point_unpin(&wanted, &UnpinQuery { of, all, release: None }).await?;
     if global.json {
         return print::json(&point);
     }
     let which = format!("point {} of {}/{}", point.id, point.source, point.group);
     print::out(&match point.pins.is_empty() {
         true => format!("{which} has no pins: retention decides\n"),
+        false if point.pins.iter().all(|pin| pin.case().is_some()) => {
+            format!("{which} stays under legal hold (farside point release, with --case)\n{}", reasons(&point))
+        }
         false => format!("{which} is still kept, by the gateway (--all withdraws that, too), for\n{}", reasons(&point)),
     })
 }

@@ -284,7 +284,7 @@ impl Client {
         self.send(Method::POST, &routes::point_pin(point, query), request).await
     }
 
-    /// Withdraws what people pinned a point for, or all its pins; the point as it is then.
+    /// Withdraws what people pinned a point for, or all its pins but for legal holds, or one of those; the point as it is then.
     pub async fn point_unpin(&self, point: &str, query: &UnpinQuery) -> Result<Point, ClientError> {
         self.call(Method::DELETE, &routes::point_unpin(point, query), Bytes::new()).await
     }

@@ -149,10 +149,22 @@ pub struct PointPin {
 pub struct PinRequest {
     /// Why, for people; at most [`PIN_REASON_BYTES_MAX`] bytes.
     pub reason: String,
+    /// A legal hold, and the reason names its case: only the release of that case ends it.
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// The longest reason of a pin, in bytes.
 pub const PIN_REASON_BYTES_MAX: usize = 1024;
+/// What the reason of a pin begins with that is a legal hold; what follows is its case.
+pub const HOLD_REASONS: &str = "legal hold: ";
+
+impl PointPin {
+    /// The case of a legal hold.
+    pub fn case(&self) -> Option<&str> {
+        self.reason.strip_prefix(HOLD_REASONS)
+    }
+}
 
 /// A volume in a point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -53,7 +53,8 @@ pub const POINT_PAGES: &str = "/v1/point-pages";
 /// is a [`PointRef`](crate::PointRef).
 pub const POINT: &str = "/v1/points/{point}";
 
-/// Receiver, `POST` [`PinRequest`](crate::PinRequest): never prune it. `DELETE`: withdraw all its pins. With
+/// Receiver, `POST` [`PinRequest`](crate::PinRequest): never prune it. `DELETE` with
+/// [`UnpinQuery`]: withdraw what it is pinned for, or release a legal hold. With
 /// [`PointsQuery`] like [`POINT`]; the [`Point`](crate::Point) as it is then.
 pub const POINT_PIN: &str = "/v1/points/{point}/pin";
 
@@ -151,6 +152,8 @@ pub struct UnpinQuery {
     pub of: Option<String>,
     /// Also those by which the gateway keeps the point for itself: for a failover, for a branch of a host, while it is verified.
     pub all: bool,
+    /// The legal hold of this case, and nothing else.
+    pub release: Option<String>,
 }
 
 /// The query string of [`POINT_PAGES`].
@@ -258,7 +261,8 @@ pub fn point_pin(point: &str, query: &PointsQuery) -> String {
 
 /// [`POINT_PIN`] with the query of withdrawing.
 pub fn point_unpin(point: &str, query: &UnpinQuery) -> String {
-    with_pairs(fill(POINT_PIN, point), [("of", query.of.clone()), ("all", query.all.then(|| "true".to_owned()))])
+    let UnpinQuery { of, all, release } = query.clone();
+    with_pairs(fill(POINT_PIN, point), [("of", of), ("all", all.then(|| "true".to_owned())), ("release", release)])
 }
 
 /// [`POINT_VERIFY`] with its query.

@@ -44,8 +44,10 @@ pub(crate) enum PointChange {
     OwnPin { reason: String },
     /// None for this reason.
     Unpin { only: String },
-    /// None that people asked for; with `all`: none.
+    /// None that people asked for; with `all`: none. Legal holds stay.
     UnpinFor { all: bool },
+    /// No legal hold of this case.
+    Release { case: String },
     /// All of it was verified.
     Verified { how: VerifiedHow },
 }

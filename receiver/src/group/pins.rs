@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use farside_control::{ApiError, ErrorCode, PointId};
+use farside_control::{ApiError, ErrorCode, HOLD_REASONS, PointId};
 use farside_ledger::{Body, Pin, Unpin, Verdict, Verified, VoidReason};
 use farside_region::Slot;
 use farside_replication::target::AppendOutcome;
@@ -29,8 +29,22 @@ fn is_own(reason: &str) -> bool {
     reason == schedule::PIN_REASON || [failover::PIN_REASONS, pull::PIN_REASONS].iter().any(|own| reason.starts_with(own))
 }
 
+/// Whether a reason is that of a legal hold. † Nothing ends one but its release: neither what withdraws all pins, nor what withdraws one by its name.
+fn is_hold(reason: &str) -> bool {
+    reason.starts_with(HOLD_REASONS)
+}
+
 fn unpin(pins: Vec<(Slot, String)>, is_meant: impl Fn(&String) -> bool) -> Vec<Body> {
     pins.into_iter().filter(|(_, reason)| is_meant(reason)).map(|(pin, _)| Body::Unpin(Unpin { pin })).collect()
+}
+
+fn no_such_hold(point: PointId, case: &str, pins: &[(Slot, String)]) -> ApiError {
+    let held: Vec<&str> = pins.iter().filter_map(|(_, reason)| reason.strip_prefix(HOLD_REASONS)).collect();
+    let hint = match held[..] {
+        [] => "it is under no legal hold; `farside point show` shows what keeps it".to_owned(),
+        _ => format!("it is held for {}", held.join(", ")),
+    };
+    ApiError::not_found("legal hold", &format!("{case}` of point `{point}"), hint)
 }
 
 impl Group {
@@ -48,7 +62,14 @@ impl Group {
         };
         let bodies: Vec<Body> = match change {
             PointChange::Unpin { only } => unpin(pins, |reason| *reason == only),
-            PointChange::UnpinFor { all } => unpin(pins, |reason| all || !is_own(reason)),
+            PointChange::UnpinFor { all } => unpin(pins, |reason| !is_hold(reason) && (all || !is_own(reason))),
+            PointChange::Release { case } => {
+                let released = unpin(pins.clone(), |reason| reason.strip_prefix(HOLD_REASONS) == Some(&case));
+                if released.is_empty() {
+                    return drop(reply.send(Err(no_such_hold(point, &case, &pins))));
+                }
+                released
+            }
             PointChange::Verified { how } => vec![Body::Verified(Verified { point: Slot(point.slot), how })],
             PointChange::Pin { reason } | PointChange::OwnPin { reason } if pins.iter().any(|(_, known)| *known == reason) => {
                 Vec::new()

@@ -6,6 +6,7 @@ mod at_rest;
 mod discards;
 mod failover;
 mod followers;
+mod holds;
 mod hostile;
 mod hosts;
 mod pull;
