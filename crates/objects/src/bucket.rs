@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use farside_store::{Backend, Created, Listed, ObjectName, Page, Result, StoreError, end_to_end};
+use farside_store::{Backend, Created, Listed, ObjectName, Page, Result, StoreError, block_on, end_to_end};
 use futures_util::StreamExt as _;
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path as Key;
@@ -59,6 +59,7 @@ pub struct Bucket {
     /// Requests that write, so far, but for those that certainly never reached the service.
     writes: Arc<AtomicU64>,
     runtime: Option<Runtime>,
+    is_past: bool,
 }
 
 /// How requests are sent.
@@ -71,6 +72,23 @@ pub(crate) fn client_options() -> ClientOptions {
 pub(crate) fn retries() -> RetryConfig {
     let backoff = BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(4), base: 2.0 };
     RetryConfig { backoff, max_retries: 8, retry_timeout: PATIENCE / 2 }
+}
+
+/// What drives requests.
+pub(crate) fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("bucket").enable_all().build()
+}
+
+/// What the service says of a bucket as a whole.
+pub(crate) fn said(doing: &'static str, place: &str, error: &object_store::Error) -> StoreError {
+    let words = in_words(error);
+    let why = words.strip_prefix("Generic S3 error: ").unwrap_or(&words).to_owned();
+    let place = place.to_owned();
+    match is_of_bucket(&why) {
+        true => StoreError::NoBucket { place },
+        false if is_denial(&why) => StoreError::RemoteDenied { place, why: short(&why) },
+        false => StoreError::Remote { doing, what: place, why: short(&why) },
+    }
 }
 
 impl Drop for Bucket {
@@ -87,11 +105,14 @@ impl Bucket {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(objects: Arc<dyn ObjectStore>, prefix: &str, place: String) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("bucket").enable_all().build()?;
+        Ok(Self::in_runtime(objects, prefix, place, runtime()?))
+    }
+
+    pub(crate) fn in_runtime(objects: Arc<dyn ObjectStore>, prefix: &str, place: String, runtime: Runtime) -> Self {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let creating = Semaphore::new(CREATING_MIB as usize);
         let reading = Semaphore::new((READING_BYTES / READING_PIECE) as usize);
-        Ok(Self {
+        Self {
             objects,
             prefix,
             service: place.clone(),
@@ -101,7 +122,27 @@ impl Bucket {
             reading,
             writes: Arc::default(),
             runtime: Some(runtime),
-        })
+            is_past: false,
+        }
+    }
+
+    /// The same, of what was and changes no more.
+    pub(crate) fn past(mut self) -> Self {
+        self.is_past = true;
+        self
+    }
+
+    /// Waits for what has deadlines of its own.
+    pub(crate) fn wait<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        request: impl Future<Output = object_store::Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let runtime = self.runtime.as_ref().expect("it is there until the drop");
+        match block_on(runtime.spawn(request)) {
+            Ok(done) => done.map_err(|error| said(doing, &self.place, &error)),
+            Err(ended) => Err(StoreError::Remote { doing, what: self.place.clone(), why: ended.to_string() }),
+        }
     }
 
     /// The same, as that of another service is told from it.
@@ -439,6 +480,10 @@ impl Backend for Bucket {
 
     fn is_late(&self) -> bool {
         true
+    }
+
+    fn is_past(&self) -> bool {
+        self.is_past
     }
 
     fn writes(&self) -> u64 {

@@ -9,8 +9,12 @@
 
 mod bucket;
 mod location;
+mod moment;
+mod past;
 mod prompt;
 mod uploads;
+mod versions;
 
 pub use bucket::Bucket;
 pub use location::{Address, CREDENTIALS_VARIABLE, Credentials, Location, LocationError, OpenError};
+pub use past::{Lock, Locks, Past};

@@ -9,13 +9,17 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use farside_store::{Backend, Store, StoreError, StoreReader};
-use object_store::ObjectStore;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use jiff::Timestamp;
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::{HttpClient, HttpConnector as _, ReqwestConnector};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::{ClientOptions, ObjectStore};
 use url::Url;
 
 use crate::bucket::{self, Bucket};
+use crate::moment::Versioned;
+use crate::past::{self, Locks, Past, Seen};
 use crate::prompt::Prompt;
 
 /// Names the file with credentials for a store in a bucket, where no option does.
@@ -27,7 +31,11 @@ const SECRETS: [&str; 9] = ["KEY", "SECRET", "TOKEN", "ACCOUNT", "SAS", "CLIENT"
 /// A file of credentials is not larger.
 const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
 /// What may stand in an address after `?`: nothing of it is secret.
-const OPTIONS: [&str; 6] = ["endpoint", "region", "account_name", "virtual_hosted_style_request", "allow_http", "skip_signature"];
+const OPTIONS: [&str; 8] =
+    ["endpoint", "region", "account_name", "virtual_hosted_style_request", "allow_http", "skip_signature", AS_OF, LOCK];
+/// A bucket that keeps versions, as it was then, or what of it is locked.
+const AS_OF: &str = "as_of";
+const LOCK: &str = "lock";
 
 /// Where a store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +53,7 @@ pub struct Address {
     bucket: String,
     prefix: String,
     options: Vec<(String, String)>,
+    seen: Seen,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +211,7 @@ impl FromStr for Location {
                 "its prefix may hold letters, digits, `.`, `_`, `-` and `/`, and no component begins with a dot",
             ));
         }
-        let mut options = Vec::new();
+        let (mut options, mut seen) = (Vec::new(), Seen::Now);
         for (name, value) in url.query_pairs() {
             let name = name.replace('-', "_").to_ascii_lowercase();
             if !OPTIONS.contains(&name.as_str()) {
@@ -216,9 +225,27 @@ impl FromStr for Location {
             if name == "endpoint" && !Url::parse(&value).is_ok_and(|url| is_server(&url)) {
                 return Err(refused("its endpoint is not like https://HOST:PORT; an address holds no credentials"));
             }
+            if name == AS_OF || name == LOCK {
+                if service != Service::S3 {
+                    return Err(refused("as_of and lock are for s3:// only: versions of others are not read"));
+                }
+                if seen != Seen::Now {
+                    return Err(refused("it names one moment (as_of), or one lock"));
+                }
+                seen = if name == AS_OF {
+                    // A plus is a space in an address.
+                    let moment = value.replace(' ', "+").parse::<Timestamp>();
+                    Seen::AsOf(moment.map_err(|_| refused("as_of is a moment like 2026-11-28T22:00:00Z"))?)
+                } else if past::is_id(&value) {
+                    Seen::Lock(value.into_owned())
+                } else {
+                    return Err(refused("a lock is 32 hex digits; `farside store locks` shows them"));
+                };
+                continue;
+            }
             options.push((name, value.into_owned()));
         }
-        Ok(Self::Bucket(Address { service, bucket: bucket.to_owned(), prefix: prefix.to_owned(), options }))
+        Ok(Self::Bucket(Address { service, bucket: bucket.to_owned(), prefix: prefix.to_owned(), options, seen }))
     }
 }
 
@@ -234,7 +261,12 @@ impl fmt::Display for Location {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.place())?;
-        for (i, (name, value)) in self.options.iter().enumerate() {
+        let seen = match &self.seen {
+            Seen::AsOf(moment) => Some((AS_OF.to_owned(), moment.to_string())),
+            Seen::Lock(id) => Some((LOCK.to_owned(), id.clone())),
+            Seen::Now => None,
+        };
+        for (i, (name, value)) in self.options.iter().chain(&seen).enumerate() {
             write!(f, "{}{name}={value}", if i == 0 { '?' } else { '&' })?;
         }
         Ok(())
@@ -252,43 +284,108 @@ impl Address {
         format!("{scheme}://{}{slash}{}", self.bucket, self.prefix)
     }
 
-    /// The bucket. Asks nothing of the service yet.
+    /// The bucket. Asks nothing of the service yet, unless it is to be seen as it was, or what of it is locked: that is listed.
     ///
     /// # Errors
-    /// [`LocationError::Setup`]: an option or a credential makes no sense, or one is missing.
-    pub fn bucket(&self, credentials: &Credentials) -> Result<Arc<dyn Backend>, LocationError> {
-        let setup = |why: String| LocationError::Setup { place: self.place(), why };
-        let objects = self.objects(credentials).map_err(|e| setup(e.to_string()))?;
-        let bucket = Bucket::new(objects, &self.prefix, self.place()).map_err(|e| setup(e.to_string()))?;
+    /// [`LocationError::Setup`]: an option or a credential makes no sense, or one is missing; what the service says of its versions.
+    pub fn bucket(&self, credentials: &Credentials) -> Result<Arc<dyn Backend>, OpenError> {
+        if self.seen != Seen::Now {
+            return Ok(self.past(credentials)?.backend());
+        }
+        let objects = self.objects(credentials).map_err(|e| self.setup(e))?;
+        let bucket = Bucket::new(objects, &self.prefix, self.place()).map_err(|e| self.setup(e))?;
         Ok(Arc::new(bucket.at(self.to_string())))
     }
 
-    fn objects(&self, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
-        // Unencrypted only where somebody says so, by the endpoint's own scheme or otherwise.
+    /// The bucket as it was at the moment that the address says, or what the lock names that it says, or as it is now and stays.
+    ///
+    /// # Errors
+    /// Those of [`Address::bucket`].
+    pub fn past(&self, credentials: &Credentials) -> Result<Past, OpenError> {
+        let place = match &self.seen {
+            Seen::AsOf(moment) => format!("{} as of {moment}", self.place()),
+            Seen::Lock(id) => format!("{} by its lock {id}", self.place()),
+            Seen::Now => self.place(),
+        };
+        Ok(Past::of(self.versioned(credentials)?, &self.prefix, self.seen.clone(), place)?)
+    }
+
+    /// Its locks.
+    ///
+    /// # Errors
+    /// [`LocationError::Setup`]; threads cannot be started.
+    pub fn locks(&self, credentials: &Credentials) -> Result<Locks, OpenError> {
+        Ok(Locks::of(self.versioned(credentials)?, &self.prefix, self.place())?)
+    }
+
+    fn versioned(&self, credentials: &Credentials) -> Result<Versioned, LocationError> {
+        if self.service != Service::S3 {
+            return Err(self.setup("versions of objects are read, and locked, in s3:// only"));
+        }
+        let (s3, requests) = self.s3(credentials).map_err(|e| self.setup(e))?;
+        Ok(Versioned { s3, requests })
+    }
+
+    /// The same address at a moment.
+    #[must_use]
+    pub fn as_of(&self, moment: Timestamp) -> Self {
+        Self { seen: Seen::AsOf(moment), ..self.clone() }
+    }
+
+    /// The same address, of what a lock names.
+    #[must_use]
+    pub fn by_lock(&self, id: &str) -> Self {
+        Self { seen: Seen::Lock(id.to_owned()), ..self.clone() }
+    }
+
+    fn setup(&self, why: impl fmt::Display) -> LocationError {
+        LocationError::Setup { place: self.place(), why: why.to_string() }
+    }
+
+    /// What is written to is as it is now.
+    fn refuse_past(&self) -> Result<(), LocationError> {
+        match self.seen {
+            Seen::Now => Ok(()),
+            _ => Err(self.setup("what it held at a moment (as_of), or what is locked (lock), is read only")),
+        }
+    }
+
+    fn s3(&self, credentials: &Credentials) -> Result<(AmazonS3, HttpClient), object_store::Error> {
+        let mut builder = if credentials.0.is_empty() { AmazonS3Builder::from_env() } else { AmazonS3Builder::new() };
+        for (name, value) in self.pairs(credentials) {
+            // The variable for S3 alone would come before the address otherwise.
+            let key = if name == "endpoint" { "aws_endpoint_url_s3" } else { name };
+            builder = builder.with_config(key.parse::<AmazonS3ConfigKey>()?, value);
+        }
+        let builder = builder.with_bucket_name(&self.bucket);
+        let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_unsigned_payload(false);
+        let (plain, client) = self.client();
+        let prompt = plain.and_then(|endpoint| Prompt::to(endpoint, bucket::CONNECTED_WITHIN));
+        let (requests, builder) = match prompt {
+            Some(prompt) => (prompt.connect(&client)?, builder.with_http_connector(prompt)),
+            None => (ReqwestConnector::default().connect(&client)?, builder),
+        };
+        Ok((builder.with_client_options(client).with_retry(bucket::retries()).build()?, requests))
+    }
+
+    /// What the service's client is told: of the credentials, and of the address. Keys of a file are not mixed with those of the environment.
+    fn pairs<'p>(&'p self, credentials: &'p Credentials) -> impl Iterator<Item = &'p (String, String)> {
+        credentials.0.iter().chain(self.options.iter().filter(|(name, _)| name != "allow_http"))
+    }
+
+    /// An endpoint that is spoken to unencrypted, and how: only where somebody says so, by the endpoint's own scheme or otherwise.
+    fn client(&self) -> (Option<&str>, ClientOptions) {
         let option = |wanted: &str| self.options.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
         let plain = option("endpoint").filter(|endpoint| endpoint.starts_with("http://"));
         let may_be_plain = option("allow_http").map_or(plain.is_some(), |value| value == "true");
-        let client = bucket::client_options().with_allow_http(may_be_plain);
-        // Keys of a file are not mixed with those of the environment.
-        let alone = !credentials.0.is_empty();
-        let pairs = || credentials.0.iter().chain(self.options.iter().filter(|(name, _)| name != "allow_http"));
+        (plain.filter(|_| may_be_plain), bucket::client_options().with_allow_http(may_be_plain))
+    }
+
+    fn objects(&self, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+        let (alone, (_, client)) = (!credentials.0.is_empty(), self.client());
+        let pairs = || self.pairs(credentials);
         Ok(match self.service {
-            Service::S3 => {
-                let mut builder = if alone { AmazonS3Builder::new() } else { AmazonS3Builder::from_env() };
-                for (name, value) in pairs() {
-                    // The variable for S3 alone would come before the address otherwise.
-                    let key = if name == "endpoint" { "aws_endpoint_url_s3" } else { name };
-                    builder = builder.with_config(key.parse::<AmazonS3ConfigKey>()?, value);
-                }
-                let builder = builder.with_bucket_name(&self.bucket);
-                let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_unsigned_payload(false);
-                let prompt = plain.filter(|_| may_be_plain).and_then(|endpoint| Prompt::to(endpoint, bucket::CONNECTED_WITHIN));
-                let builder = match prompt {
-                    Some(prompt) => builder.with_http_connector(prompt),
-                    None => builder,
-                };
-                Arc::new(builder.with_client_options(client).with_retry(bucket::retries()).build()?)
-            }
+            Service::S3 => Arc::new(self.s3(credentials)?.0),
             Service::Azure => {
                 let mut builder = if alone { MicrosoftAzureBuilder::new() } else { MicrosoftAzureBuilder::from_env() };
                 for (name, value) in pairs() {
@@ -340,7 +437,10 @@ impl Location {
     pub fn init(&self, credentials: &Credentials) -> Result<[u8; 16], OpenError> {
         Ok(match self {
             Self::Dir(path) => Store::init(path)?,
-            Self::Bucket(address) => Store::init_bucket(&address.bucket(credentials)?)?,
+            Self::Bucket(address) => {
+                address.refuse_past()?;
+                Store::init_bucket(&address.bucket(credentials)?)?
+            }
         })
     }
 
@@ -351,7 +451,10 @@ impl Location {
     pub fn open(&self, credentials: &Credentials, staging: &Path) -> Result<Store, OpenError> {
         Ok(match self {
             Self::Dir(path) => Store::open(path)?,
-            Self::Bucket(address) => Store::open_bucket(address.bucket(credentials)?, staging)?,
+            Self::Bucket(address) => {
+                address.refuse_past()?;
+                Store::open_bucket(address.bucket(credentials)?, staging)?
+            }
         })
     }
 }
@@ -376,6 +479,7 @@ mod tests {
             ("az://points/a?account-name=acme", "az://points/a?account_name=acme"),
             ("gs://points/a", "gs://points/a"),
             ("s3://points?endpoint=http://127.0.0.1:80", "s3://points?endpoint=http://127.0.0.1:80"),
+            ("s3://points/a?as-of=2026-11-28T23:00:00+01:00&region=eu-1", "s3://points/a?region=eu-1&as_of=2026-11-28T22:00:00Z"),
         ] {
             let location = parsed(text).expect(text);
             assert_eq!(location.to_string(), shown);
@@ -399,6 +503,10 @@ mod tests {
             ("s3://points/a?endpoint=http://me:hunter2@host", "no credentials"),
             ("s3://points/a?endpoint=me:hunter2@host:9000", "no credentials"),
             ("s3://a%2Fb/c", "bucket's name"),
+            ("s3://points/a?as_of=yesterday", "a moment like"),
+            ("s3://points/a?lock=17", "32 hex digits"),
+            ("s3://points/a?as_of=2026-11-28T22:00:00Z&lock=00112233445566778899aabbccddeeff", "one moment"),
+            ("az://points/a?as_of=2026-11-28T22:00:00Z", "s3:// only"),
         ] {
             let words = parsed(bad).expect_err(bad);
             assert!(words.contains(why), "{bad}: {words}");

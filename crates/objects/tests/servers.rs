@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
-use farside_objects::{Credentials, Location};
+use farside_objects::{Credentials, Location, Lock, Past};
 use farside_s3_servers::{Bucket, Ending, Fault, Faults, Kind, RadosGw, StripsCreateOnly, WrongInARace};
 use farside_store::{Backend, Created, ObjectName, StoreError, block_on, conformance};
 
@@ -126,4 +126,158 @@ fn a_bucket_that_refuses_or_is_gone_is_no_empty_store() {
     ] {
         assert!(matches!(missing, Err(StoreError::NoBucket { .. })), "{missing:?}");
     }
+}
+
+/// Later than that by the service's clock, in milliseconds since 1970: when it is.
+fn tick(backend: &dyn Backend, than: i64) -> i64 {
+    for number in 0.. {
+        let tick = name(&format!("tick/{than}/{number}"));
+        block_on(backend.create(&tick, Bytes::new())).expect("created");
+        let page = block_on(backend.list(Some(&name(&format!("tick/{than}"))), None, 10_000)).expect("listed");
+        let created_ms = page.objects.iter().map(|listed| listed.created_ms).max().expect("one");
+        if created_ms > than {
+            return created_ms;
+        }
+    }
+    unreachable!("time goes on")
+}
+
+/// What was there, also when whoever has the keys deleted and overwrote it since.
+#[test]
+fn a_bucket_that_keeps_versions_is_read_as_it_was() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let rados = RadosGw::shared().bucket_with_versions();
+    let (Location::Bucket(address), keys) = at(&rados, "site-1", dir.path()) else { panic!("a bucket") };
+    let now = address.bucket(&keys).expect("a bucket");
+    let names = ["a/1", "a/2", "a/b/3", "c"].map(name);
+    let put = |name: &ObjectName, text: &'static str| block_on(now.create(name, Bytes::from_static(text.as_bytes())));
+    for name in &names {
+        put(name, "first").expect("created");
+    }
+    block_on(now.delete(&names[3])).expect("deleted");
+    let moment = tick(&*now, 0);
+    tick(&*now, moment);
+    let moment = jiff::Timestamp::from_millisecond(moment).expect("a time");
+    // Whoever has the keys.
+    for name in &names[..3] {
+        block_on(now.delete(name)).expect("deleted");
+    }
+    put(&names[1], "another").expect("created anew");
+    put(&name("a/9"), "later").expect("created");
+
+    let then = address.as_of(moment);
+    assert_eq!(then.to_string().parse::<Location>().expect("an address"), Location::Bucket(then.clone()));
+    let was = then.bucket(&keys).expect("listed");
+    assert!(was.is_past() && was.place().ends_with(&format!("as of {moment}")));
+    let all = |backend: &dyn Backend, prefix: Option<&ObjectName>, at_once| {
+        let (mut names, mut after) = (Vec::new(), None);
+        loop {
+            let page = block_on(backend.list(prefix, after.as_ref(), at_once)).expect("listed");
+            let names_of = page.objects.iter().map(|listed| listed.name.to_string());
+            names.extend(names_of.filter(|name| !name.starts_with("tick")));
+            after = page.objects.last().map(|listed| listed.name.clone());
+            if !page.more {
+                return names;
+            }
+        }
+    };
+    for at_once in [1, 2, 100] {
+        assert_eq!(all(&*was, None, at_once), ["a/1", "a/2", "a/b/3"]);
+        assert_eq!(all(&*was, Some(&name("a")), at_once), ["a/1", "a/2", "a/b/3"]);
+        assert_eq!(all(&*was, Some(&name("a/b")), at_once), ["a/b/3"]);
+    }
+    assert_eq!(block_on(was.folders(&name("a"))).expect("listed"), ["b".to_owned()].into());
+    for name in &names[..3] {
+        assert_eq!(block_on(was.get(name, 100)).expect("read"), Some(Bytes::from_static(b"first")));
+        assert_eq!(block_on(was.get_range(name, 1, 3)).expect("read"), Bytes::from_static(b"irs"));
+        assert_eq!(block_on(was.size(name)).expect("read"), Some(5));
+    }
+    for gone in [&names[3], &name("a/9")] {
+        assert_eq!((block_on(was.size(gone)).expect("asked"), block_on(was.get(gone, 9)).expect("asked")), (None, None));
+    }
+    assert!(block_on(was.create(&name("x"), Bytes::new())).is_err() && block_on(was.delete(&names[0])).is_err());
+    let staging = dir.path().join("staging");
+    for refused in [Location::Bucket(then.clone()).init(&keys).map(drop), Location::Bucket(then).open(&keys, &staging).map(drop)]
+    {
+        assert!(refused.expect_err("nothing is written there").to_string().contains("read only"));
+    }
+    assert_eq!(all(&*now, None, 100), ["a/2", "a/9"], "nothing was changed by that");
+}
+
+/// Nobody is to believe that he reads what was, where it is gone.
+#[test]
+fn a_bucket_without_versions_is_not_read_as_it_was() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let rados = RadosGw::shared().bucket();
+    let (Location::Bucket(address), keys) = at(&rados, "site-1", dir.path()) else { panic!("a bucket") };
+    block_on(address.bucket(&keys).expect("a bucket").create(&name("a"), Bytes::new())).expect("created");
+    let words = address.past(&keys).map(drop).expect_err("it keeps none").to_string();
+    assert!(words.contains("keeps no versions"), "{words}");
+}
+
+fn content(past: &Past, of: &str) -> Option<Bytes> {
+    block_on(past.backend().get(&name(of), 9)).expect("read")
+}
+
+/// † What is locked stays, and is read, whatever is deleted and overwritten by who has the keys; what is not goes, with all of its versions.
+#[test]
+fn what_is_locked_is_deleted_by_nobody_and_read_as_it_was() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let rados = RadosGw::shared().bucket_with_versions();
+    let (Location::Bucket(address), keys) = at(&rados, "site-1", dir.path()) else { panic!("a bucket") };
+    let now = address.bucket(&keys).expect("a bucket");
+    for text in ["a", "b", "c", "d"] {
+        block_on(now.create(&name(text), Bytes::from(format!("the {text}")))).expect("created");
+    }
+    let done = Arc::new(AtomicU32::new(0));
+    let count = || {
+        let done = Arc::clone(&done);
+        move || {
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let lock = |of: [&str; 2]| {
+        let past = address.past(&keys).expect("listed");
+        for text in of.into_iter().chain(["none"]) {
+            content(&past, text);
+        }
+        assert_eq!(past.touched(), (2, 10));
+        past.lock(("web1/db".into(), of.concat()), "audit".into(), count()).expect("locked")
+    };
+    let (ab, bc) = (lock(["a", "b"]), lock(["b", "c"]));
+    assert_eq!((ab.objects, ab.bytes, done.load(Ordering::Relaxed)), (2, 10, 4));
+    let locks = address.locks(&keys).expect("a bucket");
+    assert_eq!(locks.list().expect("listed"), [ab.clone(), bc.clone()]);
+
+    // Whoever has the keys: deletes, puts something else there, and takes away for good what nothing locks.
+    let delete_all = || rados.versions().iter().filter(|(key, version)| !rados.delete_version(key, version)).count();
+    let lists = [&ab, &bc].map(|lock| format!("farside-locks/{}.json", lock.id));
+    for text in ["a", "b", "c", "d"].into_iter().map(name).chain(lists.iter().map(|list| name(list))) {
+        block_on(now.delete(&text)).expect("marked");
+    }
+    assert_eq!(delete_all(), 5, "a, b, c and the lists");
+    for text in ["a", &lists[0]] {
+        block_on(now.put_right(&name(text), Bytes::from_static(b"{}"))).expect("put over it");
+    }
+    let read = |lock: &Lock| {
+        let past = address.by_lock(&lock.id).past(&keys).expect("listed");
+        ["a", "b", "c", "d"].map(|text| content(&past, text).map(|bytes| String::from_utf8(bytes.to_vec()).expect("text")))
+    };
+    let [a, b, c] = ["a", "b", "c"].map(|text| Some(format!("the {text}")));
+    assert_eq!(read(&ab), [a.clone(), b.clone(), None, None]);
+    assert_eq!(read(&bc), [None, b.clone(), c, None]);
+    let by_name = address.by_lock(&ab.id);
+    assert_eq!(by_name.to_string().parse::<Location>().expect("an address"), Location::Bucket(by_name));
+    assert_eq!(locks.list().expect("listed"), [ab.clone(), bc.clone()]);
+
+    // What another lock has as well stays.
+    assert_eq!(locks.end(&bc.id, count()).expect("ended"), Some((bc.clone(), 1)));
+    assert_eq!(locks.list().expect("listed"), std::slice::from_ref(&ab));
+    assert_eq!(locks.end(&bc.id, count()).expect("asked"), None);
+    let gone = address.by_lock(&bc.id).past(&keys).map(drop).expect_err("it is no more").to_string();
+    assert!(gone.contains("farside store locks"), "{gone}");
+    assert_eq!(delete_all(), 3, "a, b and the list");
+    assert_eq!(read(&ab), [a, b, None, None]);
+    assert_eq!(locks.end(&ab.id, count()).expect("ended"), Some((ab, 0)));
+    assert_eq!(delete_all(), 0);
 }

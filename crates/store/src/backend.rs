@@ -195,6 +195,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether it is what was there at some moment: nothing of it is deleted any more, nor can anything be created.
+    fn is_past(&self) -> bool {
+        false
+    }
+
     /// How many requests that write it was asked for since it was opened, if somebody bills them: not those that found no connection.
     fn writes(&self) -> u64 {
         0

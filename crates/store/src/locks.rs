@@ -26,7 +26,7 @@ pub(crate) enum Readers {
     Locked(PathBuf),
     /// By a lease for each point that is read.
     Leased,
-    /// By keeping the point that is read: for who owns the group.
+    /// By keeping the point that is read: for who owns the group. Or there is nobody who deletes: for who reads what was.
     None,
 }
 

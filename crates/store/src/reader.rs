@@ -153,12 +153,14 @@ impl StoreReader {
         Self::over(Arc::new(dir), readers)
     }
 
-    /// Opens the store in a bucket. Each of its points that is opened is kept by a lease; see [`PointReader::unkept`].
+    /// Opens the store in a bucket. Each of its points that is opened is kept by a lease, unless nothing is deleted any more where it is
+    /// ([`Backend::is_past`]); see [`PointReader::unkept`].
     ///
     /// # Errors
     /// [`StoreError::NotAStore`], [`StoreError::Version`]; what the service says.
     pub fn open_bucket(backend: Arc<dyn Backend>) -> Result<Self> {
-        Self::over(backend, Readers::Leased)
+        let readers = if backend.is_past() { Readers::None } else { Readers::Leased };
+        Self::over(backend, readers)
     }
 
     fn over(backend: Arc<dyn Backend>, readers: Readers) -> Result<Self> {

@@ -11,18 +11,18 @@ use crate::{Bucket, PATIENCE, signature};
 /// The SHA-256 of nothing.
 const NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// Sends a signed request without a body; gives the whole answer.
-pub(crate) fn signed(method: &str, bucket: &Bucket, path: &str) -> io::Result<String> {
+/// Sends a signed request without a body; gives the whole answer. `query`: as it is signed. `more`: headers between `host` and
+/// `x-amz-content-sha256` by their names.
+pub(crate) fn signed(method: &str, bucket: &Bucket, (path, query): (&str, &str), more: &[(&str, &str)]) -> io::Result<String> {
     let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
     let host = bucket.address().to_string();
-    let headers = vec![
-        ("host".to_owned(), host),
-        ("x-amz-content-sha256".to_owned(), NOTHING.to_owned()),
-        ("x-amz-date".to_owned(), time.clone()),
-    ];
-    let covered = signature::Covered { method, path, query: "", headers, payload: NOTHING, time: &time, region: Bucket::REGION };
+    let (to, own) = ([("host", host.as_str())], [("x-amz-content-sha256", NOTHING), ("x-amz-date", time.as_str())]);
+    let headers = to.iter().chain(more).chain(&own);
+    let headers = headers.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let covered = signature::Covered { method, path, query, headers, payload: NOTHING, time: &time, region: Bucket::REGION };
     let authorization = covered.authorization(&bucket.access_key, &bucket.secret_key);
     let headers: String = covered.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let path = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
     plain(bucket.address(), &format!("{method} {path} HTTP/1.1\r\n{headers}authorization: {authorization}\r\ncontent-length: 0"))
 }
 

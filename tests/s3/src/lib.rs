@@ -72,14 +72,40 @@ impl Bucket {
     ///
     /// # Panics
     /// When the server refuses.
-    fn create(on: SocketAddr) -> Self {
+    fn create(on: SocketAddr, headers: &[(&str, &str)]) -> Self {
         static CREATED: AtomicU32 = AtomicU32::new(0);
         let name = format!("bucket-{}", CREATED.fetch_add(1, Ordering::Relaxed));
         let (access_key, secret_key) = (ACCESS_KEY.to_owned(), SECRET_KEY.to_owned());
         let bucket = Self { endpoint: endpoint(on), access_key, secret_key, name };
-        let answer = http::signed("PUT", &bucket, &format!("/{}", bucket.name)).unwrap_or_else(|e| panic!("{on}: {e}"));
+        let answer =
+            http::signed("PUT", &bucket, (&format!("/{}", bucket.name), ""), headers).unwrap_or_else(|e| panic!("{on}: {e}"));
         assert!(answer.starts_with("HTTP/1.1 200 "), "{on} makes no bucket: {answer}");
         bucket
+    }
+
+    /// All versions of all objects (a thousand at most), marks of deletions among them: the key, and the version's name.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub fn versions(&self) -> Vec<(String, String)> {
+        let answer = http::signed("GET", self, (&format!("/{}", self.name), "versions="), &[]).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("<IsTruncated>false<"), "{answer}");
+        let text = |entry: &str, tag: &str| {
+            let (_, rest) = entry.split_once(&format!("<{tag}>"))?;
+            Some(rest.split_once("</")?.0.to_owned())
+        };
+        let entries = answer.split("<Key>").skip(1).map(|entry| format!("<Key>{entry}"));
+        entries.map(|entry| text(&entry, "Key").zip(text(&entry, "VersionId")).expect("a version")).collect()
+    }
+
+    /// Deletes one version for good, as who has the keys may, if nothing locks it; whether that was so.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn delete_version(&self, key: &str, version: &str) -> bool {
+        let (path, query) = (format!("/{}/{key}", self.name), format!("versionId={version}"));
+        let answer = http::signed("DELETE", self, (&path, &query), &[]).expect("an answer");
+        answer.starts_with("HTTP/1.1 204 ")
     }
 }
 

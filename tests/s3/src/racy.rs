@@ -37,6 +37,6 @@ impl WrongInARace {
     /// # Panics
     /// When the server refuses.
     pub fn bucket(&self) -> Bucket {
-        Bucket::create(self.front.address())
+        Bucket::create(self.front.address(), &[])
     }
 }

@@ -84,7 +84,15 @@ impl RadosGw {
     /// # Panics
     /// When the gateway refuses.
     pub fn bucket(&self) -> Bucket {
-        Bucket::create(self.address)
+        Bucket::create(self.address, &[])
+    }
+
+    /// The same, which keeps versions of what is deleted or overwritten, and locks those that it is told to (S3's Object Lock).
+    ///
+    /// # Panics
+    /// As [`Self::bucket`].
+    pub fn bucket_with_versions(&self) -> Bucket {
+        Bucket::create(self.address, &[("x-amz-bucket-object-lock-enabled", "true")])
     }
 }
 
