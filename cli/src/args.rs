@@ -18,6 +18,7 @@ use crate::follow::FollowArgs;
 use crate::follower::FollowerCommand;
 use crate::job::JobCommand;
 use crate::key;
+use crate::lock::LockArgs;
 use crate::rejoin::RejoinArgs;
 use crate::settle::{CommitArgs, RollbackArgs};
 
@@ -989,7 +990,9 @@ A bucket must exist. What lets us in comes from the service's own environment va
 (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_NAME and …_KEY,
 GOOGLE_SERVICE_ACCOUNT), from the machine's metadata, or from a file of NAME=VALUE lines that
 FARSIDE_STORE_CREDENTIALS names; never from the address. After `?` an address may say endpoint,
-region, account_name, virtual_hosted_style_request, allow_http and skip_signature.
+region, account_name, virtual_hosted_style_request, allow_http and skip_signature. What only reads takes
+as_of=2026-11-28T22:00:00Z there, too: an s3:// bucket that keeps versions as it was at that moment, whatever
+was deleted or overwritten since; and lock=NAME: what `farside store lock` locked.
 
 Examples:
   farside store init /srv/farside
@@ -1017,6 +1020,24 @@ Examples:
         /// What opens it.
         #[command(flatten)]
         key: KeyArg,
+    },
+    /// Lock all that a recovery point needs, in a bucket with S3's Object Lock: nobody who has the gateway's keys takes it away.
+    Lock(LockArgs),
+    /// List the locks of a store in a bucket.
+    Locks {
+        /// The store: s3://BUCKET/PREFIX.
+        url: String,
+    },
+    /// End a lock; what other locks have as well stays locked.
+    #[command(after_long_help = "Example:\n  farside store unlock s3://points/site-1 00112233445566778899aabbccddeeff")]
+    Unlock {
+        /// The store: s3://BUCKET/PREFIX.
+        url: String,
+        /// Its name: 32 hex digits.
+        lock: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
     },
     /// Give up a ledger record that cannot be used any more, so that its group goes on.
     ///

@@ -27,6 +27,7 @@ mod job;
 mod kept;
 mod key;
 mod limit;
+mod lock;
 mod man;
 mod opened;
 mod point;
@@ -184,6 +185,9 @@ async fn ask(cli: Cli) -> Result<(), Failure> {
         Command::Store(StoreCommand::Follow(args)) => follow::run(&cli.global, args).await,
         Command::Store(StoreCommand::Cost(args)) => cost::run(&cli.global, &args),
         Command::Store(StoreCommand::Check { url, key }) => store::check(&cli.global, &url, &key),
+        Command::Store(StoreCommand::Lock(args)) => lock::run(&cli.global, &args),
+        Command::Store(StoreCommand::Locks { url }) => lock::list(&cli.global, &url),
+        Command::Store(StoreCommand::Unlock { url, lock, yes }) => lock::unlock(&cli.global, &url, &lock, yes),
         Command::Store(StoreCommand::Repair { url, group, yes }) => store::repair(&cli.global, &url, group.as_ref(), yes),
         Command::Daemon { .. }
         | Command::Receiver { .. }

@@ -268,6 +268,11 @@ impl Moment {
         touched.iter().filter_map(one).collect()
     }
 
+    /// Begins to note anew.
+    pub(crate) fn forget_touched(&self) {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn version(&self, key: &Key) -> Result<&ObjectMeta> {
         self.objects
             .get(key)

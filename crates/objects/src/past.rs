@@ -228,6 +228,11 @@ impl Past {
         (touched.len() as u64, touched.iter().map(|(_, bytes, _)| bytes).sum())
     }
 
+    /// Begins to note anew.
+    pub fn forget_touched(&self) {
+        self.moment.forget_touched();
+    }
+
     /// Locks every object that was read so far, by the version that was read. `done`: once for each.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ mod checkpoint;
 #[cfg(test)]
 mod disk_tests;
 mod error;
+mod everything;
 mod follower;
 mod group;
 mod head;

@@ -418,6 +418,23 @@ impl GroupReader {
         let keys = self.unlocking.keys_if_given(&*self.segments.backend, &self.segments.names, meta)?;
         PointReader { keys, ..PointReader::open_lazily(&self.readers, &self.image, &self.segments, point, volume)? }.indexed()
     }
+
+    /// The objects in which the parts of a point's volumes lie.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchPoint`].
+    pub(crate) fn objects_of(&self, point: Slot) -> Result<BTreeSet<ObjectName>> {
+        let found = self.state().points().get(&point).ok_or_else(|| no_such_point(point))?;
+        let mut objects = BTreeSet::new();
+        for (name, volume) in found.members.iter().filter_map(|member| {
+            let volume = member.key.volume;
+            Some((&self.state().volume(volume)?.meta().name, volume))
+        }) {
+            let parts = self.image.parts().passing_that_live_at(volume, point);
+            objects.extend(parts.map(|(_, part)| self.segments.locate(name, &part).object));
+        }
+        Ok(objects)
+    }
 }
 
 impl PointReader<LazyImage> {
@@ -456,6 +473,10 @@ impl PointReader<LazyImage> {
     }
 }
 
+fn no_such_point(point: Slot) -> StoreError {
+    StoreError::NoSuchPoint { point: point.to_string(), why: "it is not in the ledger, or was pruned".into() }
+}
+
 /// A point that somebody opens, before it is known where its granules lie.
 struct Begun {
     lock: ReaderLock,
@@ -472,10 +493,7 @@ impl Begun {
     fn of(readers: &Readers, image: &GroupImage, segments: &Arc<Segments>, point: Slot, volume: VolumeId) -> Result<Self> {
         let lock = readers.share()?;
         let state = image.state();
-        let found = state.points().get(&point).ok_or_else(|| StoreError::NoSuchPoint {
-            point: point.to_string(),
-            why: "it is not in the ledger, or was pruned".into(),
-        })?;
+        let found = state.points().get(&point).ok_or_else(|| no_such_point(point))?;
         let meta = state.volume(volume).ok_or(StoreError::UnknownVolume(volume))?.meta().clone();
         let member = found.members.iter().find(|m| m.key.volume == volume);
         let member = member.ok_or_else(|| StoreError::NotAMember { volume: meta.name.to_string(), point })?;
