@@ -439,6 +439,11 @@ impl Site {
         command
     }
 
+    /// The address of the bucket, and the file with its keys.
+    pub fn bucket_address(&self) -> Option<(String, PathBuf)> {
+        self.bucket.clone()
+    }
+
     /// Puts both into a network; before anything is started.
     pub fn connect_through(&mut self, network: &netns::Network) {
         let file = self.path("gateway/receiver.toml");

@@ -1,5 +1,6 @@
 //! Points in a bucket, with a real S3 server: what a directory does, without a directory; and the bucket alone is enough.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -79,6 +80,76 @@ fn a_bucket_is_enough_when_host_and_gateway_are_lost() {
     assert_eq!(faults.counts().list, names_asked_for, "whoever says what he wants finds it without a listing");
     assert!(fs::read(site.path("restored.img")).expect("restored") == image, "the newest point is what the volume held");
     site.check_store();
+}
+
+/// † Somebody has the gateway's keys, and deletes: first as anybody does, then all versions for good that nothing locks.
+#[test]
+fn l4_what_is_locked_or_versioned_outlives_who_has_the_gateways_keys() {
+    let rados = RadosGw::shared().bucket_with_versions();
+    let mut site = site(&rados);
+    site.start_all();
+    let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(13));
+    client.steps(&mut rng, 200);
+    let locked = site.check_newest("data", &mut client);
+    let lock = |arguments: &[&str]| {
+        let mut command = site.farside_at_store(&["store", "lock"]);
+        json(command.args(["--of", "host1/default"]).args(arguments))
+    };
+    let lock = lock(&["--point", "latest", "--case", "audit 17"]);
+    let id = lock["id"].as_str().expect("a lock has a name").to_owned();
+    assert!(lock["objects"].as_u64().is_some_and(|objects| objects >= 5) && lock["case"] == "audit 17", "{lock}");
+
+    // The group goes on, and gives the point up.
+    let point = lock["point"].as_str().expect("it names its point").to_owned();
+    wait_for("retention to give the point up", || {
+        client.steps(&mut rng, 20);
+        client.flush();
+        (!site.points("data").iter().any(|kept| kept["id"] == point.as_str())).then_some(())
+    });
+    let newest = site.check_newest("data", &mut client);
+    assert!(newest != locked);
+    site.daemon.take().expect("it runs").kill();
+    site.receiver.take().expect("it runs").kill();
+    let now = || jiff::Timestamp::now().as_millisecond();
+    let before = now();
+    // The server's clock may be one of a few milliseconds, and is the same machine's.
+    wait_for("time to go on", || (now() > before + 50).then_some(()));
+
+    let at = |what: &str| {
+        let (url, keys) = site.bucket_address().expect("it is in one");
+        (format!("{url}&{what}"), keys)
+    };
+    let farside = |what: &str, arguments: &[&str]| {
+        let (url, keys) = at(what);
+        let mut command = farside_tests::program("farside");
+        let arguments = arguments.iter().map(|argument| argument.replace("STORE", &url));
+        command.args(arguments).env("FARSIDE_STORE_CREDENTIALS", keys);
+        command
+    };
+    let restored = |what: &str, point: &str, name: &str| {
+        let to = site.path(name).display().to_string();
+        run(&mut farside(what, &["restore", "host1/default/data", "--point", point, "--store", "STORE", "--to", &to]));
+        fs::read(&to).expect("restored")
+    };
+    rados.versions().into_iter().map(|(key, _)| key).collect::<BTreeSet<_>>().iter().for_each(|key| rados.delete(key));
+    let as_of = format!("as_of={}", jiff::Timestamp::from_millisecond(before + 25).expect("a time"));
+    assert!(restored(&as_of, "latest", "as-it-was.img") == newest);
+    assert!(restored(&format!("lock={id}"), &point, "locked.img") == locked);
+    let refused = farside(&as_of, &["store", "init", "STORE"]).output().expect("ran");
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("read only"), "{refused:?}");
+
+    while rados.versions().iter().filter(|(key, version)| rados.delete_version(key, version)).count() > 0 {}
+    let left = rados.versions().len() as u64;
+    assert_eq!(Some(left), lock["objects"].as_u64().map(|objects| objects + 1), "what is locked, and the list");
+    assert!(restored(&format!("lock={id}"), &point, "again.img") == locked);
+    let (locked_at, to) = (format!("lock={id}"), site.path("recovered").display().to_string());
+    run(&mut farside(&locked_at, &["store", "recover", "STORE", "--point", &point, "--to", &to]));
+    run(&mut farside(&locked_at, &["store", "check", "STORE"]));
+    let locks = json(&mut farside("", &["store", "locks", "STORE"]));
+    assert_eq!((locks.as_array().map(Vec::len), locks[0]["id"].as_str()), (Some(1), Some(id.as_str())), "{locks}");
+    run(&mut farside("", &["store", "unlock", "STORE", &id, "--yes"]));
+    while rados.versions().iter().filter(|(key, version)| rados.delete_version(key, version)).count() > 0 {}
+    assert!(rados.versions().is_empty());
 }
 
 /// The group as the gateway shows it.

@@ -83,19 +83,28 @@ impl Bucket {
         bucket
     }
 
-    /// All versions of all objects (a thousand at most), marks of deletions among them: the key, and the version's name.
+    /// The versions of all objects, the first thousand, marks of deletions among them: the key, and the version's name.
     ///
     /// # Panics
     /// When the server refuses.
     pub fn versions(&self) -> Vec<(String, String)> {
         let answer = http::signed("GET", self, (&format!("/{}", self.name), "versions="), &[]).expect("an answer");
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("<IsTruncated>false<"), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         let text = |entry: &str, tag: &str| {
             let (_, rest) = entry.split_once(&format!("<{tag}>"))?;
             Some(rest.split_once("</")?.0.to_owned())
         };
         let entries = answer.split("<Key>").skip(1).map(|entry| format!("<Key>{entry}"));
         entries.map(|entry| text(&entry, "Key").zip(text(&entry, "VersionId")).expect("a version")).collect()
+    }
+
+    /// Deletes an object: where versions are kept, that puts a mark over it.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub fn delete(&self, key: &str) {
+        let answer = http::signed("DELETE", self, (&format!("/{}/{key}", self.name), ""), &[]).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
     }
 
     /// Deletes one version for good, as who has the keys may, if nothing locks it; whether that was so.
