@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use farside_store::{Backend, Store, StoreError, StoreReader};
 use jiff::Timestamp;
-use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::client::{HttpClient, HttpConnector as _, ReqwestConnector};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
@@ -358,7 +358,9 @@ impl Address {
             builder = builder.with_config(key.parse::<AmazonS3ConfigKey>()?, value);
         }
         let builder = builder.with_bucket_name(&self.bucket);
+        // Amazon takes nothing into a bucket that locks what comes without a checksum of this kind; it is the one that is signed.
         let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_unsigned_payload(false);
+        let builder = builder.with_checksum_algorithm(Checksum::SHA256);
         let (plain, client) = self.client();
         let prompt = plain.and_then(|endpoint| Prompt::to(endpoint, bucket::CONNECTED_WITHIN));
         let (requests, builder) = match prompt {
