@@ -1,11 +1,16 @@
-//! Who has a block device open without claiming it: the kernel's exclusive claim (`O_EXCL`) is granted beside them.
+//! Who has a block device open without claiming it, since the kernel's exclusive claim (`O_EXCL`) is granted beside them; or a file, which has
+//! no claims: whoever locks it otherwise than we do (`flock`), or not at all, as loop devices do, is told by this only.
 //!
 //! It knows processes, also those in containers, as far as this process may look at them (root with CAP_SYS_PTRACE; what may
-//! not be looked at is not seen). It does not know what the kernel itself has open without a claim: loop devices, NVMe targets.
+//! not be looked at is not seen). It does not know what the kernel itself has open without a claim: loop devices on a device, NVMe targets.
 
+use std::fs::{File, Metadata};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::dm::DevNumber;
 use crate::door::process_name;
@@ -22,10 +27,58 @@ pub fn openers(device: &Path) -> Vec<String> {
 fn openers_but(device: &Path, is_left_out: impl Fn(u32) -> bool) -> Vec<String> {
     let Ok(number) = DevNumber::at(device) else { return Vec::new() };
     let numbers = with_partitions(number);
+    others().filter(|pid| has_open(*pid, &numbers) && !is_left_out(*pid)).map(process_name).collect()
+}
+
+/// All processes but this one.
+fn others() -> impl Iterator<Item = u32> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let others = pids.filter(|pid| *pid != std::process::id());
-    others.filter(|pid| has_open(*pid, &numbers) && !is_left_out(*pid)).map(process_name).collect()
+    pids.filter(|pid| *pid != std::process::id())
+}
+
+/// Who else has a file open, under whatever name: other processes and loop devices, or whoever has locked a part of it (`fcntl`).
+pub fn users_of_file(file: &File) -> Vec<String> {
+    let Ok(this) = file.metadata() else { return Vec::new() };
+    let is_it = |other: &Metadata| (other.dev(), other.ino()) == (this.dev(), this.ino());
+    let inode = inode_said(Path::new("/proc/self/fdinfo").join(file.as_raw_fd().to_string()));
+    let has_it = |pid: &u32| {
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        // Only where that fits it is looked at more closely: what lies on a network file system may not answer.
+        descriptors.into_iter().any(|entry| {
+            inode_said(Path::new(&format!("/proc/{pid}/fdinfo")).join(entry.file_name())) == inode
+                && std::fs::metadata(entry.path()).is_ok_and(|other| is_it(&other))
+        })
+    };
+    let mut users: Vec<String> = others().filter(has_it).map(process_name).collect();
+    users.extend(loops_on(Path::new("/sys/block"), is_it));
+    // What has the lock may be in a process that may not be looked at.
+    users.extend(locker(file).filter(|_| users.is_empty()));
+    users
+}
+
+/// The inode of a descriptor, as the kernel calls it; older ones say nothing.
+fn inode_said(descriptor: PathBuf) -> Option<u64> {
+    std::fs::read_to_string(descriptor).ok()?.lines().find_map(|line| line.strip_prefix("ino:"))?.trim().parse().ok()
+}
+
+fn loops_on(blocks: &Path, is_it: impl Fn(&Metadata) -> bool) -> Vec<String> {
+    let blocks = std::fs::read_dir(blocks).into_iter().flatten().flatten();
+    let over_it = blocks.filter(|block| {
+        let file = std::fs::read_to_string(block.path().join("loop/backing_file")).ok();
+        file.and_then(|path| std::fs::metadata(path.trim_end_matches('\n')).ok()).is_some_and(|file| is_it(&file))
+    });
+    over_it.map(|block| format!("loop device /dev/{} (losetup -d)", block.file_name().to_string_lossy())).collect()
+}
+
+/// Who has locked a part of a file; not by `flock`, which this does not meet.
+fn locker(file: &File) -> Option<String> {
+    let (kind, free) = (nix::libc::F_WRLCK as i16, nix::libc::F_UNLCK as i16);
+    let mut lock = nix::libc::flock { l_type: kind, l_whence: nix::libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).ok().filter(|_| lock.l_type != free)?;
+    // The newer kind belongs to no process.
+    let process = u32::try_from(lock.l_pid).ok().filter(|pid| *pid > 0);
+    Some(process.map_or_else(|| "a process that has locked it".to_owned(), process_name))
 }
 
 /// The same without those that were killed and only wait in the kernel for what the device owes them: nothing of it reaches
@@ -92,6 +145,23 @@ fn has_open(pid: u32, numbers: &[DevNumber]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loop_device_on_a_file_is_seen_whatever_the_name_of_the_file() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let [file, link, other] = ["file", "link", "other"].map(|name| dir.path().join(name));
+        let this = File::create(&file).and_then(|file| file.metadata()).expect("made");
+        File::create(&other).expect("made");
+        std::fs::hard_link(&file, &link).expect("linked");
+        let blocks = dir.path().join("block");
+        for (device, file) in [("loop0", &other), ("loop1", &link), ("loop2", &dir.path().join("gone (deleted)"))] {
+            std::fs::create_dir_all(blocks.join(device).join("loop")).expect("made");
+            std::fs::write(blocks.join(device).join("loop/backing_file"), format!("{}\n", file.display())).expect("written");
+        }
+        std::fs::create_dir(blocks.join("sda")).expect("made");
+        let on_it = loops_on(&blocks, |file| (file.dev(), file.ino()) == (this.dev(), this.ino()));
+        assert_eq!(on_it, ["loop device /dev/loop1 (losetup -d)"]);
+    }
 
     #[test]
     fn a_killed_thread_is_told_from_others() {

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use farside_blockio::{Identity, counts_writes, open_still, openers};
+use farside_blockio::{Identity, counts_writes, open_still, openers, users_of_file};
 use farside_region::{ByteExtent, ByteOffset, mutation};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
@@ -238,9 +238,11 @@ impl FileTarget {
     pub fn finish(mut self) -> Result<()> {
         let Some(partial) = self.partial.take() else { return Ok(()) };
         let named = match &self.replaces {
-            Some(old) => match self.existing != Existing::Keep || file_is_hole(old).unwrap_or(false) {
-                true => fs::rename(&partial, &self.path),
-                false => Err(io::Error::new(ErrorKind::AlreadyExists, "something was written to it meanwhile")),
+            // † Whatever came to use the old one meanwhile would write to a file without a name.
+            Some(old) => match in_use(|| users_of_file(old)) {
+                Some(why) => Err(io::Error::new(ErrorKind::ResourceBusy, why)),
+                None if self.existing != Existing::Keep || file_is_hole(old).unwrap_or(false) => fs::rename(&partial, &self.path),
+                None => Err(io::Error::new(ErrorKind::AlreadyExists, "something was written to it meanwhile")),
             },
             None => rename_new(&partial, &self.path),
         };
@@ -290,14 +292,19 @@ fn open_locked(path: &Path) -> Result<(Flock<File>, fs::Metadata, u64)> {
         _ => io("opening", e),
     })?;
     let mut file = lock(path, file)?;
-    // The claim is granted beside a virtual machine or a database that has the device open and claims nothing.
-    let openers = if kind.is_block_device() { open_still(|| openers(path)) } else { Vec::new() };
-    if !openers.is_empty() {
-        let why = format!("it is open in {}: stop that first", openers.join(", "));
+    // The claim is granted beside a virtual machine or a database that has the device open and claims nothing, and the lock of a file beside
+    // a virtual machine, which has locked it otherwise, and a loop device.
+    if let Some(why) = in_use(|| if kind.is_block_device() { openers(path) } else { users_of_file(&file) }) {
         return Err(StoreError::TargetBusy { path: path.to_owned(), why });
     }
     let has = file.seek(SeekFrom::End(0)).map_err(|e| io("measuring", e))?;
     Ok((file, meta, has))
+}
+
+/// Who has it open still, as `look` tells.
+fn in_use(look: impl Fn() -> Vec<String>) -> Option<String> {
+    let openers = open_still(look);
+    (!openers.is_empty()).then(|| format!("it is open in {}: stop that first", openers.join(", ")))
 }
 
 /// Where the kernel says what it knows of a device.
@@ -550,6 +557,54 @@ mod tests {
             assert_eq!(marks, counted);
             assert_eq!(Seen { since: "this boot".to_owned(), marks }.tells_of_writes(), !counted.is_empty());
         }
+    }
+
+    /// A virtual machine locks its image otherwise than by `flock`, other programs not at all: what was written after a restore had taken the name
+    /// away from under them was gone.
+    #[test]
+    fn a_file_that_somebody_uses_is_refused_and_keeps_its_name() {
+        use nix::fcntl::{FcntlArg, fcntl};
+        use std::process::{Command, Stdio};
+
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("vm.img");
+        fs::write(&path, vec![7; 1 << 16]).expect("written");
+        let user = || {
+            let file = File::options().read(true).write(true).open(&path).expect("open");
+            Command::new("sleep").arg("600").stdin(Stdio::from(file)).spawn().expect("it starts")
+        };
+        let end = |mut user: std::process::Child| user.kill().and_then(|()| user.wait()).expect("it ends");
+        let refused = |opened: Result<FileTarget>, by: &str| {
+            let error = opened.expect_err("somebody uses it");
+            assert!(matches!(&error, StoreError::TargetBusy { why, .. } if why.contains(by)), "{error}");
+        };
+        let all = |by: &str| {
+            refused(FileTarget::open(&path, "v", 1 << 16, Existing::Replace), by);
+            refused(FileTarget::open(&path, "v", 1 << 16, Existing::Resume), by);
+            refused(FileTarget::open_to_follow(&path, "v", 1 << 16, true, true), by);
+        };
+        let first = user();
+        all("(sleep)");
+        end(first);
+
+        // Of a process that may not be looked at only its lock is seen.
+        let locked = File::options().read(true).write(true).open(&path).expect("open");
+        let mut lock =
+            libc::flock { l_type: libc::F_RDLCK as i16, l_whence: libc::SEEK_SET as i16, l_start: 100, l_len: 1, l_pid: 0 };
+        fcntl(&locked, FcntlArg::F_OFD_SETLK(&lock)).expect("locked");
+        all("locked it");
+        lock.l_type = libc::F_UNLCK as i16;
+        fcntl(&locked, FcntlArg::F_OFD_SETLK(&lock)).expect("unlocked");
+
+        // This process itself may have it open. And who comes to it during the restore keeps it.
+        let target = FileTarget::open(&path, "v", 1 << 16, Existing::Replace).expect("nobody uses it");
+        let second = user();
+        let error = target.finish().expect_err("somebody uses it");
+        assert!(matches!(&error, StoreError::NotNamed { why, .. } if why.contains("(sleep)")), "{error}");
+        assert!(fs::read(&path).expect("read") == vec![7; 1 << 16] && partial_of(&path).expect("a name").exists());
+        end(second);
+        FileTarget::open(&path, "v", 1 << 16, Existing::Replace).and_then(FileTarget::finish).expect("nobody uses it");
+        assert!(fs::read(&path).expect("read") == vec![0; 1 << 16]);
     }
 
     /// Two restores to one new file: the second opened what the first then completed.
