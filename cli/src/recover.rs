@@ -89,6 +89,31 @@ struct Choice {
     /// Bytes of the file that are zeroes since the store has lost them; `None`: there may be some, as it may have been named just before the end.
     #[serde(default = "nothing")]
     lost: Option<u64>,
+    /// The same of what the source could not read.
+    #[serde(default = "nothing")]
+    unreadable: Option<u64>,
+}
+
+impl Choice {
+    /// † Where its file, which is there, is not the volume: it would pass for whole.
+    fn flaws(&self, file: &Path, allow_degraded: bool) -> Vec<String> {
+        let (file, point) = (file.display(), self.point);
+        let holds = |bytes: Option<u64>| {
+            bytes.map_or_else(|| "may hold zeroes".to_owned(), |bytes| format!("holds {} of zeroes", print::bytes(bytes)))
+        };
+        let lost = Some(self.lost).filter(|lost| *lost != Some(0)).map(|lost| {
+            let holds = holds(lost);
+            format!("{file} {holds} where the store has lost the content of point {point}: remove it to have it restored anew")
+        });
+        let unreadable = Some(self.unreadable).filter(|unreadable| *unreadable != Some(0) && !allow_degraded).map(|unreadable| {
+            let holds = holds(unreadable);
+            format!(
+                "{file} {holds} where the source could not be read (point {point}): say --allow-degraded if that may be, or remove it to have \
+                 another point restored"
+            )
+        });
+        lost.into_iter().chain(unreadable).collect()
+    }
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "what a field begins with")]
@@ -338,14 +363,8 @@ async fn restore_all(
             if found == Some(point) && !global.json {
                 print::out(&format!("{address}: {file} is there already, of point {point}, and stays as it is\n"))?;
             }
-            // † It would pass for whole.
-            let lost = chosen.volumes.get(&address.to_string()).filter(|choice| choice.point == point).map(|choice| choice.lost);
-            if let Some(lost) = lost.filter(|lost| found == Some(point) && *lost != Some(0)) {
-                let lost =
-                    lost.map_or_else(|| "may hold zeroes".to_owned(), |bytes| format!("holds {} of zeroes", print::bytes(bytes)));
-                let message = format!(
-                    "{file} {lost} where the store has lost the content of point {point}: remove it to have it restored anew"
-                );
+            let choice = chosen.volumes.get(&address.to_string()).filter(|choice| choice.point == point && found == Some(point));
+            for message in choice.into_iter().flat_map(|choice| choice.flaws(&to, allow_degraded)) {
                 damaged = true;
                 done.obstacles.push(Obstacle { what: address.to_string(), message });
             }
@@ -371,6 +390,7 @@ async fn restore_all(
                 damaged |= !restored.damaged.is_empty();
                 if let Some(choice) = chosen.volumes.get_mut(&address.to_string()) {
                     choice.lost = Some(restored.damaged.iter().map(|run| run.bytes).sum());
+                    choice.unreadable = Some(restored.unreadable_bytes);
                     chosen.keep(&in_folder).or_fail(format!("{} cannot be written", in_folder.display()))?;
                 }
                 done.restored.push(restored);
@@ -450,18 +470,41 @@ fn choose(
                     let address = volume.parse().expect("names of a store are those of addresses");
                     let file = file(&name);
                     wanted.push(Wanted { address, point, to: file.clone(), found });
-                    here.push((volume, file, point));
+                    let is_degraded = points.iter().any(|info| info.id == point && info.degraded);
+                    here.push((volume, file, point, is_degraded));
                 }
                 None => unknown.push(volume),
             }
         }
         // What is there is what it was.
-        for (volume, _, point) in here.into_iter().filter(|(_, file, _)| !file.exists()) {
-            let lost = if args.allow_damaged { None } else { nothing() };
-            chosen.volumes.insert(volume, Choice { asked: asked.clone(), point, lost });
+        for (volume, _, point, is_degraded) in here.into_iter().filter(|(_, file, ..)| !file.exists()) {
+            let unless = |may_be: bool| if may_be { None } else { nothing() };
+            let (lost, unreadable) = (unless(args.allow_damaged), unless(args.allow_degraded && is_degraded));
+            chosen.volumes.insert(volume, Choice { asked: asked.clone(), point, lost, unreadable });
         }
     })?;
     obstacles
         .extend(unknown.into_iter().map(|what| Obstacle { what, message: point::no_such_point(&[], args.point, None).message }));
     Ok((wanted, keyless))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was restored with `--allow-degraded` was said to be there already, and no more, when the same was said again without.
+    #[test]
+    fn a_file_with_zeroes_for_what_could_not_be_read_is_not_passed_for_whole() {
+        let point = PointId { slot: 7, tag: 0x9f3c_2a1b };
+        let noted = |lost, unreadable| Choice { asked: "latest".to_owned(), point, lost, unreadable };
+        let flaws = |choice: &Choice, allow_degraded| choice.flaws(Path::new("data.img"), allow_degraded).join("; ");
+        let said = flaws(&noted(Some(0), Some(8192)), false);
+        assert!(said.contains("data.img holds 8 KiB of zeroes where the source could not be read"), "{said}");
+        assert_eq!(flaws(&noted(Some(0), Some(8192)), true), "", "that is allowed");
+        let killed = flaws(&noted(Some(0), None), false);
+        assert!(killed.contains("may hold zeroes where the source could not be read"), "{killed}");
+        let both = flaws(&noted(None, None), false);
+        assert!(both.contains("the store has lost") && both.contains("could not be read"), "{both}");
+        assert_eq!(flaws(&noted(Some(0), Some(0)), false), "");
+    }
 }
