@@ -95,7 +95,7 @@ impl FakeSystem {
 impl FileSystem for FakeSystem {
     fn sync(&self) -> Result<(), Errno> {
         self.call("sync");
-        Ok(())
+        if self.1 == Path::new("/sick") { Err(Errno::EIO) } else { Ok(()) }
     }
 
     fn freeze(&self) -> Result<(), Errno> {
@@ -184,6 +184,20 @@ fn what_somebody_else_froze_is_not_thawed() {
     assert_eq!(site.world.log(), ["prepare", "freeze /a", "freeze /busy", "thaw /a"]);
     assert!(!run.end(true).held, "not ready is not held, whatever is said");
     guard.join().unwrap();
+    assert!(!site.note().exists());
+}
+
+/// The freeze says nothing of data that was lost on its way to the disk, and the point said that applications find theirs whole in it.
+#[test]
+fn what_could_not_be_written_is_not_frozen() {
+    let site = Site::new();
+    let (mut run, guard) = site.start(&site.plan(vec![freeze("/a"), freeze("/sick")]));
+    let why = run.ready().unwrap_err();
+    let said = "hook sick failed: not all that was written to /sick has reached its disk: I/O error";
+    assert!(why.contains("pre-cut of") && why.contains(said), "{why}");
+    assert!(!run.end(true).held);
+    guard.join().unwrap();
+    assert_eq!(site.world.log(), ["prepare"], "it is known before anything is frozen");
     assert!(!site.note().exists());
 }
 
