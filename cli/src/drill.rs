@@ -383,21 +383,33 @@ fn text(started: &Started<'_>, path: &Path) -> String {
     text
 }
 
-/// Those that this user has at the usual place, and those that are served from elsewhere.
-pub(crate) fn found() -> Result<Vec<Found>, Failure> {
-    found_in(&places(None)?)
+/// Those that this user has at the usual place, and those that are served from elsewhere; and what is wrong where they cannot be looked for.
+pub(crate) fn found() -> (Vec<Found>, Result<(), Failure>) {
+    match places(None) {
+        Ok(places) => found_in(&places),
+        Err(failure) => (Vec::new(), Err(failure)),
+    }
 }
 
-fn found_in(places: &[PathBuf]) -> Result<Vec<Found>, Failure> {
-    let mut found = Vec::new();
+fn found_in(places: &[PathBuf]) -> (Vec<Found>, Result<(), Failure>) {
+    let (mut found, mut looked) = (Vec::new(), Ok(()));
     for path in places.iter().filter(|path| path.exists()) {
-        found.extend(Folder::open(path)?.find()?);
+        match Folder::open(path).and_then(|folder| folder.find()) {
+            Ok(here) => found.extend(here),
+            Err(failure) => looked = looked.and(Err(failure)),
+        }
     }
-    Ok(found)
+    (found, looked)
 }
 
 fn list(global: &Global, places: &[PathBuf]) -> Result<(), Failure> {
-    let found = found_in(places)?;
+    match found_in(places) {
+        (found, Err(failure)) if found.is_empty() => Err(failure),
+        (found, looked) => show(global, places, &found).and(looked),
+    }
+}
+
+fn show(global: &Global, places: &[PathBuf], found: &[Found]) -> Result<(), Failure> {
     if global.json {
         let listed = |one: &Found| {
             serde_json::to_value(Listed { id: &one.id, is_interrupted: one.is_interrupted, drill: one.drill.as_ref() })
@@ -412,7 +424,7 @@ fn list(global: &Global, places: &[PathBuf]) -> Result<(), Failure> {
         ));
     }
     let mut table = Table::new(&["DRILL", "GROUP", "POINT", "STAGE", "EXPIRES"]);
-    for one in &found {
+    for one in found {
         let of = |say: fn(&Drill) -> String| one.drill.as_ref().map_or_else(|| print::NOTHING.to_owned(), say);
         let stage = if one.is_interrupted { "interrupted".to_owned() } else { of(|drill| format!("{:?}", drill.stage)) };
         let (group, point) = (of(|drill| drill.group.clone()), of(|drill| drill.point.id.to_string()));
@@ -434,14 +446,18 @@ fn sweep(folder: &Folder) -> Result<(), Failure> {
 /// One, or all.
 fn stop_in(places: &[PathBuf], id: Option<&str>, force: bool) -> Result<Vec<String>, Failure> {
     let Some(id) = id else {
-        let mut stopped = Vec::new();
+        let (mut stopped, mut ended) = (Vec::new(), Ok(()));
         for path in places {
-            stopped.extend(stop(path, None, force)?);
+            match stop(path, None, force) {
+                Ok(ids) => stopped.extend(ids),
+                Err(failure) => ended = ended.and(Err(failure)),
+            }
         }
-        return Ok(stopped);
+        return ended.map(|()| stopped);
     };
-    let found = found_in(places)?.into_iter().find(|found| found.id == id);
-    let Some(found) = found else {
+    let (found, looked) = found_in(places);
+    let Some(found) = found.into_iter().find(|found| found.id == id) else {
+        looked?;
         let message = format!("this user has no drill {id} on this machine");
         let what = "see what there is: farside drill list; where it was started with --dir, say the same here";
         return Err(Failure::new(Exit::NotFound, message, what));
@@ -460,7 +476,9 @@ fn stop(path: &Path, id: Option<&str>, force: bool) -> Result<Vec<String>, Failu
     for one in found.iter().filter(|one| !one.is_interrupted && !force) {
         one.drill.as_ref().map_or(Ok(()), refuse_used)?;
     }
-    let (left, running): (Vec<_>, Vec<_>) = found.iter().partition(|one| one.is_interrupted);
+    let (left, mut running): (Vec<_>, Vec<_>) = found.iter().partition(|one| one.is_interrupted);
+    // Nobody can be asked to end those, and so they are not waited for.
+    running.retain(|one| !one.is_unknown());
     left.into_iter().try_for_each(|one| folder.sweep(one))?;
     let owners: BTreeMap<u32, &str> =
         running.iter().filter_map(|one| one.drill.as_ref()).map(|one| (one.pid, one.id.as_str())).collect();
@@ -474,6 +492,9 @@ fn stop(path: &Path, id: Option<&str>, force: bool) -> Result<Vec<String>, Failu
     let folder = Folder::open(path)?;
     let is_meant = |one: &&Found| running.iter().any(|meant| meant.id == one.id) && one.is_interrupted;
     folder.find()?.iter().filter(is_meant).try_for_each(|one| folder.sweep(one))?;
+    if let Some(unknown) = found.iter().find(|one| one.is_unknown()) {
+        return Err(unknown.unknown());
+    }
     Ok(found.iter().map(|one| one.id.clone()).collect())
 }
 

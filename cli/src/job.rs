@@ -69,18 +69,25 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, command: JobCommand) -> 
             asked => asked?,
         }
     }
-    jobs.extend(drill::found()?.into_iter().map(|found| {
+    let (drills, looked) = drill::found();
+    if let Err(failure) = looked {
+        eprintln!("farside: {}", failure.message); // the others are said all the same
+    }
+    jobs.extend(drills.into_iter().map(|found| {
         let is_over = found.is_interrupted;
         let drill = found.drill.as_ref();
         Job {
             job: "drill".to_owned(),
             of: drill.map_or_else(|| NOTHING.to_owned(), |drill| drill.group.clone()),
             owner: drill.map_or_else(|| NOTHING.to_owned(), |drill| format!("process {}", drill.pid)),
-            stage: drill
-                .filter(|_| !is_over)
-                .map_or("interrupted".to_owned(), |drill| format!("{:?}", drill.stage).to_lowercase()),
+            stage: match drill {
+                _ if is_over => "interrupted".to_owned(),
+                None => NOTHING.to_owned(),
+                Some(drill) => format!("{:?}", drill.stage).to_lowercase(),
+            },
             deadline: drill.map(|drill| drill.expires),
             ended_by: Some(drill::ended_by(&found.id, found.place())),
+            why: found.unread,
             ..Job::default()
         }
     }));

@@ -11,7 +11,7 @@
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -86,8 +86,10 @@ pub(crate) struct Owned {
 /// One that was found.
 pub(crate) struct Found {
     pub(crate) id: String,
-    /// Missing where the owner died before the first one was durable.
+    /// Missing where the owner died before the first one was durable, or it cannot be read.
     pub(crate) drill: Option<Drill>,
+    /// Why it cannot be read.
+    pub(crate) unread: Option<String>,
     pub(crate) is_interrupted: bool,
     dir: PathBuf,
 }
@@ -137,9 +139,11 @@ impl Folder {
     /// Removes what an owner left. Refused while one of its servers still answers: they end by themselves when their owner is gone.
     pub(crate) fn sweep(&self, found: &Found) -> Result<(), Failure> {
         let id = &found.id;
-        let mut volumes = found.drill.iter().flat_map(|drill| &drill.volumes);
-        if let Some(device) = volumes.find(|device| !has_ended(&device.socket)) {
-            let message = format!("{} of drill {id} is served still, and its owner is gone", device.volume);
+        // Which they are, the folder says too where the state does not.
+        let sockets = std::fs::read_dir(&found.dir).into_iter().flatten().flatten();
+        let mut sockets = sockets.filter(|file| file.file_type().is_ok_and(|is| is.is_socket())).map(|file| file.path());
+        if let Some(socket) = sockets.find(|socket| !has_ended(socket)) {
+            let message = format!("{} of drill {id} is served still, and its owner is gone", socket.display());
             return Err(Failure::new(Exit::Refused, message, format!("it ends by itself; then: farside drill stop {id}")));
         }
         if let Some(drill) = &found.drill {
@@ -154,6 +158,23 @@ impl Found {
     /// The folder of all drills in which it is.
     pub(crate) fn place(&self) -> &Path {
         self.dir.parent().expect("it was listed in one")
+    }
+
+    /// It runs, and nothing says in which process.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.drill.is_none() && !self.is_interrupted
+    }
+
+    /// Why it cannot be asked to end, and what can be done.
+    pub(crate) fn unknown(&self) -> Failure {
+        let why = self.unread.as_deref().unwrap_or("it says nothing yet");
+        let message = format!("drill {} runs, and in which process is not known: {why}", self.id);
+        let owner = self.dir.join(OWNER);
+        let what = format!(
+            "end the process that has {0} open (`fuser {0}`); what it leaves is taken away by the next drill",
+            owner.display()
+        );
+        Failure::new(Exit::Refused, message, what)
     }
 
     /// Until its owner has ended; it may have removed everything.
@@ -212,12 +233,17 @@ fn look(dir: PathBuf) -> Result<Option<Found>, Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => dir.exists(),
         Err(error) => return Err(error).or_fail(format!("drill {id}")),
     };
-    let drill = match std::fs::read(dir.join(STATE)) {
-        Ok(bytes) => Some(serde_json::from_slice(&bytes).or_fail(format!("the state of drill {id} is not one"))?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error).or_fail(format!("the state of drill {id}")),
+    let state = dir.join(STATE);
+    let unread = |error: &dyn std::fmt::Display| Some(format!("{} cannot be read: {error}", state.display()));
+    // † Of one that cannot be read nothing is known, and the others are there all the same.
+    let (drill, unread) = match std::fs::read(&state).map(|bytes| serde_json::from_slice(&bytes)) {
+        Ok(Ok(drill)) => (Some(drill), None),
+        Ok(Err(error)) => (None, unread(&error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
+        Err(error) => (None, unread(&error)),
     };
-    Ok((drill.is_some() || is_interrupted).then_some(Found { id, drill, is_interrupted, dir }))
+    let is_one = drill.is_some() || unread.is_some() || is_interrupted;
+    Ok(is_one.then_some(Found { id, drill, unread, is_interrupted, dir }))
 }
 
 #[cfg(test)]
@@ -250,6 +276,32 @@ mod tests {
         assert!(folder.find().expect("listed").is_empty(), "its owner lives, and has said nothing yet");
         drop(owner);
         assert!(folder.find().expect("listed")[0].is_interrupted);
+    }
+
+    /// One whose state could not be read took all others away, from `drill start` and `job list` too.
+    #[test]
+    fn a_state_that_cannot_be_read_is_of_one_of_which_nothing_is_known() {
+        let root = tempfile::tempdir().expect("made");
+        let all = root.path().join("drills");
+        let folder = Folder::open(&all).expect("opened");
+        for (name, state) in [("da", "{\"id\":"), ("db", "{}")] {
+            std::fs::create_dir(all.join(name)).expect("made");
+            std::fs::write(all.join(name).join(STATE), state).expect("written");
+            File::create(all.join(name).join(OWNER)).expect("made");
+        }
+        let owner = File::open(all.join("db").join(OWNER)).expect("there");
+        owner.lock().expect("free");
+        let found = folder.find().expect("listed");
+        let [left, runs] = &found[..] else { panic!("{} were found", found.len()) };
+        assert!(left.is_interrupted && left.drill.is_none() && !left.is_unknown());
+        assert!(runs.is_unknown() && runs.unknown().message.contains("state.json cannot be read"), "{:?}", runs.unknown());
+        // A server of it that still answers is not taken away from under whoever uses it.
+        let server = std::os::unix::net::UnixListener::bind(all.join("da/data.nbd")).expect("bound");
+        let refused = folder.sweep(left).expect_err("it is served");
+        assert!(refused.message.contains("data.nbd of drill da is served still"), "{refused:?}");
+        drop(server);
+        folder.sweep(left).expect("swept");
+        assert!(!all.join("da").exists() && all.join("db").join(STATE).exists());
     }
 
     #[test]
