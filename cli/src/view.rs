@@ -1,14 +1,14 @@
 //! `farside point open`: a volume of a point as a block device over NBD, until the command ends.
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
-use farside_blockio::{BlockQueue as _, Waker};
+use farside_blockio::{BlockQueue, Waker, process};
 use farside_nbd::{Handle, Limits, Listener, ServeError, Server, SocketOptions};
 use farside_store::LazyPointReader;
 use farside_view::{Origin, Overlay, OverlayError, View, ViewQueue};
@@ -244,16 +244,18 @@ impl Serving<'_> {
         let mut signals = Signals::new()?;
         let waker = Waker::new().or_fail("cannot start")?;
         let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(THREADS.0, THREADS.1);
-        let queue = ViewQueue::new(view.clone(), threads, &waker).or_fail("no threads to serve it with")?;
         let options = SocketOptions { path: self.socket.to_owned(), group: None };
         let listener = tokio::task::spawn_blocking(move || Listener::bind_after_another(&options, PREDECESSOR_ENDS));
         let listener = listener.await.or_fail("cannot start")?;
         let listener =
             listener.map_err(|error| Failure::from_error(Exit::Refused, &error, "name another one: --export nbd:unix:PATH"))?;
-        let block = queue.info().block_min.max(BLOCK_MIN);
         let description = format!("{} at {}", self.opened.volume, self.opened.point.id);
-        let (server, handle) = Server::new(listener, self.volume, &description, Limits::default(), waker);
-        let mut server: Running = tokio::task::spawn_blocking(move || server.run(queue).map(drop));
+        let (server, handle) = Server::new(listener, self.volume, &description, Limits::default(), waker.clone());
+        let (tell, told) = oneshot::channel();
+        let (viewed, is_device) = (view.clone(), self.device.is_some());
+        let make = move || ViewQueue::new(viewed, threads, &waker);
+        let mut server: Running = tokio::task::spawn_blocking(move || serve(server, make, is_device, tell));
+        let block = told.await.or_fail("cannot start")?.or_fail("no threads to serve it with")?.max(BLOCK_MIN);
         let over = match self.attach(view, &handle, (block, threads)).await {
             Ok(device) => self.until_over(view, device, &mut server, owner, &mut signals, (&mut *caller, behind)).await,
             Err(failure) => Err(failure),
@@ -356,6 +358,29 @@ impl Serving<'_> {
                     let _ = writeln!(std::io::stderr(), "farside: it stays open: {}", said_of(&failure));
                 }
             }
+        }
+    }
+}
+
+/// Serves a queue that is made here, and whose smallest block is told. `is_device`: to this kernel.
+fn serve<Q: BlockQueue>(
+    server: Server,
+    make: impl FnOnce() -> io::Result<Q>,
+    is_device: bool,
+    tell: oneshot::Sender<io::Result<u32>>,
+) -> Result<(), ServeError> {
+    if is_device {
+        // † As for ublk: for this thread and those of the queue, which it starts.
+        let _ = process::set_io_flusher();
+    }
+    match make() {
+        Ok(queue) => {
+            let _ = tell.send(Ok(queue.info().block_min)); // somebody waits for it
+            server.run(queue).map(drop)
+        }
+        Err(error) => {
+            let _ = tell.send(Err(error));
+            Ok(())
         }
     }
 }
@@ -476,4 +501,45 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name: OsString = path.into();
     name.push(ending);
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_blockio::MemQueue;
+
+    use super::*;
+
+    /// Memory that the kernel gave the server of a device could be what it wanted to write to that device first.
+    #[test]
+    fn who_serves_a_device_of_this_kernel_asks_for_no_memory_that_only_the_device_can_free() {
+        const MEMALLOC_NOIO: u64 = 0x0008_0000;
+        let is_marked = || {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("there");
+            let (_, fields) = stat.rsplit_once(") ").expect("its name is in brackets");
+            fields.split(' ').nth(6).expect("flags").parse::<u64>().expect("a number") & MEMALLOC_NOIO != 0
+        };
+        let dir = tempfile::tempdir().expect("temp dir");
+        let serve_as = |is_device| {
+            let options = SocketOptions { path: dir.path().join("socket"), group: None };
+            let listener = Listener::bind_after_another(&options, Duration::ZERO).expect("bound");
+            let (server, _) = Server::new(listener, "data", "", Limits::default(), Waker::new().expect("a waker"));
+            let (tell, mut told) = oneshot::channel();
+            let (mark, marked) = std::sync::mpsc::channel();
+            let make = move || {
+                // As the threads of a queue.
+                let of_queue = std::thread::spawn(is_marked).join().expect("it ends");
+                mark.send((is_marked(), of_queue)).expect("heard");
+                Err::<MemQueue, _>(io::Error::other("that is all"))
+            };
+            std::thread::spawn(move || serve(server, make, is_device, tell))
+                .join()
+                .expect("it ends")
+                .expect("nothing was served");
+            assert!(told.try_recv().expect("told").is_err());
+            marked.recv().expect("made")
+        };
+        assert_eq!(serve_as(false), (false, false));
+        let may = std::thread::spawn(|| process::set_io_flusher().is_ok()).join().expect("it ends");
+        assert_eq!(serve_as(true), (may, may), "as far as this user may");
+    }
 }
