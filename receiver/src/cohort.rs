@@ -240,6 +240,19 @@ impl Cohorts {
         found
     }
 
+    /// Points of a group that are of cuts of cohorts that the configuration has no more, and nobody has forgotten. † Nobody looks which of those cuts are
+    /// whole, and by its own ledger alone a group would keep halves, and give up halves of whole cuts for them. They are as many as there were when the
+    /// cohort was taken out: no newer ones come.
+    pub(crate) fn not_configured(&self, config: &Config, state: &State) -> Vec<Slot> {
+        let mut others = self.forgotten(config);
+        others.extend(config.cohorts.iter().map(|cohort| Cut::cohort_id(cohort.name.as_str())));
+        let is_of_none = |point: &&Point| {
+            // (One that is degraded is of no whole cut.)
+            !point.degraded && point.consistency().cohort_cut().is_some_and(|cut| !others.contains(&cut.cohort))
+        };
+        state.points().values().filter(is_of_none).map(|point| point.slot).collect()
+    }
+
     /// Whether it is known which points of a group are kept for whole cuts: until this says yes, nothing of the group is given up.
     /// `has_points_of`: see [`has_points_of`]. † A group that has left a cohort has points of its cuts all the same, and others keep theirs.
     pub(crate) fn knows(&self, config: &Config, group: &GroupNames, has_points_of: impl Fn(&Name) -> bool) -> bool {

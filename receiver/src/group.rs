@@ -42,6 +42,7 @@ use self::refused::Denied;
 pub(crate) use self::rollback::{DiscardAsk, Discards};
 pub(crate) use self::sources::gone_for_good;
 pub(crate) use self::unclaimed::Unclaimed;
+use crate::config;
 use crate::door::{Session, refusal};
 use crate::pace::Pace;
 use crate::process::Receiver;
@@ -597,7 +598,7 @@ impl Group {
     }
 
     /// Points that are not given up, whatever the policy says. What they are made of may be merged: whoever reads one then opens it again.
-    fn kept_points(&self) -> BTreeSet<Slot> {
+    fn kept_points(&self, config: &config::Config) -> BTreeSet<Slot> {
         let mut kept = self.receiver.followers.kept(&self.names);
         kept.extend(self.receiver.failovers.wanted(&self.names));
         kept.extend(self.receiver.cohorts.kept(&self.names));
@@ -607,28 +608,31 @@ impl Group {
                 kept.extend(here.store.state().points().range(..=up_to).map(|(slot, _)| *slot));
             }
             kept.extend(self.receiver.followers.unasked(&self.names, here.store.state()));
-            kept.extend(self.receiver.cohorts.not_looked_for(&self.receiver.config(), &self.names, here.store.state()));
+            kept.extend(self.receiver.cohorts.not_looked_for(config, &self.names, here.store.state()));
+            kept.extend(self.receiver.cohorts.not_configured(config, here.store.state()));
         }
         kept
     }
 
     /// Whether it is known which points are kept for cuts of the cohorts that it is in, or was.
-    fn knows_its_cohorts(&self, here: &Here) -> bool {
+    fn knows_its_cohorts(&self, config: &config::Config, here: &Here) -> bool {
         let has_points_of = |cohort: &Name| crate::cohort::has_points_of(here.store.state(), cohort);
-        self.receiver.cohorts.knows(&self.receiver.config(), &self.names, has_points_of)
+        self.receiver.cohorts.knows(config, &self.names, has_points_of)
     }
 
     fn prune_if_due(&mut self) {
-        let interval = self.receiver.config().retention.interval;
+        // † One and the same for all that follows: what one says nothing of is another's.
+        let config = self.receiver.config();
+        let interval = config.retention.interval;
         let interval = if self.prune.short { interval.min(PRUNE_SHORT) } else { interval };
         let waited = self.prune.last.is_none_or(|last| last.elapsed() >= interval);
         let Place::Here(here) = &self.place else { return };
         // † Each request that a bucket does not answer is a minute in which nobody is heard, and nothing staged; pruning makes no room there.
-        if matches!(self.receiver.config().store, Location::Bucket(_)) && here.target.is_left_alone(self.now()) {
+        if matches!(config.store, Location::Bucket(_)) && here.target.is_left_alone(self.now()) {
             return;
         }
         // Of a cohort of which it is not known what is kept, nothing is given up, however little room there is.
-        if !self.prune.due || !waited || !self.knows_its_cohorts(here) {
+        if !self.prune.due || !waited || !self.knows_its_cohorts(&config, here) {
             return;
         }
         self.prune.due = false;
@@ -638,10 +642,9 @@ impl Group {
             self.policy = Some(self.receiver.policy_default());
         }
         let Some(policy) = &self.policy else { return };
-        let config = self.receiver.config();
         let Some(policy) = self.receiver.floor.over(&config, policy) else { return };
         let forgotten = self.receiver.cohorts.forgotten(&config);
-        if let Some(body) = here.store.prune_plan_keeping(&policy, &self.kept_points(), &forgotten) {
+        if let Some(body) = here.store.prune_plan_keeping(&policy, &self.kept_points(&config), &forgotten) {
             self.submit(body);
         }
     }

@@ -84,7 +84,7 @@ impl Group {
             let _ = reply.send(MergeNext::Nothing);
             return;
         };
-        let kept = self.kept_points();
+        let kept = self.kept_points(&config);
         let forgotten = self.receiver.cohorts.forgotten(&config);
         let Place::Here(here) = &mut self.place else { return };
         let lacks_key =
@@ -113,7 +113,7 @@ impl Group {
         if self.policy.is_none() {
             return Some("its source has not said yet what is to be kept".to_owned());
         }
-        if !self.knows_its_cohorts(here) {
+        if !self.knows_its_cohorts(&self.receiver.config(), here) {
             return Some("it is not known yet which points are kept for cuts of its cohort".to_owned());
         }
         let is_dir = matches!(self.receiver.config().store, Location::Dir(_));

@@ -3,6 +3,7 @@
 //! Tests wait for conditions with a generous deadline, never for time.
 
 mod at_rest;
+mod cohorts;
 mod discards;
 mod failover;
 mod followers;

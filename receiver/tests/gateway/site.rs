@@ -610,8 +610,12 @@ impl Session {
     }
 
     pub(crate) async fn end(&mut self, members: Vec<EndMember>, kind: LayerKind) {
+        self.send(SourceMessage::EpochEnd(Self::epoch_end(members, kind))).await;
+    }
+
+    pub(crate) fn epoch_end(members: Vec<EndMember>, kind: LayerKind) -> EpochEnd {
         let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 10, mono_after_ns: 20, wall_ms: 1_700_000_000_000 };
-        self.send(SourceMessage::EpochEnd(EpochEnd { kind, epoch, members })).await;
+        EpochEnd { kind, epoch, members }
     }
 
     pub(crate) async fn published(&mut self, volume: &Volume, seq: u64) -> LedgerPosition {

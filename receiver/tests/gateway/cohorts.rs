@@ -1,0 +1,63 @@
+//! Points of cuts of several groups: what is kept of them, and what is said.
+
+use farside_control::routes::PointsQuery;
+use farside_ledger::{CohortCut, Consistency, Label, LayerKind};
+use farside_wire::SourceMessage;
+
+use crate::site::{Gateway, Session, Volume, granules, wait_until};
+
+const COHORT: &str = "[[cohort]]\nname = \"erp\"\ngroups = [\"host1/default\", \"host2/default\"]\nevery = \"1h\"\n";
+
+/// A layer that says that it is of a cut of both.
+async fn publish_cut(source: &mut Session, volume: &Volume, seq: u64, cut: u8) -> u64 {
+    let member = source.send_layer(volume, seq, &granules(1000 * seq, 1)).await;
+    let cut = CohortCut { cohort: CohortCut::cohort_id("erp"), cut: [cut; 16], groups: 2, wall_ms: 1_700_000_000_000 };
+    let label = Label::new(Consistency::Cohort(cut), "", "");
+    let end = Session::epoch_end(vec![member], LayerKind::Point);
+    source.send(SourceMessage::LabelledEnd(farside_wire::LabelledEnd { label, end })).await;
+    source.published(volume, seq).await.slot.0
+}
+
+async fn slots(gateway: &Gateway, group: &str) -> Vec<u64> {
+    gateway.points(Some(group)).await.iter().map(|point| point.id.slot).collect()
+}
+
+/// † Which cuts are whole is in no ledger of one group: one that kept the newest of its own points would keep halves, of cuts of which the other
+/// has nothing, and give up what both have.
+#[tokio::test]
+async fn whole_cuts_stay_after_a_start_without_their_cohort_whatever_halves_came_after_them() {
+    let mut gateway = Gateway::new(COHORT);
+    gateway.start().await;
+    let (host1, host2) = (gateway.pair("host1").await, gateway.pair("host2").await);
+    let (mut source, mut other) = (host1.connect("default").await, host2.connect("default").await);
+    let (volume, other_volume) = (source.claim("data").await, other.claim("data").await);
+    publish_cut(&mut other, &other_volume, 1, 1).await;
+    let mut kept = Vec::new();
+    for seq in 1..=4 {
+        kept.insert(0, publish_cut(&mut source, &volume, seq, u8::try_from(seq).expect("few")).await);
+    }
+    assert_eq!(slots(&gateway, "host1/default").await, kept);
+
+    gateway.stop();
+    let configuration = gateway.path("receiver.toml");
+    let text = std::fs::read_to_string(&configuration).expect("read");
+    std::fs::write(&configuration, text.replace(COHORT, "")).expect("written");
+    gateway.start().await;
+    let mut source = host1.connect_when_ready("default").await;
+    let volume = source.claim_above("data", &volume).await;
+    source.set_keep(1).await;
+    source.publish(&volume, 1, &granules(5000, 1), LayerKind::Point).await;
+    let newest = source.publish(&volume, 2, &granules(6000, 1), LayerKind::Point).await.slot.0;
+    let only_cuts = async || slots(&gateway, "host1/default").await.len() <= 5;
+    wait_until("what is of no cut to go", only_cuts).await;
+    assert_eq!(slots(&gateway, "host1/default").await, [&[newest][..], &kept].concat());
+    let cuts = gateway.client().cohort_cuts("erp", &PointsQuery::default()).await.expect("cuts");
+    assert!(cuts.len() == 1 && cuts[0].points[0].point.slot == kept[3], "the one that is whole: {cuts:?}");
+
+    // Until a person says that nobody needs them.
+    gateway.client().cohort_forget("erp").await.expect("forgotten");
+    source.publish(&volume, 3, &granules(7000, 1), LayerKind::Point).await;
+    wait_until("them to go", async || slots(&gateway, "host1/default").await.len() == 1).await;
+    gateway.stop();
+    gateway.check_store();
+}
