@@ -49,6 +49,8 @@ const SOON: Duration = Duration::from_millis(250);
 const LATE: Duration = Duration::from_secs(30);
 /// So many points of cuts are kept until it was looked whether they are whole: it is looked after each, and for one that is late again and again.
 const NOT_LOOKED_FOR: usize = 2 * WHOLE_KEPT;
+/// So many groups are named that do not answer.
+const SILENT_NAMED: usize = 3;
 /// Numbers connections, upwards.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
@@ -101,6 +103,8 @@ struct Seen {
     trouble: Option<CohortTrouble>,
     /// The newest whole one, when it was looked last.
     newest_at: Option<Timestamp>,
+    /// Why it is not known for long now which cuts there are: nothing of its groups is given up meanwhile.
+    unknown: Option<String>,
 }
 
 impl Cohorts {
@@ -291,13 +295,15 @@ impl Cohorts {
         self.lock().running.iter().map(tally).collect()
     }
 
-    /// Which of them were not cut as one when it was tried last, and who missed it.
+    /// Which of them were not cut as one when it was tried last, and who missed it; and whose groups give up nothing.
     pub(crate) fn reasons(&self) -> Vec<Reason> {
-        let missed = |(name, running): (&Name, &Running)| {
+        let of = |(name, running): (&Name, &Running)| {
             let seen = locked(&running.seen);
-            Some(not_as_one(name, seen.trouble.as_ref()?, seen.newest_at))
+            let missed = seen.trouble.as_ref().map(|trouble| not_as_one(name, trouble, seen.newest_at));
+            let unknown = seen.unknown.as_ref().map(|why| not_pruned(name, why));
+            [missed, unknown].into_iter().flatten()
         };
-        self.lock().running.iter().filter_map(missed).collect()
+        self.lock().running.iter().flat_map(of).collect()
     }
 
     /// A cut of that cohort is wanted now. False: there is none of that name.
@@ -333,6 +339,16 @@ fn not_as_one(name: &Name, trouble: &CohortTrouble, newest_at: Option<Timestamp>
     let message = format!("cohort {name} was not cut as one at {:.0}: {group}{}; {newest}", trouble.at, trouble.why);
     let what = "it is tried again by itself, and is over with the next cut; `farside cohort list` shows who is there";
     Reason::new(Severity::Warning, Code::CohortMissed, message, what)
+}
+
+fn not_pruned(name: &Name, why: &str) -> Reason {
+    let message = format!(
+        "nothing of the groups of cohort {name} is pruned or merged: which points are kept for its cuts is not known before every group of it has said \
+         which it has; {why}"
+    );
+    let what = "see to the groups that are named: it goes on by itself when they answer. Where that takes too long, take the [[cohort]] out of \
+                receiver.toml, and `farside reload`: all points of its cuts stay then, and others are pruned";
+    Reason::new(Severity::Warning, Code::DeletionWaits, message, what)
 }
 
 fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
@@ -402,7 +418,7 @@ async fn conduct(
                         if let Some(cut) = cut {
                             let before = awaited.replace(cut);
                             let is_found = look(&receiver, &cohort, before, &seen).await;
-                            if !is_found && receiver.cohorts.lock().kept.ask_again(&cohort.name) {
+                            if is_found.is_err() && receiver.cohorts.lock().kept.ask_again(&cohort.name) {
                                 receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone(), Arc::clone(&seen)));
                             }
                         }
@@ -422,31 +438,36 @@ async fn find_kept(receiver: Arc<Receiver>, cohort: Cohort, seen: Arc<Mutex<Seen
         is_it && !inner.kept.knows([&cohort.name])
     };
     while is_wanted() && !receiver.is_stopping() {
-        if look(&receiver, &cohort, None, &seen).await {
-            return;
-        }
+        let Err(why) = look(&receiver, &cohort, None, &seen).await else { return };
         if wait == LATE {
-            tracing::warn!(cohort = %cohort.name, "not every group of a cohort can be asked for its cuts: nothing of them is pruned or merged before that");
+            tracing::warn!(cohort = %cohort.name, %why, "not every group of a cohort can be asked for its cuts: nothing of them is pruned or merged before that");
+            locked(&seen).unknown = Some(why);
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LATE);
     }
+    // It may have been found by a look after a cut, while this one failed.
+    locked(&seen).unknown = None;
 }
 
 /// Which cuts are whole, of which retention keeps the newest; and whether the one before the last has become one.
-/// False: not every group could be asked.
-async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) -> bool {
+///
+/// # Errors
+/// Not every group could be asked: who does not answer, and why.
+async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) -> Result<(), String> {
     let found = gather(receiver, cohort.name.as_str()).await;
     // What the store has nothing of has no points, and is in no cut.
     let is_asked = |names: &GroupNames| receiver.roster.is_new(names) || found.groups.iter().any(|(group, _)| group == names);
-    let is_all = found.is_listed && cohort.groups.iter().all(is_asked);
+    let lacking: Vec<&GroupNames> = cohort.groups.iter().filter(|names| !is_asked(names)).collect();
+    let is_all = found.is_listed && lacking.is_empty();
     // † Whoever stops has no groups any more.
     if receiver.is_stopping() {
-        return false;
+        return Err("the receiver is stopping".to_owned());
     }
     receiver.cohorts.keep(cohort, &found, is_all);
     if is_all {
-        locked(seen).newest_at = found.whole().first().map(|whole| shown(whole).at);
+        let mut seen = locked(seen);
+        (seen.newest_at, seen.unknown) = (found.whole().first().map(|whole| shown(whole).at), None);
     }
     let lacks = before.and_then(|cut| {
         let is_lacking =
@@ -460,7 +481,11 @@ async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]
         tracing::warn!(cohort = %cohort.name, %group, "{why}");
         seen.trouble = Some(CohortTrouble { at: Timestamp::now(), group: Some(group.to_string()), why: why.to_owned() });
     }
-    is_all
+    match (found.is_listed, is_all) {
+        (_, true) => Ok(()),
+        (true, _) => Err(found.why_silent(&lacking)),
+        (false, _) => Err(unlisted(receiver)),
+    }
 }
 
 /// A cut's id.
@@ -592,6 +617,17 @@ impl Found {
     /// The cuts that are whole, newest first.
     fn whole(&self) -> Vec<Whole> {
         whole(&self.groups)
+    }
+
+    /// Why those do not answer; not of all if they are many.
+    fn why_silent(&self, lacking: &[&GroupNames]) -> String {
+        let why = |names: &GroupNames| {
+            let why = self.silent.iter().find(|(silent, _)| silent == names).map_or("it does not answer", |(_, why)| why);
+            format!("{names}: {why}")
+        };
+        let named: Vec<String> = lacking.iter().take(SILENT_NAMED).map(|names| why(names)).collect();
+        let others = lacking.len() - named.len();
+        named.join("; ") + &if others > 0 { format!("; and {others} others") } else { String::new() }
     }
 }
 
@@ -778,6 +814,16 @@ mod tests {
         let gone = to_keep(&found(&[("a", &cuts[..25]), ("c", &[])], &["b"]), before.clone());
         assert_eq!(ids(&gone), (21..=25).rev().collect::<Vec<_>>(), "what a has no more is none");
         assert!(to_keep(&found(&[("a", &cuts), ("b", &[])], &[]), before).is_empty(), "b answered, and has none");
+    }
+
+    #[test]
+    fn who_does_not_answer_is_named_with_why() {
+        let all = found(&[("a", &[])], &["b", "c", "d", "e"]);
+        let groups = ["b", "c", "d", "e", "f"].map(group);
+        let lacking: Vec<&GroupNames> = groups.iter().collect();
+        assert_eq!(all.why_silent(&lacking[..1]), "b/g: away");
+        assert_eq!(all.why_silent(&lacking[4..]), "f/g: it does not answer");
+        assert_eq!(all.why_silent(&lacking), "b/g: away; c/g: away; d/g: away; and 2 others");
     }
 
     fn names(source: &str) -> GroupNames {

@@ -61,3 +61,32 @@ async fn whole_cuts_stay_after_a_start_without_their_cohort_whatever_halves_came
     gateway.stop();
     gateway.check_store();
 }
+
+/// † While one group of a cohort cannot be asked, the others give up nothing; a gateway that fills for that says whose ledger it is.
+#[tokio::test]
+async fn a_group_that_does_not_answer_is_named_as_what_pruning_waits_for() {
+    let mut gateway = Gateway::new(COHORT);
+    gateway.start().await;
+    let (host1, host2) = (gateway.pair("host1").await, gateway.pair("host2").await);
+    let (mut source, mut other) = (host1.connect("default").await, host2.connect("default").await);
+    let (volume, other_volume) = (source.claim("data").await, other.claim("data").await);
+    let slot = publish_cut(&mut source, &volume, 1, 1).await;
+    source.publish(&volume, 2, &granules(3000, 1), LayerKind::Point).await;
+    publish_cut(&mut other, &other_volume, 1, 1).await;
+    gateway.stop();
+    gateway.start_torn(farside_region::Slot(slot)).await;
+    let named = async || {
+        let reasons = gateway.status().await.reasons;
+        let of_it = reasons.iter().find(|reason| reason.code == "deletion_waits").map(|reason| reason.message.clone());
+        of_it.is_some_and(|words| words.contains("cohort erp") && words.contains("host1/default: its ledger is torn"))
+    };
+    wait_until("it to be named", named).await;
+    let mut other = host2.connect_when_ready("default").await;
+    let other_volume = other.claim_above("data", &other_volume).await;
+    other.set_keep(1).await;
+    for seq in 1..=3 {
+        other.publish(&other_volume, seq, &granules(5000 * seq, 1), LayerKind::Point).await;
+    }
+    assert_eq!(slots(&gateway, "host2/default").await.len(), 4, "nothing is given up meanwhile");
+    gateway.stop();
+}
