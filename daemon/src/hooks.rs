@@ -187,14 +187,23 @@ fn wrong_with(hook: &Hook, ours: &[&Path]) -> Option<String> {
     }
 }
 
+/// The notes that there are.
+pub(crate) fn noted(runtime_dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(notes(runtime_dir)).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_note(path)).collect()
+}
+
+/// Of which group a note is.
+pub(crate) fn group_of(note: &Path) -> Option<Name> {
+    note.file_stem().filter(|_| is_note(note))?.to_str()?.parse().ok()
+}
+
 /// Ends what guards began that were killed, or could not end it, but for those that live; what still may be quiesced, by its note, and why.
 pub(crate) fn resume_forgotten(runtime_dir: &Path) -> Vec<(PathBuf, String)> {
-    let notes = notes(runtime_dir);
-    let is_left =
-        std::fs::read_dir(&notes).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| is_note(&entry.path()))));
-    if !is_left {
+    if noted(runtime_dir).is_empty() {
         return Vec::new();
     }
+    let notes = notes(runtime_dir);
     let all = farside_hooks::resume(&guard(runtime_dir), &notes).unwrap_or_else(|error| {
         // As this process, then: some of it may be of use.
         warn!("hooks are run without a guard of their own: {error}");

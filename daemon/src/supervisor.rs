@@ -1,7 +1,7 @@
 //! The daemon as a whole: starts what the configuration names, stops it in order, changes it while it runs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -46,6 +46,7 @@ use volumes::Volumes;
 
 pub(crate) use volumes::{Claimed, HeldDevice, UsedByNobody};
 
+mod left;
 mod reload;
 mod volumes;
 
@@ -159,6 +160,8 @@ pub(crate) struct Daemon {
     pairing: tokio::sync::Mutex<()>,
     /// In what the configuration on disk is not the one that runs.
     stale: Mutex<reload::Stale>,
+    /// What hooks quiesced and nobody could end when it was tried last, by its note, and why.
+    hooks_left: Mutex<Vec<(PathBuf, String)>>,
     started: Instant,
 }
 
@@ -224,6 +227,7 @@ impl Daemon {
             failbacks: Failbacks::default(),
             pairing: tokio::sync::Mutex::new(()),
             stale: Mutex::default(),
+            hooks_left: Mutex::default(),
             started: Instant::now(),
         }))
     }
@@ -236,6 +240,7 @@ impl Daemon {
         let watched = self.clone();
         let housekeeping = tokio::spawn(async move { systemd::housekeeping(|| watched.alive()).await });
         let bandwidth = tokio::spawn(self.clone().keep_bandwidth());
+        let left = tokio::spawn(self.clone().end_what_hooks_left());
         let patience = tokio::time::sleep(READY_WITHIN);
         tokio::pin!(patience);
         let (api, mut starts) = self.begin().await?;
@@ -272,6 +277,7 @@ impl Daemon {
         housekeeping.abort();
         let stopped = self.stop_groups().await;
         bandwidth.abort();
+        left.abort();
         api.abort();
         match stopped {
             Stopped::Clean => Ok(()),
@@ -287,13 +293,6 @@ impl Daemon {
         // Until it is known whom to trust nothing is changed.
         let first = self.changes.lock().await;
         let (api, is_tried) = crate::api::serve(self);
-        // On a thread of its own: what it runs may take long, and be what waits for our volumes.
-        let runtime_dir = self.around.runtime_dir.clone();
-        std::thread::spawn(move || {
-            for (note, why) in hooks::resume_forgotten(&runtime_dir) {
-                warn!(note = %note.display(), "what a guard of hooks had quiesced may still be: {why}");
-            }
-        });
         self.take_up_failbacks()?;
         let mut starts = self.start_all();
         // Who comes after this service asks it something.
@@ -508,6 +507,7 @@ impl Daemon {
         reasons.extend(self.failbacks.reasons());
         reasons.extend(self.not_paired());
         reasons.extend(self.not_as_on_disk());
+        reasons.extend(self.still_quiesced(&groups));
         SourceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: self.around.source.to_string(),

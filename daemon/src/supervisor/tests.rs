@@ -1,7 +1,5 @@
 //! A daemon in this process, with what the kernel would have to do told to it.
 
-use std::path::PathBuf;
-
 use farside_control::Reloaded;
 use farside_control::failback::{FailbackRequest, FailbackStep};
 use farside_control::source::{IfAbsent, VolumeAdd, VolumeStatus};
@@ -939,4 +937,51 @@ async fn a_host_that_is_called_otherwise_serves_its_volumes_as_before() {
     let again = begin(dir, "name='a'").await.expect("served");
     assert_eq!(again.id, id);
     assert_eq!(std::fs::read_to_string(again.at.join("state/source-name")).expect("kept anew"), "a");
+}
+
+/// † The group's last volume was removed while its hooks held something: nobody else looks for its note.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hooks_of_a_group_that_is_gone_left_is_tried_again_and_said() {
+    let running = Running::new().await;
+    let (may_end, ended) = (running.at.join("may-end"), running.at.join("ended"));
+    let note = hooks::note(&running.daemon.around.runtime_dir, &"gone".parse().expect("a name"));
+    let post_cut = format!("test -e '{}' && touch '{}'", may_end.display(), ended.display());
+    let hook = farside_hooks::Hook {
+        name: "database".parse().expect("a name"),
+        what: farside_hooks::What::Command(["/bin/sh", "-c", &post_cut].map(str::to_owned).to_vec()),
+        timeout: Duration::from_secs(10),
+    };
+    let plan = farside_hooks::Plan {
+        version: farside_hooks::Plan::VERSION,
+        group: "gone".parse().expect("a name"),
+        volumes: Vec::new(),
+        hooks: vec![hook],
+        hold_ms: 1000,
+        note: note.clone(),
+        spared: Vec::new(),
+    };
+    std::fs::create_dir_all(note.parent().expect("a folder")).expect("made");
+    let text = serde_json::json!({ "plan": plan, "begun": ["database"] }).to_string();
+    std::fs::write(&note, text).expect("written");
+    std::fs::set_permissions(&note, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("ours alone");
+
+    let tries = tokio::spawn(running.daemon.clone().end_what_hooks_left());
+    let said = async || {
+        let reasons = running.daemon.status().await.reasons;
+        reasons.into_iter().find(|reason| reason.code == Code::HooksFailed.word()).map(|reason| reason.message)
+    };
+    let until = async |is_said: bool| {
+        while said().await.is_some() != is_said {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, until(true)).await.expect("it is said");
+    let words = said().await.expect("until it is ended");
+    assert!(words.contains("group gone") && words.contains("database"), "{words}");
+    std::fs::write(&may_end, "").expect("written");
+    tokio::time::timeout(PATIENCE, until(false)).await.expect("it is tried again");
+    assert!(ended.exists() && !note.exists());
+    tries.abort();
+    let _ = tries.await;
+    running.end().await;
 }
