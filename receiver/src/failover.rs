@@ -28,13 +28,16 @@ use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+pub(crate) use self::lost::Lost;
 use self::shown::{show, shown_alone};
+use self::taken_back::formers_by_pins;
 pub(crate) use self::taken_back::{TAKEN_BACK, TakenBack};
 use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, Promotable, PromotionLook, Waits, Wanted};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError, unsaved};
 
+mod lost;
 mod shown;
 mod stand_in;
 mod taken_back;
@@ -493,13 +496,17 @@ impl Failovers {
             return Ok(planned);
         }
         refuse(&names, request, &planned, (&look, over.as_ref()))?;
-        self.refuse_unread(&receiver.state_dir, &names, request)?;
+        self.refuse_unread(&receiver.state_dir, &names, request, look.lost)?;
         let mut failover = failover;
         if known.is_none() {
-            let formers = self.formers_by_pins(receiver, &group)?;
-            if self.why_broken(&receiver.state_dir, &names).is_some() {
-                // † Given up, this one would leave nothing that says how that one stands; and what was published since that one is not of the source.
+            let formers = formers_by_pins(receiver, &group)?;
+            let is_broken = self.why_broken(&receiver.state_dir, &names).is_some();
+            if is_broken {
+                // † Given up, this one would leave nothing that says how that one stands.
                 failover.former_is_over = false;
+            }
+            // † What was published since that one is not of the source.
+            if is_broken || look.lost.is_some() {
                 failover.source_parted = formers.iter().map(|former| former.point).min();
             }
             failover.former.extend(formers);
@@ -545,7 +552,7 @@ impl Failovers {
         }
         let names = known.names();
         refuse(&names, request, &planned, (&look, None))?;
-        self.refuse_unread(&receiver.state_dir, &names, request)?;
+        self.refuse_unread(&receiver.state_dir, &names, request, look.lost)?;
         self.change(receiver, &names, |known| {
             if known.stage == Stage::Fencing && known.generation == changed.generation {
                 known.choose(chosen, stand_in, request);

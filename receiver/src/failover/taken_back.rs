@@ -21,6 +21,7 @@ use farside_replication::lineage::Lineage;
 use farside_store::{GroupNames, PointInfo};
 use serde::{Deserialize, Serialize};
 
+use super::lost::{Lost, generation};
 use super::{Failover, Failovers, Former, PIN_REASONS, VERSION, handle, lock, look, look_for, turn, unnoted};
 use crate::group::{GroupHandle, PointChange, Promotable, PromotionLook, Wanted};
 use crate::points::PointsAsk;
@@ -189,14 +190,17 @@ impl Failovers {
         state_dir: &StateDir,
         names: &GroupNames,
         request: &FailoverRequest,
+        lost: Option<Lost>,
     ) -> Result<(), ApiError> {
         if request.force && request.point.is_some() {
             return Ok(());
         }
-        let Some(words) = self.why_unread(state_dir, names) else { return Ok(()) };
+        let unread =
+            self.why_unread(state_dir, names).map(|words| (words, ", or put the file back and restart farside-receiver"));
+        let Some((words, or)) = unread.or_else(|| lost.map(|lost| (lost.words(), ""))) else { return Ok(()) };
         let message =
             format!("what an earlier failover of {names} left aside is not known, and the newest point may be of it: {words}");
-        let what = "name the point that is wanted (--point, with --force; `farside point list`), or put the file back and restart farside-receiver";
+        let what = format!("name the point that is wanted (--point, with --force; `farside point list`){or}");
         Err(ApiError::new(ErrorCode::Refused, message, what))
     }
 
@@ -208,23 +212,6 @@ impl Failovers {
     /// Why the failover of a group that stands cannot be read, if there is one.
     pub(crate) fn why_broken(&self, state_dir: &StateDir, names: &GroupNames) -> Option<String> {
         why_not_read(&self.broken, &state_dir.failover_path(names))
-    }
-
-    /// What an earlier failover brought up whose note cannot be read, as its pin says. † The note goes with the next failover, and nobody would withdraw
-    /// the pin any more.
-    pub(super) fn formers_by_pins(&self, receiver: &Receiver, group: &GroupHandle) -> Result<Vec<Former>, ApiError> {
-        if self.why_unread(&receiver.state_dir, group.names()).is_none() {
-            return Ok(Vec::new());
-        }
-        let filter = PointFilter { pinned: true, reason: Some(PIN_REASONS.to_owned()), ..PointFilter::default() };
-        let ask = PointsAsk { volume: None, filter, below: None, limit: FORMERS_MAX };
-        let found = receiver.runtime.block_on(group.points(ask));
-        let found = found.map_err(|why| ApiError::new(ErrorCode::Unavailable, why, "try again"))?;
-        let of_point = |point: &PointInfo| {
-            let generations = point.pins.iter().filter_map(|(_, reason)| reason.strip_prefix(PIN_REASONS)?.parse::<u64>().ok());
-            generations.map(|generation| Former { generation, point: point.slot }).collect::<Vec<_>>()
-        };
-        Ok(found.points.iter().flat_map(of_point).collect())
     }
 
     /// Those that nothing follows yet, and what cannot be read.
@@ -242,6 +229,20 @@ impl Failovers {
         });
         whichs.into_iter().map(which).chain(unread).collect()
     }
+}
+
+/// What earlier failovers brought up, as their pins say. † A note that cannot be read goes with the next failover, and one that is lost is nowhere: nobody would
+/// withdraw the pin any more.
+pub(super) fn formers_by_pins(receiver: &Receiver, group: &GroupHandle) -> Result<Vec<Former>, ApiError> {
+    let filter = PointFilter { pinned: true, reason: Some(PIN_REASONS.to_owned()), ..PointFilter::default() };
+    let ask = PointsAsk { volume: None, filter, below: None, limit: FORMERS_MAX };
+    let found = receiver.runtime.block_on(group.points(ask));
+    let found = found.map_err(|why| ApiError::new(ErrorCode::Unavailable, why, "try again"))?;
+    let of_point = |point: &PointInfo| {
+        let generations = point.pins.iter().filter_map(|(_, reason)| generation(reason));
+        generations.map(|generation| Former { generation, point: point.slot }).collect::<Vec<_>>()
+    };
+    Ok(found.points.iter().flat_map(of_point).collect())
 }
 
 /// What is said of a file that cannot be read, or of a folder that it is in.

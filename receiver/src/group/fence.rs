@@ -12,6 +12,7 @@ use farside_store::{Dated, GroupStore, StoreError};
 
 use super::follow::shown;
 use super::{Group, Place};
+use crate::failover::Lost;
 
 /// How often it is tried again when somebody else wrote at the same moment.
 const TRIED_MAX: u32 = 8;
@@ -113,6 +114,8 @@ pub(crate) struct PromotionLook {
     pub(crate) left_out: Vec<(String, Option<LastPoint>)>,
     /// Whether a point is there that failovers left aside.
     pub(crate) has_aside: bool,
+    /// The last failover, if there is no note of it.
+    pub(crate) lost: Option<Lost>,
     /// Whether the source said, as its last word, that all is published.
     pub(crate) all_published: bool,
     /// So long it would be waited before anybody is fenced, unless that is forced.
@@ -179,6 +182,7 @@ impl Group {
         Ok(PromotionLook {
             generation: state.highest_generation(),
             has_aside: !lineage.is_empty() && state.points().keys().any(|slot| !lineage.has(*slot)),
+            lost: self.receiver.failovers.lost(&self.names, state),
             all_published: self.settled.contains(&self.names.source),
             waits: self.silence_left(),
             newest: newest.map(|point| shown(state, point)),

@@ -86,6 +86,15 @@ impl Group {
                     return Err(format!("which points of {} are its history is not known: {words}", self.names));
                 }
                 let newest = newest_below(None, &stands);
+                let lost = self.receiver.failovers.lost(&self.names, state);
+                if let Some((lost, newest)) = lost.zip(newest).filter(|(lost, newest)| lost.may_have_left(newest.slot)) {
+                    return Err(format!(
+                        "point {} of {names} may have been left aside: {}; on the gateway, so that it is known: farside failover {names} --point POINT --force",
+                        newest.slot,
+                        lost.words(),
+                        names = self.names
+                    ));
+                }
                 newest.ok_or_else(|| format!("{} has no point that is whole", self.names))?
             }
             PullWanted::Fork { over: None, .. } => {

@@ -10,6 +10,7 @@ mod followers;
 mod holds;
 mod hostile;
 mod hosts;
+mod lost;
 mod pull;
 mod site;
 mod slow;

@@ -1,0 +1,99 @@
+//! A gateway whose state directory was lost, or is older than its store.
+
+use farside_control::failover::FailoverRequest;
+use farside_ledger::LayerKind;
+use farside_region::{Generation, LedgerPosition};
+use farside_wire::{PullBegin, ReceiverMessage, RequestId, SourceMessage};
+
+use crate::site::{Gateway, Source, Volume, granules, wait_until};
+
+fn request() -> FailoverRequest {
+    FailoverRequest { group: "host1/default".into(), ..FailoverRequest::default() }
+}
+
+fn to(point: LedgerPosition) -> FailoverRequest {
+    FailoverRequest { point: Some(point.slot.0), force: true, ..request() }
+}
+
+/// Three points of a source that is gone.
+async fn with_three_points() -> (Gateway, Source, Volume, Vec<LedgerPosition>) {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    let mut points = Vec::new();
+    for seq in 1..=3 {
+        points.push(source.publish(&volume, seq, &granules(0, 20), LayerKind::Point).await);
+    }
+    drop(source);
+    (gateway, host, volume, points)
+}
+
+/// It starts without what failovers had noted.
+async fn loses_its_notes(gateway: &mut Gateway) {
+    gateway.stop();
+    for folder in ["state/failovers", "state/taken-back"] {
+        let _ = std::fs::remove_dir_all(gateway.path(folder));
+    }
+    gateway.start().await;
+    wait_until("its group to be open", async || !gateway.points(None).await.is_empty()).await;
+}
+
+async fn refused(gateway: &Gateway, request: &FailoverRequest) -> String {
+    gateway.client().failover(request).await.expect_err("it is to be refused").to_string()
+}
+
+async fn pins(gateway: &Gateway) -> Vec<(u64, String)> {
+    let of = |point: farside_control::Point| point.pins.into_iter().map(move |pin| (point.id.slot, pin.reason));
+    gateway.points(None).await.into_iter().flat_map(of).collect()
+}
+
+/// † What a failover left aside is the newest of the group, and may be what ransomware wrote; only a pin tells of it.
+#[tokio::test]
+async fn what_a_failover_left_aside_that_nobody_noted_is_not_brought_up() {
+    let (mut gateway, host, _, points) = with_three_points().await;
+    gateway.client().failover(&to(points[0])).await.expect("begun");
+    loses_its_notes(&mut gateway).await;
+    for request in [request(), FailoverRequest { force: true, ..request() }] {
+        let words = refused(&gateway, &request).await;
+        assert!(words.contains("no note of that"), "{words}");
+    }
+    // Nor is it brought home.
+    let mut pull = host.pulling("host1", "default").await;
+    pull.send(SourceMessage::PullBegin(PullBegin { id: RequestId(1), have: None })).await;
+    let words = pull.refusal().await.text;
+    assert!(words.contains("may have been left aside"), "{words}");
+    drop(pull);
+    gateway.client().failover(&to(points[0])).await.expect("it was named");
+    let only = [(points[0].slot.0, "failover, generation 3".to_owned())];
+    wait_until("the pin of the former to be gone", async || pins(&gateway).await == only).await;
+    let mut pull = host.pulling("host1", "default").await;
+    pull.send(SourceMessage::PullBegin(PullBegin { id: RequestId(1), have: None })).await;
+    let brought_home = pull.expect("a point", |m| match m {
+        ReceiverMessage::PullPoint(point) => Some(point.position),
+        _ => None,
+    });
+    assert_eq!(brought_home.await, points[0]);
+    gateway.check_store();
+}
+
+/// Its source has taken its history back, and published nothing since.
+#[tokio::test]
+async fn what_one_that_is_over_left_aside_is_not_brought_up_either() {
+    let (mut gateway, host, volume, points) = with_three_points().await;
+    gateway.client().failover(&to(points[0])).await.expect("begun");
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(3)).await;
+    wait_until("it to be over", async || gateway.client().failovers().await.is_ok_and(|all| all.is_empty())).await;
+    drop(back);
+    assert!(gateway.path("state/taken-back/host1/default.json").exists());
+    loses_its_notes(&mut gateway).await;
+    let words = refused(&gateway, &FailoverRequest { force: true, ..request() }).await;
+    assert!(words.contains("no note of that"), "{words}");
+    // What it publishes from there on is the history, whatever is pinned.
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(3)).await;
+    let newest = back.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(back);
+    let done = gateway.client().failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    assert_eq!(done.point.map(|point| point.id.slot), Some(newest.slot.0));
+    let only = [(newest.slot.0, "failover, generation 4".to_owned())];
+    wait_until("the pin of the former to be gone", async || pins(&gateway).await == only).await;
+}
