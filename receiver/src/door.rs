@@ -21,7 +21,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::cohort;
-use crate::failover::Standing;
+use crate::failover::{Lost, Standing};
 use crate::group::{GroupHandle, Mail, gone_for_good};
 use crate::landing;
 use crate::process::Receiver;
@@ -335,7 +335,11 @@ async fn greet(
     let SourceMessage::Hello(hello) = &message else { return Err(protocol("the first message is not a greeting".to_owned())) };
     let names = GroupNames::new(hello.source.clone(), hello.group.clone());
     if hello.source != *source && !receiver.failovers.stands_in(&names, source, None) {
-        return Err((RefusalCode::Unknown, stands_in_for_nobody(&names, source, receiver.failovers.how_it_stands(&names))));
+        let stands = match receiver.failovers.how_it_stands(&names) {
+            Some(standing) => Ok(standing),
+            None => Err(receiver.failovers.lost_of(receiver, &names).await.map_err(|error| error.message)),
+        };
+        return Err((RefusalCode::Unknown, stands_in_for_nobody(&names, source, stands)));
     }
     if hello.source == *source
         && let Some(winner) = receiver.failovers.committed(&names)
@@ -351,22 +355,27 @@ async fn greet(
     }
 }
 
-/// What a host is told that comes in the place of another, and may not.
+/// What a host is told that comes in the place of another, and may not. `failover`: how it stands; or what is known of one that nobody noted here, if that
+/// could be found out.
 ///
 /// † Whoever is told to name it with `--stand-in` where nothing was failed over, since the source has its history back, say, begins another failover.
-fn stands_in_for_nobody(names: &GroupNames, peer: &Name, failover: Option<Standing>) -> String {
+fn stands_in_for_nobody(names: &GroupNames, peer: &Name, failover: Result<Standing, Result<Option<Lost>, String>>) -> String {
     let source = &names.source;
-    let way_out = match failover {
-        None => format!(
+    let over = || {
+        format!(
             "{names} is not failed over: its source has its history back, or never lost it; on {peer}: `farside volume remove` of what it has in group {}, \
              then leave `stand_in_for` out of its [[group]]",
             names.group
-        ),
-        Some(Standing::Fencing) => {
+        )
+    };
+    let way_out = match failover {
+        Err(Ok(lost)) => lost.and_then(|lost| lost.lets_stand_in(names, peer)).unwrap_or_else(over),
+        Err(Err(why)) => format!("whether {names} is failed over is not known yet ({why}): it is asked again by itself"),
+        Ok(Standing::Fencing) => {
             "its failover has fenced nobody yet: it is let in when that is done; on the gateway: farside failover --list"
                 .to_owned()
         }
-        Some(Standing::Stands) => format!("on the gateway, if it has the copy now: farside failover {names} --stand-in {peer}"),
+        Ok(Standing::Stands) => format!("on the gateway, if it has the copy now: farside failover {names} --stand-in {peer}"),
     };
     format!("this certificate is paired as `{peer}`, not as `{source}`, and no failover lets it stand in for that one: {way_out}")
 }
@@ -407,9 +416,11 @@ mod tests {
     fn a_stand_in_of_a_source_that_is_back_is_not_told_to_begin_another_failover() {
         let names = GroupNames::new("web1".parse().expect("a name"), "db".parse().expect("a name"));
         let told = |failover| stands_in_for_nobody(&names, &"web2".parse().expect("a name"), failover);
-        let (over, begun, stands) = (told(None), told(Some(Standing::Fencing)), told(Some(Standing::Stands)));
+        let (over, begun, stands) = (told(Err(Ok(None))), told(Ok(Standing::Fencing)), told(Ok(Standing::Stands)));
         assert!(!over.contains("--stand-in") && over.contains("on web2: `farside volume remove`"), "{over}");
         assert!(!begun.contains("--stand-in") && begun.contains("fenced nobody yet"), "{begun}");
         assert!(stands.contains("farside failover web1/db --stand-in web2"), "{stands}");
+        let unknown = told(Err(Err("web1/db is not open yet".to_owned())));
+        assert!(!unknown.contains("remove") && unknown.contains("is not known yet"), "{unknown}");
     }
 }

@@ -1,14 +1,17 @@
 //! Failovers that the ledger tells of, and no note here: the state directory was lost, or is older than its store.
 //!
-//! Invariant: what such a one left aside is brought up by nobody who does not name it.
+//! Invariant: what such a one left aside is brought up by nobody who does not name it, and whoever stands in by it is not told to let go of its copy.
 //!
 //! † Their pins say which point was brought up, and not all that was left aside: one that was for good for a while was pinned anew.
 
+use farside_control::ApiError;
 use farside_ledger::State;
-use farside_region::{Generation, Slot};
+use farside_region::{Generation, Name, Slot};
 use farside_store::GroupNames;
 
-use super::{Failovers, PIN_REASONS, TakenBack, lock};
+use super::{ANSWER, Failovers, PIN_REASONS, TakenBack, handle, lock, look_within};
+use crate::group::Wanted;
+use crate::process::Receiver;
 
 /// The last one of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,16 +21,22 @@ pub(crate) struct Lost {
     pin: Slot,
     /// What was brought up.
     pub(super) point: Slot,
+    /// The newest point, if that was published since.
+    since: Option<Slot>,
+    /// Its source may have taken its history back.
+    is_over: bool,
 }
 
 impl Lost {
     /// That one, where nothing was published under a later one.
     fn of(state: &State) -> Option<Self> {
         let highest = Some(state.highest_generation()).filter(|highest| *highest > Generation(1))?;
-        let of_pin = |point, (pin, reason): (&Slot, &String)| Some(Self { generation: generation(reason)?, pin: *pin, point });
+        let of_pin = |point, (pin, reason): (&Slot, &String)| Some((generation(reason)?, *pin, point));
         let pins = state.points().values().flat_map(|point| point.pins.iter().filter_map(move |pin| of_pin(point.slot, pin)));
         let newest = state.points().values().next_back()?.slot;
-        pins.max().filter(|last| last.generation >= highest.0 || newest < last.pin)
+        let (generation, pin, point) = pins.max()?;
+        let (since, is_over) = (Some(newest).filter(|newest| *newest > pin), highest.0 > generation);
+        (!is_over || since.is_none()).then_some(Self { generation, pin, point, since, is_over })
     }
 
     /// Whether it may have left that point aside.
@@ -41,6 +50,20 @@ impl Lost {
             "it was failed over (generation {}, to point {}), and this gateway has no note of that: its state directory was lost, or is older than its store",
             self.generation, self.point
         )
+    }
+
+    /// What lets a host stand in that may be its stand-in; `None`: its source may have its history back.
+    ///
+    /// † What that one has may be all that there is of what was written since.
+    pub(crate) fn lets_stand_in(&self, names: &GroupNames, host: &Name) -> Option<String> {
+        let point = self.since.unwrap_or(self.point);
+        (!self.is_over).then(|| {
+            format!(
+                "{}; on the gateway, if {host} has the copy: farside failover {names} --point {point} --force --stand-in {host}; then, on {host}, of each volume: farside \
+                 volume resync NAME --accept fenced",
+                self.words()
+            )
+        })
     }
 }
 
@@ -56,5 +79,10 @@ impl Failovers {
         let noted = lock(&self.all).get(names).map(|one| one.generation);
         let over = self.taken_back(names).as_ref().and_then(TakenBack::brought_up).map(|former| former.generation);
         (noted.max(over) < Some(lost.generation)).then_some(lost)
+    }
+
+    /// The same, as the group's thread says it.
+    pub(crate) async fn lost_of(&self, receiver: &Receiver, names: &GroupNames) -> Result<Option<Lost>, ApiError> {
+        Ok(look_within(ANSWER, &handle(receiver, names)?, Wanted::Newest).await?.lost)
     }
 }

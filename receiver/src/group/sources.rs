@@ -194,11 +194,20 @@ impl Group {
         };
         let stands_in = self.receiver.failovers.stands_in(&self.names, &peer, highest);
         if peer != self.names.source && (!stands_in || self.is_taken_back()) {
-            let text = format!(
-                "{peer} does not stand in for {0} any more: its source has its history back, or another host stands in (on the gateway: farside failover --list); \
-                 on {peer}: `farside volume remove` of what it has in group {1}, then leave `stand_in_for` out of its [[group]]",
-                self.names, self.names.group
-            );
+            let lost = if let Place::Here(here) = &self.place {
+                self.receiver.failovers.lost(&self.names, here.store.state())
+            } else {
+                None
+            };
+            let over = || {
+                format!(
+                    "its source has its history back, or another host stands in (on the gateway: farside failover --list); on {peer}: `farside volume remove` of \
+                     what it has in group {}, then leave `stand_in_for` out of its [[group]]",
+                    self.names.group
+                )
+            };
+            let why = lost.and_then(|lost| lost.lets_stand_in(&self.names, &peer)).unwrap_or_else(over);
+            let text = format!("{peer} does not stand in for {} any more: {why}", self.names);
             self.turn_away(session, RefusalCode::Unknown, &text);
         }
     }

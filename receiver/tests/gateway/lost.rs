@@ -97,3 +97,27 @@ async fn what_one_that_is_over_left_aside_is_not_brought_up_either() {
     let only = [(newest.slot.0, "failover, generation 4".to_owned())];
     wait_until("the pin of the former to be gone", async || pins(&gateway).await == only).await;
 }
+
+/// † What it has may be all that is left of what was written since.
+#[tokio::test]
+async fn a_stand_in_that_nobody_noted_is_not_told_to_let_go_of_its_copy() {
+    let (mut gateway, _, volume, points) = with_three_points().await;
+    let other = gateway.pair("host2").await;
+    let stand_in = Some("host2".to_owned());
+    gateway.client().failover(&FailoverRequest { stand_in, ..to(points[0]) }).await.expect("begun");
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    loses_its_notes(&mut gateway).await;
+    let told = async || other.hello_as("host1", "default").await.refusal().await.text;
+    let (before, way_out) = (told().await, "farside failover host1/default --point 1 --force --stand-in host2");
+    assert!(before.contains(way_out) && !before.contains("remove"), "{before}");
+    let stand_in = Some("host2".to_owned());
+    gateway.client().failover(&FailoverRequest { stand_in, ..to(points[0]) }).await.expect("as it was told");
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &theirs, Generation(3)).await;
+    let newest = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    drop(stands_in);
+    loses_its_notes(&mut gateway).await;
+    let since = told().await;
+    assert!(since.contains(&format!("--point {} --force", newest.slot)) && !since.contains("remove"), "{since}");
+}
