@@ -28,7 +28,7 @@ use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-pub(crate) use self::lost::Lost;
+pub(crate) use self::lost::{Lost, left_behind};
 use self::shown::{show, shown_alone};
 use self::taken_back::formers_by_pins;
 pub(crate) use self::taken_back::{TAKEN_BACK, TakenBack};
@@ -153,6 +153,9 @@ pub(crate) struct Failover {
     /// The one that stands until this one has fenced somebody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     before: Option<Box<Failover>>,
+    /// Taken up from an earlier process.
+    #[serde(skip)]
+    is_taken_up: bool,
 }
 
 /// What a person was shown of the newest point.
@@ -373,7 +376,10 @@ impl Failovers {
     /// Takes up those of an earlier process. To be called before any group is opened: what they are about to bring up is kept from here on.
     pub(crate) fn load(&self, state_dir: &StateDir) {
         let (mut found, broken) = state_dir.failovers();
-        found.iter_mut().for_each(Failover::inherits);
+        for one in &mut found {
+            one.inherits();
+            one.is_taken_up = true;
+        }
         let (taken_back, unread) = state_dir.taken_back();
         unread.iter().for_each(|(_, words)| tracing::error!(%words, "what a failover left aside cannot be read"));
         *lock(&self.unread) = unread.into_iter().collect();
@@ -490,6 +496,7 @@ impl Failovers {
             takes_degraded,
             shown,
             before: known.clone().map(Box::new),
+            is_taken_up: false,
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
         if request.plan {
@@ -576,7 +583,8 @@ impl Failovers {
         let over = self.taken_back(names).and_then(|over| over.brought_up());
         let is_lost = |former: &Former| !known.former_is_over && Some(*former) != over;
         let has_lost_another = known.before.is_none() && known.former.iter().any(is_lost);
-        if known.stage != Stage::Fencing || known.claimed || has_lost_another || look.generation.0 >= known.generation {
+        let may_have_fenced = known.stage != Stage::Fencing || known.claimed || look.generation.0 >= known.generation;
+        if (may_have_fenced || has_lost_another) && !look.left_behind {
             let message = format!("{names} was failed over: its source is fenced, or may be (generation {})", known.generation);
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
             return Err(ApiError::new(ErrorCode::Conflict, message, what));
@@ -857,6 +865,8 @@ impl Failovers {
                     }
                 }
                 Stage::Fencing => {
+                    // † A pin that a note without the claims does not know of is not of this one.
+                    self.keep(&receiver.state_dir, failover.clone()).map_err(unnoted)?;
                     // Now none can be added.
                     let newest = look(receiver, &group, None)?;
                     // † What was staged until now may be degraded, and nobody has seen it: also if it was forced for another reason.

@@ -2,14 +2,16 @@
 //!
 //! Invariant: what such a one left aside is brought up by nobody who does not name it, and whoever stands in by it is not told to let go of its copy.
 //!
+//! Nor does a failover fence anybody that an older state directory has waiting, and that the history has gone on without.
+//!
 //! † Their pins say which point was brought up, and not all that was left aside: one that was for good for a while was pinned anew.
 
-use farside_control::ApiError;
-use farside_ledger::State;
+use farside_control::{ApiError, ErrorCode};
+use farside_ledger::{State, VolumeState};
 use farside_region::{Generation, Name, Slot};
 use farside_store::GroupNames;
 
-use super::{ANSWER, Failovers, PIN_REASONS, TakenBack, handle, lock, look_within};
+use super::{ANSWER, Failover, Failovers, PIN_REASONS, Stage, TakenBack, handle, lock, look_within};
 use crate::group::Wanted;
 use crate::process::Receiver;
 
@@ -31,10 +33,8 @@ impl Lost {
     /// That one, where nothing was published under a later one.
     fn of(state: &State) -> Option<Self> {
         let highest = Some(state.highest_generation()).filter(|highest| *highest > Generation(1))?;
-        let of_pin = |point, (pin, reason): (&Slot, &String)| Some((generation(reason)?, *pin, point));
-        let pins = state.points().values().flat_map(|point| point.pins.iter().filter_map(move |pin| of_pin(point.slot, pin)));
         let newest = state.points().values().next_back()?.slot;
-        let (generation, pin, point) = pins.max()?;
+        let (generation, pin, point) = last_pin(state)?;
         let (since, is_over) = (Some(newest).filter(|newest| *newest > pin), highest.0 > generation);
         (!is_over || since.is_none()).then_some(Self { generation, pin, point, since, is_over })
     }
@@ -72,6 +72,13 @@ pub(super) fn generation(reason: &str) -> Option<u64> {
     reason.strip_prefix(PIN_REASONS)?.parse().ok()
 }
 
+/// Of the last failover that has one: its generation, the pin, and the point.
+fn last_pin(state: &State) -> Option<(u64, Slot, Slot)> {
+    let of_pin = |point, (pin, reason): (&Slot, &String)| Some((generation(reason)?, *pin, point));
+    let pins = state.points().values().flat_map(|point| point.pins.iter().filter_map(move |pin| of_pin(point.slot, pin)));
+    pins.max()
+}
+
 impl Failovers {
     /// The last failover of a group, if nobody has noted it here.
     pub(crate) fn lost(&self, names: &GroupNames, state: &State) -> Option<Lost> {
@@ -85,4 +92,27 @@ impl Failovers {
     pub(crate) async fn lost_of(&self, receiver: &Receiver, names: &GroupNames) -> Result<Option<Lost>, ApiError> {
         Ok(look_within(ANSWER, &handle(receiver, names)?, Wanted::Newest).await?.lost)
     }
+
+    /// Whether the history of a group has gone on without the failover that waits, which an earlier process began.
+    ///
+    /// † Whoever publishes now is nobody whom a person wanted to be fenced. (After a fence that was only not noted nothing was pinned, nor published.)
+    pub(crate) fn is_left_behind(&self, names: &GroupNames, state: &State) -> bool {
+        let waits = |one: &&Failover| one.is_taken_up && one.stage == Stage::Fencing && !one.claimed;
+        let Some(asked) = lock(&self.all).get(names).filter(waits).map(|one| one.generation) else { return false };
+        let highest = state.highest_generation().0;
+        let is_published = |volume: &VolumeState| {
+            volume.meta().generation.0 >= asked && volume.last_layer().is_some_and(|layer| layer.key.term == volume.term())
+        };
+        let is_pinned = || last_pin(state).is_some_and(|(generation, ..)| generation >= asked);
+        highest > asked || (highest == asked && (state.volumes().any(|(_, volume)| is_published(volume)) || is_pinned()))
+    }
+}
+
+/// Nobody is fenced by it.
+pub(crate) fn left_behind(names: &GroupNames, highest: Generation) -> ApiError {
+    let message = format!(
+        "the history of {names} has gone on since that failover was begun (generation {highest} now; the gateway's state directory may be older than its store), and it \
+         fences nobody: `farside failover {names} --abort` gives it up"
+    );
+    ApiError::new(ErrorCode::Conflict, message, "if it is meant all the same, begin it anew after that")
 }

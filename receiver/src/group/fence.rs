@@ -12,7 +12,7 @@ use farside_store::{Dated, GroupStore, StoreError};
 
 use super::follow::shown;
 use super::{Group, Place};
-use crate::failover::Lost;
+use crate::failover::{Lost, left_behind};
 
 /// How often it is tried again when somebody else wrote at the same moment.
 const TRIED_MAX: u32 = 8;
@@ -116,6 +116,8 @@ pub(crate) struct PromotionLook {
     pub(crate) has_aside: bool,
     /// The last failover, if there is no note of it.
     pub(crate) lost: Option<Lost>,
+    /// It has gone on without the failover that waits.
+    pub(crate) left_behind: bool,
     /// Whether the source said, as its last word, that all is published.
     pub(crate) all_published: bool,
     /// So long it would be waited before anybody is fenced, unless that is forced.
@@ -183,6 +185,7 @@ impl Group {
             generation: state.highest_generation(),
             has_aside: !lineage.is_empty() && state.points().keys().any(|slot| !lineage.has(*slot)),
             lost: self.receiver.failovers.lost(&self.names, state),
+            left_behind: self.receiver.failovers.is_left_behind(&self.names, state),
             all_published: self.settled.contains(&self.names.source),
             waits: self.silence_left(),
             newest: newest.map(|point| shown(state, point)),
@@ -224,7 +227,11 @@ impl Group {
             // † Otherwise a source that has come back stands against asking, and nobody ever knows that it is fenced.
             self.settle()?;
         }
-        let generation = self.writable()?.state().fencing_generation(fence.generation);
+        let state = self.writable()?.state();
+        if self.receiver.failovers.is_left_behind(&self.names, state) {
+            return Err(left_behind(&self.names, state.highest_generation()));
+        }
+        let generation = state.fencing_generation(fence.generation);
         if claims_below(self.writable()?, generation).is_none() {
             return Ok(Fenced::Under(generation));
         }

@@ -89,6 +89,7 @@ impl Group {
                 // † In the note alone it could not be told from a fence that was not noted, and nothing would end that failover.
                 if let Some(first) = self.receiver.failovers.nobody_from(&self.names)
                     && request.claim.volume.generation >= first
+                    && !self.receiver.failovers.is_left_behind(&self.names, here.store.state())
                 {
                     let text = format!(
                         "{0} is being failed over once more, and nobody is fenced yet: its history can be taken back when that is given up (on the gateway: farside \

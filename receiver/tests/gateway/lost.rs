@@ -121,3 +121,37 @@ async fn a_stand_in_that_nobody_noted_is_not_told_to_let_go_of_its_copy() {
     let since = told().await;
     assert!(since.contains(&format!("--point {} --force", newest.slot)) && !since.contains("remove"), "{since}");
 }
+
+/// † Whoever publishes by now is nobody whom a person wanted to be fenced.
+#[tokio::test]
+async fn l6_a_failover_that_waits_in_an_older_state_directory_fences_nobody() {
+    let (mut gateway, host, volume, _) = with_three_points().await;
+    let client = gateway.client();
+    let forced = FailoverRequest { force: true, ..request() };
+    client.failover(&forced).await.expect("begun");
+    let note = gateway.path("state/failovers/host1/default.json");
+    let begun = std::fs::read_to_string(&note).expect("kept");
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(3)).await;
+    wait_until("it to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    back.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    gateway.stop();
+    // As it was before it had fenced anybody.
+    let mut begun: serde_json::Value = serde_json::from_str(&begun).expect("JSON");
+    (begun["stage"], begun["claimed"]) = ("fencing".into(), false.into());
+    std::fs::write(&note, begun.to_string()).expect("written");
+    gateway.start().await;
+    let is_said = async || {
+        gateway.status().await.reasons.iter().any(|reason| reason.message.contains("has gone on since that failover was begun"))
+    };
+    wait_until("that to be said", is_said).await;
+    let words = refused(&gateway, &forced).await;
+    assert!(words.contains("fences nobody"), "{words}");
+    let mut back = host.connect_when_ready("default").await;
+    let volume = back.claim_back("data", &volume, Generation(3)).await;
+    back.publish(&volume, 1, &granules(3, 20), LayerKind::Point).await;
+    client.failover(&FailoverRequest { abort: true, ..request() }).await.expect("given up");
+    assert!(!note.exists());
+    assert_eq!(client.failover(&forced).await.expect("begun anew").generation, 4);
+    gateway.check_store();
+}
