@@ -50,7 +50,7 @@ pub(crate) enum IntentFileError {
     },
     /// The backing device got smaller, which would cut published data.
     #[error(
-        "the volume shrank from {before} to {now} bytes; shrinking is not supported: give the space back, or remove the volume and add it anew"
+        "the volume shrank from {before} to {now} bytes; shrinking is not supported: give the space back, or remove the volume and add its disk under another name (farside explain shape)"
     )]
     Shrunk {
         /// Bytes at the last attach.

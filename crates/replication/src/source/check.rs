@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use farside_ledger::{Claim, VoidReason};
 use farside_region::{
-    DigestKey, Generation, LedgerPosition, RegionRange, RegionSet, Seal, SealMode, Seq, Slot, Term, VolumeId, mutation,
+    DigestKey, Generation, Geometry, LedgerPosition, RegionRange, RegionSet, Seal, SealMode, Seq, Slot, Term, VolumeId, mutation,
 };
 use farside_wire::{
     ClaimOutcome, ClaimRequest, ClaimVerdict, CurrentVolume, Features, HeldLayer, LayerFate, LedgerSlice, ReadLedger,
@@ -168,10 +168,13 @@ impl Source {
         }
         let mut seen = std::mem::take(seen);
         let has_layers = slice.current.as_ref().is_some_and(|c| c.has_layers);
-        let last = seen.regions.last().max(slice.layers.iter().filter_map(|l| l.regions.last()).max());
-        if last.is_some_and(|r| r.0 >= volume.meta.geometry.region_count()) {
+        let last = slice.layers.iter().filter_map(|layer| layer.regions.last()).max();
+        let is_beyond = |geometry: &Geometry| last.is_some_and(|region| region.0 >= geometry.region_count());
+        // As large as the ledger has it: another host's disk may be larger than ours, and that is no nonsense of the receiver's.
+        if is_beyond(slice.current.as_ref().map_or(&volume.meta.geometry, |current| &current.meta.geometry)) {
             return self.protocol_error("a ledger slice with regions beyond the volume", out);
         }
+        let has_shrunk = is_beyond(&volume.meta.geometry);
         // It has the copy that was promoted: what fences the source that was is what it publishes under. It took no part in that history, so
         // a person is asked all the same.
         let takes_up = self.config.stands_in && volume.is_new_here();
@@ -202,6 +205,10 @@ impl Source {
         if has_more {
             volume.takes_back_at = None;
             return self.refuse(now, slice.volume, RefusedWhy::Forked, out);
+        }
+        // No region beyond ours goes into a set of ours.
+        if has_shrunk {
+            return self.refuse(now, slice.volume, RefusedWhy::Shape, out);
         }
         let forced = volume.reclaim == Some(Reclaim::Accepted) || skips_position_rule(volume.held, volume.reclaim);
         if !forced {

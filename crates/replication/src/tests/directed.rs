@@ -437,6 +437,51 @@ fn a_fenced_or_shrunken_volume_is_refused() {
     }
 }
 
+/// A stand-in's disk may be larger, and have touched what is beyond ours. The connection is the whole group's.
+#[test]
+fn a_volume_smaller_than_what_was_published_is_refused_and_the_others_of_its_group_go_on() {
+    let theirs = |generation| {
+        let mut theirs = current(1, 9, true).expect("some");
+        theirs.meta.generation = farside_region::Generation(generation);
+        theirs.meta.geometry = farside_region::Geometry::with_shape(GRANULES * 32, 4, 2).expect("valid"); // 16 regions
+        Some(theirs)
+    };
+    let disconnects = |a: &Action| matches!(a, Action::Disconnect { .. }).then_some(());
+    for (generation, confirmed, expected) in [
+        (2, Some(2), RefusedWhy::Fenced),
+        (2, None, RefusedWhy::Fenced),
+        (1, Some(2), RefusedWhy::Shape),
+        (1, None, RefusedWhy::Shape),
+    ] {
+        let mut host = Host::new();
+        host.add(1, confirmed, confirmed, everything(), Start::Unclean);
+        host.add(2, None, None, everything(), Start::Unclean);
+        host.connect();
+        host.answer_ledger(1, vec![layer(10, 9, regions(0, 16))], theirs(generation), Some(10));
+        assert!(host.did(disconnects).is_none(), "the receiver said nothing wrong");
+        assert_eq!(refused(&host, 1), Some(expected));
+        assert!(!host.source.mentions(volume(1), RegionIndex(15)));
+        host.answer_ledger(2, Vec::new(), None, Some(10));
+        host.answer_claim(2, 11);
+        host.tick(&[2]);
+        assert!(host.did(|a| matches!(a, Action::Switch { .. }).then_some(())).is_some(), "the other one publishes");
+        if expected == RefusedWhy::Fenced {
+            // Taken back, it is still too small to publish; larger again, it is asked anew.
+            host.event(Event::Accept { volume: volume(1) });
+            host.event(Event::AllHot { volume: volume(1) });
+            host.tick(&[]);
+            host.answer_ledger(1, vec![layer(10, 9, regions(0, 16))], theirs(generation), Some(10));
+            assert_eq!(refused(&host, 1), Some(RefusedWhy::Shape));
+            assert!(host.did(disconnects).is_none());
+        }
+    }
+    let mut host = Host::new();
+    host.add(1, Some(2), Some(2), everything(), Start::Unclean);
+    host.connect();
+    host.answer_ledger(1, vec![layer(10, 9, regions(0, 17))], theirs(2), Some(10));
+    assert!(host.did(disconnects).is_some(), "beyond the ledger's own volume");
+}
+
 #[test]
 fn nothing_is_sent_before_the_term_is_durable() {
     let mut host = Host::new();
