@@ -68,6 +68,8 @@ pub(crate) enum IntentFileError {
 
 /// Why nothing is believed of a map that says it is another file's.
 const COPY: &str = "the intent map is a copy, which knows nothing of what was written since";
+/// The map, in its volume's folder. Without it a new one is made, in which everything is dirty.
+pub(crate) const MAP_FILE: &str = "intent";
 /// What [`IntentFile::has_room`] writes; a crash may leave it.
 const TRIAL: &str = "intent.trial";
 
@@ -107,9 +109,9 @@ impl IntentFile {
         fresh_id: MapId,
         judge: &mut dyn FnMut(&Header) -> Result<(), IntentFileError>,
     ) -> Result<(Self, Found), IntentFileError> {
-        let path = dir.join("intent");
+        let path = dir.join(MAP_FILE);
         let _ = std::fs::remove_file(dir.join(TRIAL));
-        let io = |verb| move |source| IntentFileError::Io { path: dir.join("intent"), verb, source };
+        let io = |verb| move |source| IntentFileError::Io { path: dir.join(MAP_FILE), verb, source };
         // One that cannot be looked at is not one that is not there: a new one would forget what was confirmed.
         let is_new = !path.try_exists().map_err(io("looked at"))?;
         if is_new {
@@ -176,8 +178,8 @@ impl IntentFile {
     /// # Errors
     /// When it cannot be read, or another version wrote it.
     pub(crate) fn says_clean(dir: &Path) -> Result<Option<bool>, IntentFileError> {
-        let path = dir.join("intent");
-        let io = |verb| move |source| IntentFileError::Io { path: dir.join("intent"), verb, source };
+        let path = dir.join(MAP_FILE);
+        let io = |verb| move |source| IntentFileError::Io { path: dir.join(MAP_FILE), verb, source };
         if !path.try_exists().map_err(io("looked at"))? {
             return Ok(None);
         }
@@ -283,7 +285,7 @@ impl IntentFile {
         let mut header = Header { map: id, seq: self.header.seq + 1, state: HeaderState::Attached, ..self.header.clone() };
         change(&mut header);
         create(&self.dir, geometry, &header, &|_| true)?;
-        self.device = FileDevice::open(self.dir.join("intent"), OpenOptions::daemon())?;
+        self.device = FileDevice::open(self.dir.join(MAP_FILE), OpenOptions::daemon())?;
         // As `create` leaves it: slot B is the newest of everything.
         (self.header, self.newest) = (Header { seq: header.seq + 1, file: own(&self.device), ..header }, SlotIndex::B);
         self.failed = false;
@@ -307,7 +309,7 @@ impl IntentFile {
 
     fn latch(&mut self, verb: &'static str, result: std::io::Result<()>) -> Result<(), IntentFileError> {
         self.failed |= result.is_err();
-        result.map_err(|source| IntentFileError::Io { path: self.dir.join("intent"), verb, source })
+        result.map_err(|source| IntentFileError::Io { path: self.dir.join(MAP_FILE), verb, source })
     }
 }
 
@@ -344,10 +346,10 @@ fn read_block(device: &FileDevice, index: u64) -> Result<Box<IntentBlock>, Inten
 fn create(dir: &Path, geometry: &Geometry, header: &Header, hot: &dyn Fn(RegionIndex) -> bool) -> Result<(), IntentFileError> {
     let temp = dir.join("intent.new");
     let made = write_whole(&temp, geometry, header, hot)
-        .and_then(|()| std::fs::rename(&temp, dir.join("intent")).map_err(|source| ("put in place", source)));
+        .and_then(|()| std::fs::rename(&temp, dir.join(MAP_FILE)).map_err(|source| ("put in place", source)));
     if let Err((verb, source)) = made {
         let _ = std::fs::remove_file(&temp); // it counts for nothing; where it cannot be removed, the next attempt replaces it
-        return Err(IntentFileError::Io { path: dir.join("intent"), verb, source });
+        return Err(IntentFileError::Io { path: dir.join(MAP_FILE), verb, source });
     }
     Ok(sync_dir(dir)?)
 }
@@ -393,7 +395,7 @@ fn bits_of(layout: &IntentLayout, page: PageIndex, hot: &dyn Fn(RegionIndex) -> 
 /// became durable read back well until the next power cut, and no later sync says otherwise. So only what is written and synced
 /// through a file of our own is believed to be durable.
 fn renew(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> Result<FileDevice, IntentFileError> {
-    let path = dir.join("intent");
+    let path = dir.join(MAP_FILE);
     let before = Geometry::new(header.volume_bytes).expect("a header's size was checked");
     let old_layout = IntentLayout::new(&before);
     let mut hot = farside_region::RegionSet::new();
@@ -513,7 +515,7 @@ mod tests {
     }
 
     fn inode(dir: &Path) -> u64 {
-        std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(dir.join("intent")).expect("there"))
+        std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(dir.join(MAP_FILE)).expect("there"))
     }
 
     /// The sync of a page failed, was reported, and the process ended; nothing says so to the next one.
@@ -523,7 +525,7 @@ mod tests {
         let g = Geometry::new(20 << 20).expect("valid");
         let header = Header { seq: 7, ..Header::new(ID, &g, &IntentLayout::new(&g)) };
         create(dir.path(), &g, &header, &|r| r.0 == 3).expect("created");
-        let old = File::open(dir.path().join("intent")).expect("opened"); // its inode number is not given away again
+        let old = File::open(dir.path().join(MAP_FILE)).expect("opened"); // its inode number is not given away again
         let before = inode(dir.path());
         let (mut file, found) = IntentFile::open(dir.path(), &g, MapId([9; 16]), &mut |_| Ok(())).expect("opened");
         assert_ne!(inode(dir.path()), before, "attached: not believed to be durable");
@@ -548,7 +550,7 @@ mod tests {
     fn nothing_is_believed_of_a_copy() {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let g = Geometry::new(20 << 20).expect("valid");
-        let (path, kept) = (dir.path().join("intent"), dir.path().join("kept"));
+        let (path, kept) = (dir.path().join(MAP_FILE), dir.path().join("kept"));
         create(dir.path(), &g, &Header::new(ID, &g, &IntentLayout::new(&g)), &|_| false).expect("created");
         let (mut file, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
         assert!(found.hot.is_empty() && !Mark::TrackingLost.is_set(dir.path()).expect("asked"), "it is the file itself");
@@ -630,14 +632,14 @@ mod tests {
     fn crashed(dir: &Path, g: &Geometry) {
         let layout = IntentLayout::new(g);
         drop(IntentFile::open(dir, g, ID, &mut |_| Ok(())).expect("created"));
-        let file = File::options().write(true).open(dir.join("intent")).expect("there");
+        let file = File::options().write(true).open(dir.join(MAP_FILE)).expect("there");
         let bits = bits_of(&layout, PageIndex(0), &|r| r.0 == 1 || r.0 == 3);
         let page = Page { map: ID, index: PageIndex(0), seq: 9, bits };
         let offset = layout.page_offset(PageIndex(0), SlotIndex::A).0;
         std::os::unix::fs::FileExt::write_all_at(&file, &page.encode(&layout).0, offset).expect("written");
         // What tests put back of it is to pass for the file itself.
         let (header, _) =
-            recover_header([&std::fs::read(dir.join("intent")).expect("read")[..4096], &[]]).expect("known").expect("there");
+            recover_header([&std::fs::read(dir.join(MAP_FILE)).expect("read")[..4096], &[]]).expect("known").expect("there");
         for slot in [SlotIndex::A, SlotIndex::B] {
             let header = Header { file: None, seq: header.seq + u64::from(slot == SlotIndex::B), ..header.clone() };
             let offset = IntentLayout::header_offset(slot).0;
@@ -653,16 +655,16 @@ mod tests {
         let layout = IntentLayout::new(&g);
         crashed(dir.path(), &g);
         let hot = |r: RegionIndex| r.0 == 1 || r.0 == 3;
-        let before = std::fs::read(dir.path().join("intent")).expect("read");
+        let before = std::fs::read(dir.path().join(MAP_FILE)).expect("read");
         let rewrite = |halves: u32| {
-            std::fs::write(dir.path().join("intent"), &before).expect("written");
-            let device = FileDevice::open(dir.path().join("intent"), OpenOptions::daemon()).expect("opened");
+            std::fs::write(dir.path().join(MAP_FILE), &before).expect("written");
+            let device = FileDevice::open(dir.path().join(MAP_FILE), OpenOptions::daemon()).expect("opened");
             let (header, _) = recover_header([&before[..4096], &before[4096..8192]]).expect("known").expect("a header");
             for _ in 0..halves {
                 rewrite_older_slots(&device, &header, &layout, &hot).expect("written");
             }
             drop(device);
-            std::fs::read(dir.path().join("intent")).expect("read")
+            std::fs::read(dir.path().join(MAP_FILE)).expect("read")
         };
         let (half, whole) = (rewrite(1), rewrite(2));
         // Torn in the first half or the second: any of the blocks that were being written is noise.
@@ -671,7 +673,7 @@ mod tests {
                 for others in [from, to] {
                     let mut torn = others.clone();
                     torn[block * 4096..][..4096].fill(0xA5);
-                    std::fs::write(dir.path().join("intent"), &torn).expect("written");
+                    std::fs::write(dir.path().join(MAP_FILE), &torn).expect("written");
                     assert_eq!(hot_of(dir.path(), &g), [1, 3], "block {block}");
                 }
             }
@@ -687,28 +689,28 @@ mod tests {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let g = Geometry::new(40 << 20).expect("valid");
         crashed(dir.path(), &g);
-        let before = std::fs::read(dir.path().join("intent")).expect("read");
+        let before = std::fs::read(dir.path().join(MAP_FILE)).expect("read");
         let (header, _) = recover_header([&before[..4096], &before[4096..8192]]).expect("known").expect("a header");
         let renewed = || {
-            let map = FileDevice::open(dir.path().join("intent"), OpenOptions::daemon()).expect("opened");
+            let map = FileDevice::open(dir.path().join(MAP_FILE), OpenOptions::daemon()).expect("opened");
             renew_in_place(dir.path(), &map, &header, &IntentLayout::new(&g), &|_| false, false)
         };
         // Not there, and not to be made.
         let mark = dir.path().join("tracking-lost");
         std::os::unix::fs::symlink("nowhere/tracking-lost", &mark).expect("linked");
         renewed().expect_err("nothing guards it");
-        assert_eq!(std::fs::read(dir.path().join("intent")).expect("read"), before);
+        assert_eq!(std::fs::read(dir.path().join(MAP_FILE)).expect("read"), before);
         std::fs::remove_file(&mark).expect("removed");
         renewed().expect("guarded");
         assert!(!mark.exists(), "the guard is gone");
-        assert_ne!(std::fs::read(dir.path().join("intent")).expect("read"), before);
+        assert_ne!(std::fs::read(dir.path().join(MAP_FILE)).expect("read"), before);
     }
 
     #[test]
     fn a_map_that_cannot_be_made_leaves_nothing_behind() {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let g = Geometry::new(40 << 20).expect("valid");
-        std::fs::create_dir(dir.path().join("intent")).expect("mkdir");
+        std::fs::create_dir(dir.path().join(MAP_FILE)).expect("mkdir");
         std::fs::create_dir(dir.path().join("intent/in-the-way")).expect("mkdir");
         let header = Header::new(ID, &g, &IntentLayout::new(&g));
         create(dir.path(), &g, &header, &|_| true).expect_err("a folder has its name");
@@ -720,10 +722,10 @@ mod tests {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let g = Geometry::new(10 << 20).expect("valid");
         drop(IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("created"));
-        let mut bytes = std::fs::read(dir.path().join("intent")).expect("read");
+        let mut bytes = std::fs::read(dir.path().join(MAP_FILE)).expect("read");
         bytes[100] ^= 1;
         bytes[4196] ^= 1;
-        std::fs::write(dir.path().join("intent"), bytes).expect("written");
+        std::fs::write(dir.path().join(MAP_FILE), bytes).expect("written");
         let (_, found) = IntentFile::open(dir.path(), &g, MapId([9; 16]), &mut |_| Ok(())).expect("opened");
         assert!(found.header.is_none());
         assert_eq!(found.hot.len(), 3, "everything is dirty");

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tracing::{error, warn};
 
 use crate::config::ConfigError;
+use crate::intent_file::MAP_FILE;
 use crate::state_dir::Mark;
 
 /// Why what is in a folder cannot be dealt with.
@@ -22,7 +23,7 @@ pub(crate) enum StrangerError {
     /// A volume that is being added has a folder that could not be marked, and cannot be now.
     #[error(
         "{} is left from a volume that was not configured for a while, and cannot be marked as such ({source}): mend that disk, or \
-         remove the folder, which loses nothing",
+         remove the files intent and tracking-lost in there, and no others: all of it is compared then",
         path.display()
     )]
     Unmarked {
@@ -116,9 +117,14 @@ fn mark_or_note(dir: &Path, note: &dyn Fn(&Path)) -> bool {
 fn mark_if_there(dir: &Path) -> Result<(), ConfigError> {
     match dir.try_exists() {
         Ok(false) => Ok(()), // a new map trusts nothing
-        Ok(true) => put_mark(dir),
+        // What else is in there tells which device and which disk are the volume's, and trusts nothing.
+        Ok(true) => put_mark(dir).or_else(|error| if has_no_map(dir) { Ok(()) } else { Err(error) }),
         Err(source) => Err(ConfigError::Io { verb: "look at", path: dir.to_owned(), source }),
     }
+}
+
+fn has_no_map(dir: &Path) -> bool {
+    matches!(dir.join(MAP_FILE).try_exists(), Ok(false))
 }
 
 fn put_mark(dir: &Path) -> Result<(), ConfigError> {
@@ -153,8 +159,9 @@ mod tests {
 
     use super::*;
 
-    /// A mark that is neither there nor not there, nor can be put: a link that leads to itself.
+    /// A map, and a mark that is neither there nor not there, nor can be put: a link that leads to itself.
     fn make_unreadable(dir: &Path) {
+        std::fs::write(dir.join(MAP_FILE), "a map").expect("written");
         symlink("tracking-lost", dir.join("tracking-lost")).expect("linked");
     }
 
@@ -178,7 +185,13 @@ mod tests {
             strangers.admit(served).expect("it has nothing to do with the sick one");
         }
         let error = strangers.admit(&sick).expect_err("its map may be out of date").to_string();
-        assert!(error.contains("default/sick") && error.contains("remove the folder"), "{error}");
+        assert!(error.contains("default/sick") && error.contains("intent and tracking-lost"), "{error}");
+        // Its map is gone: whatever else is in there trusts nothing.
+        std::fs::write(sick.join("ublk"), "0000000000000001\n").expect("written");
+        std::fs::rename(sick.join(MAP_FILE), root.path().join("kept")).expect("renamed");
+        strangers.admit(&sick).expect("a new map is made");
+        std::fs::rename(root.path().join("kept"), sick.join(MAP_FILE)).expect("renamed");
+        strangers.admit(&sick).expect_err("its map may be out of date");
         // Mended: marked before it is opened. Removed: new.
         std::fs::remove_file(sick.join("tracking-lost")).expect("removed");
         strangers.admit(&sick).expect("it can be marked now");

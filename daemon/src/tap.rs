@@ -54,7 +54,8 @@ pub enum TapConfig {
 
 const NBD_DEVICE: &str = "nbd-device";
 const UBLK: &str = "ublk";
-/// The name of a volume's ublk device for the kernel, in the volume's folder: there before the device is, gone with the folder.
+/// The name of a volume's ublk device for the kernel, in the volume's folder: there before the device is, gone with the folder. † Without it nobody
+/// finds that device again, and its users wait for ever beside those of a second one.
 const TOKEN_FILE: &str = "ublk";
 /// The longest read or write of a ublk device. That times the depth is what its buffers may grow to; pages that no request
 /// needed are never touched.
@@ -699,7 +700,12 @@ fn known_token(dir: &Path) -> anyhow::Result<Option<u64>> {
     match std::fs::read_to_string(&path) {
         Ok(text) => {
             let token = u64::from_str_radix(text.trim(), 16);
-            let wrong = || format!("{} is damaged: remove it, and the volume gets a new device after a reboot", path.display());
+            let wrong = || {
+                format!(
+                    "{} is damaged: reboot, then remove it; whoever uses the device until then would wait for ever",
+                    path.display()
+                )
+            };
             token.map(Some).with_context(wrong)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
