@@ -59,6 +59,9 @@ pub enum IntentError {
     /// A format this version does not know.
     #[error("format version {0} is not known; a newer farsided wrote it")]
     Version(u32),
+    /// The same, where the version did not change for it.
+    #[error("the {0} is not known; a newer farsided wrote it")]
+    Unknown(&'static str),
     /// Torn or rotten.
     #[error("the checksum does not match")]
     Checksum,
@@ -444,11 +447,11 @@ impl UncheckedHeader<'_> {
         let state = match b[40] {
             1 => HeaderState::Attached,
             2 => HeaderState::Clean,
-            _ => return Err(IntentError::Field("state")),
+            _ => return Err(IntentError::Unknown("state")),
         };
         let flags = b[41];
         if flags & !31 != 0 {
-            return Err(IntentError::Field("flags"));
+            return Err(IntentError::Unknown("flag"));
         }
         let page_regions = u32_at(b, 44);
         if !(1..=PAGE_REGIONS_MAX).contains(&page_regions) {
@@ -481,10 +484,11 @@ impl UncheckedHeader<'_> {
 /// The next header goes to the other slot.
 ///
 /// # Errors
-/// When a whole slot has a format version that this one does not know: refuse, never treat it as torn.
+/// When a whole slot has a format version, a state or a flag that this one does not know: refuse, never treat it as torn. † The older slot may say `clean`.
 pub fn recover_header(slots: [&[u8]; 2]) -> Result<Option<(Header, SlotIndex)>, IntentError> {
     let [a, b] = slots.map(|s| UncheckedHeader(s).check());
-    if let Some(unknown) = [&a, &b].into_iter().find_map(|s| s.as_ref().err().filter(|e| matches!(e, IntentError::Version(_)))) {
+    let is_unknown = |error: &&IntentError| matches!(error, IntentError::Version(_) | IntentError::Unknown(_));
+    if let Some(unknown) = [&a, &b].into_iter().find_map(|slot| slot.as_ref().err().filter(is_unknown)) {
         return Err(*unknown);
     }
     Ok(newer(a.ok(), b.ok(), |h| h.seq))
@@ -766,6 +770,15 @@ mod tests {
         newer.0[8] = 2;
         seal(&mut newer.0, 12);
         assert_eq!(recover_header([&newer.0, &older.0]), Err(IntentError::Version(2)));
+        for (at, byte, what) in [(41, 32, "flag"), (41, 255, "flag"), (40, 3, "state"), (40, 0, "state")] {
+            let mut newer = Header { seq: 9, ..header() }.encode();
+            newer.0[at] = byte;
+            assert_eq!(UncheckedHeader(&newer.0).check(), Err(IntentError::Checksum), "torn");
+            seal(&mut newer.0, 12);
+            for slots in [[&newer.0[..], &older.0], [&older.0, &newer.0[..]]] {
+                assert_eq!(recover_header(slots), Err(IntentError::Unknown(what)), "the older one may be `clean`");
+            }
+        }
         newer.0[9] = 1; // torn as well: does not count, and refuses nothing
         assert_eq!(recover_header([&newer.0, &older.0]).map(|h| h.map(|h| h.0.seq)), Ok(Some(8)));
     }
