@@ -3,7 +3,7 @@
 
 use farside_tests::wait_for;
 use farside_vm::conformance::{HOG, NO_MEMORY};
-use farside_vm::packages::{Load, install, wait_quiet};
+use farside_vm::packages::{Load, install, upload, wait_quiet};
 use farside_vm::{DiskSpec, Guest, Kernel, Machine, Network};
 
 /// Of each tap, the conformance suite kills twenty times.
@@ -80,6 +80,16 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
             .run("journalctl --sync && journalctl --unit farsided --output cat --grep '^served volume=' | grep -c clean=true");
         assert_eq!(taken_over.trim(), upgrades.to_string(), "the daemon before the upgrade did not hand its map over");
     }
+    // Over a configuration with which none starts, the one that runs goes on.
+    let nonsense = "/etc/farside/farsided.d/nonsense.toml";
+    host.run(&format!("mkdir -p /etc/farside/farsided.d && echo 'nonsense = 1' >{nonsense}"));
+    let pid = host.run("systemctl show --property MainPID farsided");
+    let files = upload(&mut host, &["farside", "farsided"]);
+    let upgraded = host.attempt(&format!("dpkg --install {}", files.join(" ")));
+    assert!(upgraded.code == 0 && upgraded.stderr.contains("farsided: not restarted"), "{upgraded:?}");
+    assert_eq!(host.run("systemctl show --property MainPID farsided"), pid, "whoever uses the tap would wait for ever");
+    load.gets_on(&mut host, 16);
+    host.run(&format!("rm {nonsense}"));
     // The gateway too, and the host hears nothing of it.
     let pid = receiver.run("systemctl show --property MainPID farside-receiver");
     install(&mut receiver, &["farside", "farside-receiver"]);
