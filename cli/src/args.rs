@@ -1012,14 +1012,14 @@ Examples:
     Cost(CostArgs),
     /// Verify a store: every digest, every reference, orphans, the dead ratio. Changes nothing; may run beside a receiver.
     #[command(
-        after_long_help = "Exits with 6 if anything is damaged, wrapped keys too, and names it by volume, point and region; with 4 if nothing is, and the --key that was given does not open all that is encrypted.\n\nExamples:\n  farside store check /srv/farside\n  farside store check file:///srv/farside --json"
+        after_long_help = "Exits with 6 if anything is damaged, wrapped keys too, and names it by volume, point and region; with 4 if nothing is, and no --key that was given opens all that is encrypted.\n\nExamples:\n  farside store check /srv/farside\n  farside store check file:///srv/farside --json"
     )]
     Check {
         /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).
         url: String,
-        /// What opens it.
-        #[command(flatten)]
-        key: KeyArg,
+        /// What unwraps the keys of encrypted volumes, as in `farside restore`. May be repeated: each is opened by whichever fits.
+        #[arg(long, value_name = "KEY")]
+        key: Vec<Keeper>,
     },
     /// Lock all that a recovery point needs, in a bucket with S3's Object Lock: nobody who has the gateway's keys takes it away.
     Lock(LockArgs),

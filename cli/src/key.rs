@@ -75,6 +75,11 @@ impl Place {
     }
 }
 
+/// The same of several.
+pub(crate) fn with_passphrases(keepers: &[Keeper]) -> Result<Vec<Keeper>, Failure> {
+    keepers.iter().map(|keeper| with_passphrase(keeper.clone(), &format!("What opens ({keeper}): "))).collect()
+}
+
 /// A passphrase that was not named is taken from the environment, or asked for. Whoever has a key leaves no core of its memory.
 pub(crate) fn with_passphrase(keeper: Keeper, question: &str) -> Result<Keeper, Failure> {
     farside_blockio::process::refuse_core_dumps().or_fail("a core dump of this would hold the key")?;

@@ -354,11 +354,13 @@ pub(crate) fn marks(point: &Point) -> String {
     let consistent = point.consistency == Consistency::Application;
     // A hook that failed is to be seen among points that are as they should be.
     let failed = point.consistency == Consistency::Crash && !point.hooks.is_empty();
+    let is_held = point.pins.iter().any(|pin| pin.case().is_some());
     let marks = [
         (consistent, "consistent"),
         (point.consistency == Consistency::Cohort, "cohort"),
         (failed, "hook failed"),
-        (point.pinned, "pinned"),
+        (is_held, "held"),
+        (point.pinned && !is_held, "pinned"),
         (point.degraded, "degraded"),
         (!point.verified.is_empty(), "verified"),
     ];

@@ -154,8 +154,7 @@ impl Chosen {
 /// `farside store recover`.
 pub(crate) async fn run(global: &Global, args: &RecoverArgs) -> Result<(), Failure> {
     let location = store::location_of(&args.url)?;
-    let ask = |keeper: &Keeper| key::with_passphrase(keeper.clone(), &format!("What opens ({keeper}): "));
-    let keys = args.key.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
+    let keys = key::with_passphrases(&args.key)?;
     let store = store::open_with(&location, &keys)?;
     match &args.to {
         None => list(global, &location, &store, args),

@@ -15,10 +15,10 @@ use farside_store::{
 };
 use serde::Serialize;
 
-use crate::args::{Global, KeyArg};
+use crate::args::Global;
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
-use crate::{point, print};
+use crate::{key, point, print};
 
 /// What a URL names.
 pub(crate) fn location_of(url: &str) -> Result<Location, Failure> {
@@ -347,9 +347,9 @@ fn names_it(of: &Address, group: &GroupReader) -> bool {
 }
 
 /// `farside store check`: says what is wrong, changes nothing.
-pub(crate) fn check(global: &Global, url: &str, key: &KeyArg) -> Result<(), Failure> {
+pub(crate) fn check(global: &Global, url: &str, keys: &[Keeper]) -> Result<(), Failure> {
     let location = location_of(url)?;
-    let store = open_with(&location, key.keeper()?.as_ref())?;
+    let store = open_with(&location, &key::with_passphrases(keys)?)?;
     let progress = Progress::new(global.json);
     let report = farside_store::check(&store, &|bytes| {
         progress.count(bytes);
@@ -388,7 +388,11 @@ fn is_unopened(report: &CheckReport) -> bool {
 
 fn unopened(location: &Location) -> Failure {
     let message = format!("the key does not open all that is encrypted in the store at {location}");
-    Failure::new(Exit::Refused, message, "give the one that does (farside key list), or none: then only stored bytes are checked")
+    Failure::new(
+        Exit::Refused,
+        message,
+        "give those that do (farside key list; --key may be repeated), or none: then only stored bytes are checked",
+    )
 }
 
 /// What `farside store repair` did.

@@ -157,14 +157,17 @@ fn what_lands_is_encrypted_without_a_word_on_the_host() {
     };
     let said = refused(&mut follow(&to, &[]));
     assert!(said.contains("at-rest") && said.contains(&id) && said.contains("--key"), "{said}");
-    let said = refused(&mut follow(&to, &["--key", &keeper(&key(&site, "other.key"))]));
+    let other = keeper(&key(&site, "other.key"));
+    let said = refused(&mut follow(&to, &["--key", &other]));
     assert!(said.contains("does not open the key") && !to.exists(), "{said}");
     let standby = site.path("standby.img");
     run(&mut follow(&standby, &["--verify", "--key", &keeper(&second)]));
     assert!(fs::read(&standby).expect("filled") == disk(&site), "the copy is not the volume");
     fs::remove_file(standby).expect("there");
     site.check_store();
-    run(&mut site.farside_at_store(&["store", "check", "--key", &keeper(&first)]));
+    run(&mut site.farside_at_store(&["store", "check", "--key", &other, "--key", &keeper(&first)]));
+    let unopened = site.farside_at_store(&["store", "check", "--key", &other]).output().expect("ran");
+    assert_eq!(unopened.status.code(), Some(4), "{unopened:?}");
 
     // Digests go on: the volume is compared, and the point read back, by who has the key and by who has not.
     run(site.farside().args(["volume", "verify", "data"]));
