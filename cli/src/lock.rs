@@ -27,9 +27,10 @@ const RIGHTS: &str = "the bucket must have S3's Object Lock (asked for when it i
 A lock is a legal hold (S3's Object Lock) on every object that the point needs, each by the version that is
 there now, and on a list of them, whose digest is the lock's name. It does not end by itself, and it is
 no part of the group's retention: the gateway may give the point up, and somebody who has the gateway's
-keys may delete and overwrite whatever he likes. With the name it is read as it is now:
+keys may delete and overwrite whatever he likes. With the name it is read as it is now (that point: of newer
+ones only what they share with it is there). That what is locked is whole is told by verifying it:
 
-  farside store recover 's3://BUCKET/PREFIX?lock=NAME'
+  farside point verify 42-9f3c2a1b --of web1/db --store 's3://BUCKET/PREFIX?lock=NAME'
   farside restore web1/data --point 42-9f3c2a1b --store 's3://BUCKET/PREFIX?lock=NAME' --to /dev/vg/data
 
 Take keys for it that are not the gateway's, which need no right to put or to end holds.
@@ -118,17 +119,19 @@ pub(crate) fn run(global: &Global, args: &LockArgs) -> Result<(), Failure> {
         return print::json(&Said { lock: &lock, store, kept: 0 });
     }
     print::out(&format!(
-        "point {} of {}, cut {}, is locked as {}: it is read, whatever is deleted or overwritten since, by\n  --store '{store}'\n",
+        "point {} of {}, cut {}, is locked as {}: whatever is deleted or overwritten from now on, it is read by\n  --point {} --store '{store}'\n",
         lock.point,
         lock.group,
         print::time(point.cut_wall),
-        lock.id
+        lock.id,
+        lock.point
     ))
 }
 
 /// `farside store locks`.
 pub(crate) fn list(global: &Global, url: &str) -> Result<(), Failure> {
-    let locks = bucket_of(url)?.locks(&Credentials::find(None)?)?.list().map_err(explained)?;
+    let (locks, unread) = bucket_of(url)?.locks(&Credentials::find(None)?)?.list().map_err(explained)?;
+    unread.iter().for_each(|why| eprintln!("farside: a lock that cannot be read: {why}"));
     if global.json {
         return print::json(&locks);
     }
@@ -152,7 +155,7 @@ pub(crate) fn unlock(global: &Global, url: &str, id: &str, yes: bool) -> Result<
         let message = format!("no lock {id} is held there");
         Failure::new(Exit::NotFound, message, "see which there are: farside store locks")
     };
-    let lock = locks.list().map_err(explained)?.into_iter().find(|lock| lock.id == id).ok_or_else(none)?;
+    let lock = locks.list().map_err(explained)?.0.into_iter().find(|lock| lock.id == id).ok_or_else(none)?;
     if !global.json {
         let case = if lock.case.is_empty() { String::new() } else { format!(", for {}", lock.case) };
         eprintln!("lock {id} keeps point {} of {}, made {}{case}", lock.point, lock.group, print::time(lock.made));

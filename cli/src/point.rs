@@ -5,8 +5,8 @@ use std::time::Duration;
 use farside_control::client::Daemon;
 use farside_control::routes::{PointsQuery, UnpinQuery};
 use farside_control::{
-    Address, Client, Consistency, PinRequest, Point, PointPin, PointRef, PointVerified, Run, Verification, VerificationState,
-    VerifiedVolume,
+    Address, Client, Consistency, HoldRequest, PinRequest, Point, PointPin, PointRef, PointVerified, Run, Verification,
+    VerificationState, VerifiedVolume,
 };
 use farside_keys::Keeper;
 use farside_store::{Looked, StoreError};
@@ -52,7 +52,9 @@ pub(crate) async fn pin(
     reason: String,
 ) -> Result<(), Failure> {
     say_of_what(wanted, of)?;
-    let point = pinned(hosts, wanted, of, PinRequest { reason, hold: false }).await?;
+    let client = gateway(hosts).await?;
+    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
+    let point = client.point_pin(&wanted.to_string(), &query, &PinRequest { reason }).await?;
     if global.json {
         return print::json(&point);
     }
@@ -66,12 +68,6 @@ pub(crate) async fn pin(
     ))
 }
 
-async fn pinned(hosts: &Hosts, wanted: PointRef, of: Option<&Address>, request: PinRequest) -> Result<Point, Failure> {
-    let client = gateway(hosts).await?;
-    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
-    Ok(client.point_pin(&wanted.to_string(), &query, &request).await?)
-}
-
 /// `farside point hold`.
 pub(crate) async fn hold(
     global: &Global,
@@ -81,12 +77,9 @@ pub(crate) async fn hold(
     case: String,
 ) -> Result<(), Failure> {
     say_of_what(wanted, of)?;
-    let point = pinned(hosts, wanted, of, PinRequest { reason: case.clone(), hold: true }).await?;
-    if !point.pins.iter().any(|pin| pin.case() == Some(&case)) {
-        // A gateway of an older version pins it as anything else.
-        let message = format!("the gateway knows no legal holds: point {} is pinned for {case:?} only", point.id);
-        return Err(Failure::new(Exit::Refused, message, "bring its packages up to date, and hold the point again"));
-    }
+    let client = gateway(hosts).await?;
+    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
+    let point = client.point_hold(&wanted.to_string(), &query, &HoldRequest { case: case.clone() }).await?;
     if global.json {
         return print::json(&point);
     }
@@ -110,16 +103,15 @@ pub(crate) async fn release(
 ) -> Result<(), Failure> {
     say_of_what(wanted, of)?;
     let client = gateway(hosts).await?;
-    let of = of.map(Address::to_string);
-    let point = client.point(&wanted.to_string(), &PointsQuery { of: of.clone(), limit: None }).await?;
+    let query = PointsQuery { of: of.map(Address::to_string), limit: None };
+    let point = client.point(&wanted.to_string(), &query).await?;
     if !global.json {
         let cut = print::time(point.cut_wall);
         eprintln!("point {} of {}/{}, cut {cut}, is kept for\n{}", point.id, point.source, point.group, reasons(&point));
     }
     confirm::confirm(&format!("Release it from the hold for {case}?"), "nothing was changed", yes)?;
     // The very one that was shown: another may be the newest by now.
-    let query = UnpinQuery { of, all: false, release: Some(case.clone()) };
-    let point = client.point_unpin(&point.id.to_string(), &query).await?;
+    let point = client.point_release(&point.id.to_string(), &query, &HoldRequest { case }).await?;
     if global.json {
         return print::json(&point);
     }
@@ -158,7 +150,7 @@ pub(crate) async fn unpin(
         // The very one that was shown: another may be the newest by now.
         wanted = point.id.to_string();
     }
-    let point = client.point_unpin(&wanted, &UnpinQuery { of, all, release: None }).await?;
+    let point = client.point_unpin(&wanted, &UnpinQuery { of, all }).await?;
     if global.json {
         return print::json(&point);
     }

@@ -13,8 +13,8 @@ use farside_control::receiver::{ReceiverStatus, Token, TokenRequest};
 use farside_control::routes::{self, PagesQuery, PointsQuery, UnpinQuery};
 use farside_control::source::Done;
 use farside_control::{
-    Address, ApiError, ErrorCode, HOLD_REASONS, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PageMaker, PinRequest, Point, PointPage,
-    PointRef, Reloaded, TooManyGroups, Verification, no_such_point,
+    Address, ApiError, ErrorCode, HOLD_REASONS, HoldRequest, PIN_REASON_BYTES_MAX, POINTS_LISTED_MAX, PageMaker, PinRequest,
+    Point, PointPage, PointRef, Reloaded, TooManyGroups, Verification, no_such_point,
 };
 use farside_ledger::PointFilter;
 use farside_region::{Name, Slot};
@@ -54,6 +54,8 @@ fn routes() -> Routes<Arc<Receiver>> {
         .get(routes::POINT_PAGES, point_pages)
         .get(routes::POINT, point)
         .post(routes::POINT_PIN, pin)
+        .post(routes::POINT_HOLD, hold)
+        .post(routes::POINT_RELEASE, release)
         .delete(routes::POINT_PIN, unpin)
         .post(routes::POINT_VERIFY, verify)
         .get(routes::VERIFICATION, verification)
@@ -138,23 +140,43 @@ async fn pin(
     query: Result<Query<PointsQuery>, QueryRejection>,
     request: Result<Json<PinRequest>, JsonRejection>,
 ) -> Answer<Point> {
-    let Json(PinRequest { reason, hold }) = request.map_err(bad_request)?;
-    let reason = match (hold, reason.starts_with(HOLD_REASONS)) {
-        (true, _) if reason.trim().is_empty() => {
-            return Err(ApiError::new(ErrorCode::BadRequest, "a legal hold names its case", "say which: --case TEXT").into());
-        }
-        (true, _) => format!("{HOLD_REASONS}{reason}"),
-        (false, true) => {
-            let text = format!("reasons that begin with {HOLD_REASONS:?} are those of legal holds");
-            return Err(ApiError::new(ErrorCode::BadRequest, text, "farside point hold POINT --case TEXT makes one").into());
-        }
-        (false, false) => reason,
-    };
+    let Json(PinRequest { reason }) = request.map_err(bad_request)?;
+    if reason.starts_with(HOLD_REASONS) {
+        let text = format!("reasons that begin with {HOLD_REASONS:?} are those of legal holds");
+        return Err(ApiError::new(ErrorCode::BadRequest, text, "farside point hold POINT --case TEXT makes one").into());
+    }
+    pin_for(&receiver, &wanted, &query.map_err(bad_request)?.0, reason).await
+}
+
+async fn hold(
+    State(receiver): Here,
+    Path(wanted): Path<String>,
+    query: Result<Query<PointsQuery>, QueryRejection>,
+    request: Result<Json<HoldRequest>, JsonRejection>,
+) -> Answer<Point> {
+    let Json(HoldRequest { case }) = request.map_err(bad_request)?;
+    if case.trim().is_empty() {
+        return Err(ApiError::new(ErrorCode::BadRequest, "a legal hold names its case", "say which: --case TEXT").into());
+    }
+    pin_for(&receiver, &wanted, &query.map_err(bad_request)?.0, format!("{HOLD_REASONS}{case}")).await
+}
+
+async fn release(
+    State(receiver): Here,
+    Path(wanted): Path<String>,
+    query: Result<Query<PointsQuery>, QueryRejection>,
+    request: Result<Json<HoldRequest>, JsonRejection>,
+) -> Answer<Point> {
+    let Json(HoldRequest { case }) = request.map_err(bad_request)?;
+    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PointChange::Release { case }).await
+}
+
+async fn pin_for(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery, reason: String) -> Answer<Point> {
     if reason.len() > PIN_REASON_BYTES_MAX {
         let text = format!("a reason has at most {PIN_REASON_BYTES_MAX} bytes; this one has {}", reason.len());
         return Err(ApiError::new(ErrorCode::BadRequest, text, "say it shorter").into());
     }
-    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PointChange::Pin { reason }).await
+    change_pin(receiver, wanted, query, PointChange::Pin { reason }).await
 }
 
 async fn unpin(
@@ -162,16 +184,8 @@ async fn unpin(
     Path(wanted): Path<String>,
     query: Result<Query<UnpinQuery>, QueryRejection>,
 ) -> Answer<Point> {
-    let Query(UnpinQuery { of, all, release }) = query.map_err(bad_request)?;
-    let change = match release {
-        Some(_) if all => {
-            let hint = "release the case, and withdraw the rest by a request of its own";
-            return Err(ApiError::new(ErrorCode::BadRequest, "`all` and `release` are asked for at once", hint).into());
-        }
-        Some(case) => PointChange::Release { case },
-        None => PointChange::UnpinFor { all },
-    };
-    change_pin(&receiver, &wanted, &PointsQuery { of, limit: None }, change).await
+    let Query(UnpinQuery { of, all }) = query.map_err(bad_request)?;
+    change_pin(&receiver, &wanted, &PointsQuery { of, limit: None }, PointChange::UnpinFor { all }).await
 }
 
 async fn change_pin(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery, change: PointChange) -> Answer<Point> {

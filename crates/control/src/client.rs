@@ -26,7 +26,9 @@ use crate::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
     VolumeAdd, VolumeStatus,
 };
-use crate::{ANSWER_BYTES_MAX, ApiError, PinRequest, Point, PointPage, RECEIVER_SOCKET, Reloaded, SOURCE_SOCKET, Verification};
+use crate::{
+    ANSWER_BYTES_MAX, ApiError, HoldRequest, PinRequest, Point, PointPage, RECEIVER_SOCKET, Reloaded, SOURCE_SOCKET, Verification,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -284,7 +286,17 @@ impl Client {
         self.send(Method::POST, &routes::point_pin(point, query), request).await
     }
 
-    /// Withdraws what people pinned a point for, or all its pins but for legal holds, or one of those; the point as it is then.
+    /// Puts a point under legal hold; the point as it is then.
+    pub async fn point_hold(&self, point: &str, query: &PointsQuery, request: &HoldRequest) -> Result<Point, ClientError> {
+        self.send(Method::POST, &routes::point_hold(point, query), request).await
+    }
+
+    /// Ends the legal hold of one case; the point as it is then.
+    pub async fn point_release(&self, point: &str, query: &PointsQuery, request: &HoldRequest) -> Result<Point, ClientError> {
+        self.send(Method::POST, &routes::point_release(point, query), request).await
+    }
+
+    /// Withdraws what people pinned a point for, or all its pins, but for legal holds; the point as it is then.
     pub async fn point_unpin(&self, point: &str, query: &UnpinQuery) -> Result<Point, ClientError> {
         self.call(Method::DELETE, &routes::point_unpin(point, query), Bytes::new()).await
     }

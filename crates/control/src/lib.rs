@@ -34,9 +34,9 @@ pub use error::{ApiError, ErrorCode, Reason, Severity};
 pub use grid::{Grid, GridError, GridRule};
 pub use pages::{POINT_PAGE_BYTES, POINTS_PAGE_MAX, PageCursor, PageCursorError, PageMaker, PointPage, TooManyGroups};
 pub use point::{
-    Address, AddressError, Consistency, HOLD_REASONS, PIN_REASON_BYTES_MAX, PinRequest, Point, PointCut, PointId, PointMember,
-    PointPin, PointRef, PointRefError, PointSearch, PointVerified, VerifiedHow, VerifiedPoint, no_such_point, no_such_point_of,
-    select_point,
+    Address, AddressError, Consistency, HOLD_REASONS, HoldRequest, PIN_REASON_BYTES_MAX, PinRequest, Point, PointCut, PointId,
+    PointMember, PointPin, PointRef, PointRefError, PointSearch, PointVerified, VerifiedHow, VerifiedPoint, no_such_point,
+    no_such_point_of, select_point,
 };
 pub use rate::{Rate, RateError, RateLimit};
 pub use reload::Reloaded;

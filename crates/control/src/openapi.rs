@@ -24,7 +24,7 @@ use crate::source::{
     Done, GroupSettings, GroupStatus, Limits, PairRequest, Paired, PointTaken, PointWanted, ResyncRequest, SourceStatus,
     VolumeAdd, VolumeStatus,
 };
-use crate::{ApiError, PinRequest, Point, PointPage, Reloaded, Verification};
+use crate::{ApiError, HoldRequest, PinRequest, Point, PointPage, Reloaded, Verification};
 
 /// One method of one path of one daemon.
 pub struct Operation {
@@ -162,6 +162,12 @@ pub fn operations() -> Vec<Operation> {
             query: Takes::Unpin,
             ..op(Receiver, "DELETE", routes::POINT_PIN, "Withdraw the pins of a point", Described::of::<Point>())
         },
+        op(Receiver, "POST", routes::POINT_HOLD, "Put a point under legal hold", Described::of::<Point>())
+            .taking::<HoldRequest>()
+            .with_query(),
+        op(Receiver, "POST", routes::POINT_RELEASE, "End the legal hold of one case", Described::of::<Point>())
+            .taking::<HoldRequest>()
+            .with_query(),
         op(Receiver, "POST", routes::POINT_VERIFY, "Begin to read a whole point and check it", Described::of::<Verification>())
             .with_query(),
         op(Receiver, "GET", routes::VERIFICATION, "The newest verification of a point", Described::of::<Verification>()),

@@ -149,9 +149,13 @@ pub struct PointPin {
 pub struct PinRequest {
     /// Why, for people; at most [`PIN_REASON_BYTES_MAX`] bytes.
     pub reason: String,
-    /// A legal hold, and the reason names its case: only the release of that case ends it.
-    #[serde(default)]
-    pub hold: bool,
+}
+
+/// Body of [`POINT_HOLD`](crate::routes::POINT_HOLD) and [`POINT_RELEASE`](crate::routes::POINT_RELEASE).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct HoldRequest {
+    /// For which case: not empty; with what stands before it in a pin's reason, at most [`PIN_REASON_BYTES_MAX`] bytes.
+    pub case: String,
 }
 
 /// The longest reason of a pin, in bytes.

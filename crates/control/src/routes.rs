@@ -54,9 +54,17 @@ pub const POINT_PAGES: &str = "/v1/point-pages";
 pub const POINT: &str = "/v1/points/{point}";
 
 /// Receiver, `POST` [`PinRequest`](crate::PinRequest): never prune it. `DELETE` with
-/// [`UnpinQuery`]: withdraw what it is pinned for, or release a legal hold. With
+/// [`UnpinQuery`]: withdraw what it is pinned for, but for legal holds. With
 /// [`PointsQuery`] like [`POINT`]; the [`Point`](crate::Point) as it is then.
 pub const POINT_PIN: &str = "/v1/points/{point}/pin";
+
+/// Receiver, `POST` [`HoldRequest`](crate::HoldRequest) with [`PointsQuery`]: put it under legal hold, which only
+/// [`POINT_RELEASE`] of the same case ends; the [`Point`](crate::Point) as it is then.
+pub const POINT_HOLD: &str = "/v1/points/{point}/hold";
+
+/// Receiver, `POST` [`HoldRequest`](crate::HoldRequest) with [`PointsQuery`]: end the legal hold of that case; the
+/// [`Point`](crate::Point) as it is then.
+pub const POINT_RELEASE: &str = "/v1/points/{point}/release";
 
 /// Receiver, `POST` with [`PointsQuery`] (`of` a volume: only that member): begins to read the whole point and to check
 /// every granule. [`Verification`](crate::Verification); one at a time.
@@ -152,8 +160,6 @@ pub struct UnpinQuery {
     pub of: Option<String>,
     /// Also those by which the gateway keeps the point for itself: for a failover, for a branch of a host, while it is verified.
     pub all: bool,
-    /// The legal hold of this case, and nothing else.
-    pub release: Option<String>,
 }
 
 /// The query string of [`POINT_PAGES`].
@@ -259,10 +265,19 @@ pub fn point_pin(point: &str, query: &PointsQuery) -> String {
     with_query(fill(POINT_PIN, point), query)
 }
 
+/// [`POINT_HOLD`] with its query.
+pub fn point_hold(point: &str, query: &PointsQuery) -> String {
+    with_query(fill(POINT_HOLD, point), query)
+}
+
+/// [`POINT_RELEASE`] with its query.
+pub fn point_release(point: &str, query: &PointsQuery) -> String {
+    with_query(fill(POINT_RELEASE, point), query)
+}
+
 /// [`POINT_PIN`] with the query of withdrawing.
 pub fn point_unpin(point: &str, query: &UnpinQuery) -> String {
-    let UnpinQuery { of, all, release } = query.clone();
-    with_pairs(fill(POINT_PIN, point), [("of", of), ("all", all.then(|| "true".to_owned())), ("release", release)])
+    with_pairs(fill(POINT_PIN, point), [("of", query.of.clone()), ("all", query.all.then(|| "true".to_owned()))])
 }
 
 /// [`POINT_VERIFY`] with its query.

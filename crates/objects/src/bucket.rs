@@ -24,6 +24,7 @@ use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectSto
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::moment::GONE;
 use crate::uploads::{BYTES_PER_SECOND_MIN, PATIENCE, Uploads};
 
 /// Requests that are worth having under way at once, where many are wanted.
@@ -496,7 +497,7 @@ impl Backend for Bucket {
 }
 
 /// Whether *not found* is about the bucket, by the words of S3, Azure and Google.
-fn is_of_bucket(words: &str) -> bool {
+pub(crate) fn is_of_bucket(words: &str) -> bool {
     ["NoSuchBucket", "ContainerNotFound", "bucket does not exist"].iter().any(|sign| words.contains(sign))
 }
 
@@ -514,9 +515,9 @@ fn is_denial(words: &str) -> bool {
     .any(|sign| words.contains(sign))
 }
 
-/// Whether we may not because of this one object: it lies in an archive, or a key of its own is gone.
+/// Whether we may not because of this one object: it lies in an archive, a key of its own is gone, or it is gone itself, where what was is read.
 fn is_of_object(words: &str) -> bool {
-    ["InvalidObjectState", "BlobArchived", "KMS.", "kms:"].iter().any(|sign| words.contains(sign))
+    ["InvalidObjectState", "BlobArchived", "KMS.", "kms:", GONE].iter().any(|sign| words.contains(sign))
 }
 
 /// An error with all its causes.

@@ -31,8 +31,10 @@ const SECRETS: [&str; 9] = ["KEY", "SECRET", "TOKEN", "ACCOUNT", "SAS", "CLIENT"
 /// A file of credentials is not larger.
 const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
 /// What may stand in an address after `?`: nothing of it is secret.
-const OPTIONS: [&str; 8] =
-    ["endpoint", "region", "account_name", "virtual_hosted_style_request", "allow_http", "skip_signature", AS_OF, LOCK];
+const OPTIONS: [&str; 9] =
+    ["endpoint", "region", "account_name", "virtual_hosted_style_request", "allow_http", "skip_signature", CHECKSUM, AS_OF, LOCK];
+/// For services that take no upload with a checksum that they do not know: `none`.
+const CHECKSUM: &str = "checksum";
 /// A bucket that keeps versions, as it was then, or what of it is locked.
 const AS_OF: &str = "as_of";
 const LOCK: &str = "lock";
@@ -222,6 +224,9 @@ impl FromStr for Location {
                 let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
                 matches!(url.scheme(), "http" | "https") && url.has_host() && bare && url.fragment().is_none()
             };
+            if name == CHECKSUM && (service != Service::S3 || value != "none") {
+                return Err(refused("of checksums it may say none, in s3://, where the service takes no upload with one"));
+            }
             if name == "endpoint" && !Url::parse(&value).is_ok_and(|url| is_server(&url)) {
                 return Err(refused("its endpoint is not like https://HOST:PORT; an address holds no credentials"));
             }
@@ -360,7 +365,10 @@ impl Address {
         let builder = builder.with_bucket_name(&self.bucket);
         // Amazon takes nothing into a bucket that locks what comes without a checksum of this kind; it is the one that is signed.
         let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_unsigned_payload(false);
-        let builder = builder.with_checksum_algorithm(Checksum::SHA256);
+        let builder = match self.option(CHECKSUM) {
+            Some("none") => builder,
+            _ => builder.with_checksum_algorithm(Checksum::SHA256),
+        };
         let (plain, client) = self.client();
         let prompt = plain.and_then(|endpoint| Prompt::to(endpoint, bucket::CONNECTED_WITHIN));
         let (requests, builder) = match prompt {
@@ -370,14 +378,18 @@ impl Address {
         Ok((builder.with_client_options(client).with_retry(bucket::retries()).build()?, requests))
     }
 
+    fn option(&self, wanted: &str) -> Option<&str> {
+        self.options.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+    }
+
     /// What the service's client is told: of the credentials, and of the address. Keys of a file are not mixed with those of the environment.
     fn pairs<'p>(&'p self, credentials: &'p Credentials) -> impl Iterator<Item = &'p (String, String)> {
-        credentials.0.iter().chain(self.options.iter().filter(|(name, _)| name != "allow_http"))
+        credentials.0.iter().chain(self.options.iter().filter(|(name, _)| ![CHECKSUM, "allow_http"].contains(&name.as_str())))
     }
 
     /// An endpoint that is spoken to unencrypted, and how: only where somebody says so, by the endpoint's own scheme or otherwise.
     fn client(&self) -> (Option<&str>, ClientOptions) {
-        let option = |wanted: &str| self.options.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let option = |wanted: &str| self.option(wanted);
         let plain = option("endpoint").filter(|endpoint| endpoint.starts_with("http://"));
         let may_be_plain = option("allow_http").map_or(plain.is_some(), |value| value == "true");
         (plain.filter(|_| may_be_plain), bucket::client_options().with_allow_http(may_be_plain))

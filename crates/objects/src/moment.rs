@@ -26,13 +26,16 @@ use object_store::client::{HttpClient, HttpRequestBody};
 use object_store::path::Path as Key;
 use object_store::signer::{SignedUrlOptions, Signer as _};
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-use crate::uploads::PATIENCE;
+use crate::bucket::is_of_bucket;
+use crate::uploads::{BYTES_PER_SECOND_MIN, PATIENCE};
 use crate::versions::{Entry, Page};
 
+/// Of a version that was there; told by these words from an object that never was.
+pub(crate) const GONE: &str = "the version that was there is gone";
 /// How long a signature is good: a request is sent at once.
 const SIGNED_FOR: Duration = Duration::from_secs(300);
 /// How long a request is tried again, and how long is waited before.
@@ -114,17 +117,28 @@ impl Versioned {
         }
     }
 
-    /// All of one version; `None`: there is none.
+    /// All of one version, which has so many bytes; `None`: there is none.
     ///
     /// # Errors
     /// What the service says.
-    pub(crate) async fn read(&self, version: &Version) -> Result<Option<Bytes>> {
+    pub(crate) async fn read(&self, version: &Version, bytes: u64) -> Result<Option<Bytes>> {
         let options = GetOptions { version: Some(version.id.clone()), ..GetOptions::default() };
-        match self.s3.get_opts(&version.key, options).await {
-            Ok(found) => found.bytes().await.map(Some),
+        let read = async { self.s3.get_opts(&version.key, options).await?.bytes().await };
+        match in_time(bytes, read).await {
+            Ok(content) => Ok(Some(content)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Puts an object; which version it is.
+    ///
+    /// # Errors
+    /// What the service says; it keeps no versions.
+    pub(crate) async fn put(&self, key: Key, content: Bytes) -> Result<Version> {
+        let put = in_time(content.len() as u64, self.s3.put(&key, content.into())).await?;
+        let id = put.version.ok_or_else(|| generic("the service names no version of what was put there".to_owned()))?;
+        Ok(Version { key, id })
     }
 
     /// Puts or ends the legal holds of versions. The service does not count them.
@@ -136,7 +150,7 @@ impl Versioned {
         let one = |Version { key, id }: Version| async move {
             match self.ask(Method::PUT, &key, &[("legal-hold", ""), ("versionId", &id)], Some((content, md5))).await {
                 // What is gone needs no end.
-                Err(error) if !is_held && error.to_string().contains("NoSuch") => {}
+                Err(Error::NotFound { .. }) if !is_held => {}
                 answer => drop(answer?),
             }
             done();
@@ -152,7 +166,8 @@ impl Versioned {
     pub(crate) async fn is_held(&self, version: &Version) -> Result<bool> {
         match self.ask(Method::GET, &version.key, &[("legal-hold", ""), ("versionId", &version.id)], None).await {
             Ok(answer) => Ok(String::from_utf8_lossy(&answer).contains("<Status>ON</Status>")),
-            Err(error) if error.to_string().contains("NoSuch") => Ok(false),
+            // Nor is one on which none was ever put.
+            Err(Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -179,6 +194,9 @@ impl Versioned {
                 Ok(Ok((status, body))) if status.is_success() => return Ok(body),
                 Ok(Ok((status, body))) => {
                     let words = String::from_utf8_lossy(&body[..body.len().min(4096)]).into_owned();
+                    if status == StatusCode::NOT_FOUND && !words.contains("NoSuchBucket") {
+                        return Err(Error::NotFound { path: key.to_string(), source: words.into() });
+                    }
                     let error = generic(if words.is_empty() { format!("the service answers with {status}") } else { words });
                     if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
                         return Err(error);
@@ -237,8 +255,7 @@ impl Moment {
                 return Ok(());
             }
             decided = Some(entry.key.clone());
-            // What is no name of an object of a store is nobody's here.
-            if let (false, Ok(key)) = (entry.is_deletion, Key::parse(&entry.key)) {
+            if let (false, Some(key)) = (entry.is_deletion, plain(&entry.key)) {
                 objects.insert(key.clone(), meta(key, entry.version, entry.bytes, &entry.at)?);
             }
             Ok(())
@@ -280,6 +297,18 @@ impl Moment {
     }
 }
 
+/// What is no name of an object of a store is nobody's here. † Nor is one with a slash at its end, which a key is not told from without.
+pub(crate) fn plain(key: &str) -> Option<Key> {
+    Key::parse(key).ok().filter(|plain| plain.as_ref() == key)
+}
+
+/// Within what so many bytes may take.
+async fn in_time<T>(bytes: u64, request: impl Future<Output = Result<T>>) -> Result<T> {
+    let patience = PATIENCE + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+    let late = |_| generic(format!("no answer within {} seconds", patience.as_secs()));
+    tokio::time::timeout(patience, request).await.map_err(late)?
+}
+
 fn milliseconds(at: &str) -> Result<i64> {
     at.parse().map(jiff::Timestamp::as_millisecond).map_err(|_| generic(format!("the time of a version is none: {at}")))
 }
@@ -311,7 +340,13 @@ impl ObjectStore for Moment {
         let version = self.version(location)?.version.clone();
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(location.clone());
         options.version = version;
-        self.service.s3.get_opts(location, options).await
+        match self.service.s3.get_opts(location, options).await {
+            // † What is gone that was there is lost; it is not what never was. Else a ledger would end earlier without a word.
+            Err(Error::NotFound { path, source }) if !is_of_bucket(&source.to_string()) => {
+                Err(Error::PermissionDenied { path, source: format!("{GONE}: {source}").into() })
+            }
+            answer => answer,
+        }
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Key>>) -> BoxStream<'static, Result<Key>> {

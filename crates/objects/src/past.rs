@@ -5,21 +5,23 @@
 //! is read by the list: nothing that came since is seen. The list's name is a digest of it: whoever knows the name believes no other.
 //!
 //! Invariants: the holds of all objects were acknowledged before the list is put, and its own before anybody is told its name. A hold is ended only
-//! of what no other lock has that is held. (The service counts none.)
+//! of what no other lock has that is held (the service counts none), also where two do both at once: who locks puts all holds once more
+//! after his list is held, and who ends looks for lists once more after he ended, so whichever is last has seen the other. Only lists that are
+//! held count: others are what anybody can put there. A `lock` that was killed leaves holds that no list names; said again, it makes another lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use farside_store::{Backend, StoreError, block_on};
 use jiff::Timestamp;
+use object_store::Error;
 use object_store::path::Path as Key;
-use object_store::{Error, ObjectStoreExt as _};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
 use crate::bucket::{self, Bucket};
-use crate::moment::{Moment, Version, Versioned};
+use crate::moment::{Moment, Version, Versioned, plain};
+use crate::versions::Entry;
 
 /// The folder of lists.
 const LOCKS: &str = "farside-locks/";
@@ -132,38 +134,73 @@ fn runtime(place: &str) -> Result<Runtime, StoreError> {
     bucket::runtime().map_err(|source| StoreError::Io { doing: "starting threads for", path: place.into(), source })
 }
 
-/// The list of that name, by whichever version is it, and that version.
-async fn find(service: &Versioned, below: &str, id: &str) -> object_store::Result<Option<(List, Version)>> {
-    let key = format!("{below}{LOCKS}{id}{SUFFIX}");
-    let found = lists(service, &key).await?;
-    Ok(found.into_iter().find(|(at, _, _)| at == id).map(|(_, list, version)| (list, version)))
+/// A version that may be a list.
+struct Candidate {
+    /// Of what its name is to be the digest.
+    id: String,
+    version: Version,
+    bytes: u64,
 }
 
-/// All lists whose keys begin with that, by all of their versions: each that is what its name says.
-async fn lists(service: &Versioned, prefix: &str) -> object_store::Result<Vec<(String, List, Version)>> {
+/// All that lies under such names, those of a name from the newest to the oldest.
+async fn candidates(service: &Versioned, prefix: &str) -> object_store::Result<Vec<Candidate>> {
     let mut there = Vec::new();
-    let each = |entry: crate::versions::Entry| {
-        if let (false, true, Ok(key)) = (entry.is_deletion, entry.bytes <= LIST_BYTES_MAX, Key::parse(&entry.key)) {
-            there.push(Version { key, id: entry.version });
+    let each = |entry: Entry| {
+        let key = plain(&entry.key).filter(|_| !entry.is_deletion && entry.bytes <= LIST_BYTES_MAX);
+        let id = key.as_ref().and_then(|key| key.filename()?.strip_suffix(SUFFIX)).map(str::to_owned);
+        if let (Some(key), Some(id)) = (key, id) {
+            there.push(Candidate { id, version: Version { key, id: entry.version }, bytes: entry.bytes });
         }
         Ok(())
     };
     service.entries(prefix, each).await?;
-    let mut lists = Vec::new();
-    for version in there {
-        let Some(id) = version.key.filename().and_then(|name| name.strip_suffix(SUFFIX)) else { continue };
-        let Some(content) = service.read(&version).await? else { continue };
-        // Another one of that name is what somebody put over it.
-        if id_of(&content) != id {
+    Ok(there)
+}
+
+/// The list; `None`: it is another, which somebody put over it, or gone.
+async fn read(service: &Versioned, Candidate { id, version, bytes }: &Candidate) -> object_store::Result<Option<List>> {
+    let Some(content) = service.read(version, *bytes).await?.filter(|content| id_of(content) == *id) else { return Ok(None) };
+    let list: List = serde_json::from_slice(&content).map_err(|e| generic(format!("the lock {id} cannot be read: {e}")))?;
+    match list.format == FORMAT && list.version == VERSION {
+        true => Ok(Some(list)),
+        false => Err(generic(format!("the lock {id} is of a newer version: install a newer Farside to read it"))),
+    }
+}
+
+/// The list of that name. † What was put over it is never read before it, and cannot keep it from being read.
+async fn find(service: &Versioned, below: &str, id: &str) -> object_store::Result<Option<List>> {
+    let mut failed = None;
+    for candidate in candidates(service, &format!("{below}{LOCKS}{id}{SUFFIX}")).await?.iter().rev().filter(|c| c.id == id) {
+        match read(service, candidate).await {
+            Ok(Some(list)) => return Ok(Some(list)),
+            Ok(None) => {}
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed.map_or(Ok(None), Err)
+}
+
+/// Lists that are held: others are what anybody can put there. `Err`: one that cannot be read, in words.
+async fn held(service: &Versioned, below: &str) -> object_store::Result<Vec<Result<Held, String>>> {
+    let mut held = Vec::new();
+    for candidate in candidates(service, &format!("{below}{LOCKS}")).await? {
+        if !service.is_held(&candidate.version).await? {
             continue;
         }
-        let list: List = serde_json::from_slice(&content).map_err(|e| generic(format!("the lock {id} cannot be read: {e}")))?;
-        if list.format != FORMAT || list.version != VERSION {
-            return Err(generic(format!("the lock {id} is of a newer version: install a newer Farside to read it")));
+        match read(service, &candidate).await {
+            Ok(Some(list)) => held.push(Ok(Held { id: candidate.id, list, version: candidate.version })),
+            Ok(None) => {}
+            Err(error) => held.push(Err(format!("{}: {error}", candidate.id))),
         }
-        lists.push((id.to_owned(), list, version));
     }
-    Ok(lists)
+    Ok(held)
+}
+
+/// A list that is held.
+struct Held {
+    id: String,
+    list: List,
+    version: Version,
 }
 
 impl List {
@@ -201,7 +238,7 @@ impl Past {
                 Seen::AsOf(moment) => Moment::at(service, &of, moment.as_millisecond()).await,
                 Seen::Now => Moment::at(service, &of, i64::MAX).await,
                 Seen::Lock(id) => {
-                    let Some((list, _)) = find(&service, &of, &id).await? else {
+                    let Some(list) = find(&service, &of, &id).await? else {
                         return Err(generic(format!("there is no lock {id}; `farside store locks` shows those that there are")));
                     };
                     let one = |object: Listed| {
@@ -251,13 +288,20 @@ impl Past {
         let list = List { format: FORMAT.to_owned(), version: VERSION, group, point, case, made, objects };
         let content = serde_json::to_vec_pretty(&list).expect("a list is plain text");
         let lock = list.lock(&id_of(&content));
+        if content.len() as u64 > LIST_BYTES_MAX {
+            let why = format!("a list of {} objects is too large to lock", lock.objects);
+            return Err(StoreError::Remote { doing: "locking objects of", what: self.bucket.place(), why });
+        }
         let key = Key::from(format!("{}{LOCKS}{}{SUFFIX}", self.below, lock.id));
-        let (moment, versions) = (Arc::clone(&self.moment), touched.into_iter().map(|(version, _, _)| version).collect());
+        let moment = Arc::clone(&self.moment);
+        let versions: Vec<Version> = touched.into_iter().map(|(version, _, _)| version).collect();
         self.bucket.wait("locking objects of", async move {
-            moment.service.hold(versions, true, &done).await?;
-            let id = moment.service.s3.put(&key, Bytes::from(content).into()).await?.version;
-            let id = id.ok_or_else(|| generic("the service names no version of what was put there".to_owned()))?;
-            moment.service.hold(vec![Version { key, id }], true, &|| {}).await
+            let service = &moment.service;
+            service.hold(versions.clone(), true, &done).await?;
+            let list = service.put(key, content.into()).await?;
+            service.hold(vec![list], true, &|| {}).await?;
+            // † Whoever ended another lock meanwhile, and had not seen this one, has ended holds of both.
+            service.hold(versions, true, &|| {}).await
         })?;
         Ok(lock)
     }
@@ -277,45 +321,53 @@ impl Locks {
         wait(self.runtime.as_ref().expect("it is there until the drop"), (doing, &self.place), request)
     }
 
-    /// Those that are held, from the oldest to the newest.
+    /// Those that are held, from the oldest to the newest; and of those whose list cannot be read, why.
     ///
     /// # Errors
     /// What the service says.
-    pub fn list(&self) -> Result<Vec<Lock>, StoreError> {
-        let held = self.held()?;
-        let locks: BTreeMap<_, _> = held.iter().map(|(id, list, _)| ((list.made, id), list.lock(id))).collect();
-        Ok(locks.into_values().collect())
+    pub fn list(&self) -> Result<(Vec<Lock>, Vec<String>), StoreError> {
+        let (mut locks, mut unread) = (Vec::new(), Vec::new());
+        for held in self.held()? {
+            match held {
+                Ok(held) => locks.push(held.list.lock(&held.id)),
+                Err(why) => unread.push(why),
+            }
+        }
+        locks.sort_by(|one, other| (one.made, &one.id).cmp(&(other.made, &other.id)));
+        Ok((locks, unread))
     }
 
-    fn held(&self) -> Result<Vec<(String, List, Version)>, StoreError> {
-        let (service, prefix) = (Arc::clone(&self.service), format!("{}{LOCKS}", self.below));
-        self.wait("looking for locks of", async move {
-            let mut held = Vec::new();
-            for (id, list, version) in lists(&service, &prefix).await? {
-                if service.is_held(&version).await? {
-                    held.push((id, list, version));
-                }
-            }
-            Ok(held)
-        })
+    fn held(&self) -> Result<Vec<Result<Held, String>>, StoreError> {
+        let (service, below) = (Arc::clone(&self.service), self.below.clone());
+        self.wait("looking for locks of", async move { held(&service, &below).await })
     }
 
     /// Ends one, but for objects that others have as well; how many those are. `None`: none of that name is held.
     ///
     /// # Errors
-    /// What the service says. It may be said again: the list is the last that is let go.
+    /// What the service says; a list of another lock cannot be read. It may be said again: until it succeeded, the lock is listed, and holds
+    /// less than it says.
     pub fn end(&self, id: &str, done: impl Fn() + Send + Sync + 'static) -> Result<Option<(Lock, u64)>, StoreError> {
-        let mut held = self.held()?;
-        let Some(at) = held.iter().position(|(other, _, _)| other == id) else { return Ok(None) };
-        let (_, list, of_list) = held.swap_remove(at);
-        let others: BTreeSet<Version> = held.iter().flat_map(|(_, list, _)| list.versions(&self.below)).collect();
-        let (kept, ended): (Vec<_>, Vec<_>) = list.versions(&self.below).partition(|version| others.contains(version));
-        let (service, lock) = (Arc::clone(&self.service), list.lock(id));
+        let held = self.held()?.into_iter().collect::<Result<Vec<_>, String>>().map_err(|why| StoreError::Remote {
+            doing: "ending a lock of",
+            what: self.place.clone(),
+            why: format!("what another lock has as well is not known: {why}"),
+        })?;
+        let (mine, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.id == id);
+        let Some(mine) = mine.into_iter().next() else { return Ok(None) };
+        let others: BTreeSet<Version> = others.iter().flat_map(|other| other.list.versions(&self.below)).collect();
+        let (kept, ended): (Vec<_>, Vec<_>) = mine.list.versions(&self.below).partition(|version| others.contains(version));
+        let (service, below, lock) = (Arc::clone(&self.service), self.below.clone(), mine.list.lock(id));
+        let its_id = id.to_owned();
         self.wait("ending a lock of", async move {
-            service.hold(ended, false, &done).await?;
-            service.hold(vec![of_list.clone()], false, &|| {}).await?;
+            service.hold(ended.clone(), false, &done).await?;
+            // † One that was made meanwhile may have had them as held already.
+            let newer = self::held(&service, &below).await?.into_iter().filter_map(Result::ok).filter(|held| held.id != its_id);
+            let newer: BTreeSet<Version> = newer.flat_map(|held| held.list.versions(&below).collect::<Vec<_>>()).collect();
+            service.hold(ended.into_iter().filter(|version| newer.contains(version)).collect(), true, &|| {}).await?;
+            service.hold(vec![mine.version.clone()], false, &|| {}).await?;
             // It says nothing any more; where retention keeps it, it stays.
-            let _ = service.delete(&of_list).await;
+            let _ = service.delete(&mine.version).await;
             Ok(())
         })?;
         Ok(Some((lock, kept.len() as u64)))

@@ -16,7 +16,7 @@ impl StoreReader {
     /// between, and notes what is asked for, knows what must not be lost (`farside store lock`).
     ///
     /// # Errors
-    /// [`StoreError::NoSuchPoint`]; [`StoreError::NotFound`]: a part is missing; what the service says.
+    /// [`StoreError::NoSuchPoint`]; [`StoreError::NotFound`], [`StoreError::Damaged`]: a part is missing, or shorter than it was; what the service says.
     pub fn ask_for_all_of(&self, names: &GroupNames, point: Slot) -> Result<()> {
         let backend = &**self.backend();
         read_group_description(backend, names)?;
@@ -30,11 +30,15 @@ impl StoreReader {
         self.group_as_listed(names)?;
         let group = self.group_to_open(names)?;
         let mut objects = group.objects_of(point)?;
-        objects.extend(roots);
-        let objects: Vec<ObjectName> = objects.into_iter().collect();
-        for asked in parallel(backend, &objects, |name| block_on(backend.size(name)).map(|size| (name.clone(), size))) {
-            let (name, size) = asked?;
-            size.ok_or_else(|| StoreError::NotFound { name: name.to_string(), path: backend.place().into() })?;
+        objects.extend(roots.into_iter().map(|name| (name, 0)));
+        let objects: Vec<(ObjectName, u64)> = objects.into_iter().collect();
+        for asked in parallel(backend, &objects, |object| block_on(backend.size(&object.0)).map(|size| (object.clone(), size))) {
+            let ((name, needed), size) = asked?;
+            let size = size.ok_or_else(|| StoreError::NotFound { name: name.to_string(), path: backend.place().into() })?;
+            if size < needed {
+                let why = format!("it has {size} bytes of the {needed} that were published");
+                return Err(StoreError::Damaged { path: format!("{}/{name}", backend.place()).into(), why });
+            }
         }
         Ok(())
     }

@@ -419,19 +419,22 @@ impl GroupReader {
         PointReader { keys, ..PointReader::open_lazily(&self.readers, &self.image, &self.segments, point, volume)? }.indexed()
     }
 
-    /// The objects in which the parts of a point's volumes lie.
+    /// The objects in which the parts of a point's volumes lie, and how many bytes of each they need.
     ///
     /// # Errors
     /// [`StoreError::NoSuchPoint`].
-    pub(crate) fn objects_of(&self, point: Slot) -> Result<BTreeSet<ObjectName>> {
+    pub(crate) fn objects_of(&self, point: Slot) -> Result<BTreeMap<ObjectName, u64>> {
         let found = self.state().points().get(&point).ok_or_else(|| no_such_point(point))?;
-        let mut objects = BTreeSet::new();
+        let mut objects = BTreeMap::new();
         for (name, volume) in found.members.iter().filter_map(|member| {
             let volume = member.key.volume;
             Some((&self.state().volume(volume)?.meta().name, volume))
         }) {
-            let parts = self.image.parts().passing_that_live_at(volume, point);
-            objects.extend(parts.map(|(_, part)| self.segments.locate(name, &part).object));
+            for (_, part) in self.image.parts().passing_that_live_at(volume, point) {
+                let located = self.segments.locate(name, &part);
+                let (end, needed) = (located.byte(part.bytes), objects.entry(located.object).or_default());
+                *needed = end.max(*needed);
+            }
         }
         Ok(objects)
     }

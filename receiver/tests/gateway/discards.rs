@@ -129,7 +129,7 @@ async fn what_a_rollback_discards_is_pinned_until_a_person_lets_go_of_it() {
     let newest = back.publish(&volume, 1, &granules(0, 1), LayerKind::Point).await;
     let slots = async || gateway.points(None).await.iter().map(|point| point.id.slot).collect::<Vec<_>>();
     wait_until("all else to be pruned", async || slots().await == [newest.slot.0, second.slot.0]).await;
-    let query = UnpinQuery { of: Some("host1/default".into()), all: false, release: None };
+    let query = UnpinQuery { of: Some("host1/default".into()), all: false };
     let point = gateway.client().point_unpin(&second.slot.0.to_string(), &query).await.expect("unpinned");
     assert!(point.pins.is_empty(), "{point:?}");
     let newest = back.publish(&volume, 2, &granules(0, 1), LayerKind::Point).await;
@@ -327,7 +327,7 @@ async fn what_cannot_be_pinned_and_what_is_for_good_is_refused_by_name() {
     let Slot(slot) = newest.slot;
     for pin in 0..64 {
         let reason = format!("for somebody else {pin}");
-        client.point_pin(&slot.to_string(), &of, &PinRequest { reason, hold: false }).await.expect("pinned");
+        client.point_pin(&slot.to_string(), &of, &PinRequest { reason }).await.expect("pinned");
     }
     let words = refused(&mut host.pulling("host1", "default").await).await;
     assert!(words.contains("has 64 pins"), "{words}");

@@ -157,7 +157,7 @@ async fn a_failover_fences_its_source_and_brings_the_newest_point_up() {
     assert_eq!(pinned[0].pins.iter().map(|pin| pin.reason.as_str()).collect::<Vec<_>>(), ["failover, generation 2"]);
     // Who withdraws what he pinned withdraws nothing that the gateway needs, unless he says so.
     let (point, query) = (pinned[0].id.to_string(), PointsQuery::default());
-    client.point_pin(&point, &query, &PinRequest { reason: "before the upgrade".into(), hold: false }).await.expect("pinned");
+    client.point_pin(&point, &query, &PinRequest { reason: "before the upgrade".into() }).await.expect("pinned");
     let unpinned = client.point_unpin(&point, &UnpinQuery::default()).await.expect("unpinned");
     assert_eq!(unpinned.pins.iter().map(|pin| pin.reason.as_str()).collect::<Vec<_>>(), ["failover, generation 2"]);
     let unpinned = client.point_unpin(&point, &UnpinQuery { all: true, ..UnpinQuery::default() }).await.expect("unpinned");

@@ -2,7 +2,7 @@
 
 use farside_control::client::Client;
 use farside_control::routes::{PointsQuery, UnpinQuery};
-use farside_control::{ClientError, ErrorCode, PIN_REASON_BYTES_MAX, PinRequest, Point};
+use farside_control::{ClientError, ErrorCode, HoldRequest, PIN_REASON_BYTES_MAX, PinRequest, Point};
 use farside_ledger::LayerKind;
 
 use crate::site::{Gateway, granules, wait_until};
@@ -11,13 +11,16 @@ fn anything() -> PointsQuery {
     PointsQuery { of: Some("host1/default".into()), limit: None }
 }
 
-async fn pin(client: &Client, point: &str, reason: &str, hold: bool) -> Result<Point, ClientError> {
-    client.point_pin(point, &anything(), &PinRequest { reason: reason.into(), hold }).await
+async fn pin(client: &Client, point: &str, reason: &str) -> Result<Point, ClientError> {
+    client.point_pin(point, &anything(), &PinRequest { reason: reason.into() }).await
+}
+
+async fn hold(client: &Client, point: &str, case: &str) -> Result<Point, ClientError> {
+    client.point_hold(point, &anything(), &HoldRequest { case: case.into() }).await
 }
 
 async fn release(client: &Client, point: &str, case: &str) -> Result<Point, ClientError> {
-    let query = UnpinQuery { of: anything().of, all: false, release: Some(case.into()) };
-    client.point_unpin(point, &query).await
+    client.point_release(point, &anything(), &HoldRequest { case: case.into() }).await
 }
 
 fn kept_for(point: &Point) -> Vec<&str> {
@@ -43,14 +46,14 @@ async fn a_legal_hold_stays_until_its_case_is_released_whatever_else_is_withdraw
     let client = gateway.client();
     let id = gateway.points(None).await[0].id.to_string();
 
-    pin(&client, &id, "before the upgrade", false).await.expect("pinned");
-    pin(&client, &id, "audit 17", true).await.expect("held");
-    pin(&client, &id, "audit 4", true).await.expect("held");
-    let held = pin(&client, &id, "audit 17", true).await.expect("held already");
+    pin(&client, &id, "before the upgrade").await.expect("pinned");
+    hold(&client, &id, "audit 17").await.expect("held");
+    hold(&client, &id, "audit 4").await.expect("held");
+    let held = hold(&client, &id, "audit 17").await.expect("held already");
     assert_eq!(kept_for(&held), ["before the upgrade", "legal hold: audit 17", "legal hold: audit 4"]);
     assert_eq!(held.pins[1].case(), Some("audit 17"));
     for all in [false, true] {
-        let query = UnpinQuery { of: anything().of, all, release: None };
+        let query = UnpinQuery { of: anything().of, all };
         let point = client.point_unpin(&id, &query).await.expect("unpinned");
         assert_eq!(kept_for(&point), ["legal hold: audit 17", "legal hold: audit 4"], "all: {all}");
     }
@@ -59,12 +62,10 @@ async fn a_legal_hold_stays_until_its_case_is_released_whatever_else_is_withdraw
         let words = refused(release(&client, &id, case).await, ErrorCode::NotFound);
         assert!(words.contains("audit 17, audit 4"), "{words}");
     }
-    let both = UnpinQuery { of: anything().of, all: true, release: Some("audit 4".into()) };
-    refused(client.point_unpin(&id, &both).await, ErrorCode::BadRequest);
     // A hold names its case, fits into its record as a whole, and is made by no other way.
-    refused(pin(&client, &id, " ", true).await, ErrorCode::BadRequest);
-    refused(pin(&client, &id, &"x".repeat(PIN_REASON_BYTES_MAX), true).await, ErrorCode::BadRequest);
-    let words = refused(pin(&client, &id, "legal hold: audit 5", false).await, ErrorCode::BadRequest);
+    refused(hold(&client, &id, " ").await, ErrorCode::BadRequest);
+    refused(hold(&client, &id, &"x".repeat(PIN_REASON_BYTES_MAX)).await, ErrorCode::BadRequest);
+    let words = refused(pin(&client, &id, "legal hold: audit 5").await, ErrorCode::BadRequest);
     assert!(words.contains("farside point hold"), "{words}");
 
     // Retention and a restart leave it.

@@ -164,7 +164,7 @@ async fn what_is_older_than_damage_stays_until_something_newer_is_sound() {
     let [sound, damaged] = retained().await[..] else { panic!("two points") };
     let client = gateway.client();
     assert!(verified(&client, "latest", "host1/default").await.volumes[0].damaged_regions > 0);
-    let pin = PinRequest { reason: "looked at".into(), hold: false };
+    let pin = PinRequest { reason: "looked at".into() };
     client.point_pin(&damaged.to_string(), &anything(), &pin).await.expect("pinned");
     // Its source is told, which has it still.
     let told = |m| if let ReceiverMessage::Damage(damage) = m { Some(damage.volumes.len()) } else { None };
@@ -242,7 +242,7 @@ async fn the_pin_of_a_verification_that_was_cut_short_is_withdrawn_at_the_next_s
     source.publish(&volume, 1, &granules(0, 40), LayerKind::Point).await;
     let client = gateway.client();
     for reason in ["mine", "farside-receiver is verifying it"] {
-        client.point_pin("latest", &anything(), &PinRequest { reason: reason.into(), hold: false }).await.expect("pinned");
+        client.point_pin("latest", &anything(), &PinRequest { reason: reason.into() }).await.expect("pinned");
     }
     gateway.kill();
     gateway.start().await;

@@ -98,6 +98,15 @@ impl Bucket {
         entries.map(|entry| text(&entry, "Key").zip(text(&entry, "VersionId")).expect("a version")).collect()
     }
 
+    /// Puts an object of nothing, under whatever name.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub fn put(&self, key: &str) {
+        let answer = http::signed("PUT", self, (&format!("/{}/{key}", self.name), ""), &[]).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
     /// Deletes an object: where versions are kept, that puts a mark over it.
     ///
     /// # Panics

@@ -197,7 +197,7 @@ fn json_seeds() -> Vec<Vec<u8>> {
         ),
         of(3, r#"{"name":"data","group":"db","backing":"/dev/vdb"}"#.into()),
         of(4, r#"{"accept":"forked"}"#.into()),
-        of(5, text(&PinRequest { reason: "before the upgrade".into(), hold: true })),
+        of(5, text(&PinRequest { reason: "before the upgrade".into() })),
         of(6, text(&TokenRequest::default())),
         of(9, text(&SourceStatus::default())),
         of(10, text(&VolumeStatus::default())),
