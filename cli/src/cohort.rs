@@ -142,5 +142,8 @@ fn text_of_cuts(name: &str, cuts: &[CohortCut]) -> String {
             table.row(vec![id, time, point.group.clone(), point.point.to_string()]);
         }
     }
-    table.to_string()
+    let doubts = cuts.iter().flat_map(|cut| cut.points.iter().filter_map(move |point| Some((cut, point.doubt()?))));
+    let doubts: String = doubts.map(|(cut, why)| format!("! cut {}: {why}\n", cut.id)).collect();
+    let gap = if doubts.is_empty() { "" } else { "\n" };
+    format!("{table}{gap}{doubts}")
 }

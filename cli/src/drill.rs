@@ -127,8 +127,16 @@ async fn wanted(hosts: &Hosts, args: &DrillStartArgs) -> Result<Wanted, Failure>
     }
     let name = args.cohort.clone().expect("a group or a cohort is asked for");
     let cuts = hosts.gateway().await?.cohort_cuts(&name, &PointsQuery { of: None, limit: Some(u32::MAX) }).await?;
-    let chosen = cuts.into_iter().find(|cut| args.cut.as_ref().is_none_or(|wanted| cut.id == *wanted));
-    let cut = chosen.ok_or_else(|| no_cut(&name, args.cut.as_deref(), "each group can be drilled by itself"))?;
+    let (cut, passed_over) = choose(cuts, args.cut.as_deref());
+    // It may be why there is none, too.
+    passed_over.iter().for_each(|why| _ = writeln!(std::io::stderr(), "farside: {why}"));
+    let cut = cut.ok_or_else(|| match passed_over.is_empty() {
+        true => no_cut(&name, args.cut.as_deref(), "each group can be drilled by itself"),
+        false => {
+            let message = format!("cohort {name} has no whole cut that a failover would take");
+            Failure::new(Exit::NotFound, message, "--cut drills one of those nevertheless")
+        }
+    })?;
     let mut points = Vec::new();
     for part in &cut.points {
         let group: Address = part.group.parse().or_fail(&part.group)?;
@@ -136,6 +144,18 @@ async fn wanted(hosts: &Hosts, args: &DrillStartArgs) -> Result<Wanted, Failure>
         points.push(store::one_point(&reader, wanted, Some(&group))?.1);
     }
     Ok(Wanted { of: Some((name, cut)), points })
+}
+
+/// The one that was said; or the newest that a failover would take, and what is said of newer ones.
+fn choose(mut cuts: Vec<CohortCut>, wanted: Option<&str>) -> (Option<CohortCut>, Vec<String>) {
+    if let Some(wanted) = wanted {
+        return (cuts.into_iter().find(|cut| cut.id == wanted), Vec::new());
+    }
+    let at = cuts.iter().position(|cut| cut.doubt().is_none()).unwrap_or(cuts.len());
+    let passed_over =
+        |cut: &CohortCut| format!("cut {} is passed over (--cut takes it): {}", cut.id, cut.doubt().unwrap_or_default());
+    let said = cuts[..at].iter().map(passed_over).collect();
+    ((at < cuts.len()).then(|| cuts.swap_remove(at)), said)
 }
 
 async fn start(global: &Global, hosts: &Hosts, args: DrillStartArgs) -> Result<(), Failure> {
@@ -512,4 +532,40 @@ fn refuse_used(drill: &Drill) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_control::PointId;
+    use farside_control::cohort::CohortPoint;
+
+    use super::*;
+
+    /// A rehearsal is of what a failover would bring up.
+    #[test]
+    fn a_cut_that_a_failover_refuses_is_passed_over_and_said() {
+        let cut = |id: &str, aside, damaged: Option<&str>| {
+            let part = |group: &str, aside, damaged: Option<&str>| CohortPoint {
+                group: group.to_owned(),
+                point: PointId { slot: 7, tag: 1 },
+                aside,
+                damaged: damaged.map(str::to_owned),
+            };
+            let points = vec![part("a/g", false, None), part("b/g", aside, damaged)];
+            CohortCut { id: id.to_owned(), points, ..CohortCut::default() }
+        };
+        let cuts = || {
+            vec![cut("4", true, None), cut("3", false, Some("a segment is gone")), cut("2", false, None), cut("1", false, None)]
+        };
+        let (chosen, said) = choose(cuts(), None);
+        assert_eq!(chosen.map(|cut| cut.id).as_deref(), Some("2"));
+        assert_eq!(said.len(), 2);
+        assert!(said[0].starts_with("cut 4 is passed over") && said[0].contains("b/g was left aside"), "{said:?}");
+        assert!(said[1].contains("a segment is gone"), "{said:?}");
+        let named = choose(cuts(), Some("4"));
+        assert_eq!((named.0.map(|cut| cut.id).as_deref(), named.1.len()), (Some("4"), 0), "as it was said");
+        let none = choose(cuts()[..2].to_vec(), None);
+        assert!(none.0.is_none() && none.1.len() == 2);
+        assert!(choose(cuts(), Some("9")).0.is_none());
+    }
 }

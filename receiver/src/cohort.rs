@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 
 use crate::config::{Cohort, Config};
 use crate::door::refusal;
-use crate::group::{CohortCuts, GroupHandle};
+use crate::group::{CohortAnswer, CohortCuts, Doubt, GroupHandle};
 use crate::process::Receiver;
 use crate::state_dir::StateDir;
 
@@ -334,8 +334,10 @@ fn has(config: &Config, name: &Name) -> bool {
 
 fn not_as_one(name: &Name, trouble: &CohortTrouble, newest_at: Option<Timestamp>) -> Reason {
     let group = trouble.group.as_ref().map_or_else(String::new, |group| format!("{group}: "));
-    let newest = newest_at
-        .map_or_else(|| "no cut of it is known that is whole".to_owned(), |at| format!("its newest whole cut is of {at:.0}"));
+    let newest = newest_at.map_or_else(
+        || "no cut of it is known that is whole and sound".to_owned(),
+        |at| format!("its newest whole cut is of {at:.0}"),
+    );
     let message = format!("cohort {name} was not cut as one at {:.0}: {group}{}; {newest}", trouble.at, trouble.why);
     let what = "it is tried again by itself, and is over with the next cut; `farside cohort list` shows who is there";
     Reason::new(Severity::Warning, Code::CohortMissed, message, what)
@@ -415,12 +417,15 @@ async fn conduct(
                         let cut = outcome.result.is_ok().then_some(outcome.cut.cut);
                         done(&cohort.name, outcome, &seen);
                         // A host is ready for the next one only when its point of the one before is published, or given up.
-                        if let Some(cut) = cut {
-                            let before = awaited.replace(cut);
-                            let is_found = look(&receiver, &cohort, before, &seen).await;
-                            if is_found.is_err() && receiver.cohorts.lock().kept.ask_again(&cohort.name) {
-                                receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone(), Arc::clone(&seen)));
-                            }
+                        let Some(cut) = cut else {
+                            let (receiver, cohort, seen) = (Arc::clone(&receiver), cohort.clone(), Arc::clone(&seen));
+                            receiver.clone().runtime.spawn(async move { look_for_newest(&receiver, &cohort, &seen).await });
+                            continue;
+                        };
+                        let before = awaited.replace(cut);
+                        let is_found = look(&receiver, &cohort, before, &seen).await;
+                        if is_found.is_err() && receiver.cohorts.lock().kept.ask_again(&cohort.name) {
+                            receiver.runtime.spawn(find_kept(Arc::clone(&receiver), cohort.clone(), Arc::clone(&seen)));
                         }
                     }
                 }
@@ -456,9 +461,7 @@ async fn find_kept(receiver: Arc<Receiver>, cohort: Cohort, seen: Arc<Mutex<Seen
 /// Not every group could be asked: who does not answer, and why.
 async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) -> Result<(), String> {
     let found = gather(receiver, cohort.name.as_str()).await;
-    // What the store has nothing of has no points, and is in no cut.
-    let is_asked = |names: &GroupNames| receiver.roster.is_new(names) || found.groups.iter().any(|(group, _)| group == names);
-    let lacking: Vec<&GroupNames> = cohort.groups.iter().filter(|names| !is_asked(names)).collect();
+    let lacking = found.lacking(receiver, cohort);
     let is_all = found.is_listed && lacking.is_empty();
     // † Whoever stops has no groups any more.
     if receiver.is_stopping() {
@@ -467,7 +470,7 @@ async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]
     receiver.cohorts.keep(cohort, &found, is_all);
     if is_all {
         let mut seen = locked(seen);
-        (seen.newest_at, seen.unknown) = (found.whole().first().map(|whole| shown(whole).at), None);
+        (seen.newest_at, seen.unknown) = (found.newest().map(|cut| cut.at), None);
     }
     let lacks = before.and_then(|cut| {
         let is_lacking =
@@ -485,6 +488,14 @@ async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]
         (_, true) => Ok(()),
         (true, _) => Err(found.why_silent(&lacking)),
         (false, _) => Err(unlisted(receiver)),
+    }
+}
+
+/// Where no newer one is made, what was the newest may have been left aside since, or found damaged. Nothing else goes by it.
+async fn look_for_newest(receiver: &Arc<Receiver>, cohort: &Cohort, seen: &Mutex<Seen>) {
+    let found = gather(receiver, cohort.name.as_str()).await;
+    if found.is_listed && found.lacking(receiver, cohort).is_empty() {
+        locked(seen).newest_at = found.newest().map(|cut| cut.at);
     }
 }
 
@@ -607,6 +618,8 @@ pub(crate) fn has_points_of(state: &State, cohort: &Name) -> bool {
 struct Found {
     /// Each group of the store that has points of any, by name.
     groups: Vec<(GroupNames, CohortCuts)>,
+    /// Of their points those to which nobody is failed over unless that is forced.
+    doubts: BTreeMap<(GroupNames, PointId), Doubt>,
     /// Groups that do not answer, and why.
     silent: Vec<(GroupNames, String)>,
     /// Every group of the store is one of these.
@@ -619,6 +632,26 @@ impl Found {
         whole(&self.groups)
     }
 
+    fn shown(&self, whole: &Whole) -> CohortCut {
+        let PointCut { id, at, .. } = PointCut::new(&whole.cut.cut, whole.cut.groups, whole.cut.wall_ms);
+        let point = |(group, point): &(GroupNames, PointId)| {
+            let Doubt { is_aside, damaged } = self.doubts.get(&(group.clone(), *point)).cloned().unwrap_or_default();
+            CohortPoint { group: group.to_string(), point: *point, aside: is_aside, damaged }
+        };
+        CohortCut { id, at, points: whole.points.iter().map(point).collect() }
+    }
+
+    /// The newest that is whole, and that a failover takes.
+    fn newest(&self) -> Option<CohortCut> {
+        self.whole().iter().map(|whole| self.shown(whole)).find(|cut| cut.doubt().is_none())
+    }
+
+    /// Groups of the cohort that were not asked. What the store has nothing of has no points, and is in no cut.
+    fn lacking<'c>(&self, receiver: &Receiver, cohort: &'c Cohort) -> Vec<&'c GroupNames> {
+        let is_asked = |names: &GroupNames| receiver.roster.is_new(names) || self.groups.iter().any(|(group, _)| group == names);
+        cohort.groups.iter().filter(|names| !is_asked(names)).collect()
+    }
+
     /// Why those do not answer; not of all if they are many.
     fn why_silent(&self, lacking: &[&GroupNames]) -> String {
         let why = |names: &GroupNames| {
@@ -629,12 +662,6 @@ impl Found {
         let others = lacking.len() - named.len();
         named.join("; ") + &if others > 0 { format!("; and {others} others") } else { String::new() }
     }
-}
-
-fn shown(whole: &Whole) -> CohortCut {
-    let PointCut { id, at, .. } = PointCut::new(&whole.cut.cut, whole.cut.groups, whole.cut.wall_ms);
-    let points = whole.points.iter().map(|(group, point)| CohortPoint { group: group.to_string(), point: *point });
-    CohortCut { id, at, points: points.collect() }
 }
 
 /// The whole cuts of a cohort, newest first; or why they cannot be told. By the ledgers: those of groups that it has no more are there, and a
@@ -656,7 +683,7 @@ pub(crate) async fn points(receiver: &Arc<Receiver>, name: &str) -> Result<Vec<C
         |names: &GroupNames| whole.is_empty() || groups.is_none_or(|groups| groups.contains(names)) || kept.contains(names);
     match found.silent.iter().find(|(names, _)| is_missed(names)) {
         Some((names, why)) => Err(format!("{names}: {why}")),
-        None => Ok(whole.iter().map(shown).collect()),
+        None => Ok(whole.iter().map(|whole| found.shown(whole)).collect()),
     }
 }
 
@@ -696,7 +723,10 @@ async fn gather(receiver: &Arc<Receiver>, name: &str) -> Found {
     let mut found = Found { is_listed, silent, ..Found::default() };
     while let Some(answered) = asked.join_next().await {
         match answered.expect("asking does not panic") {
-            (names, Ok(cuts)) => found.groups.push((names, cuts)),
+            (names, Ok(CohortAnswer { cuts, doubts })) => {
+                found.doubts.extend(doubts.into_iter().map(|(point, doubt)| ((names.clone(), point), doubt)));
+                found.groups.push((names, cuts));
+            }
             (names, Err(why)) => found.silent.push((names, why)),
         }
     }
@@ -727,9 +757,9 @@ pub(crate) async fn show(receiver: &Arc<Receiver>) -> Vec<CohortStatus> {
             status.trouble.clone_from(&seen.trouble);
         }
         match points {
-            Ok(mut cuts) => {
+            Ok(cuts) => {
                 status.points = cuts.len() as u64;
-                status.newest = (!cuts.is_empty()).then(|| cuts.swap_remove(0));
+                status.newest = cuts.into_iter().find(|cut| cut.doubt().is_none());
             }
             Err(why) => status.unknown = Some(why),
         }
@@ -760,6 +790,7 @@ mod tests {
             groups: groups.iter().map(|(name, cuts)| (group(name), cuts.iter().map(point).collect())).collect(),
             silent: silent.iter().map(|name| (group(name), "away".to_owned())).collect(),
             is_listed: true,
+            ..Found::default()
         }
     }
 
@@ -782,7 +813,7 @@ mod tests {
             &[],
         );
         assert_eq!(ids(&all.whole()), [3, 2, 1], "newest first, and no halves");
-        let names = |at: usize| shown(&all.whole()[at]).points.into_iter().map(|point| point.group).collect::<Vec<_>>();
+        let names = |at: usize| all.shown(&all.whole()[at]).points.into_iter().map(|point| point.group).collect::<Vec<_>>();
         assert_eq!((names(0), names(2)), (vec!["a/g".to_owned(), "c/g".to_owned()], vec!["a/g".to_owned(), "b/g".to_owned()]));
         // † One that says something else of the same cut is no part of it.
         let strange = found(&[("a", &[cut(1, 2)]), ("b", &[cut(1, 3)])], &[]);
@@ -814,6 +845,22 @@ mod tests {
         let gone = to_keep(&found(&[("a", &cuts[..25]), ("c", &[])], &["b"]), before.clone());
         assert_eq!(ids(&gone), (21..=25).rev().collect::<Vec<_>>(), "what a has no more is none");
         assert!(to_keep(&found(&[("a", &cuts), ("b", &[])], &[]), before).is_empty(), "b answered, and has none");
+    }
+
+    /// What `newest_at`, its metric and `farside cohort list` say would be refused on the day itself.
+    #[test]
+    fn a_cut_that_a_failover_refuses_is_not_the_newest() {
+        let cuts = [cut(1, 2), cut(2, 2), cut(3, 2)];
+        let mut all = found(&[("a", &cuts), ("b", &cuts)], &[]);
+        let newest = |all: &Found| all.newest().map(|cut| cut.points[0].point.slot);
+        assert_eq!(newest(&all), Some(3));
+        let mut doubt = |name: &str, slot, doubt| all.doubts.insert((group(name), PointId { slot, tag: 0 }), doubt);
+        doubt("a", 3, Doubt { is_aside: true, damaged: None });
+        doubt("b", 2, Doubt { is_aside: false, damaged: Some("a segment is gone".to_owned()) });
+        assert_eq!(newest(&all), Some(1));
+        let shown: Vec<CohortCut> = all.whole().iter().map(|whole| all.shown(whole)).collect();
+        assert!(shown.len() == 3 && shown[0].points[0].aside && !shown[0].points[1].aside, "it is there all the same");
+        assert!(shown[1].doubt().is_some_and(|why| why.contains("b/g") && why.ends_with("a segment is gone")));
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(crate) use self::at_rest::Trouble as KeyTrouble;
 use self::fence::Listening;
 pub(crate) use self::fence::{Fence, Fenced, Promotable, PromotionLook, Waits, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
-pub(crate) use self::mail::{BeginPart, CohortCuts, GroupHandle, Mail, PartOutcome, PointChange};
+pub(crate) use self::mail::{BeginPart, CohortAnswer, CohortCuts, Doubt, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
 use self::merges::Submitted;
 pub(crate) use self::merges::{MergeNext, MergeStanding};
@@ -323,11 +323,7 @@ impl Group {
                 let _ = reply.send(self.with_state(|state| ask.find(state, &self.found())));
             }
             Mail::CohortCuts { cohort, reply } => {
-                // † What is torn away is there all the same, and others would give up what it needs of theirs.
-                let torn = matches!(&self.place, Place::Here(here) if here.store.torn().is_some());
-                let cuts = self.with_state(|state| crate::cohort::cuts_of(state, &cohort));
-                let _ =
-                    reply.send(if torn { Err("its ledger is torn: farside store check says where".to_owned()) } else { cuts });
+                let _ = reply.send(self.cohort_answer(&cohort));
             }
             Mail::PointEnds { ask, reply } => {
                 let _ = reply.send(self.with_state(|state| ask.ends(state, &self.found())));

@@ -128,7 +128,7 @@ const COHORT: &[Metric<CohortTally>] = &[
         name: "cohort_newest_cut_timestamp",
         unit: In::Seconds,
         kind: Kind::Gauge,
-        help: "When the newest cut was begun of which every group has its point, by this machine's clock, since 1970; absent if there is none",
+        help: "When the newest cut was begun of which every group has its point, none of them left aside or known to be damaged, by this machine's clock, since 1970; absent if there is none",
         read: |c| known(c.newest_at.map(|at| at.as_millisecond() as f64 / 1000.0)),
     },
 ];

@@ -303,7 +303,7 @@ mod tests {
     }
 
     fn cut(n: u64) -> CohortCut {
-        let part = |group: &str, slot| CohortPoint { group: group.to_owned(), point: point(slot) };
+        let part = |group: &str, slot| CohortPoint { group: group.to_owned(), point: point(slot), aside: false, damaged: None };
         let at = jiff::Timestamp::from_second(1_700_000_000 + i64::try_from(n).expect("few")).expect("a time");
         CohortCut { id: format!("{n:032x}"), at, points: vec![part("a/g", n), part("b/g", 100 + n)] }
     }

@@ -25,9 +25,9 @@ pub struct CohortStatus {
     pub held_us: Option<u64>,
     /// Why the last attempt came to nothing, if it did.
     pub trouble: Option<CohortTrouble>,
-    /// The newest cut of which every group has its point.
+    /// The newest cut of which every group has its point, none of which was left aside by a failover, or may have what was found damaged.
     pub newest: Option<CohortCut>,
-    /// How many such cuts there are.
+    /// How many cuts there are of which every group has its point.
     pub points: u64,
     /// Why some groups cannot be asked for their points.
     pub unknown: Option<String>,
@@ -45,8 +45,9 @@ pub struct CohortTally {
     pub missed: u64,
     /// The longest hold of the last cut, in microseconds.
     pub held_us: Option<u64>,
-    /// When the newest cut was begun of which every group had its point when the gateway looked, which it does after each cut: by then the
-    /// one before is published, or given up. `None`: there is none, or it is not known.
+    /// When the newest cut was begun of which every group had its point when the gateway looked, which it does after each attempt: by then the
+    /// one before is published, or given up. Of those of which no point was left aside by a failover, or may have what was found damaged. `None`:
+    /// there is none, or it is not known.
     pub newest_at: Option<Timestamp>,
 }
 
@@ -92,4 +93,28 @@ pub struct CohortPoint {
     pub group: String,
     /// Its point.
     pub point: PointId,
+    /// A failover of its group before was to an older one instead.
+    #[serde(default)]
+    pub aside: bool,
+    /// What was found damaged that it may have.
+    #[serde(default)]
+    pub damaged: Option<String>,
+}
+
+impl CohortPoint {
+    /// Why nobody is failed over to it unless that is forced.
+    pub fn doubt(&self) -> Option<String> {
+        let of = || format!("point {} of {}", self.point, self.group);
+        if self.aside {
+            return Some(format!("{} was left aside by a failover to an older one", of()));
+        }
+        self.damaged.as_ref().map(|why| format!("{} may have what was found damaged: {why}", of()))
+    }
+}
+
+impl CohortCut {
+    /// Why it is not the one that is meant by the newest: that of the first of its points to which nobody is failed over unless that is forced.
+    pub fn doubt(&self) -> Option<String> {
+        self.points.iter().find_map(CohortPoint::doubt)
+    }
 }

@@ -1,18 +1,23 @@
 //! Promotion, as far as the group's thread is concerned: what may be lost by it, and the claims that end what its source may publish.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farside_control::source::LastPoint;
-use farside_control::{ApiError, ErrorCode};
+use farside_control::{ApiError, ErrorCode, PointId};
 use farside_ledger::{Body, Point, PointMember, Unpin};
 use farside_objects::Location;
-use farside_region::{Generation, Name, Slot};
+use farside_region::{Generation, Name, Slot, VolumeId};
 use farside_replication::target::Event;
 use farside_store::{Dated, GroupStore, StoreError};
 
 use super::follow::shown;
+use super::mail::{CohortAnswer, Doubt};
 use super::{Group, Place};
+use crate::cohort::cuts_of;
 use crate::failover::{Lost, left_behind};
+use crate::found::Found;
 
 /// How often it is tried again when somebody else wrote at the same moment.
 const TRIED_MAX: u32 = 8;
@@ -140,6 +145,27 @@ pub(crate) struct Promotable {
     pub(crate) generations: Vec<Generation>,
 }
 
+/// What is damaged of a group, as far as is known.
+struct KnownBad {
+    found: Arc<Found>,
+    /// From where on segments of a volume cannot be read.
+    since: BTreeMap<VolumeId, Slot>,
+    lost: Vec<String>,
+}
+
+impl KnownBad {
+    /// What a point may have of it.
+    fn of(&self, point: &Point) -> Option<String> {
+        let has_lost = |m: &PointMember| self.since.get(&m.key.volume).is_some_and(|since| *since <= point.slot);
+        // Whoever put them back has it read.
+        if self.found.is_sound(point) || !point.members.iter().any(has_lost) {
+            return self.found.damage_of(point).map(str::to_owned);
+        }
+        let first = self.lost.first().map_or("", String::as_str);
+        Some(format!("{} segments cannot be read, the first is {first}", self.lost.len()))
+    }
+}
+
 impl Group {
     /// What would be brought up.
     pub(super) fn promotion_look(&self, wanted: Wanted) -> Result<PromotionLook, ApiError> {
@@ -168,16 +194,7 @@ impl Group {
                 newest_first.clone().find(has_all).or_else(|| newest_first.next())
             }
         };
-        let found = self.found();
-        let damaged = |point: &Point| {
-            let has_lost = |m: &PointMember| store.damaged_of(m.key.volume).is_some_and(|since| since <= point.slot);
-            // Whoever put them back has it read.
-            if found.is_sound(point) || !point.members.iter().any(has_lost) {
-                return found.damage_of(point).map(str::to_owned);
-            }
-            let lost = store.damaged();
-            Some(format!("{} segments cannot be read, the first is {}", lost.len(), lost.first().map_or("", String::as_str)))
-        };
+        let bad = self.known_bad(store);
         let has = |point: &Point, id| point.members.iter().any(|m| m.key.volume == id);
         let left_out =
             state.volumes().filter(|(id, volume)| volume.last_layer().is_some() && chosen.is_none_or(|p| !has(p, *id)));
@@ -196,12 +213,40 @@ impl Group {
                 shown: shown(state, point),
                 slot: point.slot,
                 degraded: point.degraded,
-                damaged: damaged(point),
+                damaged: bad.of(point),
                 is_aside: !lineage.has(point.slot),
                 members: name(point),
                 generations: point.members.iter().filter_map(|m| Some(state.volume(m.key.volume)?.meta().generation)).collect(),
             }),
         })
+    }
+
+    /// What a group has of cuts of a cohort, with why a failover to one of them would have to be forced.
+    pub(super) fn cohort_answer(&self, cohort: &str) -> Result<CohortAnswer, String> {
+        let store = match &self.place {
+            Place::Here(here) => &here.store,
+            Place::Away { words, .. } => return Err(words.clone()),
+        };
+        // † What is torn away is there all the same, and others would give up what it needs of theirs.
+        if store.torn().is_some() {
+            return Err("its ledger is torn: farside store check says where".to_owned());
+        }
+        let state = store.state();
+        let cuts = cuts_of(state, cohort);
+        let lineage = self.receiver.failovers.lineage(&self.names, state.highest_generation());
+        let bad = self.known_bad(store);
+        let doubt_of = |id: PointId| {
+            let point = state.points().get(&Slot(id.slot))?;
+            let doubt = Doubt { is_aside: !lineage.has(point.slot), damaged: bad.of(point) };
+            (doubt != Doubt::default()).then_some((id, doubt))
+        };
+        let doubts = cuts.values().filter_map(|(_, id)| doubt_of(*id)).collect();
+        Ok(CohortAnswer { cuts, doubts })
+    }
+
+    fn known_bad(&self, store: &GroupStore) -> KnownBad {
+        let since = store.state().volumes().filter_map(|(id, _)| Some((id, store.damaged_of(id)?))).collect();
+        KnownBad { found: self.found(), since, lost: store.damaged() }
     }
 
     /// Claims all volumes under that generation, unless they are: whoever claimed them under a lower one publishes nothing any more, and

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what waits for a group is bounded by number and by size; those who tell it wait in turn.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,6 +55,23 @@ pub(crate) enum PointChange {
 /// Points of a group that are of cuts of a cohort, by cut.
 pub(crate) type CohortCuts = CutsOfGroup<PointId>;
 
+/// What a group says of them.
+#[derive(Debug)]
+pub(crate) struct CohortAnswer {
+    pub(crate) cuts: CohortCuts,
+    /// Those of them to which nobody is failed over unless that is forced.
+    pub(crate) doubts: BTreeMap<PointId, Doubt>,
+}
+
+/// Why a point is not what somebody wants who asks for the newest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Doubt {
+    /// A failover before was to an older one instead.
+    pub(crate) is_aside: bool,
+    /// What was found damaged that it may have.
+    pub(crate) damaged: Option<String>,
+}
+
 /// What a group is told.
 #[derive(Debug)]
 pub(crate) enum Mail {
@@ -74,7 +91,7 @@ pub(crate) enum Mail {
     /// The API wants some of the points, newest first.
     Points { ask: PointsAsk, reply: oneshot::Sender<Result<PointsFound, String>> },
     /// Those that are of cuts of that cohort.
-    CohortCuts { cohort: String, reply: oneshot::Sender<Result<CohortCuts, String>> },
+    CohortCuts { cohort: String, reply: oneshot::Sender<Result<CohortAnswer, String>> },
     /// The oldest and the newest of them.
     PointEnds { ask: PointsAsk, reply: oneshot::Sender<Result<Option<(PointInfo, PointInfo)>, String>> },
     /// The API wants to see how the group is now.
@@ -199,7 +216,7 @@ impl GroupHandle {
     }
 
     /// Its points that are of cuts of that cohort.
-    pub(crate) async fn cohort_cuts(&self, cohort: &str) -> Result<CohortCuts, String> {
+    pub(crate) async fn cohort_cuts(&self, cohort: &str) -> Result<CohortAnswer, String> {
         let (reply, answer) = oneshot::channel();
         self.answer(Mail::CohortCuts { cohort: cohort.to_owned(), reply }, answer).await
     }

@@ -1,5 +1,6 @@
 //! Points of cuts of several groups: what is kept of them, and what is said.
 
+use farside_control::failover::{FailoverRequest, FailoverStage};
 use farside_control::routes::PointsQuery;
 use farside_ledger::{CohortCut, Consistency, Label, LayerKind};
 use farside_wire::SourceMessage;
@@ -88,5 +89,36 @@ async fn a_group_that_does_not_answer_is_named_as_what_pruning_waits_for() {
         other.publish(&other_volume, seq, &granules(5000 * seq, 1), LayerKind::Point).await;
     }
     assert_eq!(slots(&gateway, "host2/default").await.len(), 4, "nothing is given up meanwhile");
+    gateway.stop();
+}
+
+/// What the gateway calls the newest whole cut is what a failover takes: not one that a failover before was to an older point instead of.
+#[tokio::test]
+async fn a_cut_that_a_failover_left_aside_is_not_the_newest() {
+    let mut gateway = Gateway::new(COHORT);
+    gateway.start().await;
+    let (host1, host2) = (gateway.pair("host1").await, gateway.pair("host2").await);
+    let (mut source, mut other) = (host1.connect("default").await, host2.connect("default").await);
+    let (volume, other_volume) = (source.claim("data").await, other.claim("data").await);
+    let mut of_source = Vec::new();
+    for seq in 1..=2 {
+        let cut = u8::try_from(seq).expect("few");
+        of_source.push(publish_cut(&mut source, &volume, seq, cut).await);
+        publish_cut(&mut other, &other_volume, seq, cut).await;
+    }
+    let newest =
+        async || gateway.client().cohorts().await.expect("an answer")[0].newest.clone().map(|cut| cut.points[0].point.slot);
+    assert_eq!(newest().await, Some(of_source[1]));
+    let group = "host1/default".to_owned();
+    let older = FailoverRequest { group, point: Some(of_source[0]), force: true, ..FailoverRequest::default() };
+    gateway.client().failover(&older).await.expect("begun");
+    let is_over =
+        async || gateway.client().failovers().await.is_ok_and(|all| all.iter().any(|one| one.stage == FailoverStage::Promoted));
+    wait_until("it to be promoted", is_over).await;
+    assert_eq!(newest().await, Some(of_source[0]), "the one that it is at");
+    let cuts = gateway.client().cohort_cuts("erp", &PointsQuery::default()).await.expect("cuts");
+    assert_eq!(cuts.iter().map(|cut| cut.points.iter().filter(|point| point.aside).count()).collect::<Vec<_>>(), [1, 0]);
+    let why = cuts[0].doubt().expect("it is said");
+    assert!(why.contains("host1/default was left aside"), "{why}");
     gateway.stop();
 }
