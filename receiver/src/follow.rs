@@ -45,6 +45,7 @@ use crate::status::wall;
 mod doubt_tests;
 mod kept;
 mod locking;
+mod outlived;
 
 use locking::{GROUP_AWAY, POINT_GONE};
 
@@ -129,6 +130,9 @@ pub(crate) struct Holds {
     /// What was locked, oldest first.
     #[serde(default)]
     locked: Vec<Locked>,
+    /// The highest of the ledger when it went its last way; `None`: noted by an earlier build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    generation: Option<u64>,
 }
 
 /// Of both.
@@ -506,7 +510,7 @@ fn try_target(
         (Err(FollowError::NoKey(why)), _) => {
             return Err(ApiError::new(ErrorCode::Conflict, why, "a follower holds plain content"));
         }
-        (Ok(FollowNext::Look(look, _)), _) => {
+        (Ok(FollowNext::Look(look, ..)), _) => {
             if let Err(error @ StoreError::KeyNeeded { .. }) = look.unlocked(&receiver.keys.of(&receiver.config(), group.names()))
             {
                 return Err(ApiError::new(ErrorCode::Conflict, keys::words(&error), "a follower holds plain content"));
@@ -730,6 +734,7 @@ impl Entry {
                 receiver,
                 entry,
                 holds: None,
+                has_looked: false,
                 target: None,
                 verify_wanted: false,
                 backoff: Backoff::new(AGAIN.0, AGAIN.1),
@@ -750,6 +755,8 @@ struct Runner {
     entry: Arc<Entry>,
     /// As it is kept; `None` before it was read.
     holds: Option<Holds>,
+    /// What an earlier process left may be gone on with.
+    has_looked: bool,
     target: Option<FileTarget>,
     /// A person wants all of the target to be compared, when it holds what it should.
     verify_wanted: bool,
@@ -905,7 +912,8 @@ impl Runner {
             self.lock_step(&group, *at)?;
         }
         let avoid = self.tried.avoid();
-        let ask = FollowAsk { avoid, again, ..FollowAsk::new(&self.entry.name, volume, follows, stage.clone()) };
+        let left_under = self.left_under()?;
+        let ask = FollowAsk { avoid, again, left_under, ..FollowAsk::new(&self.entry.name, volume, follows, stage.clone()) };
         match ask_group(&self.receiver, &group, |reply| Mail::Follow { ask: Box::new(ask), reply }).map_err(trouble)? {
             // Somebody waits for it.
             FollowNext::Nothing(why) if again => Err(Trouble::Words(why)),
@@ -925,7 +933,9 @@ impl Runner {
                 }
                 Ok(LOOK)
             }
-            FollowNext::Look(look, point) => {
+            FollowNext::Outlived(generation) => Err(self.is_outlived(generation)),
+            FollowNext::Look(look, point, generation) => {
+                self.goes_under(generation)?;
                 let keys = self.receiver.keys.of(&self.receiver.config(), group.names());
                 let look = look.unlocked(&keys).map_err(of_store)?;
                 if self.receiver.is_stopping() {

@@ -93,6 +93,12 @@ impl Failovers {
         Ok(look_within(ANSWER, &handle(receiver, names)?, Wanted::Newest).await?.lost)
     }
 
+    /// Whether the last failover of a group is noted here, and nobody has taken the history back from it.
+    pub(crate) fn is_noted(&self, names: &GroupNames, state: &State) -> bool {
+        let noted = lock(&self.all).get(names).map(|one| one.generation);
+        noted >= Some(state.highest_generation().0) && !self.is_left_behind(names, state)
+    }
+
     /// Whether the history of a group has gone on without the failover that waits, which an earlier process began.
     ///
     /// † Whoever publishes now is nobody whom a person wanted to be fenced. (After a fence that was only not noted nothing was pinned, nor published.)

@@ -6,7 +6,7 @@ use farside_control::PointId;
 use farside_control::follower::Follows;
 use farside_control::source::LastPoint;
 use farside_ledger::{Point, State, VolumeState};
-use farside_region::{Name, Slot, VolumeId};
+use farside_region::{Generation, Name, Slot, VolumeId};
 use farside_store::{FollowLook, FollowStage, LazyPointReader, StoreError, Wanted};
 
 use super::{Group, Place};
@@ -26,12 +26,14 @@ pub(crate) struct FollowAsk {
     pub(crate) stage: FollowStage,
     /// Look at the target also if it holds what it should.
     pub(crate) again: bool,
+    /// Under which generation an earlier process left it on its way.
+    pub(crate) left_under: Option<Generation>,
 }
 
 impl FollowAsk {
     /// One that avoids nothing.
     pub(crate) fn new(follower: &Name, volume: Name, follows: Follows, stage: FollowStage) -> Self {
-        Self { follower: follower.clone(), volume, follows, avoid: BTreeSet::new(), stage, again: false }
+        Self { follower: follower.clone(), volume, follows, avoid: BTreeSet::new(), stage, again: false, left_under: None }
     }
 
     /// The points that are kept for it: what it holds, what it is to hold, and what it will.
@@ -61,8 +63,10 @@ pub(crate) enum FollowNext {
     Nothing(String),
     /// It holds what it should.
     There(LastPoint),
-    /// This way, to this point.
-    Look(Box<FollowLook>, LastPoint),
+    /// This way, to this point, under this generation.
+    Look(Box<FollowLook>, LastPoint, Generation),
+    /// A copy was promoted since under this one, and nobody here noted which.
+    Outlived(Generation),
 }
 
 /// Why it cannot be told.
@@ -90,6 +94,10 @@ impl Group {
         let Some(volume) = volume_of(state, &ask.volume) else {
             return Ok(FollowNext::Nothing(format!("{} has no volume {} yet", self.names, ask.volume)));
         };
+        let highest = state.highest_generation();
+        if ask.left_under.is_some_and(|left| left < highest) && !self.receiver.failovers.is_noted(&self.names, state) {
+            return Ok(FollowNext::Outlived(highest));
+        }
         let (chosen, kept) = ask.look(state, volume);
         self.receiver.followers.keep(&ask.follower, kept);
         let chosen = match chosen {
@@ -110,7 +118,7 @@ impl Group {
             return Ok(FollowNext::There(shown));
         }
         let look = here.store.follow_look(chosen.slot, volume, &ask.stage)?;
-        Ok(FollowNext::Look(Box::new(look), shown))
+        Ok(FollowNext::Look(Box::new(look), shown, highest))
     }
 
     /// Opens the point that a follower holds, to compare with.

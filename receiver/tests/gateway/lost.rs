@@ -1,6 +1,8 @@
 //! A gateway whose state directory was lost, or is older than its store.
 
 use farside_control::failover::FailoverRequest;
+use farside_control::follower::{FollowerAdd, FollowerState, Follows};
+use farside_control::routes;
 use farside_ledger::LayerKind;
 use farside_region::{Generation, LedgerPosition};
 use farside_wire::{PullBegin, ReceiverMessage, RequestId, SourceMessage};
@@ -154,4 +156,55 @@ async fn l6_a_failover_that_waits_in_an_older_state_directory_fences_nobody() {
     assert!(!note.exists());
     assert_eq!(client.failover(&forced).await.expect("begun anew").generation, 4);
     gateway.check_store();
+}
+
+/// † Its target was promoted since, and is in use: what is written there is nowhere else.
+#[tokio::test]
+async fn what_was_promoted_is_not_written_over_by_a_state_directory_from_before() {
+    let (mut gateway, _, _, _) = with_three_points().await;
+    let target = gateway.path("data.img");
+    let add = FollowerAdd {
+        name: Some("data".into()),
+        volume: "host1/default/data".into(),
+        target: target.clone(),
+        follows: Follows::Newest,
+        overwrite: false,
+        lock: None,
+    };
+    gateway.client().follower_add(&add).await.expect("added");
+    let state = async |gateway: &Gateway| gateway.client().follower("data").await.map(|one| one.state);
+    wait_until("it to hold a point", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Following)).await;
+    gateway.stop();
+    let files = ["data.json", "data~holds.json"].map(|file| gateway.path("state/followers").join(file));
+    let before = files.clone().map(|file| std::fs::read_to_string(file).expect("kept"));
+    // As it was while it was filled; or on its way between two points, which one that is killed goes on with.
+    let mut holds: serde_json::Value = serde_json::from_str(&before[1]).expect("JSON");
+    let at = holds["following"]["stage"]["at"].clone();
+    assert!(!at.is_null() && holds["generation"] == 1, "{holds}");
+    holds["following"]["stage"] = serde_json::json!({ "applying": { "between": null, "to": at } });
+    std::fs::write(&files[1], holds.to_string()).expect("written");
+    gateway.start().await;
+    wait_until("it to go on", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Following)).await;
+
+    gateway.client().failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    wait_until("it to be promoted", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Promoted)).await;
+    let file = std::fs::File::options().write(true).open(&target).expect("open");
+    for between in [serde_json::Value::Null, serde_json::json!([at, at])] {
+        std::os::unix::fs::FileExt::write_all_at(&file, b"ours", 8192).expect("written");
+        gateway.stop();
+        std::fs::remove_dir_all(gateway.path("state/failovers")).expect("there is one");
+        std::fs::write(&files[0], &before[0]).expect("put back");
+        holds["following"]["stage"] = serde_json::json!({ "applying": { "between": between, "to": at } });
+        std::fs::write(&files[1], holds.to_string()).expect("put back");
+        gateway.start().await;
+        wait_until("it to stop", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Diverged)).await;
+        let one = gateway.client().follower("data").await.expect("there");
+        assert!(one.reasons.iter().any(|reason| reason.message.contains("does not know of")), "{:?}", one.reasons);
+        assert_eq!(&std::fs::read(&target).expect("read")[8192..8196], b"ours");
+        // A person may have it written over.
+        gateway.client().follower_tell(routes::FOLLOWER_HEAL, "data").await.expect("healed");
+        wait_until("it to follow", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Following)).await;
+        assert_ne!(&std::fs::read(&target).expect("read")[8192..8196], b"ours");
+        std::fs::create_dir_all(gateway.path("state/failovers")).expect("made");
+    }
 }
