@@ -159,6 +159,8 @@ pub(crate) fn sysfs_u64(path: &str) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
+/// Magic numbers of `statfs(2)`: what other hosts may write, too, and locks may not keep them from. Not FUSE, nor virtiofs, which is FUSE by its
+/// number: that may be a local disk just as well (ntfs-3g, gocryptfs), and whoever needs more of it than locks on this host has to try it.
 const REMOTE: &[(i64, &str)] = &[
     (0x6969, "NFS"),
     (0xff53_4d42, "CIFS"),
@@ -182,12 +184,19 @@ const LOCAL: &[(i64, &str)] = &[
     (0x7371_7368, "squashfs"),
 ];
 
-/// Refuses file systems whose locks or caches another host shares.
+/// The file system at a path, if its locks and caches are shared with other hosts.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn remote_filesystem(path: &Path) -> std::io::Result<Option<&'static str>> {
+    Ok(known(REMOTE, magic(&nix::sys::statfs::statfs(path)?)))
+}
+
+/// Refuses those.
 pub(crate) fn refuse_remote(path: &Path) -> Result<(), DeviceError> {
-    let Ok(stat) = nix::sys::statfs::statfs(path) else { return Ok(()) }; // the open that follows says why
-    match known(REMOTE, magic(&stat)) {
-        Some(name) => Err(DeviceError::Remote { path: path.to_owned(), filesystem: name.to_owned() }),
-        None => Ok(()),
+    match remote_filesystem(path) {
+        Ok(Some(name)) => Err(DeviceError::Remote { path: path.to_owned(), filesystem: name.to_owned() }),
+        Ok(None) | Err(_) => Ok(()), // the open that follows says why
     }
 }
 
@@ -230,8 +239,11 @@ mod tests {
 
     #[test]
     fn remote_file_systems_are_known_by_their_magic() {
-        assert_eq!(known(REMOTE, 0x6969), Some("NFS"));
-        assert_eq!(known(REMOTE, 0xef53), None);
+        let of = |magic| known(REMOTE, magic);
+        assert_eq!([of(0x6969), of(0x0102_1997), of(0x00c3_6400)], [Some("NFS"), Some("9p"), Some("CephFS")]);
+        assert_eq!([of(0xef53), of(0x6573_5546)], [None, None], "ext4, FUSE");
+        assert_eq!(remote_filesystem(Path::new("/proc")).expect("it is there"), None);
+        assert!(remote_filesystem(Path::new("/proc/none")).is_err());
         assert_eq!(known(LOCAL, 0xef53), Some("ext4"));
     }
 }

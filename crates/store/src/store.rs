@@ -102,7 +102,7 @@ impl Store {
     /// [`StoreError::NotAStore`] for a directory with other things in it; what the medium lacks; what the file system says.
     pub fn init(path: &Path) -> Result<[u8; 16]> {
         make_dir(path)?;
-        let dir = DirBackend::open(path)?;
+        let dir = DirBackend::open_to_write(path)?;
         let name = names::store_description();
         if block_on(dir.get(&name, DESCRIPTION_BYTES_MAX))?.is_none() {
             // A lost+found does not make a fresh file system somebody's.
@@ -133,7 +133,7 @@ impl Store {
 
     /// The same, with something between us and the directory.
     pub(crate) fn open_over(path: &Path, over: impl FnOnce(Arc<dyn Backend>) -> Arc<dyn Backend>) -> Result<Self> {
-        let dir = Arc::new(DirBackend::open(path)?);
+        let dir = Arc::new(DirBackend::open_to_write(path)?);
         let id = read_store_description(&*dir)?;
         let lock = WriterLock::take(dir.root())?;
         ReaderLock::prepare(dir.root())?;
@@ -174,7 +174,7 @@ impl Store {
     pub fn open_bucket(backend: Arc<dyn Backend>, staging: &Path) -> Result<Self> {
         let id = read_store_description(&*backend)?;
         make_dir(staging)?;
-        let dir = Arc::new(DirBackend::open(staging)?);
+        let dir = Arc::new(DirBackend::open_to_write(staging)?);
         let lock = WriterLock::take(dir.root())?;
         dir.prepare()?;
         let mine = HEXLOWER.encode(&id);

@@ -34,10 +34,6 @@ const KNOWN_DIRS_MAX: usize = 16_384;
 const LONG_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 4 << 20 };
 const PIECES: usize = 4;
 
-/// Magic numbers of `statfs(2)` whose locks or links are not dependable between hosts.
-const NETWORK: [(i64, &str); 5] =
-    [(0x6969, "NFS"), (0x517b, "SMB"), (0xfe53_4d42, "SMB"), (0xff53_4d42, "CIFS"), (0x5346_414f, "AFS")];
-
 /// Makes names of temporary files unique in this process, over every directory that it opens, however often. What another process left is gone
 /// before the holder of `writer.lock` makes any.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
@@ -98,10 +94,23 @@ impl Open {
 }
 
 impl DirBackend {
-    /// The backend over an existing directory.
+    /// The backend over an existing directory, for who writes there.
     ///
     /// # Errors
-    /// When it is not a directory, or on a network file system.
+    /// When it is not a directory, or on a network file system: locks and links are not dependable there.
+    pub fn open_to_write(root: &Path) -> Result<Self> {
+        let dir = Self::open(root)?;
+        match farside_blockio::remote_filesystem(&dir.root) {
+            Ok(None) => Ok(dir),
+            Ok(Some(kind)) => Err(StoreError::NetworkFs { path: dir.root, kind }),
+            Err(error) => Err(StoreError::from_io("looking at", &dir.root, 0, error)),
+        }
+    }
+
+    /// The backend over an existing directory. Who only reads may do so from anywhere: a copy, a share.
+    ///
+    /// # Errors
+    /// When it is not a directory.
     pub fn open(root: &Path) -> Result<Self> {
         let meta = fs::metadata(root).map_err(|e| match e.kind() {
             ErrorKind::NotFound => StoreError::Vanished { path: root.to_owned() },
@@ -111,7 +120,6 @@ impl DirBackend {
             return Err(StoreError::from_io("opening", root, 0, io::Error::from_raw_os_error(libc::ENOTDIR)));
         }
         let root = fs::canonicalize(root).map_err(|e| StoreError::from_io("opening", root, 0, e))?;
-        refuse_network(&root)?;
         Ok(Self {
             root_id: (meta.dev(), meta.ino()),
             root,
@@ -631,20 +639,6 @@ fn leave(syncs: &mut HashMap<PathBuf, DirSync>, dir: &Path) {
             syncs.remove(dir);
         }
     }
-}
-
-fn refuse_network(root: &Path) -> Result<()> {
-    let stat = nix::sys::statfs::statfs(root).map_err(|e| StoreError::from_io("looking at", root, 0, e.into()))?;
-    #[allow(clippy::unnecessary_cast)] // its width differs between architectures
-    let magic = stat.filesystem_type().0 as i64;
-    match network_kind(magic) {
-        Some(kind) => Err(StoreError::NetworkFs { path: root.to_owned(), kind }),
-        None => Ok(()),
-    }
-}
-
-fn network_kind(magic: i64) -> Option<&'static str> {
-    NETWORK.iter().find(|(m, _)| *m == magic & 0xffff_ffff).map(|(_, kind)| *kind)
 }
 
 #[cfg(test)]

@@ -57,13 +57,6 @@ fn our_own_files_cannot_be_objects() {
 }
 
 #[test]
-fn network_file_systems_are_told_by_their_magic() {
-    assert_eq!(network_kind(0x6969), Some("NFS"));
-    assert_eq!(network_kind(0xff53_4d42_u32 as i32 as i64), Some("CIFS"), "sign-extended on some machines");
-    assert_eq!(network_kind(0xef53), None, "ext4");
-}
-
-#[test]
 fn a_directory_that_was_moved_away_or_replaced_has_vanished() {
     let dir = tempfile::tempdir().expect("temp dir");
     let root = dir.path().join("store");
