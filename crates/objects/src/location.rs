@@ -492,6 +492,7 @@ mod tests {
             ("s3://points/site-1/db?region=eu-1", "s3://points/site-1/db?region=eu-1"),
             ("az://points/a?account-name=acme", "az://points/a?account_name=acme"),
             ("gs://points/a", "gs://points/a"),
+            ("s3://points/a?checksum=none", "s3://points/a?checksum=none"),
             ("s3://points?endpoint=http://127.0.0.1:80", "s3://points?endpoint=http://127.0.0.1:80"),
             ("s3://points/a?as-of=2026-11-28T23:00:00+01:00&region=eu-1", "s3://points/a?region=eu-1&as_of=2026-11-28T22:00:00Z"),
         ] {
@@ -518,6 +519,7 @@ mod tests {
             ("s3://points/a?endpoint=me:hunter2@host:9000", "no credentials"),
             ("s3://a%2Fb/c", "bucket's name"),
             ("s3://points/a?as_of=yesterday", "a moment like"),
+            ("s3://points/a?checksum=md5", "may say none"),
             ("s3://points/a?lock=17", "32 hex digits"),
             ("s3://points/a?as_of=2026-11-28T22:00:00Z&lock=00112233445566778899aabbccddeeff", "one moment"),
             ("az://points/a?as_of=2026-11-28T22:00:00Z", "s3:// only"),
