@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use farside_s3_servers::{Bucket, Ending, Fault, Faults, Kind, RadosGw};
+use farside_s3_servers::{Bucket, Ending, Fault, Faults, HoldsCreateOnly, Kind, RadosGw};
 use farside_tests::verify::{Rng, Verifier};
 use farside_tests::{Process, Site, VolumeSpec, json, run, slot_of, status_by, wait_for};
 use serde_json::Value;
@@ -86,7 +86,8 @@ fn a_bucket_is_enough_when_host_and_gateway_are_lost() {
 #[test]
 fn l4_what_is_locked_or_versioned_outlives_who_has_the_gateways_keys() {
     let rados = RadosGw::shared().bucket_with_versions();
-    let mut site = site(&rados);
+    let holds = HoldsCreateOnly::before(&rados);
+    let mut site = site(&holds.bucket());
     site.start_all();
     let (mut client, mut rng) = (Verifier::new(&site.tap("data"), BYTES), Rng(13));
     client.steps(&mut rng, 200);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use farside_objects::{Credentials, Location, Lock, Past};
-use farside_s3_servers::{Bucket, Ending, Fault, Faults, Kind, RadosGw, StripsCreateOnly, WrongInARace};
+use farside_s3_servers::{Bucket, Ending, Fault, Faults, HoldsCreateOnly, Kind, RadosGw, StripsCreateOnly, WrongInARace};
 use farside_store::{Backend, Created, ObjectName, StoreError, block_on, conformance};
 
 /// As a person writes it, with the keys in a file.
@@ -126,6 +126,17 @@ fn a_bucket_that_refuses_or_is_gone_is_no_empty_store() {
     ] {
         assert!(matches!(missing, Err(StoreError::NoBucket { .. })), "{missing:?}");
     }
+}
+
+/// Amazon's holds create-only where it keeps versions; Ceph's does not, and is refused there as any that does not.
+#[test]
+fn a_bucket_that_keeps_versions_holds_a_store_where_create_only_holds() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let rados = RadosGw::shared().bucket_with_versions();
+    let holds = HoldsCreateOnly::before(&rados);
+    let (location, keys) = at(&holds.bucket(), "points", dir.path());
+    let id = location.init(&keys).expect("it holds there");
+    assert_eq!(location.reader(&keys).expect("open").id(), id);
 }
 
 /// Later than that by the service's clock, in milliseconds since 1970: when it is.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`RadosGw`] | holds in every race | the reference: whoever stores in S3 must pass against it |
 //! | [`StripsCreateOnly`] | is ignored: the header is lost on the way to the server behind | must be refused |
+//! | [`HoldsCreateOnly`] | holds, and keeps versions: Ceph's gateway does not hold it where it keeps them | what is read as it was, or locked |
 //! | [`WrongInARace`] | holds one after the other, not in a race | must be refused |
 //! | [`Faults`] | as the server behind | answers late, wrongly, twice or never, as the test says |
 //!
@@ -19,6 +20,7 @@ mod racy;
 mod radosgw;
 mod signature;
 mod strips;
+mod versioned;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -29,6 +31,7 @@ pub use faults::{Counts, Ending, Fault, Faults, Kind, RequestInfo};
 pub use racy::WrongInARace;
 pub use radosgw::RadosGw;
 pub use strips::StripsCreateOnly;
+pub use versioned::HoldsCreateOnly;
 
 /// Who uses the servers.
 const ACCESS_KEY: &str = "FARSIDETESTACCESSKEY";
