@@ -990,10 +990,10 @@ A bucket must exist. What lets us in comes from the service's own environment va
 (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_NAME and …_KEY,
 GOOGLE_SERVICE_ACCOUNT), from the machine's metadata, or from a file of NAME=VALUE lines that
 FARSIDE_STORE_CREDENTIALS names; never from the address. After `?` an address may say endpoint,
-region, account_name, virtual_hosted_style_request, allow_http, skip_signature and checksum=none (for a
-service that refuses uploads with one). What only reads takes
-as_of=2026-11-28T22:00:00Z there, too: an s3:// bucket that keeps versions as it was at that moment, whatever
-was deleted or overwritten since; and lock=NAME: what `farside store lock` locked.
+region, account_name, virtual_hosted_style_request, allow_http, skip_signature and checksum=none (for
+a service that refuses uploads with one). What only reads takes as_of=2026-11-28T22:00:00Z there,
+too: an s3:// bucket that keeps versions as it was at that moment, whatever was deleted or overwritten
+since; and lock=NAME: what `farside store lock` locked.
 
 Examples:
   farside store init /srv/farside

@@ -24,16 +24,16 @@ const RIGHTS: &str = "the bucket must have S3's Object Lock (asked for when it i
 /// `farside store lock`.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
-A lock is a legal hold (S3's Object Lock) on every object that the point needs, each by the version that is
-there now, and on a list of them, whose digest is the lock's name. It does not end by itself, and it is
-no part of the group's retention: the gateway may give the point up, and somebody who has the gateway's
-keys may delete and overwrite whatever he likes. With the name it is read as it is now (that point: of newer
-ones only what they share with it is there). That what is locked is whole is told by verifying it:
+A lock is a legal hold (S3's Object Lock) on every object that the point needs, each by the version
+that is there now, and on a list of them, whose digest is the lock's name. It does not end by
+itself, and is no part of the group's retention: the gateway may give the point up, and somebody who
+has the gateway's keys may delete and overwrite whatever he likes. With the name it is read as it is
+now (that point: of others only what they share with it is there). Verifying it tells that it is whole:
 
   farside point verify 42-9f3c2a1b --of web1/db --store 's3://BUCKET/PREFIX?lock=NAME'
-  farside restore web1/data --point 42-9f3c2a1b --store 's3://BUCKET/PREFIX?lock=NAME' --to /dev/vg/data
+  farside restore web1/db/data --point 42-9f3c2a1b --store 's3://BUCKET/PREFIX?lock=NAME' --to FILE
 
-Take keys for it that are not the gateway's, which need no right to put or to end holds.
+Take other keys for it than the gateway's: those need no right to put or to end holds.
 
 Examples:
   farside store lock s3://points/site-1 --of web1/db --point latest --case \"audit 2026-17\"
