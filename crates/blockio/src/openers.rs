@@ -163,6 +163,20 @@ mod tests {
         assert_eq!(on_it, ["loop device /dev/loop1 (losetup -d)"]);
     }
 
+    /// † Without it they saw nobody: not those of other users, nor any that have more capabilities.
+    #[test]
+    fn units_that_look_who_has_something_open_may() {
+        for unit in [
+            "daemon/systemd/farsided.service",
+            "receiver/systemd/farside-receiver.service",
+            "cli/systemd/farside-follow@.service",
+        ] {
+            let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(unit)).expect("there");
+            let mut sets = text.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+            assert!(sets.any(|set| set.split(' ').any(|capability| capability == "CAP_SYS_PTRACE")), "{unit}");
+        }
+    }
+
     #[test]
     fn a_killed_thread_is_told_from_others() {
         let state = |pending: &str| {
