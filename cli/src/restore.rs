@@ -15,7 +15,7 @@ use farside_control::{Address, Point, PointRef, Run};
 use farside_keys::Keeper;
 use farside_objects::Location;
 use farside_store::{
-    Existing, FileTarget, PointReader, RestoreOptions, RestoreReport, check_restorable, restore_stream, restore_to,
+    Existing, FileTarget, PointReader, RestoreOptions, RestoreReport, StoreError, check_restorable, restore_stream, restore_to,
     unreadable_runs,
 };
 use serde::Serialize;
@@ -234,6 +234,19 @@ fn incomplete(to: &Path, options: &Options, failure: Failure) -> Failure {
     Failure { what_to_do, ..failure }
 }
 
+/// What was restored whole and could not get its name is not begun anew.
+fn not_named(options: &Options, error: StoreError) -> Failure {
+    let goes_on = matches!(error, StoreError::NotNamed { goes_on: true, .. });
+    let failure = Failure::from(error);
+    let what_to_do = match (goes_on, options.goes_on, options.existing) {
+        (false, ..) => return failure,
+        (true, true, _) => "then the same command goes on with it",
+        (true, false, Existing::Resume) => "then the same command with --resume goes on with it",
+        (true, false, _) => "then the same command with --resume in place of --force goes on with it",
+    };
+    Failure { what_to_do: what_to_do.to_owned(), ..failure }
+}
+
 /// Writes a point to a file, a device or standard output.
 fn write_out(
     point: &PointReader,
@@ -261,7 +274,7 @@ fn write_out(
     let settings = RestoreOptions { resume: target.is_resumed(), ..settings };
     let report = restore_to(point, &target, &settings, &|done| progress(done, total));
     let report = report.map_err(|error| incomplete(to, options, error.into()))?;
-    target.finish()?;
+    target.finish().map_err(|error| not_named(options, error))?;
     Ok(report)
 }
 
@@ -322,5 +335,20 @@ mod tests {
         assert!(said(Existing::Resume, false).contains("the same command with --resume"));
         let recovered = said(Existing::Resume, true);
         assert!(recovered.contains("the same command goes on") && !recovered.contains("--resume"), "{recovered}");
+    }
+
+    /// The same command again cut to nothing what hours had restored.
+    #[test]
+    fn what_is_whole_and_only_lacks_its_name_is_gone_on_with() {
+        let said = |existing, goes_on, used| {
+            let (allow_degraded, allow_damaged, format) = (false, false, ImageFormat::Raw);
+            let options = Options { keys: Vec::new(), existing, allow_degraded, allow_damaged, format, goes_on };
+            let (path, partial) = ("/none/data.img".into(), "/none/data.img.farside-partial".into());
+            not_named(&options, StoreError::NotNamed { path, partial, why: "it is open".to_owned(), goes_on: used }).what_to_do
+        };
+        assert!(said(Existing::Replace, false, true).contains("--resume in place of --force"));
+        assert!(!said(Existing::Resume, true, true).contains("--resume"));
+        // † What came up there meanwhile would be overwritten.
+        assert!(!said(Existing::Keep, false, false).contains("--resume"));
     }
 }

@@ -7,7 +7,7 @@
 use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -37,16 +37,33 @@ fn others() -> impl Iterator<Item = u32> {
     pids.filter(|pid| *pid != std::process::id())
 }
 
+/// Which of the processes that have a file open count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Users {
+    /// All: what the file holds is to change under them.
+    All,
+    /// Those that may write to it: it is to lose its name, and whoever reads it goes on with what it was.
+    Writers,
+}
+
+impl Users {
+    fn count(self, fdinfo: &str) -> bool {
+        let flags = said(fdinfo, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
+        self == Self::All || flags.is_none_or(|flags| flags & nix::libc::O_ACCMODE != nix::libc::O_RDONLY)
+    }
+}
+
 /// Who else has a file open, under whatever name: other processes and loop devices, or whoever has locked a part of it (`fcntl`).
-pub fn users_of_file(file: &File) -> Vec<String> {
+pub fn users_of_file(file: &File, which: Users) -> Vec<String> {
     let Ok(this) = file.metadata() else { return Vec::new() };
     let is_it = |other: &Metadata| (other.dev(), other.ino()) == (this.dev(), this.ino());
-    let inode = inode_said(Path::new("/proc/self/fdinfo").join(file.as_raw_fd().to_string()));
+    let own = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap_or_default();
     let has_it = |pid: &u32| {
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         // Only where that fits it is looked at more closely: what lies on a network file system may not answer.
         descriptors.into_iter().any(|entry| {
-            inode_said(Path::new(&format!("/proc/{pid}/fdinfo")).join(entry.file_name())) == inode
+            let fdinfo = std::fs::read_to_string(Path::new(&format!("/proc/{pid}/fdinfo")).join(entry.file_name()));
+            fdinfo.is_ok_and(|fdinfo| said(&fdinfo, "ino:") == said(&own, "ino:") && which.count(&fdinfo))
                 && std::fs::metadata(entry.path()).is_ok_and(|other| is_it(&other))
         })
     };
@@ -57,9 +74,9 @@ pub fn users_of_file(file: &File) -> Vec<String> {
     users
 }
 
-/// The inode of a descriptor, as the kernel calls it; older ones say nothing.
-fn inode_said(descriptor: PathBuf) -> Option<u64> {
-    std::fs::read_to_string(descriptor).ok()?.lines().find_map(|line| line.strip_prefix("ino:"))?.trim().parse().ok()
+/// What the kernel says of a descriptor; older ones do not know its inode.
+fn said<'i>(fdinfo: &'i str, what: &str) -> Option<&'i str> {
+    fdinfo.lines().find_map(|line| line.strip_prefix(what)).map(str::trim)
 }
 
 fn loops_on(blocks: &Path, is_it: impl Fn(&Metadata) -> bool) -> Vec<String> {
@@ -175,6 +192,17 @@ mod tests {
             let mut sets = text.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
             assert!(sets.any(|set| set.split(' ').any(|capability| capability == "CAP_SYS_PTRACE")), "{unit}");
         }
+    }
+
+    #[test]
+    fn who_only_reads_a_file_is_told_from_who_may_write() {
+        let writes = |fdinfo: &str| Users::Writers.count(fdinfo);
+        assert!(!writes("pos:\t0\nflags:\t0100000\nmnt_id:\t27\nino:\t12\n") && Users::All.count("flags:\t0100000\n"));
+        // For writing alone, for both, for neither (mode 3), and what is not understood.
+        for flags in ["0100001", "02100002", "0100003", "what"] {
+            assert!(writes(&format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t27\n")), "{flags}");
+        }
+        assert!(writes(""), "nothing is known");
     }
 
     #[test]

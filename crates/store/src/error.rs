@@ -475,6 +475,8 @@ pub enum StoreError {
         partial: PathBuf,
         /// Why.
         why: String,
+        /// Somebody writes to what it replaces: once that has ended, a resumed restore goes on with what is there, and replaces it.
+        goes_on: bool,
     },
     /// An encrypted volume, and no key that opens it.
     #[error(

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use farside_blockio::{Identity, counts_writes, open_still, openers, users_of_file};
+use farside_blockio::{Identity, Users, counts_writes, open_still, openers, users_of_file};
 use farside_region::{ByteExtent, ByteOffset, mutation};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
@@ -69,7 +69,7 @@ impl FileTarget {
         if is_missing(path)? {
             return Self::create(path, needs, existing);
         }
-        let (file, meta, has) = open_locked(path)?;
+        let (file, meta, has) = open_locked(path, Users::Writers)?;
         let kind = meta.file_type();
         let small = || StoreError::TargetTooSmall { path: path.to_owned(), has, volume: volume.to_owned(), needs };
         if kind.is_block_device() {
@@ -91,6 +91,7 @@ impl FileTarget {
         }
         let real = fs::canonicalize(path).map_err(|e| io("opening", e))?;
         if existing == Existing::Resume && !partial_of(&real)?.exists() {
+            refuse_used(path, || users_of_file(&file, Users::All))?;
             resize(&file, needs, has.max(needs)).map_err(|e| io("resizing", e))?;
             return Ok(Self::in_place(real, file, existing));
         }
@@ -118,7 +119,7 @@ impl FileTarget {
             options.read(true).write(true).create_new(true).mode(0o600).open(path).map_err(|e| io("creating", e))?;
             sync_folder_of(path)?;
         }
-        let (file, meta, has) = open_locked(path)?;
+        let (file, meta, has) = open_locked(path, Users::All)?;
         let is_device = meta.file_type().is_block_device();
         if is_device && has < needs {
             return Err(StoreError::TargetTooSmall { path: path.to_owned(), has, volume: volume.to_owned(), needs });
@@ -237,16 +238,23 @@ impl FileTarget {
     /// then. What the file system says.
     pub fn finish(mut self) -> Result<()> {
         let Some(partial) = self.partial.take() else { return Ok(()) };
+        let mut used = false;
         let named = match &self.replaces {
-            // † Whatever came to use the old one meanwhile would write to a file without a name.
-            Some(old) => match in_use(|| users_of_file(old)) {
-                Some(why) => Err(io::Error::new(ErrorKind::ResourceBusy, why)),
+            // † Whatever came to write to the old one meanwhile would go on in a file without a name.
+            Some(old) => match in_use(|| users_of_file(old, Users::Writers)) {
+                Some(why) => {
+                    used = true;
+                    Err(io::Error::new(ErrorKind::ResourceBusy, why))
+                }
                 None if self.existing != Existing::Keep || file_is_hole(old).unwrap_or(false) => fs::rename(&partial, &self.path),
                 None => Err(io::Error::new(ErrorKind::AlreadyExists, "something was written to it meanwhile")),
             },
             None => rename_new(&partial, &self.path),
         };
-        named.map_err(|e| StoreError::NotNamed { path: self.path.clone(), partial: partial.clone(), why: e.to_string() })?;
+        named.map_err(|e| {
+            let goes_on = used && self.existing != Existing::Keep;
+            StoreError::NotNamed { path: self.path.clone(), partial: partial.clone(), why: e.to_string(), goes_on }
+        })?;
         sync_folder_of(&self.path)
     }
 }
@@ -267,7 +275,8 @@ fn is_missing(path: &Path) -> Result<bool> {
 }
 
 /// Opens what is there for one alone: a file or a block device, what it is, and its size.
-fn open_locked(path: &Path) -> Result<(Flock<File>, fs::Metadata, u64)> {
+/// Which users of a file keep it from being one: `users`.
+fn open_locked(path: &Path, users: Users) -> Result<(Flock<File>, fs::Metadata, u64)> {
     let io = |doing, e| StoreError::of_target(doing, path, e);
     let meta = fs::metadata(path).map_err(|e| match e.kind() {
         ErrorKind::NotFound => {
@@ -294,11 +303,14 @@ fn open_locked(path: &Path) -> Result<(Flock<File>, fs::Metadata, u64)> {
     let mut file = lock(path, file)?;
     // The claim is granted beside a virtual machine or a database that has the device open and claims nothing, and the lock of a file beside
     // a virtual machine, which has locked it otherwise, and a loop device.
-    if let Some(why) = in_use(|| if kind.is_block_device() { openers(path) } else { users_of_file(&file) }) {
-        return Err(StoreError::TargetBusy { path: path.to_owned(), why });
-    }
+    refuse_used(path, || if kind.is_block_device() { openers(path) } else { users_of_file(&file, users) })?;
     let has = file.seek(SeekFrom::End(0)).map_err(|e| io("measuring", e))?;
     Ok((file, meta, has))
+}
+
+/// Refuses a target that somebody has open still, as `look` tells.
+fn refuse_used(path: &Path, look: impl Fn() -> Vec<String>) -> Result<()> {
+    in_use(look).map_or(Ok(()), |why| Err(StoreError::TargetBusy { path: path.to_owned(), why }))
 }
 
 /// Who has it open still, as `look` tells.
@@ -596,15 +608,34 @@ mod tests {
         lock.l_type = libc::F_UNLCK as i16;
         fcntl(&locked, FcntlArg::F_OFD_SETLK(&lock)).expect("unlocked");
 
+        // Who only reads keeps nothing from being replaced, and goes on with the old one; it does keep a file from being changed under it.
+        let file = File::open(&path).expect("open");
+        let reader = Command::new("sleep").arg("600").stdin(Stdio::from(file)).spawn().expect("it starts");
+        refused(FileTarget::open(&path, "v", 1 << 16, Existing::Resume), "(sleep)");
+        refused(FileTarget::open_to_follow(&path, "v", 1 << 16, true, true), "(sleep)");
+        let copy = dir.path().join("copy.img");
+        fs::rename(&path, &copy).and_then(|()| fs::hard_link(&copy, &path)).expect("another name for it");
+        FileTarget::open(&path, "v", 1 << 16, Existing::Replace).and_then(FileTarget::finish).expect("nobody may write to it");
+        assert!(fs::read(&copy).expect("read") == vec![7; 1 << 16] && fs::read(&path).expect("read") == vec![0; 1 << 16]);
+        fs::rename(&copy, &path).expect("as it was");
+        end(reader);
+
         // This process itself may have it open. And who comes to it during the restore keeps it.
         let target = FileTarget::open(&path, "v", 1 << 16, Existing::Replace).expect("nobody uses it");
         let second = user();
         let error = target.finish().expect_err("somebody uses it");
-        assert!(matches!(&error, StoreError::NotNamed { why, .. } if why.contains("(sleep)")), "{error}");
+        assert!(matches!(&error, StoreError::NotNamed { why, goes_on: true, .. } if why.contains("(sleep)")), "{error}");
         assert!(fs::read(&path).expect("read") == vec![7; 1 << 16] && partial_of(&path).expect("a name").exists());
         end(second);
-        FileTarget::open(&path, "v", 1 << 16, Existing::Replace).and_then(FileTarget::finish).expect("nobody uses it");
-        assert!(fs::read(&path).expect("read") == vec![0; 1 << 16]);
+        // What was restored is gone on with, beside the old one, though somebody reads that.
+        fs::write(partial_of(&path).expect("a name"), vec![1; 1 << 16]).expect("restored");
+        let file = File::open(&path).expect("open");
+        let reader = Command::new("sleep").arg("600").stdin(Stdio::from(file)).spawn().expect("it starts");
+        let target = FileTarget::open(&path, "v", 1 << 16, Existing::Resume).expect("nobody may write to it");
+        assert!(target.is_resumed());
+        target.finish().expect("named");
+        end(reader);
+        assert!(fs::read(&path).expect("read") == vec![1; 1 << 16]);
     }
 
     /// Two restores to one new file: the second opened what the first then completed.
