@@ -272,7 +272,7 @@ impl Freeze {
             };
             let began = Instant::now();
             // † FIFREEZE says nothing of file data that could not be written, which is then missing in the cut. It is not asked for once more after
-            // that: it may wait for what is frozen, and the thaw for it.
+            // that: it may wait for what is frozen, and the thaw for it. The kernel says it once: the next point does not hear of it (hooks_failed).
             if let Err(errno) = system.sync() {
                 return reports.send(Report::Frozen(Err(not_written(&path, errno))));
             }
