@@ -498,7 +498,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// The kernel's `huge_encode_dev`: as `new_encode_dev`, 32 bits of it.
-fn encode_dev(dev: u64) -> u64 {
+pub(crate) fn encode_dev(dev: u64) -> u64 {
     let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
     minor & 0xff | major << 8 | (minor & !0xff) << 12
 }

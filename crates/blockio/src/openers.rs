@@ -4,15 +4,16 @@
 //! It knows processes, also those in containers, as far as this process may look at them (root with CAP_SYS_PTRACE; what may
 //! not be looked at is not seen). It does not know what the kernel itself has open without a claim: loop devices on a device, NVMe targets.
 
-use std::fs::{File, Metadata};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use crate::dm::DevNumber;
+use crate::dm::{DevNumber, encode_dev};
 use crate::door::process_name;
 
 /// How long who has a device open may be one that only looks at it.
@@ -54,24 +55,38 @@ impl Users {
 }
 
 /// Who else has a file open, under whatever name: other processes and loop devices, or whoever has locked a part of it (`fcntl`).
+///
+/// † Nothing is asked of what lies elsewhere, but where an inode's number is the same by chance: a network file system may never answer.
 pub fn users_of_file(file: &File, which: Users) -> Vec<String> {
     let Ok(this) = file.metadata() else { return Vec::new() };
-    let is_it = |other: &Metadata| (other.dev(), other.ino()) == (this.dev(), this.ino());
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
     let own = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap_or_default();
     let has_it = |pid: &u32| {
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        // Only where that fits it is looked at more closely: what lies on a network file system may not answer.
         descriptors.into_iter().any(|entry| {
             let fdinfo = std::fs::read_to_string(Path::new(&format!("/proc/{pid}/fdinfo")).join(entry.file_name()));
-            fdinfo.is_ok_and(|fdinfo| said(&fdinfo, "ino:") == said(&own, "ino:") && which.count(&fdinfo))
-                && std::fs::metadata(entry.path()).is_ok_and(|other| is_it(&other))
+            fdinfo.is_ok_and(|fdinfo| which.count(&fdinfo) && may_be_it((&own, &path), (&fdinfo, &entry.path())))
+                && std::fs::metadata(entry.path()).is_ok_and(|other| (other.dev(), other.ino()) == (this.dev(), this.ino()))
         })
     };
     let mut users: Vec<String> = others().filter(has_it).map(process_name).collect();
-    users.extend(loops_on(Path::new("/sys/block"), is_it));
+    users.extend(loops_on(Path::new("/sys/block"), |device, name| match file_below(&Path::new("/dev").join(device)) {
+        Some(below) => below == (encode_dev(this.dev()), this.ino()),
+        // Where devices are hidden. Another name of the file is missed then.
+        None => Path::new(name) == path,
+    }));
     // What has the lock may be in a process that may not be looked at.
     users.extend(locker(file).filter(|_| users.is_empty()));
     users
+}
+
+/// Whether a descriptor may be of the same file, as far as the kernel says by itself. Before Linux 5.14 it says no inode: only
+/// what has the same name is looked at more closely then, and a hard link is missed.
+fn may_be_it((own, path): (&str, &Path), (fdinfo, link): (&str, &Path)) -> bool {
+    match said(own, "ino:") {
+        Some(inode) => said(fdinfo, "ino:") == Some(inode),
+        None => std::fs::read_link(link).is_ok_and(|other| other == path),
+    }
 }
 
 /// What the kernel says of a descriptor; older ones do not know its inode.
@@ -79,13 +94,31 @@ fn said<'i>(fdinfo: &'i str, what: &str) -> Option<&'i str> {
     fdinfo.lines().find_map(|line| line.strip_prefix(what)).map(str::trim)
 }
 
-fn loops_on(blocks: &Path, is_it: impl Fn(&Metadata) -> bool) -> Vec<String> {
-    let blocks = std::fs::read_dir(blocks).into_iter().flatten().flatten();
-    let over_it = blocks.filter(|block| {
-        let file = std::fs::read_to_string(block.path().join("loop/backing_file")).ok();
-        file.and_then(|path| std::fs::metadata(path.trim_end_matches('\n')).ok()).is_some_and(|file| is_it(&file))
+/// Loop devices over a file, as `is_it` tells by their name and that of what is below them.
+fn loops_on(folder: &Path, is_it: impl Fn(&OsStr, &str) -> bool) -> Vec<String> {
+    let blocks = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let over_it = blocks.map(|block| block.file_name()).filter(|device| {
+        // Those that are bound.
+        let file = std::fs::read_to_string(folder.join(device).join("loop/backing_file"));
+        file.is_ok_and(|file| is_it(device, file.trim_end_matches('\n')))
     });
-    over_it.map(|block| format!("loop device /dev/{} (losetup -d)", block.file_name().to_string_lossy())).collect()
+    over_it.map(|device| format!("loop device /dev/{} (losetup -d)", device.to_string_lossy())).collect()
+}
+
+/// The file system, as a number, and the inode of what is below a loop device, whatever became of its name, which may be one of
+/// another mount namespace.
+///
+/// To open and close it changes nothing: one that is cleared when nobody has it open any more (`autoclear`) would be already.
+fn file_below(device: &Path) -> Option<(u64, u64)> {
+    let device = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(device).ok()?;
+    let mut status = [0; 29];
+    // SAFETY: the descriptor is open, and the kernel writes one `struct loop_info64`, which has 232 bytes.
+    unsafe { ioctl::loop_status(device.as_raw_fd(), &raw mut status) }.ok()?;
+    Some((status[0], status[1]))
+}
+
+mod ioctl {
+    nix::ioctl_read_bad!(loop_status, 0x4c05, [u64; 29]); // LOOP_GET_STATUS64
 }
 
 /// Who has locked a part of a file; not by `flock`, which this does not meet.
@@ -163,21 +196,64 @@ fn has_open(pid: u32, numbers: &[DevNumber]) -> bool {
 mod tests {
     use super::*;
 
+    /// † The file below a loop device was asked for by its name, which may be on a server that is gone, or another file's by now.
     #[test]
-    fn a_loop_device_on_a_file_is_seen_whatever_the_name_of_the_file() {
+    fn a_loop_device_is_asked_for_and_not_what_its_file_was_called() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let [file, link, other] = ["file", "link", "other"].map(|name| dir.path().join(name));
-        let this = File::create(&file).and_then(|file| file.metadata()).expect("made");
-        File::create(&other).expect("made");
-        std::fs::hard_link(&file, &link).expect("linked");
-        let blocks = dir.path().join("block");
-        for (device, file) in [("loop0", &other), ("loop1", &link), ("loop2", &dir.path().join("gone (deleted)"))] {
-            std::fs::create_dir_all(blocks.join(device).join("loop")).expect("made");
-            std::fs::write(blocks.join(device).join("loop/backing_file"), format!("{}\n", file.display())).expect("written");
+        for (device, file) in [("loop0", "/gone/nfs/a"), ("loop1", "/b (deleted)"), ("loop2", "/c")] {
+            std::fs::create_dir_all(dir.path().join(device).join("loop")).expect("made");
+            std::fs::write(dir.path().join(device).join("loop/backing_file"), format!("{file}\n")).expect("written");
         }
-        std::fs::create_dir(blocks.join("sda")).expect("made");
-        let on_it = loops_on(&blocks, |file| (file.dev(), file.ino()) == (this.dev(), this.ino()));
+        std::fs::create_dir_all(dir.path().join("loop3/loop")).expect("made"); // not bound
+        std::fs::create_dir(dir.path().join("sda")).expect("made");
+        let asked = std::cell::RefCell::new(Vec::new());
+        let on_it = loops_on(dir.path(), |device, file| {
+            asked.borrow_mut().push((device.to_str().expect("a name").to_owned(), file.to_owned()));
+            device == "loop1"
+        });
         assert_eq!(on_it, ["loop device /dev/loop1 (losetup -d)"]);
+        let mut asked = asked.into_inner();
+        asked.sort();
+        let all = [("loop0", "/gone/nfs/a"), ("loop1", "/b (deleted)"), ("loop2", "/c")];
+        assert_eq!(asked, all.map(|(device, file)| (device.to_owned(), file.to_owned())));
+        assert_eq!(file_below(Path::new("/dev/null")), None, "no loop device");
+    }
+
+    /// Only where loop devices may be made.
+    #[test]
+    fn a_loop_device_is_seen_though_its_file_has_another_name() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let [file, link] = ["file", "link"].map(|name| dir.path().join(name));
+        std::fs::write(&file, [0; 4096]).expect("written");
+        std::fs::hard_link(&file, &link).expect("linked");
+        let made = std::process::Command::new("losetup").args(["--find", "--show"]).arg(&link).output();
+        let Some(made) = made.ok().filter(|made| made.status.success()) else { return };
+        let device = String::from_utf8(made.stdout).expect("a name");
+        std::fs::remove_file(&link).expect("removed");
+        let users = users_of_file(&File::open(&file).expect("open"), Users::Writers);
+        let other = users_of_file(&File::create(dir.path().join("other")).expect("made"), Users::All);
+        let below = file_below(Path::new(device.trim()));
+        std::process::Command::new("losetup").arg("-d").arg(device.trim()).status().expect("it ends");
+        if below.is_some() {
+            assert!(users.contains(&format!("loop device {} (losetup -d)", device.trim())), "{users:?}");
+        }
+        assert!(!other.iter().any(|user| user.starts_with("loop")), "{other:?}");
+    }
+
+    /// † On older kernels, which say no inode, all that anybody had open was looked at, on servers that are gone, too.
+    #[test]
+    fn what_may_be_the_same_file_is_told_without_looking_at_it() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let [it, other] = ["it", "other"].map(|name| dir.path().join(name));
+        std::os::unix::fs::symlink("/none/it", &it)
+            .and_then(|()| std::os::unix::fs::symlink("/none/other", &other))
+            .expect("linked");
+        let path = Path::new("/none/it");
+        let said = |inode: &str| format!("pos:\t0\nflags:\t0100002\nmnt_id:\t27\n{inode}");
+        let (none, seven, eight) = (said(""), said("ino:\t7\n"), said("ino:\t8\n"));
+        assert!(may_be_it((&none, path), (&none, &it)) && !may_be_it((&none, path), (&none, &other)));
+        assert!(may_be_it((&seven, path), (&seven, &other)), "under another name");
+        assert!(!may_be_it((&seven, path), (&eight, &it)));
     }
 
     /// † Without it they saw nobody: not those of other users, nor any that have more capabilities.
