@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use farside_control::cohort::{CohortCut, CohortGroup, CohortPoint, CohortStatus, CohortTally, CohortTrouble};
 use farside_control::{ApiError, Code, ErrorCode, PointCut, PointId, Reason, Severity};
 use farside_keys::Secret;
@@ -255,6 +256,29 @@ impl Cohorts {
             !point.degraded && point.consistency().cohort_cut().is_some_and(|cut| !others.contains(&cut.cohort))
         };
         state.points().values().filter(is_of_none).map(|point| point.slot).collect()
+    }
+
+    /// That those are kept, and by which name they are forgotten: who renamed a cohort may not know that they do not fall to the new one.
+    pub(crate) fn not_configured_reason(&self, config: &Config, names: &GroupNames, state: &State) -> Option<Reason> {
+        let slots = self.not_configured(config, state);
+        let mut cohorts = BTreeSet::new();
+        for point in slots.iter().filter_map(|slot| state.points().get(slot)) {
+            let Some((cut, label)) = point.consistency().cohort_cut().zip(point.label.as_ref()) else { continue };
+            // A host says the name beside the id.
+            let is_named = Cut::cohort_id(&label.hooks) == cut.cohort;
+            cohorts.insert(if is_named { label.hooks.clone() } else { HEXLOWER.encode(&cut.cohort) });
+        }
+        let first = cohorts.first()?;
+        let message = format!(
+            "{} points of {names} are of cuts of a cohort that the configuration does not have ({}): retention gives none of them up",
+            slots.len(),
+            cohorts.iter().take(SILENT_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ")
+        );
+        let what = format!(
+            "once nobody needs those cuts (`farside cohort cuts {first}`): `farside cohort forget {first}`, also after a rename; or put its [[cohort]] back \
+             into receiver.toml, and `farside reload`"
+        );
+        Some(Reason::new(Severity::Info, Code::DeletionWaits, message, what))
     }
 
     /// Whether it is known which points of a group are kept for whole cuts: until this says yes, nothing of the group is given up.

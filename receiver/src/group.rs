@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use farside_control::Reason;
 use farside_control::receiver::ReceiverCounters;
 use farside_ledger::{Body, Policy, State, group_id};
 use farside_objects::Location;
@@ -120,6 +121,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             tally: ReceiverCounters::default(),
             dead_bytes: 0,
             dead_seen: None,
+            not_configured: None,
             damage: Damage::default(),
             unwritable: None,
             denied: None,
@@ -193,6 +195,8 @@ struct Group {
     /// Bytes of segments that nothing needs, and when that was looked at.
     dead_bytes: u64,
     dead_seen: Option<Instant>,
+    /// That points of cohorts are kept that the configuration does not have.
+    not_configured: Option<Reason>,
     /// What the sources were told of damaged segments.
     damage: Damage,
     /// This group's files cannot be written, though the store may be well.

@@ -74,6 +74,11 @@ impl GroupView {
         self.group.reasons.push(reason);
     }
 
+    /// What others have to say of it.
+    pub(crate) fn reason(&mut self, reason: Option<Reason>) {
+        self.group.reasons.extend(reason);
+    }
+
     /// Why records that are newer than what is seen of its ledger may be there, and what to do.
     pub(crate) fn torn(&self) -> Option<String> {
         let torn = self.group.reasons.iter().find(|reason| reason.code == Code::LedgerTorn.word())?;

@@ -10,7 +10,7 @@ use super::{Group, Here, Place};
 use crate::found::{Found, Lost};
 use crate::status::{Ages, GroupView, Lag, Seen, since_published};
 
-/// How often it is looked which bytes are dead.
+/// How often it is looked which bytes are dead, and whether points are of cohorts that are no more.
 const DEAD_AGAIN: Duration = Duration::from_secs(30);
 
 impl Group {
@@ -71,12 +71,17 @@ impl Group {
 
     /// Puts up how the group is now.
     pub(super) fn show(&mut self) {
-        // It walks all parts.
-        if let Place::Here(here) = &self.place
-            && self.dead_seen.is_none_or(|seen| seen.elapsed() >= DEAD_AGAIN)
-        {
-            self.dead_bytes = here.store.dead_bytes();
-            self.dead_seen = Some(Instant::now());
+        if let Place::Here(here) = &self.place {
+            // They walk all points, and all parts.
+            let is_due = self.dead_seen.is_none_or(|seen| seen.elapsed() >= DEAD_AGAIN);
+            if is_due || self.not_configured.is_some() {
+                let (config, state) = (self.receiver.config(), here.store.state());
+                self.not_configured = self.receiver.cohorts.not_configured_reason(&config, &self.names, state);
+            }
+            if is_due {
+                self.dead_bytes = here.store.dead_bytes();
+                self.dead_seen = Some(Instant::now());
+            }
         }
         let found = self.found();
         let mut view = GroupView::new(&self.names);
@@ -107,6 +112,7 @@ impl Group {
                 );
                 view.unclaimed(here.store.state(), &self.unclaimed);
                 view.merging(&self.merging);
+                view.reason(self.not_configured.clone());
                 if let Some(why) = self.at_rest.trouble() {
                     view.key_is_not_kept(why);
                 }

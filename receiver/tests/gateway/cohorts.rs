@@ -13,7 +13,7 @@ const COHORT: &str = "[[cohort]]\nname = \"erp\"\ngroups = [\"host1/default\", \
 async fn publish_cut(source: &mut Session, volume: &Volume, seq: u64, cut: u8) -> u64 {
     let member = source.send_layer(volume, seq, &granules(1000 * seq, 1)).await;
     let cut = CohortCut { cohort: CohortCut::cohort_id("erp"), cut: [cut; 16], groups: 2, wall_ms: 1_700_000_000_000 };
-    let label = Label::new(Consistency::Cohort(cut), "", "");
+    let label = Label::new(Consistency::Cohort(cut), "", "erp");
     let end = Session::epoch_end(vec![member], LayerKind::Point);
     source.send(SourceMessage::LabelledEnd(farside_wire::LabelledEnd { label, end })).await;
     source.published(volume, seq).await.slot.0
@@ -55,10 +55,20 @@ async fn whole_cuts_stay_after_a_start_without_their_cohort_whatever_halves_came
     let cuts = gateway.client().cohort_cuts("erp", &PointsQuery::default()).await.expect("cuts");
     assert!(cuts.len() == 1 && cuts[0].points[0].point.slot == kept[3], "the one that is whole: {cuts:?}");
 
+    // It is said of which cohort they are: after a rename its new name forgets nothing.
+    let reason = async || {
+        let groups = gateway.status().await.sources.into_iter().flat_map(|source| source.groups);
+        groups.flat_map(|group| group.reasons).find(|reason| reason.message.contains("of host1/default are of cuts"))
+    };
+    let said = reason().await.expect("it is said");
+    assert!(said.code == "deletion_waits" && said.message.starts_with("4 points") && said.message.contains("(erp)"), "{said:?}");
+    assert!(said.what_to_do.contains("`farside cohort forget erp`"), "{said:?}");
+
     // Until a person says that nobody needs them.
     gateway.client().cohort_forget("erp").await.expect("forgotten");
     source.publish(&volume, 3, &granules(7000, 1), LayerKind::Point).await;
     wait_until("them to go", async || slots(&gateway, "host1/default").await.len() == 1).await;
+    wait_until("no more to be said of them", async || reason().await.is_none()).await;
     gateway.stop();
     gateway.check_store();
 }
