@@ -39,7 +39,7 @@ pub enum Command {
         /// The configuration file
         #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_PATH)]
         config: PathBuf,
-        /// Read the configuration, say what is wrong with it, and do nothing else
+        /// Read the configuration, look at the file system of the store, say what is wrong with them, and do nothing else
         #[arg(long)]
         check: bool,
     },

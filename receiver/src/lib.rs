@@ -66,6 +66,7 @@ pub use config::{Config, ConfigError, GivenKey, Limits, Merge, PUBLISH_EVERY, Pu
 pub use locks::LockProgram;
 pub use process::{RunError, run};
 pub use status::point as point_of;
+pub use vault::check_place;
 
 /// How `farside-receiver` is called, for its manual page.
 pub fn command_line() -> clap::Command {

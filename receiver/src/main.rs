@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn check(path: &std::path::Path) -> anyhow::Result<()> {
-    Config::load(path)?;
+    farside_receiver::check_place(&Config::load(path)?)?;
     println!("{}: valid", path.display());
     Ok(())
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use data_encoding::HEXLOWER;
 use farside_objects::{Credentials, Location, LocationError};
-use farside_store::{Remedy, Space, Store, StoreError, StoreReader};
+use farside_store::{DirBackend, Remedy, Space, Store, StoreError, StoreReader};
 
 use crate::config::Config;
 use crate::state_dir::{StateDir, StateError};
@@ -66,6 +66,26 @@ struct Inner {
     generation: Generation,
     store: Result<Arc<Store>, String>,
     id: Option<[u8; 16]>,
+}
+
+/// Whether this version writes a store where the configuration has it: what a start would be refused for, for good. What is not there, or cannot be
+/// looked at, a start waits for.
+///
+/// # Errors
+/// [`StoreError::NetworkFs`], of the store's directory, or of the staging directory of a bucket.
+pub fn check_place(config: &Config) -> Result<(), StoreError> {
+    let path = match &config.store {
+        Location::Dir(path) => path,
+        Location::Bucket(_) => &config.staging,
+    };
+    refused_for_good(DirBackend::open_to_write(path))
+}
+
+fn refused_for_good(opened: Result<DirBackend, StoreError>) -> Result<(), StoreError> {
+    match opened {
+        Err(error @ StoreError::NetworkFs { .. }) => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// Why a store could not be opened.
@@ -236,6 +256,21 @@ mod tests {
         let state = Arc::new(StateDir::open(&at.join("state")).expect("free"));
         let (location, staging) = (Location::Dir(at.join("store")), at.join("staging"));
         Vault::open(StorePlace { location, staging, credentials: None }, state)
+    }
+
+    #[test]
+    fn a_place_that_no_start_takes_is_refused_before_it() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let at = |store: Location, staging: &str| Config { store, staging: staging.into(), ..Config::default() };
+        for path in [directory.path().into(), directory.path().join("none")] {
+            check_place(&at(Location::Dir(path), "/none")).expect("it is taken, or waited for");
+        }
+        let bucket: Location = "s3://points/prefix".parse().expect("a bucket");
+        check_place(&at(bucket, "/none")).expect("it is made");
+        let path: PathBuf = "/srv/store".into();
+        let refused = refused_for_good(Err(StoreError::NetworkFs { path: path.clone(), kind: "NFS" })).expect_err("refused");
+        assert!(refused.to_string().starts_with("/srv/store is on NFS"), "{refused}");
+        refused_for_good(Err(StoreError::Vanished { path })).expect("it is waited for");
     }
 
     #[test]
