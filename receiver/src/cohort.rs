@@ -301,6 +301,7 @@ impl Cohorts {
         let Some(running) = inner.running.get(&cohort.name) else { return };
         let is_it = running.config == *cohort;
         let is_silent = |group: &GroupNames| found.silent.iter().any(|(silent, _)| silent == group);
+        inner.kept.not_told(&cohort.name, &found.groups, found.silent.len(), WHOLE_KEPT);
         inner.kept.found(&cohort.name, &found.groups, is_silent, is_all && is_it, WHOLE_KEPT);
     }
 
@@ -926,6 +927,32 @@ mod tests {
         assert!(!cohorts.knows(&config, &names("web1"), |_| false), "not all of them answered");
         cohorts.keep(&cohort, &Found::default(), true);
         assert!(cohorts.knows(&config, &names("web1"), |_| false) && cohorts.knows(&config, &names("web2"), |_| false));
+    }
+
+    /// † c has left, and its ledger is torn: after a start a and b were asked, and gave up their parts of what all three have.
+    #[test]
+    fn what_a_group_that_has_left_may_have_is_kept_while_it_does_not_answer() {
+        let (three, newer) = (cut(1, 3), cut(2, 2));
+        let cohort =
+            Cohort { name: "erp".parse().expect("a name"), groups: vec![group("a"), group("b")], every: LOOK, hold: LOOK };
+        let cohorts = Cohorts::default();
+        let (events, _happened) = mpsc::unbounded_channel();
+        cohorts.lock().running.insert(cohort.name.clone(), Running::new(cohort.clone(), events, Arc::default()));
+        let look = |groups: &[(&str, &[Cut])], silent: &[&str]| {
+            cohorts.keep(&cohort, &found(groups, silent), true);
+            cohorts.kept(&group("a")).into_iter().map(|slot| slot.0).collect::<Vec<_>>()
+        };
+        let both = [three, newer];
+        assert_eq!(look(&[("a", &both), ("b", &both)], &["c"]), [1, 2]);
+        // Halves that come later are none of it, and displace nothing.
+        let halves: Vec<Cut> = (3..=20).map(|n| cut(n, 2)).collect();
+        let with_halves = [&both[..], &halves].concat();
+        assert_eq!(look(&[("a", &with_halves), ("b", &both)], &["c"]), [1, 2]);
+        assert_eq!(look(&[("a", &both), ("b", &both), ("c", &[three])], &[]), [1, 2], "it answers: it is whole");
+        assert_eq!(look(&[("a", &both), ("b", &both), ("c", &[])], &[]), [2], "it has none");
+        cohorts.lock().kept.are_as_before(|_| false);
+        // Of four groups: one that is silent cannot have what two lack.
+        assert_eq!(look(&[("a", &[cut(1, 4), newer]), ("b", &[cut(1, 4), newer])], &["c"]), [2]);
     }
 
     /// A policy that keeps one, and a group of the cohort that does not answer while newer cuts are made.

@@ -7,20 +7,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use farside_region::{Name, mutation};
 
-use super::whole::{CutsOfGroup, WholeCut, whole_to_keep};
+use super::whole::{CutsOfGroup, WholeCut, perhaps_whole, whole_to_keep};
 
 /// For all cohorts of a gateway: the newest whole cuts, and of which cohorts they are known. `G`: a group; `P`: a point, in the order of the
 /// group's ledger.
 #[derive(Debug)]
 pub struct CohortsKept<G, P> {
     kept: BTreeMap<Name, Vec<WholeCut<G, P>>>,
+    /// Cuts that are whole if groups have points of them that do not answer, and are in the cohort no more.
+    perhaps: BTreeMap<Name, Vec<WholeCut<G, P>>>,
     /// All groups that they have now were asked.
     looked: BTreeSet<Name>,
 }
 
 impl<G, P> Default for CohortsKept<G, P> {
     fn default() -> Self {
-        Self { kept: BTreeMap::new(), looked: BTreeSet::new() }
+        Self { kept: BTreeMap::new(), perhaps: BTreeMap::new(), looked: BTreeSet::new() }
     }
 }
 
@@ -30,7 +32,7 @@ impl<G: Clone + Ord, P: Copy + Ord> CohortsKept<G, P> {
         if mutation::on("a group gives up points by its own ledger alone") {
             return BTreeSet::new();
         }
-        self.kept.values().flatten().filter_map(|whole| whole.point_of(group)).collect()
+        self.kept.values().chain(self.perhaps.values()).flatten().filter_map(|whole| whole.point_of(group)).collect()
     }
 
     /// The newest of them that is kept for a cut of that cohort.
@@ -67,6 +69,27 @@ impl<G: Clone + Ord, P: Copy + Ord> CohortsKept<G, P> {
         }
     }
 
+    /// Before [`Self::found`], with the same `groups`: `silent` others of the store do not answer. † One of them may have left the cohort, and have what
+    /// cuts of before lack: all groups that the cohort has now are asked without it, and would give up their parts of them. Beside what is kept anyway,
+    /// since most of them may be halves. Of what comes later no such group is a part.
+    pub fn not_told(&mut self, cohort: &Name, groups: &[(G, CutsOfGroup<P>)], silent: usize, most: usize) {
+        let before = self.perhaps.remove(cohort).unwrap_or_default();
+        let is_looked = self.looked.contains(cohort);
+        if silent == 0 || (is_looked && before.is_empty()) {
+            return;
+        }
+        let is_known = |perhaps: &WholeCut<G, P>| before.iter().any(|known| known.cut == perhaps.cut);
+        let mut perhaps = perhaps_whole(groups, silent);
+        if is_looked {
+            perhaps.retain(is_known);
+        }
+        perhaps.sort_by_key(|perhaps| !is_known(perhaps));
+        perhaps.truncate(most);
+        if !perhaps.is_empty() {
+            self.perhaps.insert(cohort.clone(), perhaps);
+        }
+    }
+
     /// They must all be asked again. What is kept is kept on. False: it was not known anyway.
     pub fn ask_again(&mut self, cohort: &Name) -> bool {
         self.looked.remove(cohort)
@@ -80,6 +103,7 @@ impl<G: Clone + Ord, P: Copy + Ord> CohortsKept<G, P> {
     /// Nothing of a cohort is kept any more.
     pub fn forget(&mut self, cohort: &Name) {
         self.kept.remove(cohort);
+        self.perhaps.remove(cohort);
         self.looked.remove(cohort);
     }
 }

@@ -54,19 +54,31 @@ impl<G: PartialEq, P: Copy> WholeCut<G, P> {
 /// The cuts that are whole, newest first. `groups`: all that have points of any, by name. † Not the groups of the configuration: those of a
 /// cut stay what they were when it was cut, and a record says how many they are.
 pub fn whole<G: Clone + Ord, P: Copy + Ord>(groups: &[(G, CutsOfGroup<P>)]) -> Vec<WholeCut<G, P>> {
+    // One group is none: a host could make such cuts by itself.
+    let is_whole = |WholeCut { cut, points }: &WholeCut<G, P>| {
+        let has_all = points.len() == usize::from(cut.groups) || mutation::on("a cut that lacks a group is whole");
+        cut.groups > 1 && has_all
+    };
+    newest_first(all_of(groups).filter(is_whole).collect())
+}
+
+/// The cuts that lack points, and no more than `silent` groups can have, newest first.
+pub(super) fn perhaps_whole<G: Clone + Ord, P: Copy + Ord>(groups: &[(G, CutsOfGroup<P>)], silent: usize) -> Vec<WholeCut<G, P>> {
+    let is_perhaps = |WholeCut { cut, points }: &WholeCut<G, P>| {
+        points.len() < usize::from(cut.groups) && points.len() + silent >= usize::from(cut.groups)
+    };
+    newest_first(all_of(groups).filter(is_perhaps).collect())
+}
+
+/// All cuts, and who has a point of them.
+fn all_of<G: Clone + Ord, P: Copy + Ord>(groups: &[(G, CutsOfGroup<P>)]) -> impl Iterator<Item = WholeCut<G, P>> {
     let mut all = BTreeMap::<CohortCut, Vec<(G, P)>>::new();
     for (group, cuts) in groups {
         for (cut, point) in cuts.values() {
             all.entry(*cut).or_default().push((group.clone(), *point));
         }
     }
-    // One group is none: a host could make such cuts by itself.
-    let is_whole = |(cut, points): &(CohortCut, Vec<(G, P)>)| {
-        let has_all = points.len() == usize::from(cut.groups) || mutation::on("a cut that lacks a group is whole");
-        cut.groups > 1 && has_all
-    };
-    let whole = all.into_iter().filter(is_whole).map(|(cut, points)| WholeCut { cut, points });
-    newest_first(whole.collect())
+    all.into_iter().map(|(cut, points)| WholeCut { cut, points })
 }
 
 /// The newest whole cuts, of which retention keeps the points: `most` of them. `before`: what this said when it was asked last. † What was
