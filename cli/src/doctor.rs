@@ -76,9 +76,15 @@ fn is_of_gateway(named: &Path, is_gateway: bool) -> bool {
 
 /// What a gateway has: its configuration, and what a running farside-receiver says of itself.
 async fn of_gateway(config: &Path, named: Option<&Path>) -> Vec<Finding> {
-    let loaded = farside_receiver::Config::load(config).map(|config| config.api_socket);
-    let valid = of_configuration(config, &loaded);
-    let Some(socket) = named.map(Path::to_owned).or(loaded.ok()) else { return vec![valid] };
+    let loaded = farside_receiver::Config::load(config);
+    let mut valid = vec![of_configuration(config, &loaded)];
+    // One that runs may be of a version that took it.
+    valid.extend(loaded.as_ref().ok().and_then(|config| farside_receiver::check_place(config).err()).map(|error| {
+        let finding = Finding::new("store's file system", Verdict::Missing, error.to_string());
+        finding.mend("move it before farside-receiver is started again, then set `store` or `staging` in receiver.toml")
+    }));
+    let loaded = loaded.map(|config| config.api_socket);
+    let Some(socket) = named.map(Path::to_owned).or(loaded.ok()) else { return valid };
     let found = match Client::new(Daemon::Receiver, &socket).with_timeout(PATIENCE).receiver_status().await {
         Ok(status) => of_receiver(&status),
         Err(error) => {
@@ -86,7 +92,7 @@ async fn of_gateway(config: &Path, named: Option<&Path>) -> Vec<Finding> {
             vec![finding.mend("systemctl start farside-receiver")]
         }
     };
-    [vec![valid], found].concat()
+    [valid, found].concat()
 }
 
 /// What came of loading it. The default file may be absent.
