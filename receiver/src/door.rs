@@ -21,7 +21,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::cohort;
-use crate::failover::{Lost, Standing};
+use crate::failover::{Lost, Standing, left_behind};
 use crate::group::{GroupHandle, Mail, gone_for_good};
 use crate::landing;
 use crate::process::Receiver;
@@ -335,10 +335,7 @@ async fn greet(
     let SourceMessage::Hello(hello) = &message else { return Err(protocol("the first message is not a greeting".to_owned())) };
     let names = GroupNames::new(hello.source.clone(), hello.group.clone());
     if hello.source != *source && !receiver.failovers.stands_in(&names, source, None) {
-        let stands = match receiver.failovers.how_it_stands(&names) {
-            Some(standing) => Ok(standing),
-            None => Err(receiver.failovers.lost_of(receiver, &names).await.map_err(|error| error.message)),
-        };
+        let stands = receiver.failovers.stands_by_ledger(receiver, &names).await;
         return Err((RefusalCode::Unknown, stands_in_for_nobody(&names, source, stands)));
     }
     if hello.source == *source
@@ -374,6 +371,10 @@ fn stands_in_for_nobody(names: &GroupNames, peer: &Name, failover: Result<Standi
         Ok(Standing::Fencing) => {
             "its failover has fenced nobody yet: it is let in when that is done; on the gateway: farside failover --list"
                 .to_owned()
+        }
+        // † It may be let in once that one is gone, and is told nothing of removing what it has before.
+        Ok(Standing::LeftBehind(highest)) => {
+            format!("on the gateway, before anything else: {}", left_behind(names, highest).message)
         }
         Ok(Standing::Stands) => format!("on the gateway, if it has the copy now: farside failover {names} --stand-in {peer}"),
     };

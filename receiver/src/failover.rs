@@ -216,6 +216,8 @@ pub(crate) enum Standing {
     Fencing,
     /// Its source is fenced, and has not taken its history back.
     Stands,
+    /// It waits, and the history has gone on without it, up to this one; only the ledger says so.
+    LeftBehind(Generation),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use farside_ledger::{State, VolumeState};
 use farside_region::{Generation, Name, Slot};
 use farside_store::GroupNames;
 
-use super::{ANSWER, Failover, Failovers, PIN_REASONS, Stage, TakenBack, handle, lock, look_within};
+use super::{ANSWER, Failover, Failovers, PIN_REASONS, Stage, Standing, TakenBack, handle, lock, look_within};
 use crate::group::Wanted;
 use crate::process::Receiver;
 
@@ -79,18 +79,44 @@ fn last_pin(state: &State) -> Option<(u64, Slot, Slot)> {
     pins.max()
 }
 
+impl Failover {
+    /// Whether an earlier process began it, and nobody is fenced by it, as far as is noted.
+    fn waits_from_before(&self) -> bool {
+        self.is_taken_up && self.stage == Stage::Fencing && !self.claimed
+    }
+}
+
 impl Failovers {
     /// The last failover of a group, if nobody has noted it here.
     pub(crate) fn lost(&self, names: &GroupNames, state: &State) -> Option<Lost> {
         let lost = Lost::of(state)?;
-        let noted = lock(&self.all).get(names).map(|one| one.generation);
+        // † One that waits, and that the history has gone on without, may be that very one, as it was before it left anything aside.
+        let is_left_behind = self.is_left_behind(names, state);
+        let noted = |one: &Failover| {
+            if is_left_behind { one.before.as_ref().map(|before| before.generation) } else { Some(one.generation) }
+        };
+        let noted = lock(&self.all).get(names).and_then(noted);
         let over = self.taken_back(names).as_ref().and_then(TakenBack::brought_up).map(|former| former.generation);
         (noted.max(over) < Some(lost.generation)).then_some(lost)
     }
 
-    /// The same, as the group's thread says it.
-    pub(crate) async fn lost_of(&self, receiver: &Receiver, names: &GroupNames) -> Result<Option<Lost>, ApiError> {
-        Ok(look_within(ANSWER, &handle(receiver, names)?, Wanted::Newest).await?.lost)
+    /// How the failover of a group stands, with what the ledger says of it; what is known of one that nobody noted here, if that could be found out.
+    pub(crate) async fn stands_by_ledger(
+        &self,
+        receiver: &Receiver,
+        names: &GroupNames,
+    ) -> Result<Standing, Result<Option<Lost>, String>> {
+        let noted = self.how_it_stands(names);
+        if let Some(standing) = noted.filter(|_| !lock(&self.all).get(names).is_some_and(Failover::waits_from_before)) {
+            return Ok(standing);
+        }
+        let look = async { look_within(ANSWER, &handle(receiver, names)?, Wanted::Newest).await };
+        let look = look.await.map_err(|error| Err(error.message))?;
+        match noted {
+            Some(_) if look.left_behind => Ok(Standing::LeftBehind(look.generation)),
+            Some(standing) => Ok(standing),
+            None => Err(Ok(look.lost)),
+        }
     }
 
     /// Whether the last failover of a group is noted here, and nobody has taken the history back from it.
@@ -103,7 +129,7 @@ impl Failovers {
     ///
     /// † Whoever publishes now is nobody whom a person wanted to be fenced. (After a fence that was only not noted nothing was pinned, nor published.)
     pub(crate) fn is_left_behind(&self, names: &GroupNames, state: &State) -> bool {
-        let waits = |one: &&Failover| one.is_taken_up && one.stage == Stage::Fencing && !one.claimed;
+        let waits = |one: &&Failover| one.waits_from_before();
         let Some(asked) = lock(&self.all).get(names).filter(waits).map(|one| one.generation) else { return false };
         let highest = state.highest_generation().0;
         let is_published = |volume: &VolumeState| {

@@ -160,7 +160,7 @@ impl Group {
             promotion,
             is_since,
             passed_over: newest.filter(|newest| *newest > point.slot),
-            other: self.other_than(&ask.asker, state.highest_generation()),
+            other: self.other_than(&ask.asker, state),
             members,
         })
     }
@@ -186,18 +186,19 @@ impl Group {
 
     /// Whoever else may have more to publish. Invariant: a host that stands in, and did not say that it owes nothing, is never forgotten, whatever
     /// became of its connection, of this process, or of what this receiver had noted.
-    fn other_than(&self, asker: &Name, generation: Generation) -> Option<PullOther> {
+    fn other_than(&self, asker: &Name, state: &State) -> Option<PullOther> {
         let peers = self.sessions.values().map(|session| session.peer());
         if let Some(name) = peers.filter(|peer| peer != asker).min() {
             return Some(PullOther { name: Some(name), connected: true });
         }
-        match self.receiver.failovers.stand_in_of(&self.names) {
+        let is_left_behind = self.receiver.failovers.is_left_behind(&self.names, state);
+        match self.receiver.failovers.stand_in_of(&self.names).filter(|_| !is_left_behind) {
             Some(stand_in) => {
                 let owes = stand_in.filter(|host| host != asker && !self.settled.contains(host));
                 owes.map(|name| PullOther { name: Some(name), connected: false })
             }
             // Somebody was promoted, and this receiver does not know of it.
-            None => (generation > Generation(1)).then_some(PullOther { name: None, connected: false }),
+            None => (state.highest_generation() > Generation(1)).then_some(PullOther { name: None, connected: false }),
         }
     }
 }

@@ -14,6 +14,7 @@ use farside_wire::{ClaimOutcome, ClaimVerdict, PartHeader, ReceiverMessage, Refu
 
 use super::{BeginPart, Group, Here, Listening, PartOutcome, Place};
 use crate::door::{Session, refusal};
+use crate::failover::left_behind;
 use crate::status::way_out;
 
 /// The only shape of volumes over the wire.
@@ -195,10 +196,15 @@ impl Group {
         };
         let stands_in = self.receiver.failovers.stands_in(&self.names, &peer, highest);
         if peer != self.names.source && (!stands_in || self.is_taken_back()) {
-            let lost = if let Place::Here(here) = &self.place {
-                self.receiver.failovers.lost(&self.names, here.store.state())
+            let failovers = &self.receiver.failovers;
+            let (lost, behind) = if let Place::Here(here) = &self.place {
+                let state = here.store.state();
+                let behind = failovers
+                    .is_left_behind(&self.names, state)
+                    .then(|| left_behind(&self.names, state.highest_generation()).message);
+                (failovers.lost(&self.names, state), behind)
             } else {
-                None
+                (None, None)
             };
             let over = || {
                 format!(
@@ -207,7 +213,7 @@ impl Group {
                     self.names.group
                 )
             };
-            let why = lost.and_then(|lost| lost.lets_stand_in(&self.names, &peer)).unwrap_or_else(over);
+            let why = behind.or_else(|| lost?.lets_stand_in(&self.names, &peer)).unwrap_or_else(over);
             let text = format!("{peer} does not stand in for {} any more: {why}", self.names);
             self.turn_away(session, RefusalCode::Unknown, &text);
         }

@@ -158,6 +158,43 @@ async fn l6_a_failover_that_waits_in_an_older_state_directory_fences_nobody() {
     gateway.check_store();
 }
 
+/// † It went through since, and left points aside of which the note that was put back knows nothing.
+#[tokio::test]
+async fn what_a_failover_left_aside_that_waits_in_an_older_state_directory_is_not_brought_home() {
+    let (mut gateway, host, _, points) = with_three_points().await;
+    let other = gateway.pair("host2").await;
+    gateway.client().failover(&to(points[0])).await.expect("begun");
+    gateway.stop();
+    let note = gateway.path("state/failovers/host1/default.json");
+    let mut begun: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&note).expect("kept")).expect("JSON");
+    (begun["stage"], begun["claimed"]) = ("fencing".into(), false.into());
+    std::fs::write(&note, begun.to_string()).expect("written");
+    gateway.start().await;
+    wait_until("its group to be open", async || !gateway.points(None).await.is_empty()).await;
+    let pulled = async || {
+        let mut pull = host.pulling("host1", "default").await;
+        pull.send(SourceMessage::PullBegin(PullBegin { id: RequestId(1), have: None })).await;
+        pull
+    };
+    let words = pulled().await.refusal().await.text;
+    assert!(words.contains("may have been left aside"), "{words}");
+    let told = async || other.hello_as("host1", "default").await.refusal().await.text;
+    let words = told().await;
+    assert!(words.contains("farside failover host1/default --abort") && !words.contains("is let in"), "{words}");
+    gateway.client().failover(&FailoverRequest { abort: true, ..request() }).await.expect("given up");
+    let words = told().await;
+    assert!(words.contains("--force --stand-in host2"), "{words}");
+    gateway.client().failover(&to(points[0])).await.expect("it was named");
+    let brought_home = pulled()
+        .await
+        .expect("a point", |m| match m {
+            ReceiverMessage::PullPoint(point) => Some(point.position),
+            _ => None,
+        })
+        .await;
+    assert_eq!(brought_home, points[0]);
+}
+
 /// † Its target was promoted since, and is in use: what is written there is nowhere else.
 #[tokio::test]
 async fn what_was_promoted_is_not_written_over_by_a_state_directory_from_before() {
@@ -188,9 +225,13 @@ async fn what_was_promoted_is_not_written_over_by_a_state_directory_from_before(
 
     gateway.client().failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
     wait_until("it to be promoted", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Promoted)).await;
-    let file = std::fs::File::options().write(true).open(&target).expect("open");
-    for between in [serde_json::Value::Null, serde_json::json!([at, at])] {
+    // (Closed again: what somebody has open is not written over.)
+    let writes = || {
+        let file = std::fs::File::options().write(true).open(&target).expect("open");
         std::os::unix::fs::FileExt::write_all_at(&file, b"ours", 8192).expect("written");
+    };
+    for between in [serde_json::Value::Null, serde_json::json!([at, at])] {
+        writes();
         gateway.stop();
         std::fs::remove_dir_all(gateway.path("state/failovers")).expect("there is one");
         std::fs::write(&files[0], &before[0]).expect("put back");
