@@ -501,11 +501,12 @@ impl Failovers {
             is_taken_up: false,
         };
         let planned = FailoverStatus { stage: FailoverStage::Planned, ..show(receiver, &group, &failover, &look) };
+        // † Nobody else of a cohort is fenced for a plan that would be refused.
+        self.refuse_unread(&receiver.state_dir, &names, request, &look)?;
         if request.plan {
             return Ok(planned);
         }
         refuse(&names, request, &planned, (&look, over.as_ref()))?;
-        self.refuse_unread(&receiver.state_dir, &names, request, look.lost)?;
         let mut failover = failover;
         if known.is_none() {
             let formers = formers_by_pins(receiver, &group)?;
@@ -556,12 +557,12 @@ impl Failovers {
         let planned = show(receiver, group, &changed, &look);
         let connected_from = planned.connected_from.clone().filter(|_| !known.claimed);
         let planned = FailoverStatus { stage: FailoverStage::Planned, connected_from, ..planned };
+        let names = known.names();
+        self.refuse_unread(&receiver.state_dir, &names, request, &look)?;
         if request.plan {
             return Ok(planned);
         }
-        let names = known.names();
         refuse(&names, request, &planned, (&look, None))?;
-        self.refuse_unread(&receiver.state_dir, &names, request, look.lost)?;
         self.change(receiver, &names, |known| {
             if known.stage == Stage::Fencing && known.generation == changed.generation {
                 known.choose(chosen, stand_in, request);

@@ -190,17 +190,24 @@ impl Failovers {
         state_dir: &StateDir,
         names: &GroupNames,
         request: &FailoverRequest,
-        lost: Option<Lost>,
+        look: &PromotionLook,
     ) -> Result<(), ApiError> {
         if request.force && request.point.is_some() {
             return Ok(());
         }
         let unread =
             self.why_unread(state_dir, names).map(|words| (words, ", or put the file back and restart farside-receiver"));
+        // What was published since that one was not left aside by it, nor was what it brought up.
+        let may_have_left = |lost: &Lost| look.point.as_ref().is_none_or(|point| lost.may_have_left(point.slot));
+        let lost = look.lost.filter(may_have_left);
         let Some((words, or)) = unread.or_else(|| lost.map(|lost| (lost.words(), ""))) else { return Ok(()) };
         let message =
             format!("what an earlier failover of {names} left aside is not known, and the newest point may be of it: {words}");
-        let what = format!("name the point that is wanted (--point, with --force; `farside point list`){or}");
+        let what = match request.cut {
+            // Its point is named by that.
+            Some(_) => format!("say --force if this cut is the one that is wanted{or}"),
+            None => format!("name the point that is wanted (--point, with --force; `farside point list`){or}"),
+        };
         Err(ApiError::new(ErrorCode::Refused, message, what))
     }
 

@@ -53,10 +53,11 @@ async fn what_a_failover_left_aside_that_nobody_noted_is_not_brought_up() {
     let (mut gateway, host, _, points) = with_three_points().await;
     gateway.client().failover(&to(points[0])).await.expect("begun");
     loses_its_notes(&mut gateway).await;
-    for request in [request(), FailoverRequest { force: true, ..request() }] {
-        let words = refused(&gateway, &request).await;
+    for (force, plan) in [(false, false), (true, false), (false, true)] {
+        let words = refused(&gateway, &FailoverRequest { force, plan, ..request() }).await;
         assert!(words.contains("no note of that"), "{words}");
     }
+    gateway.client().failover(&FailoverRequest { plan: true, ..to(points[0]) }).await.expect("shown to whoever forces it");
     // Nor is it brought home.
     let mut pull = host.pulling("host1", "default").await;
     pull.send(SourceMessage::PullBegin(PullBegin { id: RequestId(1), have: None })).await;
@@ -122,6 +123,28 @@ async fn a_stand_in_that_nobody_noted_is_not_told_to_let_go_of_its_copy() {
     loses_its_notes(&mut gateway).await;
     let since = told().await;
     assert!(since.contains(&format!("--point {} --force", newest.slot)) && !since.contains("remove"), "{since}");
+}
+
+/// What was published since is surely not aside: nobody has to force it, and do without the other checks.
+#[tokio::test]
+async fn what_was_published_since_a_failover_that_nobody_noted_is_brought_up_unforced() {
+    let (mut gateway, _, volume, points) = with_three_points().await;
+    let other = gateway.pair("host2").await;
+    let stand_in = Some("host2".to_owned());
+    gateway.client().failover(&FailoverRequest { stand_in, ..to(points[0]) }).await.expect("begun");
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let newest = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    drop(stands_in);
+    loses_its_notes(&mut gateway).await;
+    let planned = gateway.client().failover(&FailoverRequest { plan: true, ..request() }).await.expect("not refused");
+    assert_eq!(planned.point.map(|point| point.id.slot), Some(newest.slot.0));
+    // What may have been left aside is asked about as before.
+    let aside = FailoverRequest { point: Some(points[2].slot.0), ..request() };
+    assert!(refused(&gateway, &aside).await.contains("no note of that"));
+    assert_eq!(gateway.client().failover(&request()).await.expect("begun").generation, 3);
+    let only = [(newest.slot.0, "failover, generation 3".to_owned())];
+    wait_until("it to be brought up", async || pins(&gateway).await == only).await;
 }
 
 /// † Whoever publishes by now is nobody whom a person wanted to be fenced.
