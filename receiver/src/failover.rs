@@ -28,7 +28,7 @@ use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-pub(crate) use self::lost::{Lost, left_behind};
+pub(crate) use self::lost::{KNOWN, Known, Lost, left_behind};
 use self::shown::{show, shown_alone};
 use self::taken_back::formers_by_pins;
 pub(crate) use self::taken_back::{TAKEN_BACK, TakenBack};
@@ -60,6 +60,8 @@ pub(crate) struct Failovers {
     all: Mutex<BTreeMap<GroupNames, Failover>>,
     /// Those that are over, and left something aside that is there still.
     taken_back: Mutex<BTreeMap<GroupNames, TakenBack>>,
+    /// Up to which generation promotions are known here that are over.
+    known: Mutex<BTreeMap<GroupNames, Known>>,
     /// Files and folders of theirs that cannot be read, and why.
     unread: Mutex<BTreeMap<PathBuf, String>>,
     /// One step of a group's at a time.
@@ -382,6 +384,7 @@ impl Failovers {
             one.inherits();
             one.is_taken_up = true;
         }
+        *lock(&self.known) = state_dir.known().into_iter().map(|one| (one.names(), one)).collect();
         let (taken_back, unread) = state_dir.taken_back();
         unread.iter().for_each(|(_, words)| tracing::error!(%words, "what a failover left aside cannot be read"));
         *lock(&self.unread) = unread.into_iter().collect();

@@ -15,7 +15,7 @@ use farside_store::GroupNames;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::failover::{Failover, TAKEN_BACK, TakenBack};
+use crate::failover::{Failover, KNOWN, Known, TAKEN_BACK, TakenBack};
 use crate::floor::KeptFloor;
 use crate::follow::{Definition, Holds};
 use crate::found::Found;
@@ -336,6 +336,13 @@ impl StateDir {
 
     pub(crate) fn remember_taken_back(&self, one: &TakenBack, before: Option<&TakenBack>) -> Result<(), StateError> {
         let path = self.taken_back_path(&one.names());
+        make_folder_of(&path)?;
+        change(&path, one, before)
+    }
+
+    pub(crate) fn remember_known(&self, one: &Known, before: Option<&Known>) -> Result<(), StateError> {
+        let names = one.names();
+        let path = self.path.join(KNOWN).join(names.source.as_str()).join(format!("{}.json", names.group));
         make_folder_of(&path)?;
         change(&path, one, before)
     }

@@ -10,10 +10,15 @@ use farside_control::{ApiError, ErrorCode};
 use farside_ledger::{State, VolumeState};
 use farside_region::{Generation, Name, Slot};
 use farside_store::GroupNames;
+use serde::{Deserialize, Serialize};
 
-use super::{ANSWER, Failover, Failovers, PIN_REASONS, Stage, Standing, TakenBack, handle, lock, look_within};
-use crate::group::Wanted;
+use super::{ANSWER, Failover, Failovers, PIN_REASONS, Stage, Standing, TakenBack, VERSION, handle, lock, look_within};
+use crate::group::{PromotionLook, Wanted};
 use crate::process::Receiver;
+use crate::state_dir::{StateDir, StateError};
+
+/// The folder of what is known of those that are over.
+pub(crate) const KNOWN: &str = "known-promotions";
 
 /// The last one of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,10 +84,38 @@ fn last_pin(state: &State) -> Option<(u64, Slot, Slot)> {
     pins.max()
 }
 
+/// Up to which generation it is known who promoted what of a group, or took it back; as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    version: u32,
+    source: Name,
+    group: Name,
+    generation: u64,
+}
+
+impl Known {
+    pub(crate) fn names(&self) -> GroupNames {
+        GroupNames { source: self.source.clone(), group: self.group.clone() }
+    }
+}
+
+impl StateDir {
+    /// All. What cannot be read is not known: a follower stops for it, and a person decides.
+    pub(super) fn known(&self) -> Vec<Known> {
+        let read = self.read_two_deep::<Known>(KNOWN).into_iter().filter_map(|(_, read)| read.ok());
+        read.filter(|one| one.version == VERSION).collect()
+    }
+}
+
 impl Failover {
     /// Whether an earlier process began it, and nobody is fenced by it, as far as is noted.
     fn waits_from_before(&self) -> bool {
         self.is_taken_up && self.stage == Stage::Fencing && !self.claimed
+    }
+
+    /// Whether that is the generation under which its source takes the history back.
+    fn is_followed_by(&self, highest: Generation) -> bool {
+        matches!(self.stage, Stage::Promoted { .. }) && self.generation.checked_add(1) == Some(highest.0)
     }
 }
 
@@ -119,10 +152,31 @@ impl Failovers {
         }
     }
 
-    /// Whether the last failover of a group is noted here, and nobody has taken the history back from it.
+    /// Whether it is known here how the highest generation of a group came to be: by a failover that is noted, or by its source, which took the history back.
+    ///
+    /// † Not by its pin alone: one that is for good has none, and what was promoted by it is in use.
     pub(crate) fn is_noted(&self, names: &GroupNames, state: &State) -> bool {
-        let noted = lock(&self.all).get(names).map(|one| one.generation);
-        noted >= Some(state.highest_generation().0) && !self.is_left_behind(names, state)
+        let highest = state.highest_generation();
+        if lock(&self.known).get(names).is_some_and(|known| known.generation >= highest.0) {
+            return true;
+        }
+        let noted = lock(&self.all).get(names).map(|one| (one.generation, one.is_followed_by(highest)));
+        let is_lost = || self.lost(names, state).is_some();
+        noted.is_some_and(|(noted, is_followed)| noted >= highest.0 || (is_followed && !is_lost()))
+            && !self.is_left_behind(names, state)
+    }
+
+    /// One is over, and it is known by whom: that stays when its note is gone. † Not of an older state directory, whose note others followed.
+    pub(super) fn knows(&self, state_dir: &StateDir, failover: &Failover, look: &PromotionLook) -> Result<(), StateError> {
+        if !failover.is_followed_by(look.generation) || look.lost.is_some() {
+            return Ok(());
+        }
+        let (source, group) = (failover.source.clone(), failover.group.clone());
+        let known = Known { version: VERSION, source, group, generation: look.generation.0 };
+        let before = lock(&self.known).get(&known.names()).cloned();
+        state_dir.remember_known(&known, before.as_ref())?;
+        lock(&self.known).insert(known.names(), known);
+        Ok(())
     }
 
     /// Whether the history of a group has gone on without the failover that waits, which an earlier process began.

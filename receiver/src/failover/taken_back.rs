@@ -107,6 +107,8 @@ impl Failovers {
             };
             receiver.runtime.block_on(group.change(point.shown.id, change))?;
         }
+        // † Or a follower that was on its way by then would be taken for what somebody else promoted.
+        self.knows(&receiver.state_dir, failover, look).map_err(unnoted)?;
         // † Or the note of one before it, which this one outranked, would stand again.
         match taken_back {
             Some(taken_back) => self.keep_taken_back(&receiver.state_dir, taken_back).map_err(unnoted)?,

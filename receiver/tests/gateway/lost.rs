@@ -272,3 +272,44 @@ async fn what_was_promoted_is_not_written_over_by_a_state_directory_from_before(
         std::fs::create_dir_all(gateway.path("state/failovers")).expect("made");
     }
 }
+
+/// The failover was noted, and is over: its source has its history back, and nothing of its target is anybody else's.
+#[tokio::test]
+async fn a_follower_that_was_paused_on_its_way_goes_on_after_a_failback() {
+    let (mut gateway, host, volume, _) = with_three_points().await;
+    let target = gateway.path("data.img");
+    let add = FollowerAdd {
+        name: Some("data".into()),
+        volume: "host1/default/data".into(),
+        target,
+        follows: Follows::Newest,
+        overwrite: false,
+        lock: None,
+    };
+    gateway.client().follower_add(&add).await.expect("added");
+    let is = async |gateway: &Gateway, wanted| gateway.client().follower("data").await.is_ok_and(|one| one.state == wanted);
+    wait_until("it to hold a point", async || is(&gateway, FollowerState::Following).await).await;
+    gateway.client().follower_tell(routes::FOLLOWER_PAUSE, "data").await.expect("paused");
+    gateway.stop();
+    let file = gateway.path("state/followers/data~holds.json");
+    let mut holds: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).expect("kept")).expect("JSON");
+    let at = holds["following"]["stage"]["at"].clone();
+    holds["following"]["stage"] = serde_json::json!({ "applying": { "between": null, "to": at } });
+    std::fs::write(&file, holds.to_string()).expect("written");
+    gateway.start().await;
+    gateway.client().failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    let mut back = host.connect_when_ready("default").await;
+    back.claim_back("data", &volume, Generation(3)).await;
+    wait_until("it to be over", async || gateway.client().failovers().await.is_ok_and(|all| all.is_empty())).await;
+    drop(back);
+    gateway.stop();
+    gateway.start().await;
+    gateway.client().follower_tell(routes::FOLLOWER_RESUME, "data").await.expect("resumed");
+    wait_until("it to follow", async || is(&gateway, FollowerState::Following).await).await;
+    // † A state directory from before knows of none of that, and no pin tells of it any more.
+    gateway.stop();
+    std::fs::remove_dir_all(gateway.path("state/known-promotions")).expect("there is one");
+    std::fs::write(&file, holds.to_string()).expect("put back");
+    gateway.start().await;
+    wait_until("it to stop", async || is(&gateway, FollowerState::Diverged).await).await;
+}
