@@ -313,6 +313,7 @@ async fn a_target_that_diverged_is_promoted_once_it_is_healed() {
     .await;
     let stranger = std::fs::File::options().write(true).open(&target).expect("open");
     std::os::unix::fs::FileExt::write_all_at(&stranger, b"a stranger", 33 << 20).expect("written");
+    drop(stranger); // what somebody has open is not written over
     client.failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
     wait_until("it to be noticed", async || client.follower("data").await.is_ok_and(|one| one.state == FollowerState::Diverged))
         .await;
