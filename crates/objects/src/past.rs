@@ -7,7 +7,8 @@
 //! Invariants: the holds of all objects were acknowledged before the list is put, and its own before anybody is told its name. A hold is ended only
 //! of what no other lock has that is held (the service counts none), also where two do both at once: who locks puts all holds once more
 //! after his list is held, and who ends looks for lists once more after he ended, so whichever is last has seen the other. Only lists that are
-//! held count: others are what anybody can put there. A `lock` that was killed leaves holds that no list names; said again, it makes another lock.
+//! held count: others are what anybody can put there. A `lock` that was killed, and two who end at once what both have, leave holds that no list names:
+//! better than to end one that is needed. (To look for these afterwards, and end them, would be one more end without a look behind it.)
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -348,30 +349,36 @@ impl Locks {
     /// What the service says; a list of another lock cannot be read. It may be said again: until it succeeded, the lock is listed, and holds
     /// less than it says.
     pub fn end(&self, id: &str, done: impl Fn() + Send + Sync + 'static) -> Result<Option<(Lock, u64)>, StoreError> {
-        let held = self.held()?.into_iter().collect::<Result<Vec<_>, String>>().map_err(|why| StoreError::Remote {
-            doing: "ending a lock of",
-            what: self.place.clone(),
-            why: format!("what another lock has as well is not known: {why}"),
-        })?;
-        let (mine, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.id == id);
-        let Some(mine) = mine.into_iter().next() else { return Ok(None) };
-        let others: BTreeSet<Version> = others.iter().flat_map(|other| other.list.versions(&self.below)).collect();
-        let (kept, ended): (Vec<_>, Vec<_>) = mine.list.versions(&self.below).partition(|version| others.contains(version));
-        let (service, below, lock) = (Arc::clone(&self.service), self.below.clone(), mine.list.lock(id));
-        let its_id = id.to_owned();
+        let (service, below, id) = (Arc::clone(&self.service), self.below.clone(), id.to_owned());
         self.wait("ending a lock of", async move {
-            service.hold(ended.clone(), false, &done).await?;
-            // † One that was made meanwhile may have had them as held already.
-            let newer = self::held(&service, &below).await?.into_iter().filter_map(Result::ok).filter(|held| held.id != its_id);
-            let newer: BTreeSet<Version> = newer.flat_map(|held| held.list.versions(&below).collect::<Vec<_>>()).collect();
-            service.hold(ended.into_iter().filter(|version| newer.contains(version)).collect(), true, &|| {}).await?;
+            let (mine, others) = one_of(&service, &below, &id).await?;
+            let Some(mine) = mine else { return Ok(None) };
+            let versions: Vec<Version> = mine.list.versions(&below).collect();
+            let ended = versions.iter().filter(|version| !others.contains(version)).cloned();
+            service.hold(ended.collect(), false, &done).await?;
+            // † One that was made meanwhile may have had them as held already; also where this was begun before, and broke off here.
+            let (_, others) = one_of(&service, &below, &id).await?;
+            let kept: Vec<Version> = versions.into_iter().filter(|version| others.contains(version)).collect();
+            service.hold(kept.clone(), true, &|| {}).await?;
             service.hold(vec![mine.version.clone()], false, &|| {}).await?;
             // It says nothing any more; where retention keeps it, it stays.
             let _ = service.delete(&mine.version).await;
-            Ok(())
-        })?;
-        Ok(Some((lock, kept.len() as u64)))
+            Ok(Some((mine.list.lock(&id), kept.len() as u64)))
+        })
     }
+}
+
+/// The lock of that name, if it is held, and what all others name.
+async fn one_of(service: &Versioned, below: &str, id: &str) -> object_store::Result<(Option<Held>, BTreeSet<Version>)> {
+    let (mut mine, mut others) = (None, BTreeSet::new());
+    for held in held(service, below).await? {
+        let held = held.map_err(|why| generic(format!("what another lock has as well is not known: {why}")))?;
+        match held.id == id {
+            true => mine = Some(held),
+            false => others.extend(held.list.versions(below)),
+        }
+    }
+    Ok((mine, others))
 }
 
 impl Drop for Locks {
