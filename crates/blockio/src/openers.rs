@@ -4,11 +4,14 @@
 //! It knows processes, also those in containers, as far as this process may look at them (root with CAP_SYS_PTRACE; what may
 //! not be looked at is not seen). It does not know what the kernel itself has open without a claim: loop devices on a device, NVMe targets.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -19,6 +22,8 @@ use crate::door::process_name;
 /// How long who has a device open may be one that only looks at it.
 const WAIT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(20);
+/// How long a loop device may take to say what is below it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Other processes that have a device or a partition of it open, as a person would say it: `process 123 (qemu-system-x86)`.
 pub fn openers(device: &Path) -> Vec<String> {
@@ -56,7 +61,8 @@ impl Users {
 
 /// Who else has a file open, under whatever name: other processes and loop devices, or whoever has locked a part of it (`fcntl`).
 ///
-/// † Nothing is asked of what lies elsewhere, but where an inode's number is the same by chance: a network file system may never answer.
+/// † Of descriptors nothing is asked that lies elsewhere, but where an inode's number is the same by chance: a network file system may
+/// never answer. Of what is below a loop device the kernel asks its file system, wherever that is, and is waited for only so long.
 pub fn users_of_file(file: &File, which: Users) -> Vec<String> {
     let Ok(this) = file.metadata() else { return Vec::new() };
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
@@ -70,9 +76,9 @@ pub fn users_of_file(file: &File, which: Users) -> Vec<String> {
         })
     };
     let mut users: Vec<String> = others().filter(has_it).map(process_name).collect();
-    users.extend(loops_on(Path::new("/sys/block"), |device, name| match file_below(&Path::new("/dev").join(device)) {
+    users.extend(loops_on(Path::new("/sys/block"), |device, name| match file_below(Path::new("/dev").join(device)) {
         Some(below) => below == (encode_dev(this.dev()), this.ino()),
-        // Where devices are hidden. Another name of the file is missed then.
+        // Where devices are hidden, or there is no answer. Another name of the file is missed then.
         None => Path::new(name) == path,
     }));
     // What has the lock may be in a process that may not be looked at.
@@ -105,16 +111,48 @@ fn loops_on(folder: &Path, is_it: impl Fn(&OsStr, &str) -> bool) -> Vec<String> 
     over_it.map(|device| format!("loop device /dev/{} (losetup -d)", device.to_string_lossy())).collect()
 }
 
-/// The file system, as a number, and the inode of what is below a loop device, whatever became of its name, which may be one of
-/// another mount namespace.
+/// The file system, as a number, and an inode there.
+type FileNumber = (u64, u64);
+
+/// What is below a loop device, whatever became of its name, which may be one of another mount namespace.
 ///
 /// To open and close it changes nothing: one that is cleared when nobody has it open any more (`autoclear`) would be already.
-fn file_below(device: &Path) -> Option<(u64, u64)> {
-    let device = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(device).ok()?;
-    let mut status = [0; 29];
-    // SAFETY: the descriptor is open, and the kernel writes one `struct loop_info64`, which has 232 bytes.
-    unsafe { ioctl::loop_status(device.as_raw_fd(), &raw mut status) }.ok()?;
-    Some((status[0], status[1]))
+fn file_below(device: PathBuf) -> Option<FileNumber> {
+    in_time(device, ANSWERS_WITHIN, |device| {
+        let device = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(device).ok()?;
+        let mut status = [0; 29];
+        // SAFETY: the descriptor is open, and the kernel writes one `struct loop_info64`, which has 232 bytes.
+        unsafe { ioctl::loop_status(device.as_raw_fd(), &raw mut status) }.ok()?;
+        Some((status[0], status[1]))
+    })
+}
+
+/// Devices that have not answered in time, with where they will.
+static SILENT: Mutex<BTreeMap<PathBuf, Receiver<Option<FileNumber>>>> = Mutex::new(BTreeMap::new());
+
+/// What `look` says of a device, if it does in time. A thread that waits for longer is left behind; until it ends the device is not
+/// asked again. What waits for a server of FUSE cannot even be killed: this process does its work, and is gone only once that answers.
+fn in_time(
+    device: PathBuf,
+    limit: Duration,
+    look: impl FnOnce(&Path) -> Option<FileNumber> + Send + 'static,
+) -> Option<FileNumber> {
+    let silent = || SILENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if silent().get(&device).is_some_and(|answer| answer.try_recv() == Err(TryRecvError::Empty)) {
+        return None;
+    }
+    let (says, answer) = sync_channel(1);
+    let asked = device.clone();
+    let waits = std::thread::Builder::new().name("loop-status".into());
+    waits.spawn(move || says.send(look(&asked))).ok()?;
+    match answer.recv_timeout(limit) {
+        Ok(below) => below,
+        Err(RecvTimeoutError::Timeout) => {
+            silent().insert(device, answer);
+            None
+        }
+        Err(RecvTimeoutError::Disconnected) => None,
+    }
 }
 
 mod ioctl {
@@ -216,7 +254,26 @@ mod tests {
         asked.sort();
         let all = [("loop0", "/gone/nfs/a"), ("loop1", "/b (deleted)"), ("loop2", "/c")];
         assert_eq!(asked, all.map(|(device, file)| (device.to_owned(), file.to_owned())));
-        assert_eq!(file_below(Path::new("/dev/null")), None, "no loop device");
+        assert_eq!(file_below("/dev/null".into()), None, "no loop device");
+    }
+
+    /// † The kernel asks the server of the file below a loop device, and one that is gone held up every restore to a file.
+    #[test]
+    fn a_loop_device_that_does_not_answer_is_waited_for_once() {
+        let device = || PathBuf::from("/dev/loop-silent");
+        let (answers, server) = std::sync::mpsc::channel();
+        let hangs = move |_: &Path| server.recv().ok();
+        assert_eq!(in_time(device(), Duration::from_millis(10), hangs), None);
+        let begun = Instant::now();
+        assert_eq!(in_time(device(), Duration::from_secs(60), |_| panic!("another thread")), None);
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert_eq!(in_time("/dev/loop-other".into(), Duration::from_secs(60), |_| Some((1, 2))), Some((1, 2)));
+        answers.send((7, 7)).expect("it waits still");
+        let until = Instant::now() + Duration::from_secs(60);
+        while in_time(device(), Duration::from_secs(60), |_| Some((3, 4))) != Some((3, 4)) {
+            assert!(Instant::now() < until, "it is asked again once it answers");
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Only where loop devices may be made.
@@ -232,7 +289,7 @@ mod tests {
         std::fs::remove_file(&link).expect("removed");
         let users = users_of_file(&File::open(&file).expect("open"), Users::Writers);
         let other = users_of_file(&File::create(dir.path().join("other")).expect("made"), Users::All);
-        let below = file_below(Path::new(device.trim()));
+        let below = file_below(device.trim().into());
         std::process::Command::new("losetup").arg("-d").arg(device.trim()).status().expect("it ends");
         if below.is_some() {
             assert!(users.contains(&format!("loop device {} (losetup -d)", device.trim())), "{users:?}");
