@@ -78,11 +78,7 @@ fn is_of_gateway(named: &Path, is_gateway: bool) -> bool {
 async fn of_gateway(config: &Path, named: Option<&Path>) -> Vec<Finding> {
     let loaded = farside_receiver::Config::load(config);
     let mut valid = vec![of_configuration(config, &loaded)];
-    // One that runs may be of a version that took it.
-    valid.extend(loaded.as_ref().ok().and_then(|config| farside_receiver::check_place(config).err()).map(|error| {
-        let finding = Finding::new("store's file system", Verdict::Missing, error.to_string());
-        finding.mend("move it before farside-receiver is started again, then set `store` or `staging` in receiver.toml")
-    }));
+    valid.extend(loaded.as_ref().ok().and_then(|config| of_place(farside_receiver::check_place(config))));
     let loaded = loaded.map(|config| config.api_socket);
     let Some(socket) = named.map(Path::to_owned).or(loaded.ok()) else { return valid };
     let found = match Client::new(Daemon::Receiver, &socket).with_timeout(PATIENCE).receiver_status().await {
@@ -93,6 +89,23 @@ async fn of_gateway(config: &Path, named: Option<&Path>) -> Vec<Finding> {
         }
     };
     [valid, found].concat()
+}
+
+/// What is wrong with where the store is.
+fn of_place<E: std::fmt::Display>(looked: Result<bool, E>) -> Option<Finding> {
+    let found = |verdict, words| Finding::new("store's file system", verdict, words);
+    match looked {
+        Ok(true) => None,
+        Ok(false) => {
+            let silent = found(Verdict::Missing, "it does not answer: nothing is known of it".to_owned());
+            Some(silent.mend("see to the file system of `store` (of a bucket: `staging`) in receiver.toml"))
+        }
+        // One that runs may be of a version that took it.
+        Err(error) => {
+            let refused = found(Verdict::Missing, error.to_string());
+            Some(refused.mend("move it before farside-receiver is started again, then set `store` or `staging` in receiver.toml"))
+        }
+    }
 }
 
 /// What came of loading it. The default file may be absent.
@@ -185,6 +198,9 @@ mod tests {
         assert_eq!(of_configuration(&gateway, &Ok(())).found, format!("{} is valid", gateway.display()));
         let absent = of_configuration(&dir.path().join("none.toml"), &Ok(()));
         assert!(absent.verdict == Verdict::Good && absent.found.contains("there is no ") && !absent.found.contains("valid"));
+        assert!(of_place(Ok::<_, String>(true)).is_none());
+        let silent = of_place(Ok::<_, String>(false)).expect("it is said");
+        assert!(silent.verdict == Verdict::Missing && silent.found.contains("does not answer"));
         // Who names a socket means that one.
         let named = dir.path().join("other.sock");
         let findings = runtime.block_on(of_gateway(&gateway, Some(&named)));

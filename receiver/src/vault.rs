@@ -10,7 +10,9 @@
 //! a fresh store: the disk is missing.)
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
 use farside_objects::{Credentials, Location, LocationError};
@@ -18,6 +20,10 @@ use farside_store::{DirBackend, Remedy, Space, Store, StoreError, StoreReader};
 
 use crate::config::Config;
 use crate::state_dir::{StateDir, StateError};
+
+/// How long whoever asks before a start waits for the store's file system.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
 
 /// Counts how often the store was opened.
 pub(crate) type Generation = u64;
@@ -69,16 +75,42 @@ struct Inner {
 }
 
 /// Whether this version writes a store where the configuration has it: what a start would be refused for, for good. What is not there, or cannot be
-/// looked at, a start waits for.
+/// looked at, a start waits for. False: that place does not answer within 5 s, and nothing is known.
 ///
 /// # Errors
 /// [`StoreError::NetworkFs`], of the store's directory, or of the staging directory of a bucket.
-pub fn check_place(config: &Config) -> Result<(), StoreError> {
-    let path = match &config.store {
-        Location::Dir(path) => path,
-        Location::Bucket(_) => &config.staging,
-    };
-    refused_for_good(DirBackend::open_to_write(path))
+pub fn check_place(config: &Config) -> Result<bool, StoreError> {
+    let place = StorePlace::of(config);
+    // What opening it asks.
+    let questions = ["-L", "-f"].map(|what| {
+        let mut question = Command::new("stat");
+        question.args([what, "--"]).arg(place.local());
+        question
+    });
+    if !all_end_within(ANSWERS_WITHIN, questions) {
+        return Ok(false);
+    }
+    refused_for_good(DirBackend::open_to_write(place.local())).map(|()| true)
+}
+
+/// Whether commands end in time, however they do; one that cannot be started has.
+///
+/// † They are processes, not threads: what waits for a server of FUSE cannot be killed, and a process with such a thread has not ended
+/// for whoever waits for it, as apt does.
+fn all_end_within(limit: Duration, commands: impl IntoIterator<Item = Command>) -> bool {
+    let until = Instant::now() + limit;
+    commands.into_iter().all(|mut command| {
+        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let Ok(mut child) = started else { return true };
+        while let Ok(None) = child.try_wait() {
+            if Instant::now() >= until {
+                let _ = child.kill(); // it ends when the kernel lets it
+                return false;
+            }
+            std::thread::sleep(POLL);
+        }
+        true
+    })
 }
 
 fn refused_for_good(opened: Result<DirBackend, StoreError>) -> Result<(), StoreError> {
@@ -263,14 +295,30 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let at = |store: Location, staging: &str| Config { store, staging: staging.into(), ..Config::default() };
         for path in [directory.path().into(), directory.path().join("none")] {
-            check_place(&at(Location::Dir(path), "/none")).expect("it is taken, or waited for");
+            assert!(check_place(&at(Location::Dir(path), "/none")).expect("it is taken, or waited for"));
         }
         let bucket: Location = "s3://points/prefix".parse().expect("a bucket");
-        check_place(&at(bucket, "/none")).expect("it is made");
+        assert!(check_place(&at(bucket, "/none")).expect("it is made"));
         let path: PathBuf = "/srv/store".into();
         let refused = refused_for_good(Err(StoreError::NetworkFs { path: path.clone(), kind: "NFS" })).expect_err("refused");
         assert!(refused.to_string().starts_with("/srv/store is on NFS"), "{refused}");
         refused_for_good(Err(StoreError::Vanished { path })).expect("it is waited for");
+    }
+
+    /// † An upgrade waited for a store that does not answer, with dpkg's lock held.
+    #[test]
+    fn a_place_that_does_not_answer_is_waited_for_only_so_long() {
+        let command = |program: &str, argument: &str| {
+            let mut command = Command::new(program);
+            command.arg(argument);
+            command
+        };
+        let begun = Instant::now();
+        let silent = || [command("true", ""), command("sleep", "600")];
+        assert!(!all_end_within(Duration::from_millis(50), silent()));
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        let ended = [command("true", ""), command("false", ""), command("/none/stat", "")];
+        assert!(all_end_within(Duration::from_secs(60), ended), "what they say is asked again");
     }
 
     #[test]
