@@ -301,7 +301,7 @@ impl Cohorts {
         let Some(running) = inner.running.get(&cohort.name) else { return };
         let is_it = running.config == *cohort;
         let is_silent = |group: &GroupNames| found.silent.iter().any(|(silent, _)| silent == group);
-        inner.kept.not_told(&cohort.name, &found.groups, found.silent.len(), WHOLE_KEPT);
+        inner.kept.not_told(&cohort.name, &found.groups, found.silent.len());
         inner.kept.found(&cohort.name, &found.groups, is_silent, is_all && is_it, WHOLE_KEPT);
     }
 
@@ -953,6 +953,30 @@ mod tests {
         cohorts.lock().kept.are_as_before(|_| false);
         // Of four groups: one that is silent cannot have what two lack.
         assert_eq!(look(&[("a", &[cut(1, 4), newer]), ("b", &[cut(1, 4), newer])], &["c"]), [2]);
+    }
+
+    /// † A cut that one host missed may be whole, too, for all that is known: ten newer ones are there when it is looked first.
+    #[test]
+    fn newer_halves_do_not_push_out_what_may_be_whole_with_a_group_that_has_left() {
+        let (three, newer) = (cut(1, 3), cut(20, 2));
+        let cohort =
+            Cohort { name: "erp".parse().expect("a name"), groups: vec![group("a"), group("b")], every: LOOK, hold: LOOK };
+        let cohorts = Cohorts::default();
+        let (events, _happened) = mpsc::unbounded_channel();
+        cohorts.lock().running.insert(cohort.name.clone(), Running::new(cohort.clone(), events, Arc::default()));
+        let kept = |name: &str| cohorts.kept(&group(name)).into_iter().map(|slot| slot.0).collect::<Vec<_>>();
+        let look = |groups: &[(&str, &[Cut])], silent: &[&str]| {
+            cohorts.keep(&cohort, &found(groups, silent), true);
+            (kept("a"), kept("b"))
+        };
+        let halves: Vec<Cut> = (2..=19).map(|n| cut(n, 2)).collect();
+        let (with_halves, both) = ([&[three, newer][..], &halves].concat(), [three, newer]);
+        let all = ((1..=20).collect(), vec![1, 20]);
+        assert_eq!(look(&[("a", &with_halves), ("b", &both)], &["c"]), all);
+        let later: Vec<Cut> = (21..=40).map(|n| cut(n, 2)).collect();
+        let with_later = [&with_halves[..], &later].concat();
+        assert_eq!(look(&[("a", &with_later), ("b", &both)], &["c"]), all, "they stay, and no more of them");
+        assert_eq!(look(&[("a", &with_later), ("b", &both), ("c", &[three])], &[]), (vec![1, 20], vec![1, 20]), "it answers");
     }
 
     /// A policy that keeps one, and a group of the cohort that does not answer while newer cuts are made.

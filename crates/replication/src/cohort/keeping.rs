@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use farside_ledger::CohortCut;
 use farside_region::{Name, mutation};
 
 use super::whole::{CutsOfGroup, WholeCut, perhaps_whole, whole_to_keep};
@@ -72,19 +73,20 @@ impl<G: Clone + Ord, P: Copy + Ord> CohortsKept<G, P> {
     /// Before [`Self::found`], with the same `groups`: `silent` others of the store do not answer. † One of them may have left the cohort, and have what
     /// cuts of before lack: all groups that the cohort has now are asked without it, and would give up their parts of them. Beside what is kept anyway,
     /// since most of them may be halves. Of what comes later no such group is a part.
-    pub fn not_told(&mut self, cohort: &Name, groups: &[(G, CutsOfGroup<P>)], silent: usize, most: usize) {
+    ///
+    /// † All of them, and not the newest few: halves that are newer would push out the one that is whole. They are no more than there were when all
+    /// groups that the cohort has were asked.
+    pub fn not_told(&mut self, cohort: &Name, groups: &[(G, CutsOfGroup<P>)], silent: usize) {
         let before = self.perhaps.remove(cohort).unwrap_or_default();
         let is_looked = self.looked.contains(cohort);
         if silent == 0 || (is_looked && before.is_empty()) {
             return;
         }
-        let is_known = |perhaps: &WholeCut<G, P>| before.iter().any(|known| known.cut == perhaps.cut);
         let mut perhaps = perhaps_whole(groups, silent);
         if is_looked {
-            perhaps.retain(is_known);
+            let known: BTreeSet<CohortCut> = before.iter().map(|known| known.cut).collect();
+            perhaps.retain(|perhaps| known.contains(&perhaps.cut));
         }
-        perhaps.sort_by_key(|perhaps| !is_known(perhaps));
-        perhaps.truncate(most);
         if !perhaps.is_empty() {
             self.perhaps.insert(cohort.clone(), perhaps);
         }

@@ -62,12 +62,12 @@ pub fn whole<G: Clone + Ord, P: Copy + Ord>(groups: &[(G, CutsOfGroup<P>)]) -> V
     newest_first(all_of(groups).filter(is_whole).collect())
 }
 
-/// The cuts that lack points, and no more than `silent` groups can have, newest first.
+/// The cuts that lack points, and no more than `silent` groups can have.
 pub(super) fn perhaps_whole<G: Clone + Ord, P: Copy + Ord>(groups: &[(G, CutsOfGroup<P>)], silent: usize) -> Vec<WholeCut<G, P>> {
     let is_perhaps = |WholeCut { cut, points }: &WholeCut<G, P>| {
         points.len() < usize::from(cut.groups) && points.len() + silent >= usize::from(cut.groups)
     };
-    newest_first(all_of(groups).filter(is_perhaps).collect())
+    all_of(groups).filter(is_perhaps).collect()
 }
 
 /// All cuts, and who has a point of them.
