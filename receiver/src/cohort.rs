@@ -66,6 +66,8 @@ pub(crate) struct Cohorts {
     inner: Mutex<Inner>,
     /// Who writes down which are forgotten. † Not under the lock of all: threads of groups wait for that one, and a disk may hang.
     forgetting: Mutex<()>,
+    /// How often what is configured, or forgotten, may have changed.
+    changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -135,6 +137,18 @@ impl Cohorts {
             let running = Running::new(cohort.clone(), events, seen);
             inner.running.insert(cohort.name.clone(), running);
         }
+        drop(inner);
+        receiver.cohorts.changed();
+    }
+
+    /// After what changed is there to be read.
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// For whoever knows what is not configured: another number if that may be something else now. It is read before that is.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// What is configured again is not forgotten any more.
@@ -182,6 +196,7 @@ impl Cohorts {
         inner.forgotten = forgotten;
         inner.kept.forget(name);
         drop(inner);
+        receiver.cohorts.changed();
         tracing::warn!(cohort = %name, "a cohort was forgotten: its points are kept as all others are");
         Ok(())
     }
@@ -261,24 +276,15 @@ impl Cohorts {
     /// That those are kept, and by which name they are forgotten: who renamed a cohort may not know that they do not fall to the new one.
     pub(crate) fn not_configured_reason(&self, config: &Config, names: &GroupNames, state: &State) -> Option<Reason> {
         let slots = self.not_configured(config, state);
-        let mut cohorts = BTreeSet::new();
+        let mut cohorts = BTreeMap::new();
         for point in slots.iter().filter_map(|slot| state.points().get(slot)) {
             let Some((cut, label)) = point.consistency().cohort_cut().zip(point.label.as_ref()) else { continue };
             // A host says the name beside the id.
-            let is_named = Cut::cohort_id(&label.hooks) == cut.cohort;
-            cohorts.insert(if is_named { label.hooks.clone() } else { HEXLOWER.encode(&cut.cohort) });
+            let said = || label.hooks.parse::<Name>().ok().filter(|name| Cut::cohort_id(name.as_str()) == cut.cohort);
+            let name: &mut Option<Name> = cohorts.entry(cut.cohort).or_default();
+            *name = name.take().or_else(said);
         }
-        let first = cohorts.first()?;
-        let message = format!(
-            "{} points of {names} are of cuts of a cohort that the configuration does not have ({}): retention gives none of them up",
-            slots.len(),
-            cohorts.iter().take(SILENT_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ")
-        );
-        let what = format!(
-            "once nobody needs those cuts (`farside cohort cuts {first}`): `farside cohort forget {first}`, also after a rename; or put its [[cohort]] back \
-             into receiver.toml, and `farside reload`"
-        );
-        Some(Reason::new(Severity::Info, Code::DeletionWaits, message, what))
+        (!cohorts.is_empty()).then(|| not_configured_of(names, slots.len(), &cohorts))
     }
 
     /// Whether it is known which points of a group are kept for whole cuts: until this says yes, nothing of the group is given up.
@@ -366,6 +372,29 @@ fn not_as_one(name: &Name, trouble: &CohortTrouble, newest_at: Option<Timestamp>
     let message = format!("cohort {name} was not cut as one at {:.0}: {group}{}; {newest}", trouble.at, trouble.why);
     let what = "it is tried again by itself, and is over with the next cut; `farside cohort list` shows who is there";
     Reason::new(Severity::Warning, Code::CohortMissed, message, what)
+}
+
+/// `cohorts`: by id, and their names as far as a host said them. † An id is no name: by it nothing is found, and nothing forgotten.
+fn not_configured_of(group: &GroupNames, points: usize, cohorts: &BTreeMap<[u8; 16], Option<Name>>) -> Reason {
+    let mut shown: Vec<String> = cohorts.values().flatten().map(Name::to_string).collect();
+    shown.sort();
+    let named = shown.first().cloned();
+    let nameless = cohorts.iter().filter(|(_, name)| name.is_none());
+    shown.extend(nameless.map(|(id, _)| format!("one whose points do not say its name, of id {}", HEXLOWER.encode(id))));
+    let message = format!(
+        "{points} points of {group} are of cuts of a cohort that the configuration does not have ({}): retention gives none of them up",
+        shown.into_iter().take(SILENT_NAMED).collect::<Vec<_>>().join(", ")
+    );
+    let back = "put its [[cohort]] back into receiver.toml, and `farside reload`";
+    let what = named.map_or_else(
+        || format!("once nobody needs those cuts, forget the cohort by the name that it had in receiver.toml, also after a rename; or {back}"),
+        |name| {
+            format!(
+                "once nobody needs those cuts (`farside cohort cuts {name}`): `farside cohort forget {name}`, also after a rename; or {back}"
+            )
+        },
+    );
+    Reason::new(Severity::Info, Code::DeletionWaits, message, what)
 }
 
 fn not_pruned(name: &Name, why: &str) -> Reason {
@@ -896,6 +925,28 @@ mod tests {
         assert_eq!(all.why_silent(&lacking[..1]), "b/g: away");
         assert_eq!(all.why_silent(&lacking[4..]), "f/g: it does not answer");
         assert_eq!(all.why_silent(&lacking), "b/g: away; c/g: away; d/g: away; and 2 others");
+    }
+
+    /// What is looked for by an id that is taken for a name is not there.
+    #[test]
+    fn a_command_says_the_name_of_a_cohort_and_never_its_id() {
+        let name: Name = "erp".parse().expect("a name");
+        let (known, unknown) = (Cut::cohort_id("erp"), [0; 16]);
+        let of = |cohorts: &[([u8; 16], Option<Name>)]| not_configured_of(&group("a"), 2, &cohorts.iter().cloned().collect());
+        let named = of(&[(unknown, None), (known, Some(name))]);
+        assert!(named.message.contains("(erp, ") && named.message.contains(&HEXLOWER.encode(&unknown)), "{}", named.message);
+        assert!(
+            named.what_to_do.contains("`farside cohort forget erp`") && !named.what_to_do.contains("000"),
+            "{}",
+            named.what_to_do
+        );
+        let nameless = of(&[(unknown, None)]);
+        assert!(nameless.message.contains(&HEXLOWER.encode(&unknown)), "{}", nameless.message);
+        assert!(
+            !nameless.what_to_do.contains("cohort forget") && !nameless.what_to_do.contains("000"),
+            "{}",
+            nameless.what_to_do
+        );
     }
 
     fn names(source: &str) -> GroupNames {

@@ -122,6 +122,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             dead_bytes: 0,
             dead_seen: None,
             not_configured: None,
+            cohorts_seen: 0,
             damage: Damage::default(),
             unwritable: None,
             denied: None,
@@ -197,6 +198,8 @@ struct Group {
     dead_seen: Option<Instant>,
     /// That points of cohorts are kept that the configuration does not have.
     not_configured: Option<Reason>,
+    /// As of which changes of the cohorts.
+    cohorts_seen: u64,
     /// What the sources were told of damaged segments.
     damage: Damage,
     /// This group's files cannot be written, though the store may be well.

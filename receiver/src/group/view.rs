@@ -74,7 +74,9 @@ impl Group {
         if let Place::Here(here) = &self.place {
             // They walk all points, and all parts.
             let is_due = self.dead_seen.is_none_or(|seen| seen.elapsed() >= DEAD_AGAIN);
-            if is_due || self.not_configured.is_some() {
+            let changes = self.receiver.cohorts.changes();
+            if is_due || self.cohorts_seen != changes {
+                self.cohorts_seen = changes;
                 let (config, state) = (self.receiver.config(), here.store.state());
                 self.not_configured = self.receiver.cohorts.not_configured_reason(&config, &self.names, state);
             }
