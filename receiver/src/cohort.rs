@@ -106,6 +106,11 @@ struct Seen {
     trouble: Option<CohortTrouble>,
     /// The newest whole one, when it was looked last.
     newest_at: Option<Timestamp>,
+    /// Looks that began, and which of them said that.
+    looks: u64,
+    newest_of: u64,
+    /// It is looked for after a cut that was missed.
+    is_looked_for: bool,
     /// Why it is not known for long now which cuts there are: nothing of its groups is given up meanwhile.
     unknown: Option<String>,
 }
@@ -407,6 +412,21 @@ fn not_pruned(name: &Name, why: &str) -> Reason {
     Reason::new(Severity::Warning, Code::DeletionWaits, message, what)
 }
 
+impl Seen {
+    /// A look begins. Its number is for [`Self::found`].
+    fn looks(&mut self) -> u64 {
+        self.looks += 1;
+        self.looks
+    }
+
+    /// What that look found, unless one that began later was faster: that knows more.
+    fn found(&mut self, look: u64, newest_at: Option<Timestamp>) {
+        if look > self.newest_of {
+            (self.newest_of, self.newest_at) = (look, newest_at);
+        }
+    }
+}
+
 fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -514,6 +534,7 @@ async fn find_kept(receiver: Arc<Receiver>, cohort: Cohort, seen: Arc<Mutex<Seen
 /// # Errors
 /// Not every group could be asked: who does not answer, and why.
 async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]>, seen: &Mutex<Seen>) -> Result<(), String> {
+    let this = locked(seen).looks();
     let found = gather(receiver, cohort.name.as_str()).await;
     let lacking = found.lacking(receiver, cohort);
     let is_all = found.is_listed && lacking.is_empty();
@@ -524,7 +545,8 @@ async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]
     receiver.cohorts.keep(cohort, &found, is_all);
     if is_all {
         let mut seen = locked(seen);
-        (seen.newest_at, seen.unknown) = (found.newest().map(|cut| cut.at), None);
+        seen.found(this, found.newest().map(|cut| cut.at));
+        seen.unknown = None;
     }
     let lacks = before.and_then(|cut| {
         let is_lacking =
@@ -546,10 +568,21 @@ async fn look(receiver: &Arc<Receiver>, cohort: &Cohort, before: Option<[u8; 16]
 }
 
 /// Where no newer one is made, what was the newest may have been left aside since, or found damaged. Nothing else goes by it.
+/// One at a time: cuts may be missed faster than a group answers.
 async fn look_for_newest(receiver: &Arc<Receiver>, cohort: &Cohort, seen: &Mutex<Seen>) {
+    let this = {
+        let mut seen = locked(seen);
+        if std::mem::replace(&mut seen.is_looked_for, true) {
+            return;
+        }
+        seen.looks()
+    };
     let found = gather(receiver, cohort.name.as_str()).await;
-    if found.is_listed && found.lacking(receiver, cohort).is_empty() {
-        locked(seen).newest_at = found.newest().map(|cut| cut.at);
+    let is_all = found.is_listed && found.lacking(receiver, cohort).is_empty();
+    let mut seen = locked(seen);
+    seen.is_looked_for = false;
+    if is_all {
+        seen.found(this, found.newest().map(|cut| cut.at));
     }
 }
 
@@ -915,6 +948,20 @@ mod tests {
         let shown: Vec<CohortCut> = all.whole().iter().map(|whole| all.shown(whole)).collect();
         assert!(shown.len() == 3 && shown[0].points[0].aside && !shown[0].points[1].aside, "it is there all the same");
         assert!(shown[1].doubt().is_some_and(|why| why.contains("b/g") && why.ends_with("a segment is gone")));
+    }
+
+    /// A cut was missed, and while a slow group is asked the next one succeeds.
+    #[test]
+    fn an_older_look_says_nothing_of_the_newest_cut_after_a_newer_one() {
+        let at = |second| Some(Timestamp::from_second(second).expect("a time"));
+        let mut seen = Seen::default();
+        let (missed, next) = (seen.looks(), seen.looks());
+        seen.found(next, at(2));
+        seen.found(missed, at(1));
+        assert_eq!(seen.newest_at, at(2));
+        let last = seen.looks();
+        seen.found(last, None);
+        assert_eq!(seen.newest_at, None, "it was left aside since");
     }
 
     #[test]
