@@ -62,6 +62,8 @@ pub(crate) struct Failovers {
     taken_back: Mutex<BTreeMap<GroupNames, TakenBack>>,
     /// Up to which generation promotions are known here that are over.
     known: Mutex<BTreeMap<GroupNames, Known>>,
+    /// The highest generation of each group when this process first opened its ledger.
+    opened: Mutex<BTreeMap<GroupNames, Generation>>,
     /// Files and folders of theirs that cannot be read, and why.
     unread: Mutex<BTreeMap<PathBuf, String>>,
     /// One step of a group's at a time.

@@ -533,6 +533,7 @@ impl Group {
                 match store.torn() {
                     None => {
                         self.torn_patience.reset();
+                        self.receiver.failovers.opens(&self.names, store.state());
                         tracing::info!(group = %self.names, ?head, points = store.state().points().len(), "the group is open");
                     }
                     Some(torn) => tracing::error!(group = %self.names, slot = %torn.slot, why = torn.why, "the ledger is torn"),

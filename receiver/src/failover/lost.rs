@@ -113,13 +113,25 @@ impl Failover {
         self.is_taken_up && self.stage == Stage::Fencing && !self.claimed
     }
 
-    /// Whether that is the generation under which its source takes the history back.
-    fn is_followed_by(&self, highest: Generation) -> bool {
-        matches!(self.stage, Stage::Promoted { .. }) && self.generation.checked_add(1) == Some(highest.0)
+    /// Whether that is the generation under which its source takes the history back. `opened`: the highest when this process first opened the ledger.
+    ///
+    /// † If it was that high by then, the note may be of an older state directory, and that generation another failover, for good, of which no pin tells.
+    fn is_followed_by(&self, highest: Generation, opened: Option<Generation>) -> bool {
+        let is_seen = opened.is_some_and(|opened| opened.0 <= self.generation);
+        is_seen && matches!(self.stage, Stage::Promoted { .. }) && self.generation.checked_add(1) == Some(highest.0)
     }
 }
 
 impl Failovers {
+    /// The ledger of a group is open, and whole. What it held when this process first saw it stays known.
+    pub(crate) fn opens(&self, names: &GroupNames, state: &State) {
+        lock(&self.opened).entry(names.clone()).or_insert_with(|| state.highest_generation());
+    }
+
+    fn opened(&self, names: &GroupNames) -> Option<Generation> {
+        lock(&self.opened).get(names).copied()
+    }
+
     /// The last failover of a group, if nobody has noted it here.
     pub(crate) fn lost(&self, names: &GroupNames, state: &State) -> Option<Lost> {
         let lost = Lost::of(state)?;
@@ -160,7 +172,8 @@ impl Failovers {
         if lock(&self.known).get(names).is_some_and(|known| known.generation >= highest.0) {
             return true;
         }
-        let noted = lock(&self.all).get(names).map(|one| (one.generation, one.is_followed_by(highest)));
+        let opened = self.opened(names);
+        let noted = lock(&self.all).get(names).map(|one| (one.generation, one.is_followed_by(highest, opened)));
         let is_lost = || self.lost(names, state).is_some();
         noted.is_some_and(|(noted, is_followed)| noted >= highest.0 || (is_followed && !is_lost()))
             && !self.is_left_behind(names, state)
@@ -168,7 +181,8 @@ impl Failovers {
 
     /// One is over, and it is known by whom: that stays when its note is gone. † Not of an older state directory, whose note others followed.
     pub(super) fn knows(&self, state_dir: &StateDir, failover: &Failover, look: &PromotionLook) -> Result<(), StateError> {
-        if !failover.is_followed_by(look.generation) || look.lost.is_some() {
+        let opened = self.opened(&failover.names());
+        if !failover.is_followed_by(look.generation, opened) || look.lost.is_some() {
             return Ok(());
         }
         let (source, group) = (failover.source.clone(), failover.group.clone());

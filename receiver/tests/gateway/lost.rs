@@ -273,6 +273,54 @@ async fn what_was_promoted_is_not_written_over_by_a_state_directory_from_before(
     }
 }
 
+/// † The same of one that was promoted for good, of which no pin tells; the note that was put back is of the failover before it.
+#[tokio::test]
+async fn what_was_promoted_for_good_is_not_written_over_by_a_state_directory_from_before() {
+    let (mut gateway, _, _, _) = with_three_points().await;
+    let target = gateway.path("data.img");
+    let add = FollowerAdd {
+        name: Some("data".into()),
+        volume: "host1/default/data".into(),
+        target: target.clone(),
+        follows: Follows::Newest,
+        overwrite: false,
+        lock: None,
+    };
+    gateway.client().follower_add(&add).await.expect("added");
+    let state = async |gateway: &Gateway| gateway.client().follower("data").await.map(|one| one.state);
+    wait_until("it to hold a point", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Following)).await;
+    let files = ["data.json", "data~holds.json"].map(|file| gateway.path("state/followers").join(file));
+    let before = files.clone().map(|file| std::fs::read_to_string(file).expect("kept"));
+    let forced = FailoverRequest { force: true, ..request() };
+    gateway.client().failover(&forced).await.expect("begun");
+    let note = gateway.path("state/failovers/host1/default.json");
+    let read = || std::fs::read_to_string(&note).unwrap_or_default();
+    wait_until("it to be promoted", async || read().contains("promoted")).await;
+    let second = read();
+    gateway.client().failover(&FailoverRequest { again: true, ..forced.clone() }).await.expect("once more");
+    wait_until("its target to be promoted", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Promoted))
+        .await;
+    gateway.client().failover(&FailoverRequest { commit: Some(true), ..forced }).await.expect("for good");
+    wait_until("no pin to be left", async || pins(&gateway).await.is_empty()).await;
+    gateway.stop();
+    let file = std::fs::File::options().write(true).open(&target).expect("open");
+    std::os::unix::fs::FileExt::write_all_at(&file, b"ours", 8192).expect("written");
+    drop(file);
+    // As it was between the two.
+    let mut holds: serde_json::Value = serde_json::from_str(&before[1]).expect("JSON");
+    let at = holds["following"]["stage"]["at"].clone();
+    holds["following"]["stage"] = serde_json::json!({ "applying": { "between": null, "to": at } });
+    holds["generation"] = 2.into();
+    std::fs::write(&note, second).expect("put back");
+    std::fs::write(&files[0], &before[0]).expect("put back");
+    std::fs::write(&files[1], holds.to_string()).expect("put back");
+    gateway.start().await;
+    wait_until("it to stop", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Diverged)).await;
+    assert_eq!(&std::fs::read(&target).expect("read")[8192..8196], b"ours");
+    wait_until("the older one to be over", async || !note.exists()).await;
+    assert!(!gateway.path("state/known-promotions/host1/default.json").exists(), "nobody here knows who promoted that");
+}
+
 /// The failover was noted, and is over: its source has its history back, and nothing of its target is anybody else's.
 #[tokio::test]
 async fn a_follower_that_was_paused_on_its_way_goes_on_after_a_failback() {
