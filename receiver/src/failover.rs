@@ -481,6 +481,7 @@ impl Failovers {
         let over = self.taken_back(&names).filter(|_| known.is_none());
         let look = look(receiver, &group, request.point.map(Slot))?;
         let Chosen { wanted, takes_degraded, shown } = Chosen::of(request, &look);
+        let aside = known.as_ref().map(Failover::lineage).or(over.as_ref().map(TakenBack::lineage)).unwrap_or_default();
         let failover = Failover {
             version: VERSION,
             source: names.source.clone(),
@@ -497,7 +498,7 @@ impl Failovers {
             former_is_over: known.is_none(),
             parted: None,
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),
-            aside: known.as_ref().map(Failover::lineage).or(over.as_ref().map(TakenBack::lineage)).unwrap_or_default(),
+            aside: look.lost.iter().flat_map(Lost::aside).fold(aside, |all, one| all.and(Some(one))),
             committed: known.as_ref().is_some_and(|known| known.committed),
             settled: false,
             takes_degraded,

@@ -9,6 +9,7 @@
 use farside_control::{ApiError, ErrorCode};
 use farside_ledger::{State, VolumeState};
 use farside_region::{Generation, Name, Slot};
+use farside_replication::lineage::Aside;
 use farside_store::GroupNames;
 use serde::{Deserialize, Serialize};
 
@@ -44,9 +45,22 @@ impl Lost {
         (!is_over || since.is_none()).then_some(Self { generation, pin, point, since, is_over })
     }
 
-    /// Whether it may have left that point aside.
+    /// Whether it may have left that point aside, or one before it, of which no pin tells any more.
     pub(crate) fn may_have_left(&self, point: Slot) -> bool {
-        point > self.point && point < self.pin
+        point != self.point && point < self.pin && (point > self.point || self.has_former())
+    }
+
+    /// Whether there may have been one before it: the first is of generation 2.
+    fn has_former(&self) -> bool {
+        self.generation > 2
+    }
+
+    /// The same for the one that follows it. † Once that is noted nobody asks the pins.
+    pub(super) fn aside(&self) -> impl Iterator<Item = Aside> {
+        let below = |slot: Slot| Slot(slot.0.saturating_sub(1));
+        // (No point is in slot 0: a claim is before it.)
+        let of_former = Some(Aside { point: Slot(0), parted: below(self.point) }).filter(|_| self.has_former());
+        of_former.into_iter().chain([Aside { point: self.point, parted: below(self.pin) }])
     }
 
     /// In words.

@@ -234,10 +234,12 @@ impl Group {
         let state = store.state();
         let cuts = cuts_of(state, cohort);
         let lineage = self.receiver.failovers.lineage(&self.names, state.highest_generation());
+        let lost = self.receiver.failovers.lost(&self.names, state);
+        let is_aside = |slot| !lineage.has(slot) || lost.is_some_and(|lost| lost.may_have_left(slot));
         let bad = self.known_bad(store);
         let doubt_of = |id: PointId| {
             let point = state.points().get(&Slot(id.slot))?;
-            let doubt = Doubt { is_aside: !lineage.has(point.slot), damaged: bad.of(point) };
+            let doubt = Doubt { is_aside: is_aside(point.slot), damaged: bad.of(point) };
             (doubt != Doubt::default()).then_some((id, doubt))
         };
         let doubts = cuts.values().filter_map(|(_, id)| doubt_of(*id)).collect();

@@ -7,10 +7,10 @@ use farside_wire::SourceMessage;
 
 use crate::site::{Gateway, Session, Volume, granules, wait_until};
 
-const COHORT: &str = "[[cohort]]\nname = \"erp\"\ngroups = [\"host1/default\", \"host2/default\"]\nevery = \"1h\"\n";
+pub(crate) const COHORT: &str = "[[cohort]]\nname = \"erp\"\ngroups = [\"host1/default\", \"host2/default\"]\nevery = \"1h\"\n";
 
 /// A layer that says that it is of a cut of both.
-async fn publish_cut(source: &mut Session, volume: &Volume, seq: u64, cut: u8) -> u64 {
+pub(crate) async fn publish_cut(source: &mut Session, volume: &Volume, seq: u64, cut: u8) -> u64 {
     let member = source.send_layer(volume, seq, &granules(1000 * seq, 1)).await;
     let cut = CohortCut { cohort: CohortCut::cohort_id("erp"), cut: [cut; 16], groups: 2, wall_ms: 1_700_000_000_000 };
     let label = Label::new(Consistency::Cohort(cut), "", "erp");

@@ -2,11 +2,12 @@
 
 use farside_control::failover::FailoverRequest;
 use farside_control::follower::{FollowerAdd, FollowerState, Follows};
-use farside_control::routes;
+use farside_control::routes::{self, PointsQuery};
 use farside_ledger::LayerKind;
 use farside_region::{Generation, LedgerPosition};
 use farside_wire::{PullBegin, ReceiverMessage, RequestId, SourceMessage};
 
+use crate::cohorts::{COHORT, publish_cut};
 use crate::site::{Gateway, Source, Volume, granules, wait_until};
 
 fn request() -> FailoverRequest {
@@ -145,6 +146,59 @@ async fn what_was_published_since_a_failover_that_nobody_noted_is_brought_up_unf
     assert_eq!(gateway.client().failover(&request()).await.expect("begun").generation, 3);
     let only = [(newest.slot.0, "failover, generation 3".to_owned())];
     wait_until("it to be brought up", async || pins(&gateway).await == only).await;
+}
+
+/// † What they left aside is no history of a later one either; of those before the last one no pin tells.
+#[tokio::test]
+async fn what_failovers_left_aside_that_nobody_noted_is_in_doubt_of_its_cohort_and_stays_aside() {
+    let mut gateway = Gateway::new(COHORT);
+    gateway.start().await;
+    let (host, other, third) = (gateway.pair("host1").await, gateway.pair("host2").await, gateway.pair("host3").await);
+    let (mut source, mut other) = (host.connect("default").await, other.connect("default").await);
+    let (volume, other_volume) = (source.claim("data").await, other.claim("data").await);
+    let mut cuts = Vec::new();
+    for seq in 1..=3_u8 {
+        cuts.push(publish_cut(&mut source, &volume, seq.into(), seq).await);
+        publish_cut(&mut other, &other_volume, seq.into(), seq).await;
+    }
+    drop(source);
+    let stand_in = Some("host3".to_owned());
+    let first = FailoverRequest { point: Some(cuts[0]), force: true, stand_in, ..request() };
+    gateway.client().failover(&first).await.expect("begun");
+    let mut stands_in = third.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    let since = publish_cut(&mut stands_in, &theirs, 1, 4).await;
+    publish_cut(&mut other, &other_volume, 4, 4).await;
+    drop((stands_in, other));
+
+    loses_its_notes(&mut gateway).await;
+    let of_cuts =
+        async |gateway: &Gateway| gateway.client().cohort_cuts("erp", &PointsQuery::default()).await.unwrap_or_default();
+    let aside = async |gateway: &Gateway| -> Vec<u64> {
+        let points = of_cuts(gateway).await.into_iter().filter_map(|cut| cut.points.into_iter().find(|one| one.aside));
+        points.map(|one| one.point.slot).collect()
+    };
+    wait_until("both groups to be open", async || of_cuts(&gateway).await.len() == 4).await;
+    assert_eq!(aside(&gateway).await, [cuts[2], cuts[1]]);
+    let brought_up = async |gateway: &Gateway, generation: u64| {
+        let only = [(since, format!("failover, generation {generation}"))];
+        wait_until("it to be brought up", async || pins(gateway).await == only).await;
+    };
+    gateway.client().failover(&request()).await.expect("what was published since is not forced");
+    brought_up(&gateway, 3).await;
+    assert_eq!(aside(&gateway).await, [cuts[2], cuts[1]]);
+
+    loses_its_notes(&mut gateway).await;
+    wait_until("both groups to be open", async || of_cuts(&gateway).await.len() == 4).await;
+    assert_eq!(aside(&gateway).await, [cuts[2], cuts[1], cuts[0]], "which of them is history is not known");
+    let cut = Some(of_cuts(&gateway).await.swap_remove(2).id);
+    let words = refused(&gateway, &FailoverRequest { point: Some(cuts[1]), cut, ..request() }).await;
+    assert!(words.contains("no note of that"), "{words}");
+    gateway.client().failover(&FailoverRequest { point: Some(since), force: true, ..request() }).await.expect("it was named");
+    brought_up(&gateway, 4).await;
+    assert_eq!(aside(&gateway).await, [cuts[2], cuts[1], cuts[0]]);
+    gateway.stop();
+    gateway.check_store();
 }
 
 /// † Whoever publishes by now is nobody whom a person wanted to be fenced.
