@@ -254,6 +254,7 @@ fn a_host_that_was_failed_over_gets_what_differs_and_takes_its_history_back() {
     old.daemon.take().expect("it runs").kill();
     let stranger = std::fs::File::options().write(true).open(old.backing("data")).expect("opened");
     std::os::unix::fs::FileExt::write_all_at(&stranger, b"a stranger", 50 << 20).expect("written");
+    drop(stranger); // whoever has it open is waited for
     let strange = disk(&old);
     old.daemon = Some(old.spawn_daemon());
     wait_for("its interface", || UnixStream::connect(old.path("host/api.sock")).ok());
