@@ -10,8 +10,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -128,7 +127,20 @@ fn file_below(device: PathBuf) -> Option<FileNumber> {
 }
 
 /// Devices that have not answered in time, with where they will.
-static SILENT: Mutex<BTreeMap<PathBuf, Receiver<Option<FileNumber>>>> = Mutex::new(BTreeMap::new());
+static SILENT: Mutex<BTreeMap<PathBuf, Arc<Answer>>> = Mutex::new(BTreeMap::new());
+
+/// What a thread is asked that may never answer.
+#[derive(Default)]
+struct Answer {
+    said: Mutex<Option<Option<FileNumber>>>,
+    is_said: Condvar,
+}
+
+impl Answer {
+    fn so_far(&self) -> MutexGuard<'_, Option<Option<FileNumber>>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What `look` says of a device, if it does in time. A thread that waits for longer is left behind; until it ends the device is not
 /// asked again. What waits for a server of FUSE cannot even be killed: this process does its work, and is gone only once that answers.
@@ -138,21 +150,24 @@ fn in_time(
     look: impl FnOnce(&Path) -> Option<FileNumber> + Send + 'static,
 ) -> Option<FileNumber> {
     let silent = || SILENT.lock().unwrap_or_else(PoisonError::into_inner);
-    if silent().get(&device).is_some_and(|answer| answer.try_recv() == Err(TryRecvError::Empty)) {
+    if silent().get(&device).is_some_and(|answer| answer.so_far().is_none()) {
         return None;
     }
-    let (says, answer) = sync_channel(1);
-    let asked = device.clone();
+    let (answer, asked) = (Arc::<Answer>::default(), device.clone());
+    let says = Arc::clone(&answer);
     let waits = std::thread::Builder::new().name("loop-status".into());
-    waits.spawn(move || says.send(look(&asked))).ok()?;
-    match answer.recv_timeout(limit) {
-        Ok(below) => below,
-        Err(RecvTimeoutError::Timeout) => {
-            silent().insert(device, answer);
-            None
-        }
-        Err(RecvTimeoutError::Disconnected) => None,
+    let look = move || {
+        let below = look(&asked);
+        *says.so_far() = Some(below);
+        says.is_said.notify_one();
+    };
+    waits.spawn(look).ok()?;
+    let said = answer.is_said.wait_timeout_while(answer.so_far(), limit, |said| said.is_none());
+    let said = *said.unwrap_or_else(PoisonError::into_inner).0;
+    if said.is_none() {
+        silent().insert(device, answer);
     }
+    said.flatten()
 }
 
 mod ioctl {
