@@ -80,8 +80,20 @@ pub(crate) fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("bucket").enable_all().build()
 }
 
+/// Waits for what has deadlines of its own, of a bucket as a whole.
+pub(crate) fn wait<T: Send + 'static>(
+    runtime: &Runtime,
+    (doing, place): (&'static str, &str),
+    request: impl Future<Output = object_store::Result<T>> + Send + 'static,
+) -> Result<T> {
+    match block_on(runtime.spawn(request)) {
+        Ok(done) => done.map_err(|error| said(doing, place, &error)),
+        Err(ended) => Err(StoreError::Remote { doing, what: place.to_owned(), why: ended.to_string() }),
+    }
+}
+
 /// What the service says of a bucket as a whole.
-pub(crate) fn said(doing: &'static str, place: &str, error: &object_store::Error) -> StoreError {
+fn said(doing: &'static str, place: &str, error: &object_store::Error) -> StoreError {
     let words = in_words(error);
     let why = words.strip_prefix("Generic S3 error: ").unwrap_or(&words).to_owned();
     let place = place.to_owned();
@@ -139,11 +151,7 @@ impl Bucket {
         doing: &'static str,
         request: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let runtime = self.runtime.as_ref().expect("it is there until the drop");
-        match block_on(runtime.spawn(request)) {
-            Ok(done) => done.map_err(|error| said(doing, &self.place, &error)),
-            Err(ended) => Err(StoreError::Remote { doing, what: self.place.clone(), why: ended.to_string() }),
-        }
+        wait(self.runtime.as_ref().expect("it is there until the drop"), (doing, &self.place), request)
     }
 
     /// The same, as that of another service is told from it.

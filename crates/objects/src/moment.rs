@@ -318,7 +318,8 @@ fn meta(location: Key, version: String, size: u64, at: &str) -> Result<ObjectMet
     Ok(ObjectMeta { location, last_modified, size, e_tag: None, version: Some(version) })
 }
 
-fn generic(words: String) -> Error {
+/// An error of which there is no more than its words.
+pub(crate) fn generic(words: String) -> Error {
     Error::Generic { store: "S3", source: words.into() }
 }
 

@@ -13,15 +13,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use farside_store::{Backend, StoreError, block_on};
+use farside_store::{Backend, StoreError};
 use jiff::Timestamp;
-use object_store::Error;
 use object_store::path::Path as Key;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
-use crate::bucket::{self, Bucket};
-use crate::moment::{Moment, Version, Versioned, plain};
+use crate::bucket::{self, Bucket, wait};
+use crate::moment::{Moment, Version, Versioned, generic, plain};
 use crate::versions::Entry;
 
 /// The folder of lists.
@@ -113,22 +112,6 @@ fn id_of(list: &[u8]) -> String {
 /// Whether that may be a lock's name.
 pub(crate) fn is_id(text: &str) -> bool {
     text.len() == ID_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
-}
-
-fn generic(words: String) -> Error {
-    Error::Generic { store: "S3", source: words.into() }
-}
-
-/// Runs what has deadlines of its own.
-fn wait<T: Send + 'static>(
-    runtime: &Runtime,
-    (doing, place): (&'static str, &str),
-    request: impl Future<Output = object_store::Result<T>> + Send + 'static,
-) -> Result<T, StoreError> {
-    match block_on(runtime.spawn(request)) {
-        Ok(done) => done.map_err(|error| bucket::said(doing, place, &error)),
-        Err(ended) => Err(StoreError::Remote { doing, what: place.to_owned(), why: ended.to_string() }),
-    }
 }
 
 fn runtime(place: &str) -> Result<Runtime, StoreError> {
