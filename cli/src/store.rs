@@ -387,7 +387,7 @@ fn is_unopened(report: &CheckReport) -> bool {
 }
 
 fn unopened(location: &Location) -> Failure {
-    let message = format!("the key does not open all that is encrypted in the store at {location}");
+    let message = format!("what was given as --key does not open all that is encrypted in the store at {location}");
     Failure::new(
         Exit::Refused,
         message,

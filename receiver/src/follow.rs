@@ -660,8 +660,8 @@ impl Entry {
             reasons.push(match view.state {
                 FollowerState::Diverged => {
                     let what = format!(
-                        "look at it first (`farside follower pause {name}` lets go of it); then `farside follower heal {name}` overwrites what \
-                         differs"
+                        "look at it first (`farside follower pause {name}` lets go of it): if it is in use, `farside follower remove {name}` leaves it \
+                         as it is; if not, `farside follower heal {name}` overwrites what differs"
                     );
                     Reason::new(Severity::Error, Code::FollowerDiverged, format!("follower {name}: {words}"), what)
                 }

@@ -147,7 +147,7 @@ pub struct PointPin {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct PinRequest {
-    /// Why, for people; at most [`PIN_REASON_BYTES_MAX`] bytes.
+    /// Why, for people; at most [`PIN_REASON_BYTES_MAX`] bytes, and not beginning as those of legal holds do.
     pub reason: String,
 }
 

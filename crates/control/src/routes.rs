@@ -158,7 +158,8 @@ pub struct PointsQuery {
 pub struct UnpinQuery {
     /// An [`Address`](crate::Address): a volume or a group.
     pub of: Option<String>,
-    /// Also those by which the gateway keeps the point for itself: for a failover, for a branch of a host, while it is verified.
+    /// Also those by which the gateway keeps the point for itself: for a failover, for a branch of a host, while it is verified. Legal holds
+    /// stay in any case.
     pub all: bool,
 }
 
