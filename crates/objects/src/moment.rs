@@ -22,7 +22,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use hyper::http::{Method, Request, StatusCode};
 use object_store::aws::AmazonS3;
-use object_store::client::{HttpClient, HttpRequestBody};
+use object_store::client::{HttpClient, HttpError, HttpRequestBody};
 use object_store::path::Path as Key;
 use object_store::signer::{SignedUrlOptions, Signer as _};
 use object_store::{
@@ -230,9 +230,10 @@ impl Versioned {
             body = content.to_owned().into();
         }
         let request = request.body(body).map_err(|e| generic(e.to_string()))?;
-        let answer = self.requests.execute(request).await.map_err(|e| Error::Generic { store: "S3", source: Box::new(e) })?;
+        let failed = |error: HttpError| Error::Generic { store: "S3", source: Box::new(error) };
+        let answer = self.requests.execute(request).await.map_err(failed)?;
         let (status, mut stream, mut all) = (answer.status(), answer.into_body().bytes_stream(), Vec::new());
-        while let Some(bytes) = stream.try_next().await.map_err(|e| Error::Generic { store: "S3", source: Box::new(e) })? {
+        while let Some(bytes) = stream.try_next().await.map_err(failed)? {
             all.extend_from_slice(&bytes);
             if all.len() as u64 > PAGE_BYTES_MAX {
                 return Err(generic(format!("an answer of more than {PAGE_BYTES_MAX} bytes")));
@@ -251,12 +252,14 @@ impl Moment {
         let (mut objects, mut decided) = (BTreeMap::new(), None);
         let each = |entry: Entry| {
             // The newest one that is old enough decides.
-            if decided.as_ref() == Some(&entry.key) || milliseconds(&entry.at)? > at_ms {
+            if decided.as_ref() == Some(&entry.key) {
                 return Ok(());
             }
-            decided = Some(entry.key.clone());
-            if let (false, Some(key)) = (entry.is_deletion, plain(&entry.key)) {
-                objects.insert(key.clone(), meta(key, entry.version, entry.bytes, &entry.at)?);
+            let key = plain(&entry.key);
+            let found = meta(key.clone().unwrap_or_default(), entry.version, entry.bytes, &entry.at)?;
+            if found.last_modified.timestamp_millis() <= at_ms {
+                decided = Some(entry.key);
+                objects.extend(key.filter(|_| !entry.is_deletion).map(|key| (key, found)));
             }
             Ok(())
         };
@@ -307,10 +310,6 @@ async fn in_time<T>(bytes: u64, request: impl Future<Output = Result<T>>) -> Res
     let patience = PATIENCE + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
     let late = |_| generic(format!("no answer within {} seconds", patience.as_secs()));
     tokio::time::timeout(patience, request).await.map_err(late)?
-}
-
-fn milliseconds(at: &str) -> Result<i64> {
-    at.parse().map(jiff::Timestamp::as_millisecond).map_err(|_| generic(format!("the time of a version is none: {at}")))
 }
 
 fn meta(location: Key, version: String, size: u64, at: &str) -> Result<ObjectMeta> {

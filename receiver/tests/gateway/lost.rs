@@ -1,5 +1,7 @@
 //! A gateway whose state directory was lost, or is older than its store.
 
+use std::path::{Path, PathBuf};
+
 use farside_control::failover::FailoverRequest;
 use farside_control::follower::{FollowerAdd, FollowerState, Follows};
 use farside_control::routes::{self, PointsQuery};
@@ -27,6 +29,32 @@ async fn with_three_points() -> (Gateway, Source, Volume, Vec<LedgerPosition>) {
     }
     drop(source);
     (gateway, host, volume, points)
+}
+
+/// With a follower that holds the newest point; its target.
+async fn with_follower(gateway: &Gateway) -> PathBuf {
+    let target = gateway.path("data.img");
+    let add = FollowerAdd {
+        name: Some("data".into()),
+        volume: "host1/default/data".into(),
+        target: target.clone(),
+        follows: Follows::Newest,
+        overwrite: false,
+        lock: None,
+    };
+    gateway.client().follower_add(&add).await.expect("added");
+    follower_is("it to hold a point", gateway, FollowerState::Following).await;
+    target
+}
+
+async fn follower_is(what: &str, gateway: &Gateway, wanted: FollowerState) {
+    wait_until(what, async || gateway.client().follower("data").await.is_ok_and(|one| one.state == wanted)).await;
+}
+
+/// As who uses what was promoted; and lets go of it, since what somebody has open is not written over.
+fn writes_to(target: &Path) {
+    let file = std::fs::File::options().write(true).open(target).expect("open");
+    std::os::unix::fs::FileExt::write_all_at(&file, b"ours", 8192).expect("written");
 }
 
 /// It starts without what failovers had noted.
@@ -276,18 +304,7 @@ async fn what_a_failover_left_aside_that_waits_in_an_older_state_directory_is_no
 #[tokio::test]
 async fn what_was_promoted_is_not_written_over_by_a_state_directory_from_before() {
     let (mut gateway, _, _, _) = with_three_points().await;
-    let target = gateway.path("data.img");
-    let add = FollowerAdd {
-        name: Some("data".into()),
-        volume: "host1/default/data".into(),
-        target: target.clone(),
-        follows: Follows::Newest,
-        overwrite: false,
-        lock: None,
-    };
-    gateway.client().follower_add(&add).await.expect("added");
-    let state = async |gateway: &Gateway| gateway.client().follower("data").await.map(|one| one.state);
-    wait_until("it to hold a point", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Following)).await;
+    let target = with_follower(&gateway).await;
     gateway.stop();
     let files = ["data.json", "data~holds.json"].map(|file| gateway.path("state/followers").join(file));
     let before = files.clone().map(|file| std::fs::read_to_string(file).expect("kept"));
@@ -298,30 +315,25 @@ async fn what_was_promoted_is_not_written_over_by_a_state_directory_from_before(
     holds["following"]["stage"] = serde_json::json!({ "applying": { "between": null, "to": at } });
     std::fs::write(&files[1], holds.to_string()).expect("written");
     gateway.start().await;
-    wait_until("it to go on", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Following)).await;
+    follower_is("it to go on", &gateway, FollowerState::Following).await;
 
     gateway.client().failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
-    wait_until("it to be promoted", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Promoted)).await;
-    // (Closed again: what somebody has open is not written over.)
-    let writes = || {
-        let file = std::fs::File::options().write(true).open(&target).expect("open");
-        std::os::unix::fs::FileExt::write_all_at(&file, b"ours", 8192).expect("written");
-    };
+    follower_is("it to be promoted", &gateway, FollowerState::Promoted).await;
     for between in [serde_json::Value::Null, serde_json::json!([at, at])] {
-        writes();
+        writes_to(&target);
         gateway.stop();
         std::fs::remove_dir_all(gateway.path("state/failovers")).expect("there is one");
         std::fs::write(&files[0], &before[0]).expect("put back");
         holds["following"]["stage"] = serde_json::json!({ "applying": { "between": between, "to": at } });
         std::fs::write(&files[1], holds.to_string()).expect("put back");
         gateway.start().await;
-        wait_until("it to stop", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Diverged)).await;
+        follower_is("it to stop", &gateway, FollowerState::Diverged).await;
         let one = gateway.client().follower("data").await.expect("there");
         assert!(one.reasons.iter().any(|reason| reason.message.contains("does not know of")), "{:?}", one.reasons);
         assert_eq!(&std::fs::read(&target).expect("read")[8192..8196], b"ours");
         // A person may have it written over.
         gateway.client().follower_tell(routes::FOLLOWER_HEAL, "data").await.expect("healed");
-        wait_until("it to follow", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Following)).await;
+        follower_is("it to follow", &gateway, FollowerState::Following).await;
         assert_ne!(&std::fs::read(&target).expect("read")[8192..8196], b"ours");
         std::fs::create_dir_all(gateway.path("state/failovers")).expect("made");
     }
@@ -331,18 +343,7 @@ async fn what_was_promoted_is_not_written_over_by_a_state_directory_from_before(
 #[tokio::test]
 async fn what_was_promoted_for_good_is_not_written_over_by_a_state_directory_from_before() {
     let (mut gateway, _, _, _) = with_three_points().await;
-    let target = gateway.path("data.img");
-    let add = FollowerAdd {
-        name: Some("data".into()),
-        volume: "host1/default/data".into(),
-        target: target.clone(),
-        follows: Follows::Newest,
-        overwrite: false,
-        lock: None,
-    };
-    gateway.client().follower_add(&add).await.expect("added");
-    let state = async |gateway: &Gateway| gateway.client().follower("data").await.map(|one| one.state);
-    wait_until("it to hold a point", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Following)).await;
+    let target = with_follower(&gateway).await;
     let files = ["data.json", "data~holds.json"].map(|file| gateway.path("state/followers").join(file));
     let before = files.clone().map(|file| std::fs::read_to_string(file).expect("kept"));
     let forced = FailoverRequest { force: true, ..request() };
@@ -352,14 +353,11 @@ async fn what_was_promoted_for_good_is_not_written_over_by_a_state_directory_fro
     wait_until("it to be promoted", async || read().contains("promoted")).await;
     let second = read();
     gateway.client().failover(&FailoverRequest { again: true, ..forced.clone() }).await.expect("once more");
-    wait_until("its target to be promoted", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Promoted))
-        .await;
+    follower_is("its target to be promoted", &gateway, FollowerState::Promoted).await;
     gateway.client().failover(&FailoverRequest { commit: Some(true), ..forced }).await.expect("for good");
     wait_until("no pin to be left", async || pins(&gateway).await.is_empty()).await;
     gateway.stop();
-    let file = std::fs::File::options().write(true).open(&target).expect("open");
-    std::os::unix::fs::FileExt::write_all_at(&file, b"ours", 8192).expect("written");
-    drop(file);
+    writes_to(&target);
     // As it was between the two.
     let mut holds: serde_json::Value = serde_json::from_str(&before[1]).expect("JSON");
     let at = holds["following"]["stage"]["at"].clone();
@@ -369,7 +367,7 @@ async fn what_was_promoted_for_good_is_not_written_over_by_a_state_directory_fro
     std::fs::write(&files[0], &before[0]).expect("put back");
     std::fs::write(&files[1], holds.to_string()).expect("put back");
     gateway.start().await;
-    wait_until("it to stop", async || state(&gateway).await.is_ok_and(|state| state == FollowerState::Diverged)).await;
+    follower_is("it to stop", &gateway, FollowerState::Diverged).await;
     assert_eq!(&std::fs::read(&target).expect("read")[8192..8196], b"ours");
     wait_until("the older one to be over", async || !note.exists()).await;
     assert!(!gateway.path("state/known-promotions/host1/default.json").exists(), "nobody here knows who promoted that");
@@ -379,18 +377,7 @@ async fn what_was_promoted_for_good_is_not_written_over_by_a_state_directory_fro
 #[tokio::test]
 async fn a_follower_that_was_paused_on_its_way_goes_on_after_a_failback() {
     let (mut gateway, host, volume, _) = with_three_points().await;
-    let target = gateway.path("data.img");
-    let add = FollowerAdd {
-        name: Some("data".into()),
-        volume: "host1/default/data".into(),
-        target,
-        follows: Follows::Newest,
-        overwrite: false,
-        lock: None,
-    };
-    gateway.client().follower_add(&add).await.expect("added");
-    let is = async |gateway: &Gateway, wanted| gateway.client().follower("data").await.is_ok_and(|one| one.state == wanted);
-    wait_until("it to hold a point", async || is(&gateway, FollowerState::Following).await).await;
+    with_follower(&gateway).await;
     gateway.client().follower_tell(routes::FOLLOWER_PAUSE, "data").await.expect("paused");
     gateway.stop();
     let file = gateway.path("state/followers/data~holds.json");
@@ -407,11 +394,11 @@ async fn a_follower_that_was_paused_on_its_way_goes_on_after_a_failback() {
     gateway.stop();
     gateway.start().await;
     gateway.client().follower_tell(routes::FOLLOWER_RESUME, "data").await.expect("resumed");
-    wait_until("it to follow", async || is(&gateway, FollowerState::Following).await).await;
+    follower_is("it to follow", &gateway, FollowerState::Following).await;
     // † A state directory from before knows of none of that, and no pin tells of it any more.
     gateway.stop();
     std::fs::remove_dir_all(gateway.path("state/known-promotions")).expect("there is one");
     std::fs::write(&file, holds.to_string()).expect("put back");
     gateway.start().await;
-    wait_until("it to stop", async || is(&gateway, FollowerState::Diverged).await).await;
+    follower_is("it to stop", &gateway, FollowerState::Diverged).await;
 }
