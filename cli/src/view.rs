@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
 use farside_blockio::{BlockQueue, Waker, process};
@@ -30,6 +30,11 @@ const PREDECESSOR_ENDS: Duration = Duration::from_secs(5);
 
 /// Of so many layers it is looked up before a point is served what they hold: that takes no time that anybody would notice.
 const INDEXED_AT_ONCE: usize = 128;
+/// Of many it begins so long after the point is there, goes on after so long at most when clients wait for what they read, and looks so often
+/// whether they do.
+const INDEXING_BEGINS: Duration = Duration::from_secs(1);
+const INDEXING_WAITS: Duration = Duration::from_millis(100);
+const INDEXING_LOOKS: Duration = Duration::from_millis(5);
 /// A request of the looking up that is under way is waited for so long.
 const INDEXING_ENDS: Duration = Duration::from_secs(5);
 
@@ -184,12 +189,25 @@ struct Indexing {
 }
 
 impl Indexing {
-    fn start(base: Arc<LazyPointReader>) -> Result<Self, Failure> {
+    /// What clients read comes first, and most of all what whoever opened a point reads of it at once.
+    fn start(base: Arc<LazyPointReader>, view: &Arc<PointView>) -> Result<Self, Failure> {
         let is_over = Arc::new(AtomicBool::new(false));
         let (until, (sender, ended)) = (is_over.clone(), oneshot::channel());
+        let view = Arc::downgrade(view);
+        let is_fetching = move || view.upgrade().is_some_and(|view| view.is_fetching());
         let work = move || {
-            // Whoever reads meets the same, and hears of it.
-            let _ = base.index_all(&|| !until.load(Ordering::Relaxed));
+            let waits = |at_most: Duration, is_needed: &dyn Fn() -> bool| {
+                let begun = Instant::now();
+                while is_needed() && begun.elapsed() < at_most && !until.load(Ordering::Relaxed) {
+                    std::thread::sleep(INDEXING_LOOKS);
+                }
+            };
+            waits(INDEXING_BEGINS, &|| true);
+            // Whoever reads meets the same errors, and hears of them.
+            let _ = base.index_all(&|| {
+                waits(INDEXING_WAITS, &is_fetching);
+                !until.load(Ordering::Relaxed)
+            });
             drop(base);
             let _ = sender.send(());
         };
@@ -311,7 +329,7 @@ impl Serving<'_> {
                 Some(Behind::Hydration(hydration))
             }
             None if self.is_indexed => None,
-            None => Some(Behind::Indexing(Indexing::start(self.base.clone())?)),
+            None => Some(Behind::Indexing(Indexing::start(self.base.clone(), view)?)),
         };
         let over = async {
             match self.ttl {

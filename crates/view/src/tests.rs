@@ -107,6 +107,28 @@ pub(crate) fn extent(offset: u64, len: u64) -> ByteExtent {
 }
 
 #[test]
+fn it_is_known_whether_somebody_waits_for_the_base() {
+    let fake = Fake::new();
+    let (away, meanwhile) = (fake.is_away.clone(), fake.meanwhile.clone());
+    let view = Arc::new(fake.view(None));
+    let during = Arc::new(AtomicBool::new(false));
+    let look = |how: &dyn Fn()| {
+        let (view, seen) = (view.clone(), during.clone());
+        *meanwhile.lock().expect("not poisoned") = Some(Box::new(move || seen.store(view.is_fetching(), Ordering::SeqCst)));
+        how();
+        during.swap(false, Ordering::SeqCst)
+    };
+    assert!(!view.is_fetching());
+    assert!(look(&|| drop(read(&view, 0, 100))));
+    assert!(look(&|| view.fetch_ahead(RegionIndex(2))));
+    away.store(true, Ordering::SeqCst);
+    assert!(look(&|| assert_eq!(view.read(BYTES - 100, &mut [0; 100]), Err(Errno::EIO))));
+    away.store(false, Ordering::SeqCst);
+    assert!(!look(&|| drop(view.region_to_fill(RegionIndex(3)))), "nobody waits for what is filled");
+    assert!(!view.is_fetching());
+}
+
+#[test]
 fn what_is_read_is_the_point_and_nothing_is_fetched_twice_or_for_zeroes() {
     let fake = Fake::new();
     let reads = fake.reads.clone();

@@ -138,6 +138,8 @@ pub struct View<B> {
     ahead: Ahead,
     /// That serve it.
     queues: AtomicUsize,
+    /// Reads of the base that are under way for clients, or ahead of them.
+    fetching: AtomicUsize,
     is_read_only: bool,
     told: Mutex<HashSet<RegionIndex>>,
     is_deleted: AtomicBool,
@@ -165,6 +167,7 @@ impl<B: Base> View<B> {
             asked: bounded(ASKED_MAX),
             ahead: Ahead::new(regions),
             queues: AtomicUsize::new(0),
+            fetching: AtomicUsize::new(0),
             is_read_only: false,
             told: Mutex::default(),
             is_deleted: AtomicBool::new(false),
@@ -224,6 +227,17 @@ impl<B: Base> View<B> {
         self.ahead.wanted()
     }
 
+    /// Whether something is being fetched for clients now: whoever works at the same store, and is waited for by nobody, lets that go first.
+    pub fn is_fetching(&self) -> bool {
+        self.fetching.load(Ordering::Relaxed) > 0
+    }
+
+    /// Reads a region for clients.
+    fn fetch(&self, region: RegionIndex) -> Result<Region, StoreError> {
+        let _under_way = UnderWay::begin(&self.fetching);
+        self.base.read(region)
+    }
+
     /// One more queue serves it. Whether it is the first.
     pub(crate) fn begin_queue(&self) -> bool {
         self.queues.fetch_add(1, Ordering::SeqCst) == 0
@@ -252,7 +266,7 @@ impl<B: Base> View<B> {
         if lock(&self.cache).get(region).is_some() {
             return;
         }
-        match self.base.read(region) {
+        match self.fetch(region) {
             Ok(content) if content.lost.is_none() => {
                 lock(&self.cache).put(region, Arc::new(content));
                 let _ = self.asked.0.try_send(region); // who fills finds it in the cache now
@@ -514,7 +528,7 @@ impl<B: Base> View<B> {
         if failed.is_some_and(|(other, at)| other == region && at > failures) {
             return Err(Errno::EIO);
         }
-        let content = self.base.read(region).map_err(|error| {
+        let content = self.fetch(region).map_err(|error| {
             self.tell_once(region, &error);
             Errno::EIO
         })?;
@@ -532,6 +546,22 @@ impl<B: Base> View<B> {
         if told.len() < TOLD_MAX && told.insert(region) {
             (self.tell)(error);
         }
+    }
+}
+
+/// One more of something, as long as this lives.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl<'a> UnderWay<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
