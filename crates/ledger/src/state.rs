@@ -1018,7 +1018,7 @@ impl LayerFact {
 
 impl State {
     /// Reads a state as postcard has it, up to its end; `all`: what `from` is a part of. Its tables stay bytes until somebody looks into them.
-    /// `None`: these bytes are none.
+    /// `None`: these bytes are none. What was read is one only if it [is linked](State::is_linked).
     pub(crate) fn read(from: &mut &[u8], all: &Bytes) -> Option<Self> {
         Some(Self {
             group: by_serde(from)?,
@@ -1039,13 +1039,14 @@ impl State {
             packs: by_serde(from)?,
         })
     }
+
+    /// Whether its tables of layers say of each other what they should.
+    pub(crate) fn is_linked(&self) -> bool {
+        self.volumes.values().all(VolumeState::is_linked)
+    }
 }
 
 impl VolumeState {
-    fn read(from: &mut &[u8], all: &Bytes) -> Option<Self> {
-        Self::read_unlinked(from, all).filter(Self::is_linked)
-    }
-
     /// † By the one table a layer's parts are known, and by the other that it is there: of one that is not, whatever lies in the store is swept.
     fn is_linked(&self) -> bool {
         let of_layers = self.layers.passing_as(|layer| LayerName(layer.key));
@@ -1054,7 +1055,7 @@ impl VolumeState {
         self.layers.len() == self.slots.len() && of_layers.eq(of_slots)
     }
 
-    fn read_unlinked(from: &mut &[u8], all: &Bytes) -> Option<Self> {
+    fn read(from: &mut &[u8], all: &Bytes) -> Option<Self> {
         Some(Self {
             meta: by_serde(from)?,
             source: by_serde(from)?,

@@ -600,7 +600,7 @@ impl GroupCheck<'_> {
         let slots = Slots::list(backend, &self.names)?;
         let mut there = checkpoint::list(backend, &self.names)?;
         for number in checkpoint::strays(&there, &slots) {
-            if checkpoint::read(backend, &self.names, group, number)?.is_ok() {
+            if checkpoint::read(backend, &self.names, group, number, None)?.is_ok() {
                 continue;
             }
             there.remove(&number);
@@ -674,7 +674,7 @@ impl GroupCheck<'_> {
                 let is_old = number + checkpoint::STATES <= newest + u64::from(is_begun);
                 let is_usable = || match is_old && !state {
                     true => Ok::<_, StoreError>(checkpoint::read_root(backend, &self.names, group, number)?.is_ok()),
-                    false => Ok(checkpoint::read(backend, &self.names, group, number)?.is_ok()),
+                    false => Ok(checkpoint::read(backend, &self.names, group, number, None)?.is_ok()),
                 };
                 let (severity, what) = match (found, wanted) {
                     (Some(Ok(bytes)), Some(wanted)) if blake3::hash(&bytes) == *wanted => continue,

@@ -12,6 +12,8 @@
 //! ([`State::is_exact`](farside_ledger::State::is_exact)).
 
 use std::collections::{BTreeSet, VecDeque};
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -123,18 +125,19 @@ pub(crate) fn exists(backend: &dyn Backend, names: &GroupNames, number: u64) -> 
     }
 }
 
-/// The newest one that can be used, or nothing at all before there is any. `roots`: those that exist.
+/// The newest one that can be used, or nothing at all before there is any. `roots`: those that exist; `early`: what was read of the newest already.
 pub(crate) fn newest(
     backend: &dyn Backend,
     names: &GroupNames,
     group: GroupId,
     roots: &BTreeSet<u64>,
     slots: &Slots,
+    mut early: Option<Early>,
 ) -> Result<Newest> {
     let mut unusable = Vec::new();
     let strays = strays(roots, slots);
     for &number in roots.iter().rev() {
-        let mut bad = match read(backend, names, group, number)? {
+        let mut bad = match read(backend, names, group, number, early.take())? {
             Ok((root, image)) => match strange(backend, names, &root, &image, slots)? {
                 None => return Ok(Newest { image, unusable }),
                 Some(bad) => bad,
@@ -193,19 +196,60 @@ pub(crate) fn strange(
     }
 }
 
-/// One of them, in full.
+/// A checkpoint, read while somebody looks for what comes after it. Its state was not looked at.
+#[derive(Debug)]
+pub(crate) struct Early {
+    root: CheckpointRoot,
+    state: Bytes,
+}
+
+/// Where the newest one is so old, its state may be long.
+const LONG_HISTORY: u64 = if cfg!(test) { 1 } else { 4 };
+
+impl Early {
+    /// Reads the newest of them if it may be long, `meanwhile` on this thread. What went wrong with it is met once more by who reads it in its turn.
+    pub(crate) fn during<R>(
+        backend: &dyn Backend,
+        names: &GroupNames,
+        group: GroupId,
+        newest: Option<CheckpointPlace>,
+        meanwhile: impl FnOnce() -> R,
+    ) -> (R, Option<Self>) {
+        // In a bucket it would be one request more, and the simulator has no threads.
+        let is_worth_it = backend.requests_at_once().is_none() && !cfg!(feature = "mutations");
+        let Some(place) = newest.filter(|place| place.number >= LONG_HISTORY && is_worth_it) else {
+            return (meanwhile(), None);
+        };
+        let read = move || {
+            let root = block_on(backend.get(&names.checkpoint(place.number), ROOT_READ_BYTES)).ok()??;
+            let (root, _) = CheckpointRoot::decode(&root, group, place).ok()?;
+            let state = block_on(backend.get(&names.checkpoint_state(place.number), root.state_bytes)).ok()??;
+            Some(Self { root, state })
+        };
+        thread::scope(|scope| {
+            let early = thread::Builder::new().name("checkpoint".into()).spawn_scoped(scope, read).ok();
+            let done = meanwhile();
+            (done, early.and_then(|early| early.join().unwrap_or_else(|panic| resume_unwind(panic))))
+        })
+    }
+}
+
+/// One of them, in full. `early`: what was read of one already.
 pub(crate) fn read(
     backend: &dyn Backend,
     names: &GroupNames,
     group: GroupId,
     number: u64,
+    early: Option<Early>,
 ) -> Result<Result<(CheckpointRoot, GroupImage), Unusable>> {
-    let root = match read_root(backend, names, group, number)? {
-        Ok((root, _)) => root,
-        Err(bad) => return Ok(Err(bad)),
-    };
     let name = names.checkpoint_state(number);
-    let found = get(backend, &name, root.state_bytes)?.unwrap_or_else(|| Err("it is missing".to_owned()));
+    let (root, found) = match early.filter(|early| early.root.place.number == number) {
+        Some(Early { root, state }) => (root, Ok(state)),
+        None => match read_root(backend, names, group, number)? {
+            Ok((root, _)) => (root, get(backend, &name, root.state_bytes)?.unwrap_or_else(|| Err("it is missing".to_owned()))),
+            Err(bad) => return Ok(Err(bad)),
+        },
+    };
     let bytes = match found {
         Ok(bytes) => bytes,
         Err(why) => return Ok(Err(damaged(&name, number, why))),

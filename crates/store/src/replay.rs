@@ -17,7 +17,7 @@ use crate::ahead::{Ahead, BYTES_OF_MOST};
 #[cfg(test)]
 use crate::backend::counting::SideBySide;
 use crate::backend::{Backend, block_on, list_all};
-use crate::checkpoint::{self, Newest};
+use crate::checkpoint::{self, Early, Newest};
 use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns};
 use crate::index::PartNo;
@@ -284,11 +284,16 @@ fn replay_by(
         let roots = checkpoint::list(backend, names)?;
         let newest = roots.last().map(|newest| CheckpointPlace { number: *newest, slots: checkpoint::span() });
         let last = newest.map_or(0, |newest| newest.end().map_or(u64::MAX, |end| end.0) - 1);
-        let slots = Slots::list_from(backend, names, last)?;
         let from = newest.map_or(0, |_| last.saturating_add(1));
-        // What was replaced is judged with what lies beside it.
-        is_by_repeats &= slots.voids.range(from..).next().is_none();
-        let gathered = if is_by_repeats { gather(backend, names, &slots, from, BTreeMap::new())? } else { Vec::new() };
+        // What takes longest begins first.
+        let (found, early) = Early::during(backend, names, group, newest, || -> Result<_> {
+            let slots = Slots::list_from(backend, names, last)?;
+            // What was replaced is judged with what lies beside it.
+            is_by_repeats &= slots.voids.range(from..).next().is_none();
+            let gathered = if is_by_repeats { gather(backend, names, &slots, from, BTreeMap::new())? } else { Vec::new() };
+            Ok((slots, gathered))
+        });
+        let (slots, gathered) = found?;
         let below = gathered.first().map(|(first, _)| first.slot.0);
         // Most often it is of use, and what comes after it is read while it is.
         let mut ahead = Ahead::new(backend, names, &slots, from);
@@ -296,7 +301,7 @@ fn replay_by(
             ahead = ahead.below(below);
         }
         let replayed = ahead.during(|ahead| {
-            let Newest { image, unusable } = checkpoint::newest(backend, names, group, &roots, &slots)?;
+            let Newest { image, unusable } = checkpoint::newest(backend, names, group, &roots, &slots, early)?;
             if !unusable.is_empty() {
                 return Ok(None);
             }
@@ -307,7 +312,7 @@ fn replay_by(
             Some(replayed) => replayed,
             None => {
                 let slots = Slots::list(backend, names)?;
-                let Newest { image, unusable } = checkpoint::newest(backend, names, group, &roots, &slots)?;
+                let Newest { image, unusable } = checkpoint::newest(backend, names, group, &roots, &slots, None)?;
                 let begun = image.state().next_slot();
                 (begun, replay_from(backend, names, image, &slots, &mut reached)?, unusable)
             }
