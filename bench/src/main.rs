@@ -82,7 +82,7 @@ enum Section {
 fn main() -> Result<()> {
     let args = Args::parse();
     let wanted = |section| args.only.is_empty() || args.only.contains(&section);
-    let mut report = Report::new(args.size_mib << 20);
+    let mut report = Report::new(args.size_mib << 20, measure::drop_caches());
     if wanted(Section::Copies) {
         copies::run(args.size_mib << 20, args.delta_percent, &mut report)?;
     }

@@ -74,8 +74,8 @@ pub(crate) fn stand_aside(process: u32) -> Result<()> {
     if done.success() { Ok(()) } else { bail!("{command:?}: {done}") }
 }
 
-/// Drops the page cache, where the user may.
-pub(crate) fn drop_caches() {
+/// Drops the page cache, where the user may; says whether he may.
+pub(crate) fn drop_caches() -> bool {
     let _ = Command::new("sync").status();
-    let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+    std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
