@@ -14,7 +14,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use farside_blockio::{BUFFER_ALIGN, Buffer, DeviceError, Errno, FileDevice, SharedFd, Waker, hold};
@@ -343,19 +343,37 @@ fn find(control: &mut Control, token: u64) -> Result<Option<DeviceInfo>, UblkErr
     Ok(list(control)?.into_iter().find(|info| info.token == token))
 }
 
-/// All ublk devices, whoever's.
+/// All ublk devices, whoever's, that may be ours.
 pub(crate) fn list(control: &mut Control) -> Result<Vec<DeviceInfo>, UblkError> {
     let failed = |source| UblkError::Io { what: "list", path: LIST.into(), source };
     let list = match std::fs::read_dir(LIST) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         list => list.map_err(failed)?,
     };
-    let mut all = Vec::new();
+    let mut ids = Vec::new();
     for entry in list {
         let name = entry.map_err(failed)?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix("ublkc")).and_then(|id| id.parse().ok());
-        if let Some(id) = id {
-            all.extend(control.info(id)?);
+        ids.extend(name.to_str().and_then(|name| name.strip_prefix("ublkc")).and_then(|id| id.parse::<u32>().ok()));
+    }
+    infos(&ids, |id| control.info(id))
+}
+
+/// Of those of the devices that may be ours.
+///
+/// A device of somebody without privileges wants its path in every command, also from root, and answers `EINVAL` without it. Ours
+/// are none. † Nothing else is passed over: what is refused for want of privileges (`EPERM`) may be ours, and a second device
+/// would be made for its volume.
+fn infos(ids: &[u32], mut info: impl FnMut(u32) -> Result<Option<DeviceInfo>, UblkError>) -> Result<Vec<DeviceInfo>, UblkError> {
+    static SAID: Once = Once::new();
+    let mut all = Vec::new();
+    for &id in ids {
+        match info(id) {
+            Ok(found) => all.extend(found),
+            Err(UblkError::Command { errno: Errno::EINVAL, .. }) => SAID.call_once(|| {
+                let device = block_path(id);
+                tracing::warn!(device = %device.display(), "it was made by somebody without privileges: such devices are passed over");
+            }),
+            Err(error) => return Err(error),
         }
     }
     Ok(all)
@@ -462,6 +480,19 @@ mod tests {
         assert_eq!(params.memory_align, None, "a copy is aligned");
         let align = super::params(&spec(), &device, DataPath::ZeroCopy).memory_align;
         assert_eq!(align, Some(device.topology().memory_align));
+    }
+
+    #[test]
+    fn a_device_of_somebody_without_privileges_hides_none_of_ours() {
+        let ours = DeviceInfo::decode(&[0; DeviceInfo::BYTES]);
+        let failed = |id, errno| Err(UblkError::Command { what: "ask for information about", id, errno });
+        let found = infos(&[0, 1, 2], |id| match id {
+            0 => failed(id, Errno::EINVAL),
+            1 => Ok(None),
+            _ => Ok(Some(DeviceInfo { id, ..ours })),
+        });
+        assert_eq!(found.unwrap().iter().map(|info| info.id).collect::<Vec<_>>(), [2]);
+        assert!(infos(&[0], |id| failed(id, Errno::EPERM)).is_err(), "it may be ours");
     }
 
     #[test]
