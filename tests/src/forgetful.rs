@@ -145,7 +145,14 @@ fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
 impl BlockQueue for Queue {
     fn info(&self) -> QueueInfo {
         let size = lock(&self.disk.memory).seen.len() as u64;
-        QueueInfo { size, block_min: self.block_min, block_preferred: BLOCK as u32, readonly: false, zeroes_fast: false }
+        QueueInfo {
+            size,
+            block_min: self.block_min,
+            block_preferred: BLOCK as u32,
+            readonly: false,
+            zeroes_fast: false,
+            trims: true,
+        }
     }
 
     fn submit(&mut self, _ring: &mut Ring, mut request: Request) {

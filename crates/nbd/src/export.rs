@@ -74,7 +74,10 @@ impl Export {
         if self.info.readonly {
             flags |= flag::READ_ONLY;
         } else {
-            flags |= flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO;
+            flags |= flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO;
+            if self.info.trims {
+                flags |= flag::SEND_TRIM;
+            }
         }
         if structured {
             flags |= flag::SEND_DF;
@@ -91,3 +94,17 @@ impl Export {
 }
 
 const _: () = assert!(NAME_MAX <= proto::STRING_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trim_is_offered_where_it_writes_no_zeroes() {
+        let info =
+            QueueInfo { size: 1 << 20, block_min: 512, block_preferred: 4096, readonly: false, zeroes_fast: false, trims: false };
+        let offers = |info| Export::new("disk", "", info, 1 << 20).unwrap().flags(true) & flag::SEND_TRIM != 0;
+        assert!(!offers(info) && offers(QueueInfo { trims: true, ..info }));
+        assert!(!offers(QueueInfo { trims: true, readonly: true, ..info }));
+    }
+}

@@ -121,6 +121,7 @@ impl<B: Base + 'static> BlockQueue for ViewQueue<B> {
             block_preferred: BLOCK_PREFERRED,
             readonly: !self.view.is_writable(),
             zeroes_fast: false, // a granule's rest may have to be fetched
+            trims: true,        // and is left by a trim
         }
     }
 

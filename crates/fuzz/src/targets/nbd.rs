@@ -83,7 +83,7 @@ fn seeds() -> Vec<Vec<u8>> {
 }
 
 fn export() -> Export {
-    let info = QueueInfo { size: SIZE, block_min: BLOCK, block_preferred: 4096, readonly: false, zeroes_fast: true };
+    let info = QueueInfo { size: SIZE, block_min: BLOCK, block_preferred: 4096, readonly: false, zeroes_fast: true, trims: true };
     Export::new("disk", "for the fuzzer", info, PAYLOAD_MAX).expect("an export")
 }
 

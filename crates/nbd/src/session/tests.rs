@@ -9,7 +9,7 @@ use crate::proto::{info, option, reply};
 const SIZE: u64 = 5 << 40; // beyond 2 TiB
 
 fn device() -> QueueInfo {
-    QueueInfo { size: SIZE, block_min: 512, block_preferred: 4096, readonly: false, zeroes_fast: false }
+    QueueInfo { size: SIZE, block_min: 512, block_preferred: 4096, readonly: false, zeroes_fast: false, trims: true }
 }
 
 fn session_of(device: QueueInfo) -> Session {

@@ -60,7 +60,14 @@ fn count(counter: &AtomicU64) -> u64 {
 }
 
 fn memory() -> MemQueue {
-    MemQueue::new(QueueInfo { size: SIZE, block_min: 512, block_preferred: 4096, readonly: false, zeroes_fast: true })
+    MemQueue::new(QueueInfo {
+        size: SIZE,
+        block_min: 512,
+        block_preferred: 4096,
+        readonly: false,
+        zeroes_fast: true,
+        trims: true,
+    })
 }
 
 /// Limits under which commands are split and wait.
