@@ -36,8 +36,19 @@ const FILE: &str = "sentinels.json";
 const UNREADABLE: &[u8] = b"unreadable";
 /// Of btrfs.
 const BTRFS: u64 = 64 << 10;
-/// Partitions that are looked at.
+/// In which tables count, where the disk has no larger blocks.
+const SECTOR: u64 = 512;
+/// Of a GPT, partitions that are looked at.
 const PARTITIONS_MAX: u64 = 32;
+/// Of an MBR, or a table of its chain.
+const ENTRIES: usize = 4;
+/// Kinds of partitions that are chains of tables.
+const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
+/// Of an MBR, partitions and tables that are looked at.
+const CHAINED_MAX: usize = 2 * PARTITIONS_MAX as usize;
+/// How blocks are looked for. 0 knew no blocks but of 512 bytes, no logical partitions, and none that does not begin at a block. † What
+/// was kept by earlier rules is held against what those find now: a block more would be taken for a use of the disk.
+const RULES: u32 = 1;
 
 /// What was found at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,21 +61,36 @@ pub(crate) struct Sentinels {
     /// Before the host changed them last: what it wrote then may not have become durable.
     #[serde(skip_serializing_if = "Option::is_none")]
     before: Option<BTreeMap<u64, String>>,
+    #[serde(default)]
+    rules: u32,
     /// Where a file system begins, or may begin.
     #[serde(skip)]
     starts: Vec<u64>,
 }
 
 impl Sentinels {
-    /// What a start finds on a device that was so long at the last one; `None`: a file.
+    /// What is found on a device; `None`: a file.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub(crate) fn look(device: &FileDevice, bytes: u64, key: &[u8; 32]) -> std::io::Result<Option<Self>> {
+    pub(crate) fn look(device: &FileDevice, key: &[u8; 32]) -> std::io::Result<Option<Self>> {
+        Self::look_by(RULES, device, u64::MAX, key)
+    }
+
+    /// What a start finds in the place of this, which was kept when the device was so long.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn look_again(&self, device: &FileDevice, bytes: u64, key: &[u8; 32]) -> std::io::Result<Option<Self>> {
+        Self::look_by(self.rules.min(RULES), device, bytes, key)
+    }
+
+    fn look_by(rules: u32, device: &FileDevice, bytes: u64, key: &[u8; 32]) -> std::io::Result<Option<Self>> {
         if device.kind() != DeviceKind::Block {
             return Ok(None);
         }
-        look(bytes.min(device.size()), key, &mut |at| {
+        let disk = Disk { bytes: bytes.min(device.size()), unit: device.block_min().into(), rules };
+        look(disk, key, &mut |at| {
             let mut block = Buffer::alone(BLOCK as usize)?;
             // A dead sector stays one, and is no reason to trust less of the rest.
             let read = device.read_exact_at(ByteOffset(at), &mut block);
@@ -114,11 +140,29 @@ impl Sentinels {
     }
 }
 
-fn look(bytes: u64, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result<Vec<u8>>) -> std::io::Result<Sentinels> {
+/// What is looked at.
+#[derive(Clone, Copy, Debug)]
+struct Disk {
+    bytes: u64,
+    /// Of its logical blocks, in which its tables count.
+    unit: u64,
+    /// By which of [`RULES`].
+    rules: u32,
+}
+
+impl Disk {
+    /// In what a table may count: also as a machine sees it to which the disk is shown with small blocks.
+    fn units(self) -> impl Iterator<Item = u64> {
+        let own = (self.rules > 0 && self.unit != SECTOR).then_some(self.unit);
+        own.into_iter().chain([SECTOR])
+    }
+}
+
+fn look(disk: Disk, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result<Vec<u8>>) -> std::io::Result<Sentinels> {
     let mut blocks = BTreeMap::new();
-    let mut block = |at: u64, blocks: &mut BTreeMap<u64, Vec<u8>>| -> std::io::Result<Vec<u8>> {
-        if !at.is_multiple_of(BLOCK) || at + BLOCK > bytes {
-            return Ok(Vec::new()); // nothing begins there that we know
+    let mut block = |at: u64| -> std::io::Result<Vec<u8>> {
+        if at.saturating_add(BLOCK) > disk.bytes {
+            return Ok(Vec::new());
         }
         if let Some(known) = blocks.get(&at) {
             return Ok(Vec::clone(known));
@@ -128,13 +172,17 @@ fn look(bytes: u64, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result
         Ok(found)
     };
     let mut marks = BTreeMap::new();
-    let table = block(0, &mut blocks)?;
-    block(BLOCK, &mut blocks)?; // of GPT or LVM
-    block((bytes / BLOCK).saturating_sub(1) * BLOCK, &mut blocks)?; // GPT's second header
-    let starts: Vec<u64> = [0].into_iter().chain(partitions(&table, &mut |at| block(at, &mut blocks))?).collect();
+    block(0)?;
+    block(BLOCK)?; // of GPT or LVM
+    block((disk.bytes / BLOCK).saturating_sub(1) * BLOCK)?; // GPT's second header
+    let mut starts = vec![0];
+    for unit in disk.units() {
+        starts.extend(partitions(unit, disk.rules, &mut |at| span(at, &mut block))?);
+    }
+    starts.retain(|start| disk.rules > 0 || start.is_multiple_of(BLOCK));
     for &start in &starts {
-        let first = block(start, &mut blocks)?;
-        block(start.saturating_add(BTRFS), &mut blocks)?;
+        let first = span(start, &mut block)?;
+        span(start.saturating_add(BTRFS), &mut block)?;
         marks.extend(self::marks(&first).map(|text| (start, text)));
     }
     let mut all = Vec::new();
@@ -142,28 +190,83 @@ fn look(bytes: u64, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result
         all.extend_from_slice(&farside_layer::granule_digest(key, GranuleIndex(at / BLOCK), content).0);
     }
     let digest = farside_layer::granule_digest(key, GranuleIndex(0), &all);
-    Ok(Sentinels { digest: Some(HEXLOWER.encode(&digest.0)), marks, before: None, starts })
+    Ok(Sentinels { digest: Some(HEXLOWER.encode(&digest.0)), marks, before: None, rules: disk.rules, starts })
 }
 
-/// Where partitions begin: of a GPT, or the four of an MBR.
-fn partitions(table: &[u8], block: &mut dyn FnMut(u64) -> std::io::Result<Vec<u8>>) -> std::io::Result<Vec<u64>> {
+/// A block's worth of bytes from anywhere on, of the two blocks that it lies in; less at the end, nothing beyond it or where the first
+/// cannot be read.
+fn span(at: u64, block: &mut dyn FnMut(u64) -> std::io::Result<Vec<u8>>) -> std::io::Result<Vec<u8>> {
+    let within = at % BLOCK;
+    let mut bytes = block(at - within)?;
+    if within > 0 {
+        let next = block((at - within).saturating_add(BLOCK))?;
+        if bytes.len() as u64 != BLOCK {
+            return Ok(Vec::new());
+        }
+        bytes.drain(..within as usize);
+        bytes.extend(next.into_iter().take(within as usize));
+    }
+    Ok(bytes)
+}
+
+/// Where partitions begin, and the tables behind the first block: of a GPT, or of an MBR with its logical partitions, that counts in
+/// blocks of so many bytes.
+fn partitions(unit: u64, rules: u32, read: &mut dyn FnMut(u64) -> std::io::Result<Vec<u8>>) -> std::io::Result<Vec<u64>> {
     let mut starts = Vec::new();
-    if table.get(510..512) != Some(&[0x55, 0xaa]) {
+    let table = read(0)?;
+    if !is_table(&table) {
         return Ok(starts);
     }
-    if table.get(512..520) == Some(b"EFI PART") {
-        let (first, each) =
-            (long(table, 512 + 72).unwrap_or(2), u64::from(word(table, 512 + 84).unwrap_or(128)).clamp(128, BLOCK));
-        for number in 0..PARTITIONS_MAX {
-            let Some(at) = first.checked_mul(512).and_then(|at| at.checked_add(number * each)) else { break };
-            let entries = block(at / BLOCK * BLOCK)?;
-            starts.extend(long(&entries, (at % BLOCK) as usize + 32).filter(|lba| *lba > 0).and_then(|lba| lba.checked_mul(512)));
+    let header = read(unit)?;
+    if header.get(..8) == Some(b"EFI PART") {
+        if unit >= BLOCK {
+            starts.push(unit);
         }
-    } else {
-        let entry = |number: usize| word(table, 446 + 16 * number + 8).filter(|lba| *lba > 0).map(|lba| u64::from(lba) * 512);
-        starts.extend((0..4).filter_map(entry));
+        let (first, each) = (long(&header, 72).unwrap_or(2), u64::from(word(&header, 84).unwrap_or(128)).clamp(128, BLOCK));
+        for number in 0..PARTITIONS_MAX {
+            let Some(at) = first.checked_mul(unit).and_then(|at| at.checked_add(number * each)) else { break };
+            let entries = read(at / BLOCK * BLOCK)?;
+            starts
+                .extend(long(&entries, (at % BLOCK) as usize + 32).filter(|lba| *lba > 0).and_then(|lba| lba.checked_mul(unit)));
+        }
+        return Ok(starts);
+    }
+    let mut chains = Vec::new();
+    for (kind, lba) in entries(&table) {
+        starts.push(lba * unit);
+        chains.extend((rules > 0 && EXTENDED.contains(&kind)).then_some(lba));
+    }
+    for chain in chains {
+        // As the kernel follows it: each table names partitions behind itself, and by the chain's begin the next one. Where that is
+        // none it ends. One that bites its tail ends with the room for it.
+        let mut at = Some(chain);
+        while let Some(here) = at.take_if(|_| starts.len() + ENTRIES < CHAINED_MAX) {
+            let table = read(here * unit)?;
+            if !is_table(&table) {
+                break;
+            }
+            starts.push(here * unit);
+            for (kind, lba) in entries(&table) {
+                match EXTENDED.contains(&kind) {
+                    true => at = at.or(Some(chain + lba)),
+                    false => starts.push((here + lba) * unit),
+                }
+            }
+        }
     }
     Ok(starts)
+}
+
+fn is_table(block: &[u8]) -> bool {
+    block.get(510..512) == Some(&[0x55, 0xaa])
+}
+
+/// Of an MBR, or a table of its chain: the kind of each partition and where it begins.
+fn entries(table: &[u8]) -> impl Iterator<Item = (u8, u64)> {
+    (0..ENTRIES).filter_map(|number| {
+        let at = 446 + 16 * number;
+        Some((*table.get(at + 4)?, u64::from(word(table, at + 8).filter(|lba| *lba > 0)?)))
+    })
 }
 
 /// Of the first block of a file system: what a mount, an unmount, a check or the replay of its journal changes, and nothing else
@@ -209,7 +312,10 @@ pub(crate) struct Bell {
 
 /// Where file systems begin, or may: also in partitions that are made while the volume is served.
 #[derive(Debug)]
-struct Starts([AtomicU64; 1 + PARTITIONS_MAX as usize]);
+struct Starts([AtomicU64; STARTS_MAX]);
+
+/// The disk's begin; and by each of two units a GPT's header and partitions, or what an MBR leads to.
+const STARTS_MAX: usize = 1 + 2 * CHAINED_MAX;
 
 impl Starts {
     const NONE: u64 = u64::MAX;
@@ -254,7 +360,7 @@ impl Guard {
         let starts = Arc::new(Starts::new(&kept.starts));
         let (device, dir, volume, of_bell) = (device.clone(), dir.to_owned(), name.to_owned(), starts.clone());
         let mut look = move || {
-            let found = Sentinels::look(&device, u64::MAX, &key)?;
+            let found = Sentinels::look(&device, &key)?;
             found.iter().for_each(|found| of_bell.set(&found.starts));
             Ok(found)
         };
@@ -319,7 +425,21 @@ mod tests {
     }
 
     fn found(disk: &[u8]) -> Sentinels {
-        look(disk.len() as u64, &KEY, &mut |at| Ok(disk[at as usize..][..BLOCK as usize].to_vec())).expect("it can be read")
+        found_by(disk, SECTOR, RULES)
+    }
+
+    fn found_by(disk: &[u8], unit: u64, rules: u32) -> Sentinels {
+        let shape = Disk { bytes: disk.len() as u64, unit, rules };
+        look(shape, &KEY, &mut |at| Ok(disk[at as usize..][..BLOCK as usize].to_vec())).expect("it can be read")
+    }
+
+    /// A table, or one of a chain, with partitions of a kind from a block on.
+    fn lay_table(at: &mut [u8], partitions: &[(u8, u32)]) {
+        at[510..512].copy_from_slice(&[0x55, 0xaa]);
+        for (number, (kind, lba)) in partitions.iter().enumerate() {
+            at[446 + 16 * number + 4] = *kind;
+            at[446 + 16 * number + 8..][..4].copy_from_slice(&lba.to_le_bytes());
+        }
     }
 
     #[test]
@@ -376,6 +496,94 @@ mod tests {
         }
         found(&[0; 4096]);
         found(&[]);
+    }
+
+    fn places(found: &Sentinels) -> Vec<u64> {
+        found.marks.keys().copied().collect()
+    }
+
+    #[test]
+    fn partitions_of_a_disk_with_large_blocks_are_found() {
+        let mut disk = vec![0; 4 << 20];
+        lay_table(&mut disk, &[(0xee, 1)]);
+        let header = BLOCK as usize;
+        assert!(
+            Starts::new(&found_by(&disk, BLOCK, RULES).starts).meets(BLOCK, 512),
+            "the header is heard of when it is written"
+        );
+        disk[header..header + 8].copy_from_slice(b"EFI PART");
+        disk[header + 72..header + 80].copy_from_slice(&2u64.to_le_bytes());
+        disk[header + 84..header + 88].copy_from_slice(&128u32.to_le_bytes());
+        disk[2 * header + 32..2 * header + 40].copy_from_slice(&256u64.to_le_bytes());
+        disk[1 << 20..][..4096].copy_from_slice(&ext(3, 4));
+        let kept = found_by(&disk, BLOCK, RULES);
+        assert_eq!(places(&kept), [1 << 20]);
+        assert!(Starts::new(&kept.starts).meets(BLOCK, 512), "a partition more is heard of");
+        disk[1 << 20..][..4096].copy_from_slice(&ext(4, 4));
+        assert!(found_by(&disk, BLOCK, RULES).differ(&kept, false).is_some());
+        // An MBR, in blocks of either size: a machine may see the disk in small ones.
+        let mut disk = vec![0; 4 << 20];
+        lay_table(&mut disk, &[(0x83, 256), (0x83, 4096)]);
+        disk[1 << 20..][..4096].copy_from_slice(&ext(3, 4));
+        disk[2 << 20..][..4096].copy_from_slice(&ext(3, 4));
+        assert_eq!(places(&found_by(&disk, BLOCK, RULES)), [1 << 20, 2 << 20]);
+    }
+
+    #[test]
+    fn logical_partitions_and_those_that_begin_anywhere_are_found() {
+        let mut disk = vec![0; 4 << 20];
+        lay_table(&mut disk, &[(0x83, 63), (0x05, 2048)]);
+        disk[63 * 512..][..4096].copy_from_slice(&ext(3, 4));
+        lay_table(&mut disk[2048 * 512..], &[(0x83, 63), (0x05, 1001)]);
+        disk[(2048 + 63) * 512..][..4096].copy_from_slice(&ext(3, 4));
+        lay_table(&mut disk[(2048 + 1001) * 512..], &[(0x83, 2)]);
+        disk[(2048 + 1001 + 2) * 512..][..4096].copy_from_slice(&ext(3, 4));
+        let kept = found(&disk);
+        let places = places(&kept);
+        assert_eq!(places, [63 * 512, (2048 + 63) * 512, (2048 + 1001 + 2) * 512]);
+        let starts = Starts::new(&kept.starts);
+        for place in places.iter().copied().chain([(2048 + 1001) * 512]) {
+            assert!(starts.meets(place, 512), "a superblock, or a table that a partition is added to");
+        }
+        for place in places {
+            let mut mounted = disk.clone();
+            mounted[place as usize..][..4096].copy_from_slice(&ext(4, 4));
+            assert!(found(&mounted).differ(&kept, false).is_some(), "{place}");
+        }
+        // A chain that bites its tail, one that leaves the disk, and a partition that ends with it.
+        for next in [1001, u32::MAX] {
+            let mut liar = disk.clone();
+            lay_table(&mut liar[(2048 + 1001) * 512..], &[(0x83, 2), (0x0f, next)]);
+            let found = found(&liar);
+            assert!(found.marks == kept.marks && found.starts.len() < STARTS_MAX);
+        }
+        lay_table(&mut disk, &[(0x83, (4 << 20) / 512 - 3)]);
+        disk[(4 << 20) - 3 * 512..].copy_from_slice(&ext(3, 4)[..3 * 512]);
+        assert!(found(&disk).marks.contains_key(&((4 << 20) - 3 * 512)));
+    }
+
+    /// † An upgrade takes no volume for used, and no use of it for its own doing.
+    #[test]
+    fn what_an_earlier_version_kept_is_held_against_what_that_one_would_find() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut disk = vec![0; 4 << 20];
+        lay_table(&mut disk, &[(0x83, 1024), (0x83, 2047), (0x05, 4096)]);
+        lay_table(&mut disk[2 << 20..], &[(0x83, 63)]);
+        for at in [1024, 2047, 4096 + 63] {
+            disk[at * 512..][..4096].copy_from_slice(&ext(3, 4));
+        }
+        let old = found_by(&disk, BLOCK, 0);
+        assert_eq!(places(&old), [1024 * 512]);
+        old.keep(dir.path(), true).expect("kept");
+        let text = std::fs::read_to_string(dir.path().join(FILE)).expect("kept").replace(",\"rules\":0", "");
+        assert!(!text.contains("rules"));
+        std::fs::write(dir.path().join(FILE), text).expect("written");
+        let kept = Sentinels::kept(dir.path()).expect("kept");
+        for was_clean in [false, true] {
+            assert_eq!(found_by(&disk, BLOCK, kept.rules).differ(&kept, was_clean), None);
+        }
+        disk[1024 * 512..][..4096].copy_from_slice(&ext(4, 4));
+        assert!(found_by(&disk, BLOCK, kept.rules).differ(&kept, false).is_some());
     }
 
     #[test]

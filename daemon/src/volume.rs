@@ -257,7 +257,8 @@ impl Served {
             let as_left = header.backing == device.identity_found() && !Left::is_passed(&dir, now.as_ref());
             let was_clean = header.state == HeaderState::Clean;
             touched = was_clean && !as_left;
-            if let (Some(kept), Ok(Some(now))) = (&kept, Sentinels::look(&device, header.volume_bytes, &sentinel_key)) {
+            let again = kept.as_ref().map(|kept| kept.look_again(&device, header.volume_bytes, &sentinel_key));
+            if let (Some(kept), Some(Ok(Some(now)))) = (&kept, again) {
                 used = now.differ(kept, was_clean);
             }
             if header.volume_bytes < geometry.volume_bytes() {
@@ -287,7 +288,7 @@ impl Served {
         let flushes = Arc::new(noted.with_context(|| format!("no note can be kept in {}", around.runtime_dir.display()))?);
         let owed = found.owed.filter(|_| !touched && before.is_none_or(|h| h.flush_failed.is_none()) && !flushes.any());
         // Before the host can write there.
-        let sentinels = Sentinels::look(&device, u64::MAX, &sentinel_key).unwrap_or_else(|error| {
+        let sentinels = Sentinels::look(&device, &sentinel_key).unwrap_or_else(|error| {
             warn!(volume = %name, %error, "superblocks cannot be read: a use of the device behind our back may go unnoticed");
             None
         });
@@ -661,7 +662,7 @@ impl Served {
         if let Some(guard) = self.guard.take() {
             guard.end();
         }
-        let sentinels = Sentinels::look(&self.device, u64::MAX, &sentinel_key(self.meta.id)).ok().flatten();
+        let sentinels = Sentinels::look(&self.device, &sentinel_key(self.meta.id)).ok().flatten();
         if let Err(error) = Sentinels::keep_or_forget(sentinels.as_ref(), &self.dir, true) {
             error!(volume = %self.config.name, %error, "superblocks cannot be kept: the next start compares what was hot");
             return false;
