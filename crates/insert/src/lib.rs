@@ -40,6 +40,9 @@ const LINEAR: &str = "linear";
 /// How long a device may still be open in somebody's hand (udev looks at what is new) when it is removed.
 const REMOVE_MAX: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
+/// What is under way on the device ends first, on the old table. Its file system is not frozen: nobody takes a snapshot, and both tables
+/// lead to the same sectors. † A freeze stops writers for as long as the page cache takes to be written, and writes it to a dead tap.
+const REPLACE: SuspendOptions = SuspendOptions { skip_lockfs: true, noflush: false };
 
 /// Why a tap is not put under a device, or not taken out.
 #[derive(Debug, Error)]
@@ -499,7 +502,7 @@ impl Insertion {
             Step::Look => is_in_use(before),
             Step::LookAgain => is_in_use(table),
             Step::Load => self.control.load(name, table, false).map(|()| true),
-            Step::Resume => self.control.resume(name, SuspendOptions::default()).map(|()| true),
+            Step::Resume => self.control.resume(name, REPLACE).map(|()| true),
             Step::Clear => self.control.clear(name).map(|()| true),
         })
     }
