@@ -379,6 +379,18 @@ fn lock_host(run_dir: &Path, patience: Duration) -> io::Result<Option<File>> {
     }
 }
 
+/// Whether the daemon of the host runs, or that cannot be told.
+pub(crate) fn is_host_served() -> bool {
+    is_locked(Path::new(RUN_DIR))
+}
+
+fn is_locked(run_dir: &Path) -> bool {
+    match File::open(run_dir.join(LOCK)) {
+        Ok(file) => file.try_lock_shared().is_err(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
 /// What the daemon keeps of it.
 #[derive(Debug)]
 pub(crate) struct Backings {
@@ -392,7 +404,7 @@ pub(crate) struct Backings {
     seen: Mutex<BTreeMap<Name, String>>,
     host: Host,
     /// Held as long as this is the daemon of the host.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl Backings {
@@ -413,7 +425,7 @@ impl Backings {
                     warn!("{}: {error}: a second farsided would not be noticed", run_dir.join(LOCK).display());
                     None
                 });
-                Self { _lock: lock, ..Self::at(Some(Places::of(&config.path)), config, Host::REAL) }
+                Self { lock, ..Self::at(Some(Places::of(&config.path)), config, Host::REAL) }
             }
         }
     }
@@ -422,7 +434,7 @@ impl Backings {
         let source = config.source.name.clone();
         let with = |places, list| {
             let (wanted, seen) = (Mutex::default(), Mutex::default());
-            Self { places, source: source.clone(), list: Mutex::new(list), wanted, seen, host, _lock: None }
+            Self { places, source: source.clone(), list: Mutex::new(list), wanted, seen, host, lock: None }
         };
         let Some(places) = places else { return with(None, List::default()) };
         let before = match List::load(&places.list) {
@@ -475,6 +487,11 @@ impl Backings {
             let _ = have_udev_look(&path, Look::Found); // it may be gone, too
         }
         with(Some(places), list)
+    }
+
+    /// Whether this is the daemon of the host: what no volume has is its to take away.
+    pub(crate) fn is_of_the_host(&self) -> bool {
+        self.places.is_some() || self.lock.is_some()
     }
 
     /// Before the volume's disk is touched: whoever checks or mounts it at this moment must not find it taken.
@@ -703,9 +720,12 @@ pub(crate) mod tests {
     fn a_host_has_one_daemon() {
         let dir = tempfile::tempdir().expect("temp dir");
         let run_dir = dir.path().join("run");
+        assert!(!is_locked(&run_dir));
         let first = lock_host(&run_dir, Duration::ZERO).expect("a folder").expect("nobody has it");
         assert!(lock_host(&run_dir, Duration::ZERO).expect("a folder").is_none(), "the first one lives");
+        assert!(is_locked(&run_dir));
         drop(first);
+        assert!(!is_locked(&run_dir));
         assert!(lock_host(&run_dir, Duration::ZERO).expect("a folder").is_some());
     }
 

@@ -29,10 +29,10 @@ use farside_region::{Name, VolumeId};
 use farside_ublk::{Broken, Choice, Held, Kernel, Spec};
 use tracing::{error, info, warn};
 
-use crate::boot::unserved;
+use crate::boot::{self, Backings, unserved};
 use crate::change::{self, Change};
 use crate::channel::{Receiver, Sender, channel};
-use crate::config::{DataPath, LimitsConfig, VolumeConfig, write_atomically};
+use crate::config::{DataPath, LimitsConfig, RUN_DIR, VolumeConfig, write_atomically};
 use crate::node::Place;
 use crate::showing::{FirstWrite, Showing};
 use crate::volume::Surroundings;
@@ -727,22 +727,34 @@ fn token(dir: &Path) -> anyhow::Result<u64> {
 
 /// Takes away what a crash in the middle of a removal left and nobody uses: devices of volumes that are not configured, twins of
 /// devices that are not. To be called before anything is served. `configured`: their ids, and the devices that have taps put
-/// under them.
-pub(crate) fn sweep(configured: &[VolumeId], devices: &[PathBuf], runtime_dir: &Path) {
-    let known: Vec<String> = configured.iter().map(|id| identifier_of(*id)).collect();
+/// under them; `left`: of volumes that are not, and have a folder still.
+///
+/// † What no volume of ours has may be another daemon's, which serves it: only the daemon of the host takes that away.
+pub(crate) fn sweep(configured: &[VolumeId], left: &[VolumeId], devices: &[PathBuf], runtime_dir: &Path, backings: &Backings) {
     match farside_nbd::kernel::identifiers() {
         Ok(mut strays) => {
-            strays.retain(|identifier| identifier.starts_with(IDENTIFIER) && !known.contains(identifier));
+            let is_of_the_host = backings.is_of_the_host();
+            strays.retain(|identifier| is_stray(identifier, configured, (!is_of_the_host).then_some(left)));
             locked(&STRAYS).extend(strays.into_iter().map(|stray| (stray, Arc::new(Mutex::new(Stray::Left(String::new()))))));
             let runtime_dir = runtime_dir.to_owned();
             std::thread::spawn(move || disconnect_strays(&runtime_dir));
         }
         Err(error) => warn!("{error:#}"),
     }
-    match farside_insert::sweep(devices, |number| change::is_idle_number(runtime_dir, number).unwrap_or(false)) {
+    let is_idle = |number| {
+        let at = |runtime_dir| change::is_idle_number(runtime_dir, number).unwrap_or(false);
+        at(runtime_dir) && (backings.is_of_the_host() || !boot::is_host_served() && at(Path::new(RUN_DIR)))
+    };
+    match farside_insert::sweep(devices, is_idle) {
         Ok(twins) => twins.iter().for_each(|twin| warn!(%twin, "it belonged to no volume: removed")),
         Err(error) => warn!("twins of devices may have been left: {error:#}"),
     }
+}
+
+/// Whether a device of the kernel's NBD client is to be taken away. `left`: if only of these volumes.
+fn is_stray(identifier: &str, configured: &[VolumeId], left: Option<&[VolumeId]>) -> bool {
+    let is_of = |ids: &[VolumeId]| ids.iter().any(|id| identifier_of(*id) == identifier);
+    identifier.starts_with(IDENTIFIER) && !is_of(configured) && left.is_none_or(is_of)
 }
 
 /// Devices of the kernel's NBD client that an earlier daemon left, of volumes that are not configured, by their identifiers. † Who
@@ -820,4 +832,28 @@ fn listen(path: &Path, around: &Surroundings) -> anyhow::Result<farside_nbd::Lis
     let options = farside_nbd::SocketOptions { path: path.to_owned(), group: around.api_group.clone() };
     // The volume's locks are ours already: whoever still answers there is a predecessor that was killed.
     Ok(farside_nbd::Listener::bind_after_another(&options, OpenOptions::daemon().wait)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// † A second daemon on a host takes nothing away that the first one serves.
+    #[test]
+    fn what_belongs_to_no_volume_of_its_own_is_taken_away_by_the_daemon_of_the_host_alone() {
+        let id = |volume: &str| {
+            let name = |text: &str| text.parse::<Name>().expect("a name");
+            farside_ledger::volume_id(&name("host"), &name("default"), &name(volume))
+        };
+        let (configured, left) = ([id("data")], [id("gone")]);
+        for (identifier, by_the_host, by_another) in [
+            (identifier_of(id("data")), false, false),
+            (identifier_of(id("gone")), true, true),
+            (identifier_of(id("other")), true, false),
+            ("somebody's".to_owned(), false, false),
+        ] {
+            assert_eq!(is_stray(&identifier, &configured, None), by_the_host, "{identifier}");
+            assert_eq!(is_stray(&identifier, &configured, Some(&left)), by_another, "{identifier}");
+        }
+    }
 }

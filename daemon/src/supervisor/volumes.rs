@@ -257,8 +257,10 @@ impl Daemon {
         let ids: Vec<VolumeId> = configured.iter().map(|v| self.id_of(v)).collect();
         let device = |v: &VolumeConfig| device_of(v, &self.state.volume_path(&v.group, &v.name));
         let devices: Vec<PathBuf> = configured.iter().filter(|v| v.insert).map(device).collect();
-        tap::sweep(&ids, &devices, &self.around.runtime_dir);
-        left_in(&self.state.volumes(), &known).into_iter().filter(|dir| tap::has_token(dir)).for_each(|dir| self.end_stray(dir));
+        let folders = left_in(&self.state.volumes(), &known);
+        let left: Vec<VolumeId> = folders.iter().filter_map(|dir| self.id_in(dir)).collect();
+        tap::sweep(&ids, &left, &devices, &self.around.runtime_dir, &self.around.backings);
+        folders.into_iter().filter(|dir| tap::has_token(dir)).for_each(|dir| self.end_stray(dir));
         let strangers = Strangers::mark(&self.state.volumes(), known, &|dir| self.note_loss(dir));
         self.volumes.strangers.set(strangers).expect("volumes are started once");
         let mut starts = tokio::task::JoinSet::new();
@@ -277,6 +279,12 @@ impl Daemon {
 
     fn id_of(&self, volume: &VolumeConfig) -> VolumeId {
         farside_ledger::volume_id(&self.source_of(&volume.group), &volume.group, &volume.name)
+    }
+
+    /// Of the volume that has this folder.
+    fn id_in(&self, dir: &Path) -> Option<VolumeId> {
+        let (group, name) = names_of(dir)?;
+        Some(farside_ledger::volume_id(&self.source_of(&group), &group, &name))
     }
 
     /// Ends the device that a volume left which is not configured any more, if nobody uses it. Its name is claimed from here on:
