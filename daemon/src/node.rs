@@ -76,7 +76,11 @@ fn note(folder: &Path, volume: &Name, device: &Path, place: Option<Place>) -> io
     std::fs::create_dir_all(folder)?;
     let young = folder.join(format!(".{}.new", kernel_name.to_string_lossy()));
     std::fs::write(&young, format!("{key}={volume}\n{inserted}"))?;
-    std::fs::rename(young, folder.join(kernel_name))
+    let now = folder.join(kernel_name);
+    std::fs::rename(young, &now)?;
+    // † Of a device that it lost: the next one that the kernel gives that number may be anybody's, and would have the volume's name.
+    notes_of(folder, volume).iter().filter(|note| **note != now).for_each(|note| drop(std::fs::remove_file(note)));
+    Ok(())
 }
 
 /// Takes a volume's name away; it need not be there.
@@ -96,15 +100,18 @@ pub(crate) fn is_shown(volume: &Name, device: &Path) -> bool {
     is_of(&path(volume)).is_some_and(|shown| Some(shown) == is_of(device))
 }
 
-/// † By the name in it: udev takes the link away together with the device, and who reads that comes too late.
 fn forget(folder: &Path, volume: &Name) {
+    notes_of(folder, volume).iter().for_each(|note| drop(std::fs::remove_file(note)));
+}
+
+/// † By the name in it: udev takes the link away together with the device, and who reads that comes too late.
+fn notes_of(folder: &Path, volume: &Name) -> Vec<PathBuf> {
     let lines = [NAME_KEY, UNSHOWN_KEY].map(|key| format!("{key}={volume}"));
-    for note in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        if std::fs::read_to_string(note.path()).is_ok_and(|text| text.lines().any(|found| lines.iter().any(|line| found == line)))
-        {
-            let _ = std::fs::remove_file(note.path());
-        }
-    }
+    let is_of = |note: &PathBuf| {
+        std::fs::read_to_string(note).is_ok_and(|text| text.lines().any(|found| lines.iter().any(|line| found == line)))
+    };
+    let notes = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|note| note.path());
+    notes.filter(is_of).collect()
 }
 
 fn publish_in(folder: &Path, volume: &Name, device: &Path) -> io::Result<()> {
@@ -148,7 +155,12 @@ mod tests {
         }
         assert_eq!(std::fs::read_dir(&rules).expect("a folder").count(), 1);
         note(&rules, &"data2".parse().expect("a name"), Path::new("/dev/nbd8"), place).expect("told");
+        // A device that was lost may come again as anybody's.
         note(&rules, &volume, Path::new("/dev/nbd9"), None).expect("told");
+        assert!(!rules.join("nbd7").exists() && rules.join("nbd8").exists() && rules.join("nbd9").exists());
+        note(&rules, &volume, Path::new("/dev/nbd7"), place).expect("told");
+        assert!(rules.join("nbd7").exists() && rules.join("nbd8").exists() && !rules.join("nbd9").exists());
+        std::fs::write(rules.join("nbd9"), "FARSIDE_UNSHOWN=data\n").expect("an earlier version left it");
         forget(&rules, &volume);
         assert!(!rules.join("nbd7").exists() && rules.join("nbd8").exists() && !rules.join("nbd9").exists());
     }
