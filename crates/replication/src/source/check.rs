@@ -419,6 +419,9 @@ impl Source {
         if answer.last_seq < volume.known_seq {
             return self.claim_anew(now, id, Reclaim::Lost);
         }
+        if is_ahead(volume, answer.term, answer.last_seq) && !skips_position_rule(volume.held, volume.reclaim) {
+            return self.refuse(now, id, RefusedWhy::Forked, out);
+        }
         if !self.take_fates(now, answer, out) {
             return self.claim_anew(now, id, Reclaim::Lost);
         }
@@ -431,19 +434,21 @@ impl Source {
         }
     }
 
-    /// What became of each layer; false when staged data is gone (T5).
+    /// What became of each layer; false when staged data is gone (T5), or what was published is not what is here.
     fn take_fates(&mut self, now: Nanos, answer: &ResumeAnswer, out: &mut Vec<Action>) -> bool {
         let id = answer.volume;
         let mut reread = false;
         for resumed in &answer.layers {
             let volume = self.volumes.get_mut(&id).expect("the caller found it");
             let Some(layer) = volume.layers.iter_mut().find(|l| l.key.seq == resumed.seq) else { continue };
-            let (key, epoch) = (layer.key, layer.epoch);
+            let (key, epoch, layer_is_unread) = (layer.key, layer.epoch, layer.stage == Stage::Reading);
             let parts = if let LayerFate::Landing { parts, .. } = resumed.fate { parts } else { layer.parts() };
             if let Some(bytes) = layer.arrived(parts) {
                 self.line.brought(key, bytes);
             }
             match &resumed.fate {
+                // † Said to its end by somebody else, then, or before all of it was lost and read again: with other content, perhaps.
+                LayerFate::Published { .. } if layer_is_unread => return false,
                 LayerFate::Published { position, kind } => self.published_layer(now, key, *position, *kind, out),
                 LayerFate::Landing { parts, end, staged } => {
                     let whole = layer.stage != Stage::Reading && *parts >= layer.parts();
@@ -700,10 +705,19 @@ fn skips_position_rule(held: Option<Term>, reclaim: Option<Reclaim>) -> bool {
         || (mutation::on("T7 position not checked at reconnect") && held.is_some() && reclaim.is_none())
 }
 
+/// Whether the ledger has layers under the term that is held which nobody here gave a number. † Only this process ever did: another copy of it
+/// published, and this one is a machine that was reverted, or cloned, with its memory.
+fn is_ahead(volume: &Volume, term: Option<Term>, last_seq: Seq) -> bool {
+    volume.held.is_some() && volume.held == term && last_seq > volume.last_seq
+}
+
 /// The position rule on one page. Layers known published by the time of the answer are no news.
 fn judge_position(volume: &Volume, slice: &LedgerSlice, seen: &mut Seen, has_layers: bool) -> Option<RefusedWhy> {
     if !slice.ancestor {
         return Some(RefusedWhy::TargetRewound);
+    }
+    if slice.current.as_ref().is_some_and(|current| is_ahead(volume, Some(current.term), current.last_seq)) {
+        return Some(RefusedWhy::Forked);
     }
     let confirmed = volume.held.or(volume.header.confirmed);
     if confirmed.is_none() && has_layers && !mutation::on("T17 no header, layers there: not refused") {

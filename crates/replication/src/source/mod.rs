@@ -320,6 +320,8 @@ impl Source {
         let Refusal { code, volume, text } = refusal;
         match (code, volume) {
             (RefusalCode::Term, Some(volume)) => self.claim_anew(now, volume, Reclaim::Term),
+            // Not of necessity a fork: a gateway that lost what it had landed may find that its dead predecessor published it.
+            (RefusalCode::DuplicateDiffers, Some(volume)) => self.claim_anew(now, volume, Reclaim::Lost),
             (RefusalCode::Store, Some(_)) => self.digests_retry = Some(now + self.config.limits.recheck),
             (_, Some(_)) => {}
             (_, None) => {

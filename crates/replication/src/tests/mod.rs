@@ -12,6 +12,7 @@ mod loss;
 mod peers;
 mod quiet;
 mod random;
+mod reverted;
 mod sealed;
 mod stories;
 mod verify;
