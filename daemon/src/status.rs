@@ -363,6 +363,15 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
         let todo = "wait: older points stay good, and new ones follow when all is compared";
         say(severity, Code::TrackingLost, format!("everything is compared, since {doubt}"), todo);
     }
+    if let Some(why) = &v.claim_refused {
+        say(
+            Error,
+            Code::ReceiverRefuses,
+            format!("the receiver does not take it: {why}"),
+            "do as it says; it is tried again by itself, and the others of its group go on. One volume too many: raise the limit in receiver.toml there, or \
+             `farside volume remove NAME`, and add it to another group",
+        );
+    }
     if v.is_in_clear {
         say(
             Warning,

@@ -10,7 +10,10 @@ use farside_ledger::{CohortCut, Consistency, Label, PartEntry, VoidReason, volum
 use farside_replication::target::{Event, SessionId};
 use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
-use farside_wire::{ClaimOutcome, ClaimVerdict, PartHeader, ReceiverMessage, RefusalCode, SourceMessage, decode_payload};
+use farside_wire::{
+    ClaimOutcome, ClaimRequest, ClaimVerdict, END_MEMBERS_MAX, PartHeader, ReceiverMessage, Refusal, RefusalCode, SourceMessage,
+    decode_payload,
+};
 
 use super::{BeginPart, Group, Here, Listening, PartOutcome, Place};
 use crate::door::{Session, refusal};
@@ -79,12 +82,17 @@ impl Group {
         }
         match &*message {
             SourceMessage::Claim(request) => {
+                // These take no slot, and come again in a while.
+                if let Err(text) = self.check_claim(here, &request.claim) {
+                    return refuse_claim(&link, request, &text);
+                }
                 let volumes = here.store.state().volumes().count();
                 if !self.claims.admit(Instant::now(), CLAIMS_PER_VOLUME * volumes.max(8)) {
                     let text = format!("{} claims its volumes again and again: something is wrong on its host", self.names);
                     return self.turn_away(&link, RefusalCode::Store, &text);
                 }
-                if let Err(text) = self.check_claim(here, &request.claim) {
+                // Whoever comes again asks for the key again, which he does once in a connection.
+                if let Err(text) = self.check_sealing(here, &request.claim) {
                     return self.turn_away(&link, RefusalCode::Protocol, &text);
                 }
                 // † In the note alone it could not be told from a fence that was not noted, and nothing would end that failover.
@@ -109,9 +117,7 @@ impl Group {
                 }
                 if self.is_new_beside_a_failover(here, &request.claim, &link.peer()) {
                     // Its session goes on: the others may be taken back over it.
-                    let (id, volume) = (request.id, request.claim.volume.id);
-                    let outcome = ClaimOutcome::Void { reason: VoidReason::UnknownVolume(volume) };
-                    return link.send(&ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume, outcome }));
+                    return void_claim(&link, request);
                 }
             }
             SourceMessage::LayerBegin(begin) => {
@@ -125,14 +131,35 @@ impl Group {
         self.events.push_back((Event::Message { session, message }, Some(arrived)));
     }
 
-    /// A claim is for a volume of this group, whose files get its name, and there is room for it.
+    /// A claim is for a volume of this group, whose files get its name, and there is room for it. † What is wrong with one volume is no reason to hear
+    /// nothing of the others.
     fn check_claim(&self, here: &Here, claim: &farside_ledger::Claim) -> Result<(), String> {
         let (volume, state) = (&claim.volume, here.store.state());
         if claim.source != self.names.source || volume.id != volume_id(&self.names.source, &self.names.group, &volume.name) {
             return Err(format!("the claim of volume `{}` does not carry the id of that name", volume.name));
         }
+        // The digests' and the indexes' sizes follow from the shape.
+        if (volume.geometry.granule_bytes(), volume.geometry.region_granules()) != (GRANULE_BYTES, REGION_GRANULES) {
+            return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));
+        }
+        let limit = self.receiver.config().limits.volumes_per_group;
+        let waiting = here.target.new_volumes(state);
+        let is_new = state.volume(volume.id).is_none() && !waiting.contains(&volume.id);
+        if is_new && state.volumes().count() + waiting.len() >= limit {
+            return Err(format!(
+                "volume `{}` is not taken: {} has had {limit} volumes here, those that were removed included, which is this receiver's limit \
+                 (`limits.volumes_per_group`, {END_MEMBERS_MAX} at most)",
+                volume.name, self.names
+            ));
+        }
+        Ok(())
+    }
+
+    /// A new volume is encrypted as this gateway keeps new ones.
+    fn check_sealing(&self, here: &Here, claim: &farside_ledger::Claim) -> Result<(), String> {
+        let volume = &claim.volume;
         // † In clear for ever: who was asked for the key, or knows nothing of that, comes again.
-        let is_known = state.volume(volume.id).is_some();
+        let is_known = here.store.state().volume(volume.id).is_some();
         if !is_known && volume.digest_key.seal().is_none() && !self.receiver.config().at_rest_of(&self.names).is_empty() {
             return Err(format!(
                 "volume `{}` is to be kept without encryption, and this gateway keeps new ones encrypted at rest ([[at_rest]] in receiver.toml): it is tried \
@@ -144,19 +171,6 @@ impl Group {
             return Err(format!(
                 "volume `{}` is claimed as encrypted at rest, with a key that this gateway did not give",
                 volume.name
-            ));
-        }
-        // The digests' and the indexes' sizes follow from the shape.
-        if (volume.geometry.granule_bytes(), volume.geometry.region_granules()) != (GRANULE_BYTES, REGION_GRANULES) {
-            return Err(format!("volume `{}` does not have granules of 4 KiB in regions of 4 MiB", volume.name));
-        }
-        let limit = self.receiver.config().limits.volumes_per_group;
-        let waiting = here.target.new_volumes(state);
-        let is_new = state.volume(volume.id).is_none() && !waiting.contains(&volume.id);
-        if is_new && state.volumes().count() + waiting.len() >= limit {
-            return Err(format!(
-                "{} has {limit} volumes here, which is this receiver's limit (`limits.volumes_per_group`)",
-                self.names
             ));
         }
         Ok(())
@@ -310,6 +324,19 @@ impl Group {
             _ => self.store_error(error),
         }
     }
+}
+
+/// Says no to one claim, in words. The session goes on, and the claim comes again.
+fn refuse_claim(to: &Session, request: &ClaimRequest, text: &str) {
+    let volume = Some(request.claim.volume.id);
+    to.send(&ReceiverMessage::Refusal(Refusal { volume, ..refusal(RefusalCode::Protocol, text) }));
+    void_claim(to, request);
+}
+
+fn void_claim(to: &Session, request: &ClaimRequest) {
+    let (id, volume) = (request.id, request.claim.volume.id);
+    let outcome = ClaimOutcome::Void { reason: VoidReason::UnknownVolume(volume) };
+    to.send(&ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume, outcome }));
 }
 
 /// What a source is told that may not come back.

@@ -44,6 +44,7 @@ impl Source {
         for volume in self.volumes.values_mut() {
             volume.check = Check::Waiting { until: 0 };
             volume.reading = None;
+            volume.claim_refused = None;
             volume.loss_unsaid();
         }
         if mutation::on("a reset cut re-sent as a point") {
@@ -388,7 +389,7 @@ impl Source {
             out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
         }
         volume.held = Some(term);
-        volume.reclaim = None;
+        (volume.reclaim, volume.claim_refused) = (None, None);
         (volume.outranks, volume.takes_back_at) = (None, None);
         volume.loss_unsaid();
         (volume.last_seq, volume.known_seq) = (Seq(0), Seq(0));

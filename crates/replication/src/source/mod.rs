@@ -323,7 +323,14 @@ impl Source {
             // Not of necessity a fork: a gateway that lost what it had landed may find that its dead predecessor published it.
             (RefusalCode::DuplicateDiffers, Some(volume)) => self.claim_anew(now, volume, Reclaim::Lost),
             (RefusalCode::Store, Some(_)) => self.digests_retry = Some(now + self.config.limits.recheck),
-            (_, Some(_)) => {}
+            (_, Some(volume)) => {
+                if let Some(volume) = self.volumes.get_mut(&volume)
+                    && matches!(volume.check, volume::Check::Claiming { .. })
+                    && volume.claim_refused.replace(text.clone()).as_ref() == Some(&text)
+                {
+                    return; // it was said, and is asked again in a while
+                }
+            }
             (_, None) => {
                 if let Some(connection) = self.link.connection() {
                     out.push(Action::Disconnect { connection, why: Problem::Refused { code, text: text.clone() } });

@@ -118,6 +118,8 @@ pub struct VolumeStatus {
     pub term: Option<Term>,
     /// The promotion that fences it, while it is.
     pub fenced_by: Option<Generation>,
+    /// What the receiver says to its claim, which is made again as long as it is not taken.
+    pub claim_refused: Option<String>,
     /// The newest point that there was when it was refused.
     pub refused_at: Option<LedgerPosition>,
     /// Age of what the newest published point (or a newer heartbeat) shows, in ns; `None` = there is none of this boot.
@@ -227,6 +229,7 @@ impl super::Source {
             state: self.state_of(volume),
             term: volume.held,
             fenced_by: volume.fenced_by.filter(|_| volume.standing == Standing::Refused(RefusedWhy::Fenced)),
+            claim_refused: volume.claim_refused.clone(),
             refused_at: volume.refused_at.filter(|_| matches!(volume.standing, Standing::Refused(_))),
             lag: self.lag_of(now, volume),
             staged_lag: self.staged_lag_of(now, volume),

@@ -43,6 +43,8 @@ pub(super) struct Volume {
     /// The generation of the next claim, if it is another one; the volume's own as soon as that is accepted, and not before: what it has tells
     /// whether somebody was promoted in its place.
     pub(super) claims_as: Option<Generation>,
+    /// What the receiver said to its claim on this connection, which is made again.
+    pub(super) claim_refused: Option<String>,
     /// Claims in turn with other instances since a layer of ours was published.
     pub(super) turns: u32,
     /// The claim of another instance that was counted last.
@@ -434,6 +436,7 @@ impl Volume {
             zero: RegionSet::new(),
             uncovered: BTreeMap::new(),
             cooling: None,
+            claim_refused: None,
             sample: Sample::default(),
             newest_point: None,
             quiet: None,

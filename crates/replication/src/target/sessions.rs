@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use farside_ledger::{Forgotten, Policy, State, VolumeMeta};
+use farside_ledger::{Forgotten, Policy, State, VoidReason, VolumeMeta};
 use farside_region::{GranuleIndex, LayerKey, LedgerPosition, PackedRegions, SealMode, Slot, Term, VolumeId, mutation};
 use farside_wire::{
-    ClaimRequest, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId, LedgerLayer, LedgerSlice,
-    NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceHello,
-    TEXT_BYTES_MAX, VersionRange,
+    ClaimOutcome, ClaimRequest, ClaimVerdict, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId,
+    LedgerLayer, LedgerSlice, NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId,
+    SourceHello, TEXT_BYTES_MAX, VersionRange,
 };
 
 use super::Target;
@@ -314,8 +314,11 @@ impl Target {
                 "volume {name} is claimed under generation {claimed}, and this history is at {highest}: so far ahead no promotion was given out. The \
                  host's note of it is damaged (meta.json of the volume, in its state directory): put it back"
             );
-            self.refuse(from, RefusalCode::Protocol, None, &text, out);
-            return self.close(from, "a claim under a generation that nobody was given", out);
+            // It is one volume's note: the session goes on.
+            let (id, volume) = (request.id, volume.id);
+            self.refuse(from, RefusalCode::Protocol, Some(volume), &text, out);
+            let outcome = ClaimOutcome::Void { reason: VoidReason::UnknownVolume(volume) };
+            return self.send(from, ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume, outcome }), out);
         }
         if let Some(seal) = volume.digest_key.seal()
             && !self.keys.contains(&seal.key)

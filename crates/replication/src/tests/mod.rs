@@ -1,6 +1,7 @@
 //! Source against target in memory.
 
 mod cadence;
+mod claims;
 mod cohort;
 mod directed;
 mod failback;
