@@ -432,7 +432,7 @@ impl Target {
                 out.extend(records.iter().map(report));
                 self.together = self.together.saturating_mul(2).min(BATCH_SLOTS);
                 if self.trouble.take().is_some() {
-                    self.broadcast(&ReceiverMessage::Notice(Notice::Ready), out);
+                    self.store_is_well(out);
                 }
                 self.judged(now, state, what, &records, out);
             }

@@ -141,9 +141,8 @@ impl Target {
         let ours = if self.config.limits.publish_every == 0 { Features::OURS.without(Features::PUBLISH) } else { Features::OURS };
         let hello = ReceiverHello { version, features: ours.common(features), store: self.config.store };
         self.send(from, ReceiverMessage::Hello(hello), out);
-        if let Some(trouble) = &self.trouble {
-            let notice = Notice::StoreFailed { text: trouble.text.clone() };
-            self.send(from, ReceiverMessage::Notice(notice), out);
+        if let Some(failed) = self.store_failed() {
+            self.send(from, ReceiverMessage::Notice(failed), out);
         }
     }
 
@@ -178,6 +177,7 @@ impl Target {
         let Some(disk) = self.disk else { return };
         let mut room = disk.free_bytes.saturating_sub(self.granted_bytes());
         let now = self.now;
+        let failed = self.store_failed();
         let mut messages = Vec::new();
         for (&id, session) in self.sessions.iter_mut().filter(|(_, session)| !session.overtaken) {
             if now >= session.landed_at.saturating_add(limits.credit_idle) {
@@ -200,10 +200,23 @@ impl Target {
             };
             if full_kind(&notice) != full_kind(&session.notice) {
                 session.notice = notice.clone();
-                messages.push((id, ReceiverMessage::Notice(notice)));
+                // † Of a source's two troubles the newest notice holds: that there is room does not say that the store is well.
+                let is_room = notice == Notice::Ready;
+                let said = failed.clone().filter(|_| is_room).unwrap_or(notice);
+                messages.push((id, ReceiverMessage::Notice(said)));
             }
         }
         messages.into_iter().for_each(|(id, message)| self.send(id, message, out));
+    }
+
+    /// What a source is told while nothing can be appended.
+    fn store_failed(&self) -> Option<Notice> {
+        self.trouble.as_ref().map(|trouble| Notice::StoreFailed { text: bounded(&trouble.text) })
+    }
+
+    /// The store is well again, which does not say that there is room.
+    pub(super) fn store_is_well(&self, out: &mut Vec<Action>) {
+        self.sessions.iter().for_each(|(&id, session)| self.send(id, ReceiverMessage::Notice(session.notice.clone()), out));
     }
 
     pub(super) fn landed_bytes(&mut self, session: SessionId, bytes: u64) {

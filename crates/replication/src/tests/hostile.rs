@@ -7,8 +7,8 @@ use farside_region::{
     BootId, Geometry, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, mutation::tell,
 };
 use farside_wire::{
-    ClaimOutcome, ClaimRequest, HeldLayer, LayerFate, LossReport, Lost, ReadLedger, ReceiverMessage, Refusal, RefusalCode,
-    RequestId, ResumeQuery, Settings, SourceMessage,
+    ClaimOutcome, ClaimRequest, HeldLayer, LayerFate, LossReport, Lost, Notice, ReadLedger, ReceiverMessage, Refusal,
+    RefusalCode, RequestId, ResumeQuery, Settings, SourceMessage,
 };
 
 use super::directed::{Gateway, claimed, ending, key, landing};
@@ -721,4 +721,44 @@ fn l6_a_position_that_is_forgotten_is_held_against_its_record() {
             other => panic!("L6: nobody looks: {other:?}"),
         }
     });
+}
+
+/// The newest of what it was told of the gateway.
+fn notice(gateway: &mut Gateway) -> Option<Notice> {
+    let of = |m| if let ReceiverMessage::Notice(notice) = m { Some(notice) } else { None };
+    gateway.said().into_iter().rev().find_map(of)
+}
+
+fn fail(gateway: &mut Gateway) {
+    let (ticket, _) = take_append(gateway).expect("an append");
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Failed { text: "away".into() } });
+}
+
+/// A source keeps the newest notice alone: it must be true of both the disk and the store.
+#[test]
+fn that_there_is_room_again_says_nothing_of_the_store_nor_the_reverse() {
+    let mut gateway = claimed();
+    gateway.part(key(1, 0, 1), 0, 1);
+    gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 1), &[1])]);
+    fail(&mut gateway);
+    let failed = Some(Notice::StoreFailed { text: "away".into() });
+    assert_eq!(notice(&mut gateway), failed);
+    room(&mut gateway, 0);
+    assert!(matches!(notice(&mut gateway), Some(Notice::GatewayFull { free_bytes: 0, .. })));
+    room(&mut gateway, 1 << 20);
+    assert_eq!(notice(&mut gateway), failed, "nothing is published yet");
+    gateway.later();
+    assert_eq!(gateway.append().map(|(_, verdict)| verdict), Some(Verdict::Accepted));
+    assert_eq!(notice(&mut gateway), Some(Notice::Ready));
+
+    let mut gateway = claimed();
+    room(&mut gateway, 0);
+    gateway.part(key(1, 0, 1), 0, 1);
+    gateway.end(LayerKind::Fuzzy, &[(key(1, 0, 1), &[1])]);
+    assert!(matches!(notice(&mut gateway), Some(Notice::GatewayFull { free_bytes: 0, .. })));
+    fail(&mut gateway);
+    assert_eq!(notice(&mut gateway), failed);
+    gateway.later();
+    assert_eq!(gateway.append().map(|(_, verdict)| verdict), Some(Verdict::Accepted));
+    assert!(matches!(notice(&mut gateway), Some(Notice::GatewayFull { free_bytes: 0, .. })), "it has no room for all that");
 }
