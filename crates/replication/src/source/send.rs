@@ -143,6 +143,7 @@ impl Source {
     /// of a part is lost with its connection: over a slow line that breaks every few minutes no whole one would ever arrive. Of one that breaks sooner
     /// `line` takes care.
     pub(super) fn end_slow_slices(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        self.end_waiting_slices(now);
         let (slice_time, parts_max) = (self.config.limits.slice_time, self.config.limits.layer_parts_max);
         let is_full = self.gateway_is_full();
         for volume in self.volumes.values_mut() {
@@ -163,6 +164,18 @@ impl Source {
                 out.push(Action::FinishPart { key: reading.key, part: reading.part });
             }
         }
+    }
+
+    /// A slice of which no part is read waits for credit. What it has sent is published only when it ends, and a gateway whose room is taken by
+    /// slices that have not ended has no other way to make some.
+    fn end_waiting_slices(&mut self, now: Nanos) {
+        if !matches!(self.link, Link::Up { .. }) {
+            return;
+        }
+        let waiting = self.volumes.values().filter(|v| v.is_checked() && v.reading.is_none());
+        let keys: Vec<LayerKey> =
+            waiting.filter_map(|v| v.layers.iter().find(|l| l.stage == Stage::Reading)).map(|l| l.key).collect();
+        keys.iter().for_each(|key| self.end_full_slice(now, key));
     }
 
     fn gateway_is_full(&self) -> bool {

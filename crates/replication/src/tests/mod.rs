@@ -14,6 +14,7 @@ mod peers;
 mod quiet;
 mod random;
 mod reverted;
+mod room;
 mod sealed;
 mod stories;
 mod verify;
