@@ -348,6 +348,29 @@ impl Source {
         }
     }
 
+    /// A demoted cut that is granted no room becomes a pass, whose slices end with what they have (`end_slow_slices`). † All of it is published at once
+    /// and takes room until then: a gateway that is full of such, or has less room than one of them needs, would never have any again.
+    ///
+    /// Its end was said on no connection: what was is read again up to where it ended, and that had its room.
+    pub(super) fn break_up_starved(&mut self, now: Nanos) {
+        if !self.is_starved(now) {
+            return;
+        }
+        let limits = self.config.limits;
+        let ids: Vec<_> = self.epochs.iter().filter(|(_, e)| e.kind == Kind::Demoted).map(|(id, _)| *id).collect();
+        for id in ids {
+            let waits = |l: &Layer| l.stage == Stage::Reading && l.until.is_none();
+            let going = |l: &Layer| l.stage == Stage::Reading && self.volumes[&l.key.volume].reading.is_some();
+            let late = now >= self.epochs[&id].since.saturating_add(limits.slice_time);
+            if late && self.layers_of(id).any(waits) && !self.layers_of(id).any(going) {
+                let epoch = self.epochs.get_mut(&id).expect("just listed");
+                epoch.kind = Kind::Pass;
+                // The next one may fit.
+                self.cut_budget = (epoch.bytes / 2).min(limits.cut_bytes_max).max(limits.cut_bytes_min);
+            }
+        }
+    }
+
     pub(super) fn pause(&mut self, now: Nanos, id: VolumeId, out: &mut Vec<Action>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         if volume.service == Service::Running {

@@ -210,7 +210,7 @@ impl super::Source {
     }
 
     /// Whether it owes something that it was granted no room for, for a while: what others have comes back as theirs lands.
-    fn is_starved(&self, now: Nanos) -> bool {
+    pub(super) fn is_starved(&self, now: Nanos) -> bool {
         let super::Link::Up { granted, spent, granted_at, .. } = self.link else { return false };
         let is_little = granted.saturating_sub(spent) < self.config.limits.part_bytes / 4;
         is_little && now >= granted_at.saturating_add(STARVED_AFTER) && self.volumes.values().any(|volume| self.owes(volume))

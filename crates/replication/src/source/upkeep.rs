@@ -16,6 +16,7 @@ impl Source {
             }
         }
         self.look_for_hung(now, out);
+        self.break_up_starved(now);
         self.end_slow_slices(now, out);
         self.refresh_headers(now, out);
         self.heartbeat(now, tick.time, out);

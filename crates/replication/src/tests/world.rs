@@ -286,6 +286,13 @@ impl World {
         world
     }
 
+    /// The receiver grants little at once, and any part is worth its record, as real ones are.
+    pub(super) fn grants_in_steps_of(&mut self, bytes: u64, window: u64) {
+        (self.target_limits.credit_step, self.target_limits.credit_window) = (bytes, window);
+        self.target_limits.file_bytes = 200;
+        self.target = Target::new(self.target_config(), &self.state, Vec::new(), &mut Vec::new());
+    }
+
     fn target_config(&self) -> target::Config {
         target::Config { limits: self.target_limits, ..target_config() }
     }
