@@ -75,14 +75,7 @@ impl StateDir {
     fn open_within(path: &Path, left_over_max: Duration) -> Result<Self, StateDirError> {
         let io = |source| StateDirError::Io { path: path.to_owned(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path.join("lock"))
-            .map_err(io)?;
+        let mut lock = open_lock(&path.join("lock")).map_err(io)?;
         let until = Instant::now() + left_over_max;
         loop {
             match lock.try_lock() {
@@ -141,6 +134,14 @@ impl StateDir {
         let is_new = !dir.try_exists().map_err(io)?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
         Ok((dir, is_new))
+    }
+}
+
+/// A disk that has become read-only is no reason not to serve, either: whoever only reads a file can lock it.
+fn open_lock(path: &Path) -> std::io::Result<File> {
+    match OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        opened => opened,
     }
 }
 
@@ -302,6 +303,29 @@ mod tests {
         Mark::Paused.put(dir.path(), false).expect("withdrawn");
         Mark::Paused.put(dir.path(), false).expect("withdrawn twice");
         assert!(!Mark::Paused.is_set(dir.path()).expect("asked"));
+    }
+
+    /// After an error, as many systems have it, the file system of the state directory takes no write any more.
+    #[test]
+    fn a_state_directory_that_became_read_only_is_locked_all_the_same() {
+        use nix::mount::{MsFlags, mount};
+        let dir = tempfile::tempdir().expect("temp dir");
+        // Seen by this thread only.
+        let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
+            .and_then(|()| mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>));
+        if let Err(error) = private {
+            eprintln!("skipped: nothing can be mounted here ({error})");
+            return;
+        }
+        let state = dir.path().join("state");
+        drop(StateDir::open(&state).expect("free"));
+        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, dir.path(), None::<&str>, read_only, None::<&str>).expect("remounted");
+        let held = StateDir::open(&state).expect("nobody has it");
+        let second = open_lock(&state.join("lock")).expect("opened");
+        assert!(matches!(second.try_lock(), Err(TryLockError::WouldBlock)), "two daemons had it");
+        drop(held);
     }
 
     #[test]
