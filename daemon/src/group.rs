@@ -25,7 +25,7 @@ use crate::growth::Growth;
 use crate::intent_file::IntentFileError;
 use crate::keys::GroupKeys;
 use crate::link::Link;
-use crate::loss::{self, KeptBy, Loss, LossNote};
+use crate::loss::{self, KeptBy, Loss, LossNote, Marking};
 use crate::sender::{Order, Report as SenderReport};
 use crate::state_dir::{Mark, StateDir};
 use crate::tally::Tally;
@@ -235,6 +235,7 @@ pub(crate) struct Member {
     pub(crate) heats: Vec<Heat>,
     pub(crate) compares: Compares,
     pub(crate) loss: Loss,
+    pub(crate) marking: Marking,
     /// Why that, or what it remembers, cannot be kept in its folder.
     pub(crate) unmarked: Option<String>,
     pub(crate) note: LossNote,
@@ -709,6 +710,7 @@ impl Control {
                     return;
                 }
                 (m.loss, m.unmarked) = (Loss::Kept, None);
+                m.marking.forget();
                 m.note.remove();
                 if let Err(error) = Mark::TrackingLost.put(&m.served.dir, false) {
                     warn!(volume = %m.served.config.name, %error, "the mark stays: the next start compares again");
@@ -923,6 +925,7 @@ impl Control {
             heats: Vec::new(),
             compares: Compares::load(&served.dir),
             loss: Loss::Kept,
+            marking: Marking::default(),
             unmarked: None,
             bypass: None,
             sight: Sight::default(),

@@ -9,6 +9,9 @@
 //! The mark is tried again at every tick and at the stop, since the disk may be well by then. Invariant: a cold write is let go
 //! on only when the mark or the record is there, or when neither came within [`WRITES_WAIT`] and the configuration says so;
 //! the note alone is no reason, since a power cut takes it. What people are told is what is kept, no more.
+//!
+//! A mark is put by a thread of its own ([`Marking`]): a disk that dies slowly may take minutes for one, and systemd ends a daemon whose control
+//! thread waits for it. Only at the stop it is waited for.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +24,7 @@ use farside_replication::source::Event;
 use farside_shim::{Tracking, TrackingVerdict, Volume};
 use tracing::{error, info, warn};
 
+use crate::channel::{Nothing, Receiver, channel};
 use crate::config::{ConfigError, OnTrackingLost};
 use crate::group::{Control, Member};
 use crate::locked;
@@ -28,6 +32,58 @@ use crate::state_dir::Mark;
 
 /// Cold writes wait so long for the receiver, where the mark cannot be put.
 const WRITES_WAIT: Duration = Duration::from_secs(5);
+
+/// A control thread waits so long for a mark, once: a disk that is well needs no more.
+const MARK_WAIT: Duration = Duration::from_secs(1);
+
+/// The mark of a loss, while it is wanted. That it is durable late is heard late, and is as good.
+///
+/// † Not across its removal: what was put before that is no mark any more. So who removes it forgets this as well; what is put all the same, by a
+/// thread that was under way, costs a comparison.
+#[derive(Debug, Default)]
+pub(crate) struct Marking {
+    under_way: Option<Receiver<Result<(), ConfigError>>>,
+    /// One was waited for in vain, and none is any more until one is put.
+    is_late: bool,
+}
+
+impl Marking {
+    /// Whether its disk has not answered yet.
+    fn is_silent(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Puts it, or hears what came of that. `None`: nothing yet; it goes on.
+    fn put(
+        &mut self,
+        patience: Duration,
+        put: impl FnOnce() -> Result<(), ConfigError> + Send + 'static,
+    ) -> Option<Result<(), ConfigError>> {
+        let patience = if self.is_late || self.is_silent() { Duration::ZERO } else { patience };
+        let under_way = self.under_way.take().unwrap_or_else(|| {
+            let (answer, under_way) = channel();
+            // Without a thread nobody answers: it is tried again.
+            let _ = std::thread::Builder::new().name("mark".to_owned()).spawn(move || answer.send(put()));
+            under_way
+        });
+        match under_way.recv_timeout(patience) {
+            Ok(put) => {
+                self.is_late &= put.is_err();
+                Some(put)
+            }
+            Err(nothing) => {
+                self.is_late = true;
+                self.under_way = (nothing == Nothing::Yet).then_some(under_way);
+                None
+            }
+        }
+    }
+
+    /// The mark has been removed, or is about to be.
+    pub(crate) fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
 
 /// Where a loss of tracking is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +107,7 @@ impl Loss {
         is_news
     }
 
-    /// What becomes of cold writes; `None`: they wait.
+    /// What becomes of cold writes; `None`: they wait, while somebody may keep it yet (`connected`: the receiver, or a disk that has not answered).
     fn verdict(&mut self, connected: bool, now: Instant, on_tracking_lost: OnTrackingLost) -> Option<TrackingVerdict> {
         let Self::Owed { writes_wait_until } = self else {
             // † Also of what is lost by now: no header moves above the receiver's record before every bit is set.
@@ -142,9 +198,11 @@ impl Control {
         }
         self.step(Event::TrackingLost { volume: id });
         let connected = self.link.is_some();
+        let patience = self.marks_wait();
         let member = self.members.get_mut(&id).expect("looked at above");
-        let Err(error) = member.put_mark() else { return };
+        let Err(error) = member.put_mark(patience) else { return };
         let name = &member.served.config.name;
+        let connected = connected || member.marking.is_silent();
         if member.loss == Loss::Kept {
             error!(volume = %name, %error, "that tracking was lost cannot be recorded here; the receiver is asked to keep it");
             if let Err(error) = member.note.put() {
@@ -159,11 +217,20 @@ impl Control {
     /// Tries the marks that are owed, and ends the waiting of cold writes whose time has come.
     pub(crate) fn settle_losses(&mut self) {
         let connected = self.link.is_some();
+        let mut patience = self.marks_wait();
         for member in self.members.values_mut().filter(|m| m.loss != Loss::Kept) {
-            if member.put_mark().is_err() {
-                member.decide(connected);
+            if member.put_mark(patience).is_err() {
+                let is_silent = member.marking.is_silent();
+                member.decide(connected || is_silent);
+                patience = if is_silent { Duration::ZERO } else { patience };
             }
         }
+    }
+
+    /// Many volumes may have lost track by one disk that does not answer: the first of them is waited for.
+    fn marks_wait(&self) -> Duration {
+        let is_any_silent = self.members.values().any(|member| member.marking.is_silent());
+        if is_any_silent { Duration::ZERO } else { MARK_WAIT }
     }
 
     /// The receiver's ledger has it.
@@ -178,9 +245,16 @@ impl Control {
 }
 
 impl Member {
-    fn put_mark(&mut self) -> Result<(), ConfigError> {
-        let put = Mark::TrackingLost.put(&self.served.dir, true);
-        self.unmarked = put.as_ref().err().map(ToString::to_string);
+    /// # Errors
+    /// It is not there: why not, or why that is not known.
+    fn put_mark(&mut self, patience: Duration) -> Result<(), String> {
+        let dir = self.served.dir.clone();
+        let put = match self.marking.put(patience, move || Mark::TrackingLost.put(&dir, true)) {
+            Some(put) => put.map_err(|error| error.to_string()),
+            // What was said of the one before is no worse.
+            None => Err(self.unmarked.take().unwrap_or_else(|| "its disk does not answer".to_owned())),
+        };
+        self.unmarked = put.as_ref().err().cloned();
         put?;
         self.note.remove();
         self.loss = Loss::Kept;
@@ -224,6 +298,57 @@ mod tests {
         assert!(note.is_there().expect("asked"));
         let nowhere = LossNote::of(&missing, VolumeId([7; 16]));
         assert!(keep(&missing, &nowhere, "why").is_err(), "nobody would know");
+    }
+
+    /// The disk of the state directory answered nothing for half a minute, and systemd ended the daemon, whose control thread waited for it.
+    #[test]
+    fn a_mark_whose_disk_does_not_answer_holds_up_nobody_and_is_heard_of_when_it_does() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (gate, path) = (dir.path().join("tracking-lost"), dir.path().to_owned());
+        // Where the mark should be is something that waits for a reader.
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let mut marking = Marking::default();
+        let mut put = |marking: &mut Marking| {
+            let path = path.clone();
+            marking.put(Duration::from_millis(10), move || Mark::TrackingLost.put(&path, true))
+        };
+        assert!(put(&mut marking).is_none() && marking.is_silent());
+        let heard = |marking: &mut Marking, put: &mut dyn FnMut(&mut Marking) -> Option<Result<(), ConfigError>>| {
+            let began = Instant::now();
+            loop {
+                match put(marking) {
+                    Some(heard) => return heard,
+                    None => assert!(began.elapsed() < Duration::from_secs(60), "nothing is heard of it"),
+                }
+                std::thread::yield_now();
+            }
+        };
+        drop(std::fs::File::open(&gate).expect("opened"));
+        heard(&mut marking, &mut put).expect_err("nobody can sync that");
+        assert!(!marking.is_silent());
+        std::fs::remove_file(&gate).expect("removed");
+        heard(&mut marking, &mut put).expect("the disk is well");
+        assert!(Mark::TrackingLost.is_set(dir.path()).expect("known") && !marking.is_silent());
+    }
+
+    /// † Everything was compared and the mark withdrawn before it was heard that it had been put: a loss after that has none.
+    #[test]
+    fn a_mark_that_was_put_before_it_was_withdrawn_is_none_of_a_later_loss() {
+        let mut marking = Marking::default();
+        let (go_on, may_go_on) = channel::<()>();
+        let late = move || {
+            let _ = may_go_on.recv();
+            Ok(())
+        };
+        assert!(marking.put(Duration::ZERO, late).is_none());
+        go_on.send(()).expect("it waits");
+        marking.forget();
+        let (_stays, never) = channel::<()>();
+        let silent = move || {
+            let _ = never.recv();
+            Ok(())
+        };
+        assert!(marking.put(Duration::from_millis(100), silent).is_none(), "that of another loss");
     }
 
     /// The map failed, was made anew and failed once more before anybody had compared anything, and the receiver was away by then: what it
