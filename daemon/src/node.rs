@@ -7,8 +7,10 @@
 //! link that udev does not know of is none for it. Invariant: what udev is told of a device in use stays true and whole while
 //! daemons come and go: a device of which udev knows nothing for a moment is gone for systemd, which unmounts it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use farside_blockio::dm::DevNumber;
 use farside_region::Name;
@@ -77,11 +79,20 @@ fn note(folder: &Path, volume: &Name, device: &Path, place: Option<Place>) -> io
     let young = folder.join(format!(".{}.new", kernel_name.to_string_lossy()));
     std::fs::write(&young, format!("{key}={volume}\n{inserted}"))?;
     let now = folder.join(kernel_name);
+    // One at a time: two volumes may come to have each other's numbers.
+    let mut noted = NOTED.lock().unwrap_or_else(PoisonError::into_inner);
     std::fs::rename(young, &now)?;
-    // † Of a device that it lost: the next one that the kernel gives that number may be anybody's, and would have the volume's name.
-    notes_of(folder, volume).iter().filter(|note| **note != now).for_each(|note| drop(std::fs::remove_file(note)));
+    // † Of a device that it lost: the next one that the kernel gives that number may be anybody's, and would have the volume's name. (A note that was
+    // not left here may be of another daemon's volume of that name.)
+    let before = noted.insert(volume.clone(), now.clone()).filter(|before| *before != now);
+    if let Some(before) = before.filter(|before| notes_of(folder, volume).contains(before)) {
+        let _ = std::fs::remove_file(before);
+    }
     Ok(())
 }
+
+/// Where this process left each volume's name last.
+static NOTED: Mutex<BTreeMap<Name, PathBuf>> = Mutex::new(BTreeMap::new());
 
 /// Takes a volume's name away; it need not be there.
 pub(crate) fn withdraw(volume: &Name) {
@@ -156,8 +167,14 @@ mod tests {
         assert_eq!(std::fs::read_dir(&rules).expect("a folder").count(), 1);
         note(&rules, &"data2".parse().expect("a name"), Path::new("/dev/nbd8"), place).expect("told");
         // A device that was lost may come again as anybody's.
+        std::fs::write(rules.join("nbd6"), "FARSIDE_NAME=data\n").expect("another daemon's volume of that name");
         note(&rules, &volume, Path::new("/dev/nbd9"), None).expect("told");
-        assert!(!rules.join("nbd7").exists() && rules.join("nbd8").exists() && rules.join("nbd9").exists());
+        assert!(
+            rules.join("nbd6").exists()
+                && !rules.join("nbd7").exists()
+                && rules.join("nbd8").exists()
+                && rules.join("nbd9").exists()
+        );
         note(&rules, &volume, Path::new("/dev/nbd7"), place).expect("told");
         assert!(rules.join("nbd7").exists() && rules.join("nbd8").exists() && !rules.join("nbd9").exists());
         std::fs::write(rules.join("nbd9"), "FARSIDE_UNSHOWN=data\n").expect("an earlier version left it");

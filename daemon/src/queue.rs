@@ -111,8 +111,6 @@ struct Active {
     token: farside_shim::Request,
     data: Data,
     io: Option<Io>,
-    /// What it zeroes may be left as it is.
-    is_trim: bool,
     /// The bell is to be rung at its end.
     rings: bool,
     /// What it changes.
@@ -260,7 +258,6 @@ impl ShimQueue {
                 }
                 None => return self.retry.push(index), // another save will give its buffer back
             },
-            Io::Zero { extent, .. } if active.is_trim => DeviceOp::Trim { extent, durable: false },
             Io::Zero { extent, no_hole } => DeviceOp::Zero { extent, keep_space: no_hole, durable: false },
             Io::Flush => DeviceOp::Flush,
         };
@@ -368,12 +365,6 @@ impl BlockQueue for ShimQueue {
         };
         // From its first request on, so that no failure that a client could rely on is kept from it (T14).
         let connection = self.client(client, fua || op == Op::Flush);
-        // Asked for all the same: by a device of an earlier daemon, or since the disk refused one. Nothing changes, so nothing is marked
-        // (L2), saved or made durable, and nobody may rely on zeroes. It succeeds: the kernel's NBD client would make EIO of an error.
-        let is_trim = op == Op::Trim;
-        if is_trim && !self.engine.zeroes_fast() {
-            return self.done.push_back(Done { id, result: Ok(()), buffer: None });
-        }
         let op = match op {
             Op::Read => farside_shim::Op::Read(extent),
             Op::Write => farside_shim::Op::Write(extent, connection),
@@ -383,7 +374,7 @@ impl BlockQueue for ShimQueue {
         };
         match self.queue.start(op) {
             Ok(token) => {
-                let active = Active { id, token, data, io: None, is_trim, rings, changes: if writes { extent.len } else { 0 } };
+                let active = Active { id, token, data, io: None, rings, changes: if writes { extent.len } else { 0 } };
                 let index = match self.free.pop() {
                     Some(index) => {
                         self.active[index as usize] = Some(active);

@@ -1,8 +1,7 @@
 //! A device as one ring drives it: every operation completes in full or with an error, and zeroing always works.
 //!
 //! Invariant: after a successful [`DeviceOp::Zero`] the extent reads as zeroes, whatever the device can do: a hole is punched,
-//! else the kernel zeroes the range, else zeroes are written. A discard is never trusted to do that. A [`DeviceOp::Trim`] never writes
-//! zeroes: it would fill what it is to empty.
+//! else the kernel zeroes the range, else zeroes are written. A discard is never trusted to do that.
 
 use std::collections::VecDeque;
 use std::io;
@@ -67,13 +66,6 @@ pub enum DeviceOp {
         /// Whether it must be on stable storage before it completes.
         durable: bool,
     },
-    /// Make the extent read as zeroes by a hole, or leave it as it is where no hole can be punched.
-    Trim {
-        /// Where.
-        extent: ByteExtent,
-        /// Whether it must be on stable storage before it completes.
-        durable: bool,
-    },
 }
 
 /// The end of an operation.
@@ -110,12 +102,10 @@ struct Running {
 
 /// ```text
 /// Punch ──unsupported──► ZeroRange ──unsupported──► WriteZeroes (in pieces) ──► Sync, where it must be durable ──► done
-/// Trim ───────────────────────────────────────────────────────────────────────► Sync, where it must be durable ──► done
 /// ```
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Transfer,
-    Trim(Zeroing),
     Punch(Zeroing),
     ZeroRange(Zeroing),
     WriteZeroes(Zeroing, u64), // done so far
@@ -156,8 +146,6 @@ impl DeviceEngine {
                 Step::Transfer
             }
             DeviceOp::Flush => Step::Sync,
-            // Also where holes are not punched any more: the kernel then says so and does nothing.
-            DeviceOp::Trim { extent, durable } => Step::Trim(Zeroing { extent: *extent, durable: *durable }),
             DeviceOp::Zero { extent, keep_space, durable } => {
                 let zeroing = Zeroing { extent: *extent, durable: *durable };
                 if *keep_space || !self.zeroes_fast() { Step::ZeroRange(zeroing) } else { Step::Punch(zeroing) }
@@ -186,7 +174,7 @@ impl DeviceEngine {
                 self.device.given().begin_write(range.len() as u64);
                 ring.write_pages(tag, self.device.fd(), offset, pages, range, durable);
             }
-            DeviceOp::Flush | DeviceOp::Zero { .. } | DeviceOp::Trim { .. } => self.run(ring, index, step),
+            DeviceOp::Flush | DeviceOp::Zero { .. } => self.run(ring, index, step),
         }
     }
 
@@ -201,14 +189,9 @@ impl DeviceEngine {
         if std::mem::take(&mut running.gives) {
             self.device.given().end();
         }
-        let (mut result, mut buffer) = (completion.result.map(|_| ()), completion.buffer);
+        let (result, mut buffer) = (completion.result.map(|_| ()), completion.buffer);
         if let Step::WriteZeroes(..) = step {
             self.zeroes = buffer.take();
-        }
-        // A trim may do nothing, and an error is worse: the kernel's NBD client makes EIO of any.
-        if let (Step::Trim(_), Err(Errno::EOPNOTSUPP | Errno::ENOSYS)) = (step, result) {
-            self.punch = false;
-            result = Ok(());
         }
         let next = self.next(step, result);
         if let Some(step) = next {
@@ -238,7 +221,7 @@ impl DeviceEngine {
                 let done = done + zero_piece(zeroing, done);
                 if done < zeroing.extent.len { Some(Step::WriteZeroes(zeroing, done)) } else { sync_after(zeroing) }
             }
-            (Step::Trim(zeroing) | Step::Punch(zeroing) | Step::ZeroRange(zeroing), Ok(())) => sync_after(zeroing),
+            (Step::Punch(zeroing) | Step::ZeroRange(zeroing), Ok(())) => sync_after(zeroing),
             _ => None,
         }
     }
@@ -249,17 +232,15 @@ impl DeviceEngine {
             other => other,
         };
         self.running[index as usize].as_mut().expect("a running operation").step = step;
-        if let Step::Trim(zeroing) | Step::Punch(zeroing) | Step::ZeroRange(zeroing) = step {
+        if let Step::Punch(zeroing) | Step::ZeroRange(zeroing) = step {
             self.give(index);
-            self.device.given().begin_zero(zeroing.extent.len, !matches!(step, Step::ZeroRange(_)));
+            self.device.given().begin_zero(zeroing.extent.len, matches!(step, Step::Punch(_)));
         }
         let tag = Tag::queue(u64::from(index));
         match step {
             Step::Transfer => unreachable!("a transfer is one operation"),
             Step::Sync => ring.sync_data(tag, self.device.fd()),
-            Step::Trim(zeroing) | Step::Punch(zeroing) => {
-                ring.fallocate(tag, self.device.fd(), Fallocate::PunchHole, zeroing.extent);
-            }
+            Step::Punch(zeroing) => ring.fallocate(tag, self.device.fd(), Fallocate::PunchHole, zeroing.extent),
             Step::ZeroRange(zeroing) => ring.fallocate(tag, self.device.fd(), Fallocate::ZeroRange, zeroing.extent),
             Step::WriteZeroes(zeroing, done) => match self.zeroes.take() {
                 Some(zeroes) => {

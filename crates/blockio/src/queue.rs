@@ -31,8 +31,7 @@ pub enum Op {
     Write,
     /// Make every write that was reaped before durable. No extent, no buffer.
     Flush,
-    /// The content is not needed any more; reads back as zeroes, but for parts of what the queue counts in, which may be left. All of
-    /// it is left where [`QueueInfo::trims`] is not set.
+    /// The content is not needed any more; reads back as zeroes, but for parts of what the queue counts in, which may be left.
     Trim,
     /// Make it read as zeroes; with `no_hole` keep its space allocated.
     WriteZeroes {
@@ -107,7 +106,8 @@ pub struct QueueInfo {
     pub readonly: bool,
     /// Whether zeroing is known to be faster than writing zeroes.
     pub zeroes_fast: bool,
-    /// Whether a trim is of use. † Not where it would have to write zeroes: a new file system on it would fill the disk.
+    /// Whether a trim is of use. † Not where it would have to write zeroes: a new file system on it would fill the disk. Who asks for one all the same,
+    /// since it was offered to him once, gets zeroes as he was promised.
     pub trims: bool,
 }
 
@@ -213,9 +213,6 @@ impl BlockQueue for PlainQueue {
 
     fn submit(&mut self, ring: &mut Ring, request: Request) {
         let Request { id, op, extent, fua, payload, .. } = request;
-        if op == Op::Trim && !self.engine.zeroes_fast() {
-            return self.done.push_back(Done { id, result: Ok(()), buffer: None });
-        }
         let (offset, whole) = (extent.offset, 0..extent.len as usize);
         let op = match op {
             Op::Read => match payload.expect("a read has a place for its data") {
@@ -227,7 +224,7 @@ impl BlockQueue for PlainQueue {
                 Payload::Pages(pages) => DeviceOp::WritePages { offset, pages, range: whole, durable: fua },
             },
             Op::Flush => DeviceOp::Flush,
-            Op::Trim => DeviceOp::Trim { extent, durable: fua },
+            Op::Trim => DeviceOp::Zero { extent, keep_space: false, durable: fua },
             Op::WriteZeroes { no_hole } => DeviceOp::Zero { extent, keep_space: no_hole, durable: fua },
         };
         self.engine.submit(ring, id.0, op);

@@ -45,24 +45,6 @@ fn every_way_of_zeroing_zeroes_exactly_the_extent() {
 }
 
 #[test]
-fn a_trim_punches_or_writes_nothing() {
-    for durable in [false, true] {
-        let extent = ByteExtent { offset: ByteOffset(BLOCK), len: BLOCK };
-        let (_folder, path, mut engine, mut ring) = engine(&[9; 3 << 12]);
-        engine.submit(&mut ring, 5, DeviceOp::Trim { extent, durable });
-        assert_eq!(finish(&mut engine, &mut ring, 1)[0].result, Ok(()));
-        let content = std::fs::read(&path).unwrap();
-        assert!(content.iter().enumerate().all(|(at, &byte)| (byte == 0) == (at / BLOCK as usize == 1)), "{durable}");
-        // A disk that takes it no more.
-        engine.submit(&mut ring, 6, DeviceOp::Trim { extent, durable: false });
-        ring.wait(None).unwrap();
-        let refused = Completion { result: Err(Errno::EOPNOTSUPP), ..ring.pop().unwrap() };
-        let done = engine.complete(&mut ring, refused).expect("nothing is written in its place");
-        assert_eq!((done.id, done.result, engine.zeroes_fast()), (6, Ok(()), false));
-    }
-}
-
-#[test]
 fn writes_of_zeroes_take_turns_and_mix_with_transfers() {
     let (_folder, path, mut engine, mut ring) = engine(&[9; 8 << 20]);
     (engine.punch, engine.zero_range) = (false, false);

@@ -113,8 +113,12 @@ impl Daemon {
         self.ask(name, |id, reply| Ask::StandAside(id, true, reply)).await?;
         insertion.leaves();
         let runtime_dir = self.around.runtime_dir.clone();
-        let change = Change::TakeOut { device: insertion.device().to_owned() };
-        let out = tokio::task::spawn_blocking(move || change.make(&runtime_dir));
+        let device = insertion.device().to_owned();
+        let out = tokio::task::spawn_blocking(move || {
+            // † A failed flush of its disk that no client has heard of is heard of here: past the tap nobody is told any more (T14).
+            Change::Sync { tap: device.clone() }.make(&runtime_dir)?;
+            Change::TakeOut { device }.make(&runtime_dir)
+        });
         let error = match tokio::time::timeout(LEAVE_WAIT, out).await {
             Ok(Ok(Ok(_))) => return Ok(()),
             Ok(Ok(Err(error))) => error,
