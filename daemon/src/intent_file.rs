@@ -66,6 +66,21 @@ pub(crate) enum IntentFileError {
     Stopping,
 }
 
+impl IntentFileError {
+    /// Whether its file system takes no write at all, as after an error.
+    pub(crate) fn is_read_only(&self) -> bool {
+        match self {
+            Self::Device(DeviceError::Open { source, .. }) | Self::Io { source, .. } => is_read_only(source),
+            Self::Folder(ConfigError::Io { source, .. }) => is_read_only(source),
+            _ => false,
+        }
+    }
+}
+
+pub(crate) fn is_read_only(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ReadOnlyFilesystem
+}
+
 /// Why nothing is believed of a map that says it is another file's.
 const COPY: &str = "the intent map is a copy, which knows nothing of what was written since";
 /// The map, in its volume's folder. Without it a new one is made, in which everything is dirty.
@@ -150,11 +165,44 @@ impl IntentFile {
             create(dir, geometry, &Header::new(fresh_id, geometry, &layout), &|_| true)?;
             device = FileDevice::open(&path, OpenOptions::daemon())?;
         }
-        let (header, newest) = match recover_header([&read_block(&device, 0)?.0, &read_block(&device, 1)?.0]) {
-            Ok(Some(found)) => found,
+        match recover_header([&read_block(&device, 0)?.0, &read_block(&device, 1)?.0]) {
+            Ok(Some(header)) => Self::read(device, dir, geometry, header, found_header.is_some()),
             Ok(None) => unreachable!("a header was found or has just been written"),
-            Err(source) => return Err(IntentFileError::Format { path, source }),
+            Err(source) => Err(IntentFileError::Format { path, source }),
+        }
+    }
+
+    /// As a crash left it, on a file system that takes no write any more: a map that has failed. Whoever serves with it has lost track, and has
+    /// [`IntentFile::make_anew`] tried. † Not one that a clean stop left: it goes on to say `clean`, whatever is written meanwhile.
+    ///
+    /// # Errors
+    /// When there is no such map of such a volume, or it cannot be read.
+    pub(crate) fn open_unwritable(dir: &Path, geometry: &Geometry) -> Result<(Self, Found), IntentFileError> {
+        let path = dir.join(MAP_FILE);
+        let io = |verb, source| IntentFileError::Io { path: path.clone(), verb, source };
+        let device = FileDevice::open(&path, OpenOptions { readonly: true, ..OpenOptions::daemon() })?;
+        device.sync_data().map_err(|source| io("synced", source))?;
+        let found = recover_header([&read_block(&device, 0)?.0, &read_block(&device, 1)?.0])
+            .map_err(|source| IntentFileError::Format { path: path.clone(), source })?;
+        let is_left = |header: &Header| {
+            header.state == HeaderState::Attached
+                && header.volume_bytes == geometry.volume_bytes()
+                && device.size() == IntentLayout::new(geometry).file_bytes()
         };
+        let header = found.filter(|(header, _)| is_left(header));
+        let header = header.ok_or_else(|| io("written", std::io::ErrorKind::ReadOnlyFilesystem.into()))?;
+        let (file, found) = Self::read(device, dir, geometry, header, true)?;
+        Ok((Self { failed: true, ..file }, found))
+    }
+
+    fn read(
+        device: FileDevice,
+        dir: &Path,
+        geometry: &Geometry,
+        (header, newest): (Header, SlotIndex),
+        was_there: bool,
+    ) -> Result<(Self, Found), IntentFileError> {
+        let layout = IntentLayout::new(geometry);
         let mut slots = Vec::new();
         let mut hot = farside_region::RegionSet::new();
         for p in 0..layout.page_count() {
@@ -169,7 +217,7 @@ impl IntentFile {
             .flatten()
             .and_then(|bytes| UncheckedOwed(&bytes).check(&header, geometry).ok())
             .map(|owed| owed.set);
-        let found = Found { header: found_header.map(|_| header.clone()), slots, owed, hot };
+        let found = Found { header: was_there.then(|| header.clone()), slots, owed, hot };
         Ok((Self { device, dir: dir.to_owned(), header, newest, failed: false }, found))
     }
 
@@ -290,6 +338,14 @@ impl IntentFile {
         (self.header, self.newest) = (Header { seq: header.seq + 1, file: own(&self.device), ..header }, SlotIndex::B);
         self.failed = false;
         Ok(())
+    }
+
+    /// Makes what is there the map of a crash, in which everything is cold.
+    #[cfg(test)]
+    pub(crate) fn leave_cold(dir: &Path, geometry: &Geometry) {
+        let (file, _) = Self::open(dir, geometry, MapId([9; 16]), &mut |_| Ok(())).expect("a map");
+        create(dir, geometry, &Header { state: HeaderState::Attached, backing: None, ..file.header.clone() }, &|_| false)
+            .expect("made");
     }
 
     #[cfg(test)]
@@ -512,6 +568,41 @@ mod tests {
         drop(file);
         let (_, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("opened");
         assert_eq!(found.owed, None, "a crash after a clean stop must not trust its masks");
+    }
+
+    /// A crash, and a file system that takes no write any more.
+    #[test]
+    fn a_map_that_cannot_be_written_is_opened_as_one_that_failed_unless_it_says_clean() {
+        use nix::mount::{MsFlags, mount};
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(20 << 20).expect("valid");
+        let (mut file, _) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("created");
+        file.write_header(|h| (h.state, h.term) = (HeaderState::Attached, Some(Term(5)))).expect("written");
+        drop(file);
+        // Seen by this thread only.
+        let remount =
+            |flags| mount(None::<&str>, dir.path(), None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, None::<&str>);
+        let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
+            .and_then(|()| mount(Some(dir.path()), dir.path(), None::<&str>, MsFlags::MS_BIND, None::<&str>))
+            .and_then(|()| remount(MsFlags::MS_RDONLY));
+        if let Err(error) = private {
+            eprintln!("skipped: nothing can be mounted here ({error})");
+            return;
+        }
+        let refused = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect_err("it cannot be written");
+        assert!(refused.is_read_only(), "{refused}");
+        let (mut file, found) = IntentFile::open_unwritable(dir.path(), &g).expect("opened");
+        assert!(file.has_failed(), "somebody would wait for it");
+        assert_eq!((found.header.expect("there").term, found.owed), (Some(Term(5)), None));
+        file.make_anew(&g, MapId([8; 16]), |_| {}).expect_err("nor is there another");
+        remount(MsFlags::empty()).expect("mended");
+        file.make_anew(&g, MapId([8; 16]), |_| {}).expect("made");
+        file.write_clean(GranuleSet::new(), None, None).expect("written");
+        drop(file);
+        remount(MsFlags::MS_RDONLY).expect("again");
+        let refused = IntentFile::open_unwritable(dir.path(), &g).expect_err("it would go on to say clean");
+        assert!(refused.is_read_only(), "{refused}");
     }
 
     fn inode(dir: &Path) -> u64 {

@@ -94,6 +94,13 @@ impl IntentThread {
         self.busy.clone()
     }
 
+    /// Before it is served. † Of a map that could not be written when it was opened nothing cold may be written before it is known what keeps that.
+    pub(crate) fn begin(&mut self) {
+        if self.file.has_failed() {
+            self.complain("the intent map", &"its file system is read-only");
+        }
+    }
+
     /// The thread's whole life.
     pub(crate) fn run(mut self) {
         loop {

@@ -677,10 +677,8 @@ fn abolish_nbd(id: VolumeId, runtime_dir: &Path) -> anyhow::Result<bool> {
 }
 
 fn abolish_ublk(dir: &Path, runtime_dir: &Path) -> anyhow::Result<bool> {
-    let has_ended = match known_token(dir)? {
-        Some(token) => Change::EndUblk { token }.make_within(END_WAIT, runtime_dir)?,
-        None => false,
-    };
+    let Some(token) = known_token(dir)? else { return Ok(false) };
+    let has_ended = Change::EndUblk { token }.make_within(END_WAIT, runtime_dir)?;
     // Nothing is to be looked for by it any more; a device that is made later has one of its own.
     match std::fs::remove_file(dir.join(TOKEN_FILE)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

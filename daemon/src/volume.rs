@@ -33,11 +33,11 @@ use crate::boot::{self, Backings};
 use crate::canary::{self, BlindNote, Canary, TapWatch};
 use crate::change::{self, Change};
 use crate::channel::{Sender, channel};
-use crate::config::{Config, LimitsConfig, STATE_DIR, VolumeConfig, write_atomically};
+use crate::config::{Config, ConfigError, LimitsConfig, OnTrackingLost, STATE_DIR, VolumeConfig, write_atomically};
 use crate::encode::Encoders;
 use crate::flush_note::FlushNote;
 use crate::group::{Inbox, Note, Opening};
-use crate::intent_file::IntentFile;
+use crate::intent_file::{IntentFile, is_read_only};
 use crate::intent_thread::{Busy, IntentThread};
 use crate::keys::{GroupKeys, sentinel_key};
 use crate::loss::{self, LossNote, Unkept};
@@ -224,12 +224,17 @@ impl Served {
         let sentinel_key = sentinel_key(meta.id);
         let mut fresh = [0; 16];
         getrandom::fill(&mut fresh).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+        let passes = config.on_tracking_lost == OnTrackingLost::Pass;
+        let mut is_noted = false;
         // An earlier run of this boot lost track, and could say so only there.
         let note = LossNote::of(&around.runtime_dir, meta.id);
         if note.is_there().context("cannot look for a note of lost tracking in the runtime directory")? {
             warn!(volume = %name, "tracking was lost before this start: everything will be compared");
-            Mark::TrackingLost.put(&dir, true)?;
-            note.remove();
+            match Mark::TrackingLost.put(&dir, true) {
+                // It says so of what is served without a map, too.
+                Err(ConfigError::Io { source, .. }) if passes && is_read_only(&source) => is_noted = true,
+                put => put.map(|()| note.remove())?,
+            }
         }
         if Mark::Leaving.is_set(&dir)? {
             warn!(volume = %name, "{WAS_LEAVING}: everything will be compared");
@@ -253,7 +258,7 @@ impl Served {
         let mut used = None;
         let mut touched = false;
         let opening = Opening { id: meta.id, name: name.clone(), dir: dir.clone() };
-        let (mut file, found) = IntentFile::open(&dir, &geometry, MapId(fresh), &mut |header| {
+        let opened = IntentFile::open(&dir, &geometry, MapId(fresh), &mut |header| {
             let as_left = header.backing == device.identity_found() && !Left::is_passed(&dir, now.as_ref());
             let was_clean = header.state == HeaderState::Clean;
             touched = was_clean && !as_left;
@@ -274,7 +279,15 @@ impl Served {
             };
             warn!(volume = %name, "{why}: everything will be compared");
             Ok(Mark::TrackingLost.put_because(&dir, why)?)
-        })?;
+        });
+        let (mut file, found) = match opened {
+            Err(error) if passes && error.is_read_only() => IntentFile::open_unwritable(&dir, &geometry).map_err(|_| error)?,
+            opened => opened?,
+        };
+        if is_noted && !file.has_failed() {
+            Mark::TrackingLost.put(&dir, true)?;
+            note.remove();
+        }
         match backing::keep(&identity, &dir) {
             // † L1: which boot it was, and by which number, says nothing that the next start must know.
             Err(error) if known == Known::Same => warn!(volume = %name, %error, "what is known of the backing cannot be kept"),
@@ -304,11 +317,13 @@ impl Served {
         let flush_failed_this_boot = flushes.any() || before.is_some_and(|h| h.flush_failed == Some(around.boot));
         let (confirmed, position) = (before.and_then(|h| h.term), before.and_then(|h| h.position));
         inbox.attaches(opening)?;
-        file.write_header(|h| {
-            h.state = HeaderState::Attached;
-            h.backing = None;
-            h.flush_failed = h.flush_failed.filter(|b| *b == around.boot);
-        })?;
+        if !file.has_failed() {
+            file.write_header(|h| {
+                h.state = HeaderState::Attached;
+                h.backing = None;
+                h.flush_failed = h.flush_failed.filter(|b| *b == around.boot);
+            })?;
+        }
         // Only now: what an opening that failed found is what a clean stop left.
         if let Err(error) = Sentinels::keep_or_forget(sentinels.as_ref(), &dir, false) {
             warn!(volume = %name, %error, "superblocks cannot be kept: the next start may compare everything");
@@ -352,7 +367,7 @@ impl Served {
             position,
             inherited: found.hot,
             start: if owed.is_some() { Start::Clean } else { Start::Unclean },
-            tracking_lost: Mark::TrackingLost.is_set(&dir)?,
+            tracking_lost: Mark::TrackingLost.is_set(&dir)? || file.has_failed(),
             paused: Mark::Paused.is_set(&dir)?,
         });
 
@@ -389,8 +404,9 @@ impl Served {
             sender_thread: None,
             intent_thread: None,
         };
-        let thread = IntentThread::new(file, owner, intent_orders, inbox.clone(), (id, name.clone()), geometry, around.boot);
+        let mut thread = IntentThread::new(file, owner, intent_orders, inbox.clone(), (id, name.clone()), geometry, around.boot);
         let map_busy = thread.busy();
+        thread.begin();
         threads.intent_thread = Some({
             spawn("intent").spawn(move || {
                 let _ = Priority::Urgent.set(); // writes to cold regions wait for it

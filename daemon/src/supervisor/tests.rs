@@ -985,3 +985,59 @@ async fn what_hooks_of_a_group_that_is_gone_left_is_tried_again_and_said() {
     let _ = tries.await;
     running.end().await;
 }
+
+/// The disk of the state directory fails, and its file system takes no write from then on; the daemon is killed. The next one found no map that it could
+/// write, and a host whose own disk is well waited for ever.
+#[test]
+fn what_a_crash_left_on_a_disk_that_takes_no_write_is_served_and_lost_track_of() {
+    use nix::mount::{MsFlags, mount};
+    let dir = tempfile::tempdir_in(".").expect("temp dir");
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).expect("made");
+    // Seen by this thread and those that it starts.
+    let remount = |flags| mount(None::<&str>, &state, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, None::<&str>);
+    let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
+        .and_then(|()| mount(Some(&state), &state, None::<&str>, MsFlags::MS_BIND, None::<&str>));
+    if let Err(error) = private {
+        eprintln!("skipped: nothing can be mounted here ({error})");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+    runtime.block_on(async {
+        let running = Running::begin(dir, "name='h1'", Backings::of).await.expect("data is served");
+        let folder = running.folder("data");
+        let dir = running.end().await;
+        IntentFile::leave_cold(&folder, &farside_region::Geometry::new(8 << 20).expect("valid"));
+        remount(MsFlags::MS_RDONLY).expect("remounted");
+
+        // The second one finds the note of the first.
+        let running = Running::begin(dir, "name='h1'", Backings::of).await.expect("data is served");
+        let note = running.at.join(format!("run/tracking-lost-{}", running.id));
+        let dir = running.end().await;
+        assert!(note.exists() && !Mark::TrackingLost.is_set(&folder).expect("asked"), "nothing else keeps it");
+        let running = Running::begin(dir, "name='h1'", Backings::of).await.expect("data is served");
+        let tap = running.at.join("tap");
+        let write = move || {
+            let mut client = farside_nbd::client::Client::connect(&tap, "data").expect("connected");
+            client.set_timeout(Some(PATIENCE)).expect("a socket");
+            client.write(4 << 20, &[7; 4096], 0)
+        };
+        tokio::task::spawn_blocking(write).await.expect("it ends").expect("it is answered");
+        let said = running.daemon.status().await.groups.remove(0).volumes.remove(0).reasons;
+        let warns = "a power cut or reboot now would go unnoticed";
+        assert!(said.iter().any(|reason| reason.message.contains(warns)), "{said:?}");
+
+        remount(MsFlags::empty()).expect("mended");
+        let until = Instant::now() + PATIENCE;
+        while !Mark::TrackingLost.is_set(&folder).expect("asked") {
+            assert!(Instant::now() < until, "nobody keeps that everything must be compared");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        while note.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(running.end().await);
+    });
+    nix::mount::umount2(&state, nix::mount::MntFlags::MNT_DETACH).expect("ours");
+}
