@@ -191,6 +191,44 @@ fn a_loss_of_tracking_that_only_the_receiver_could_keep_is_heeded_after_a_reboot
     site.daemon.take().expect("it runs").stop();
 }
 
+/// L1: the file system of the state directory takes no write any more, and the daemon is killed. The next one serves all the same, knows that it has lost
+/// track, and compares everything once the disk is mended.
+#[test]
+fn a_state_directory_that_became_read_only_keeps_no_volume_from_its_host_after_a_crash() {
+    if !possible() {
+        return; // needs root and a loop device
+    }
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    let state = Ext4::make(site.path("state.ext4"), site.path("host/state"));
+    site.start_all();
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    let mut rng = Rng(3);
+    client.steps(&mut rng, 50);
+    client.flush();
+    site.wait_quiet();
+    wait_for("everything to cool", || (site.volume_status("data")["hot_bytes"] == 0).then_some(()));
+    drop(client);
+    state.fail();
+    site.daemon.take().expect("it runs").kill();
+
+    site.start_daemon();
+    let mut client = farside_nbd::client::Client::connect(&site.tap("data"), "data").expect("connected");
+    client.set_timeout(Some(farside_tests::PATIENCE)).expect("a socket");
+    client.write(8 << 20, &[5; 4096], 0).expect("answered");
+    drop(client);
+    let status = wait_for("the receiver to have it", || {
+        let status = site.volume_status("data");
+        status.to_string().contains("at the receiver, which has it").then_some(status)
+    });
+    assert_eq!(status["state"]["state"], "tracking_lost", "{status}");
+
+    site.daemon.take().expect("it runs").kill();
+    state.mend();
+    site.start_daemon();
+    assert_newest_is(&site, "data", &site.backing("data"));
+    site.daemon.take().expect("it runs").stop();
+}
+
 /// Who gives up waiting for `volume add` must not leave a volume that is served and not configured.
 #[test]
 fn an_add_whose_client_went_away_ends_whole() {
