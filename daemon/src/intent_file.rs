@@ -603,6 +603,7 @@ mod tests {
         remount(MsFlags::MS_RDONLY).expect("again");
         let refused = IntentFile::open_unwritable(dir.path(), &g).expect_err("it would go on to say clean");
         assert!(refused.is_read_only(), "{refused}");
+        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).expect("ours");
     }
 
     fn inode(dir: &Path) -> u64 {

@@ -326,6 +326,7 @@ mod tests {
         let second = open_lock(&state.join("lock")).expect("opened");
         assert!(matches!(second.try_lock(), Err(TryLockError::WouldBlock)), "two daemons had it");
         drop(held);
+        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).expect("ours");
     }
 
     #[test]

@@ -1004,7 +1004,7 @@ fn what_a_crash_left_on_a_disk_that_takes_no_write_is_served_and_lost_track_of()
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
-    runtime.block_on(async {
+    let dir = runtime.block_on(async {
         let running = Running::begin(dir, "name='h1'", Backings::of).await.expect("data is served");
         let folder = running.folder("data");
         let dir = running.end().await;
@@ -1037,7 +1037,8 @@ fn what_a_crash_left_on_a_disk_that_takes_no_write_is_served_and_lost_track_of()
         while note.exists() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        drop(running.end().await);
+        running.end().await
     });
     nix::mount::umount2(&state, nix::mount::MntFlags::MNT_DETACH).expect("ours");
+    drop(dir); // not before: what is mounted stays
 }
