@@ -39,7 +39,7 @@ impl Source {
     pub(super) fn disconnected(&mut self, now: Nanos, how: Ended, out: &mut Vec<Action>) {
         self.link = Link::Down;
         self.line.ends(how);
-        self.trouble = None;
+        (self.trouble, self.is_gateway_full) = (None, false);
         self.key_answer = KeyAnswer::NotAsked;
         for volume in self.volumes.values_mut() {
             volume.check = Check::Waiting { until: 0 };
@@ -449,7 +449,7 @@ impl Source {
             }
             match &resumed.fate {
                 // † Said to its end by somebody else, then, or before all of it was lost and read again: with other content, perhaps.
-                LayerFate::Published { .. } if layer_is_unread => return false,
+                LayerFate::Published { .. } | LayerFate::Landing { staged: true, .. } if layer_is_unread => return false,
                 LayerFate::Published { position, kind } => self.published_layer(now, key, *position, *kind, out),
                 LayerFate::Landing { parts, end, staged } => {
                     let whole = layer.stage != Stage::Reading && *parts >= layer.parts();
@@ -551,6 +551,7 @@ impl Source {
         self.orphan(now, id, out);
         let volume = self.volumes.get_mut(&id).expect("the caller found it");
         volume.standing = Standing::Refused(why);
+        volume.claim_refused = None;
         volume.end_verify(now, VerifyOutcome::Refused);
         if matches!(why, RefusedWhy::Forked | RefusedWhy::TargetRewound) {
             // Whatever was seen published may not be there, or not be ours: nobody knows how old what is there is (L10).

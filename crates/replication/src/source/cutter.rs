@@ -335,7 +335,9 @@ impl Source {
                     self.demote(now, id, DemoteCause::Hung, out);
                 }
                 // † Others may be outside the epoch, too: no cut is tried while this one is not read to its end.
-                Kind::Demoted if self.volumes.values().any(|v| v.is_active() && !reading.contains(&v.id())) => {
+                Kind::Demoted
+                    if self.volumes.values().any(|v| v.is_active() && !v.is_turned_away() && !reading.contains(&v.id())) =>
+                {
                     for volume in reading {
                         let hung = self.volumes[&volume].reading.as_ref().is_some_and(|r| r.waited >= limits.hung_member);
                         if hung && self.volumes[&volume].check == Check::Checked {
@@ -353,7 +355,8 @@ impl Source {
     ///
     /// Its end was said on no connection: what was is read again up to where it ended, and that had its room.
     pub(super) fn break_up_starved(&mut self, now: Nanos) {
-        if !self.is_starved(now) {
+        // Of what a slow line has under way less is granted, too.
+        if self.trouble.is_none() || !self.is_starved(now) {
             return;
         }
         let limits = self.config.limits;

@@ -72,6 +72,8 @@ pub struct Source {
     cut_budget: u64,
     last_demotion: Option<(Nanos, DemoteCause)>,
     trouble: Option<Notice>,
+    /// It said that, and not since that all is well.
+    is_gateway_full: bool,
     digests_retry: Option<Nanos>,
     /// What both can do, on the newest connection.
     features: Features,
@@ -186,6 +188,7 @@ impl Source {
             cut_budget,
             last_demotion: None,
             trouble: None,
+            is_gateway_full: false,
             digests_retry: None,
             features: Features::default(),
             wrapped_keys: Vec::new(),
@@ -308,7 +311,12 @@ impl Source {
             ReceiverMessage::ResumeAnswer(answer) => self.resume_answer(now, &answer, out),
             ReceiverMessage::DigestAnswer(answer) => self.digest_answer(answer, out),
             ReceiverMessage::Refusal(refusal) => self.refused(now, refusal, out),
-            ReceiverMessage::Notice(notice) => self.trouble = (notice != Notice::Ready).then_some(notice),
+            ReceiverMessage::Notice(notice) => {
+                // A store that fails besides says nothing of its room.
+                self.is_gateway_full =
+                    matches!(notice, Notice::GatewayFull { .. }) || (self.is_gateway_full && notice != Notice::Ready);
+                self.trouble = (notice != Notice::Ready).then_some(notice);
+            }
             ReceiverMessage::LossRecorded(recorded) => self.loss_recorded(recorded, out),
             // For people.
             ReceiverMessage::Points(_) | ReceiverMessage::Damage(_) => {}

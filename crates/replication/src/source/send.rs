@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use farside_ledger::LayerKind;
 use farside_region::{EpochId, GranuleRun, LayerKey, LedgerPosition, RegionIndex, RegionSet, VolumeId, mutation};
-use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Features, LabelledEnd, Notice, Published, SourceMessage};
+use farside_wire::{DigestAnswer, DigestQuery, EndMember, EpochEnd, Features, LabelledEnd, Published, SourceMessage};
 
 use super::api::{Action, DemoteCause, Nanos, PartRead, ReadPart, Report};
 use super::status::PointStatus;
@@ -42,7 +42,7 @@ impl Source {
     /// What the next part of this volume's pass may take of the credit that is left, in bytes. It leaves half to the others,
     /// however little there is: else the first sync of one volume would hold every other's points up, for as long as it takes.
     fn share_of_a_pass(&self, id: VolumeId, left: u64) -> u64 {
-        let is_alone = self.volumes.values().all(|v| v.id() == id || !v.is_active());
+        let is_alone = self.volumes.values().all(|v| v.id() == id || !v.is_active() || v.is_turned_away());
         let all = is_alone || mutation::on("a pass takes all the credit");
         if all { left } else { (left / 2).max(self.config.limits.part_bytes / 4).min(left) }
     }
@@ -179,7 +179,7 @@ impl Source {
     }
 
     fn gateway_is_full(&self) -> bool {
-        matches!(self.trouble, Some(Notice::GatewayFull { .. }))
+        self.is_gateway_full
     }
 
     pub(super) fn abort_reading(&mut self, id: VolumeId, out: &mut Vec<Action>) {
@@ -431,6 +431,11 @@ impl Source {
             if self.volumes.get(&key.volume).is_some_and(|v| v.held == Some(key.term)) {
                 members += 1;
                 self.is_there(key);
+                // † As in a resume: nobody here said its end.
+                if self.layer_mut(&key).is_some_and(|layer| layer.stage == Stage::Reading) {
+                    self.claim_anew(now, key.volume, Reclaim::Lost);
+                    continue;
+                }
                 self.published_layer(now, key, published.position, published.kind, out);
             }
         }

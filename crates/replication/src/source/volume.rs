@@ -488,6 +488,11 @@ impl Volume {
         self.service == Service::Running && self.standing == Standing::Good
     }
 
+    /// The receiver does not take it, and it is not there under a term of ours.
+    pub(super) fn is_turned_away(&self) -> bool {
+        self.claim_refused.is_some() && self.held.is_none()
+    }
+
     /// Something is frozen: a switch would make a second one.
     pub(super) fn has_frozen(&self) -> bool {
         self.layers.iter().any(Layer::is_frozen) || self.frozen.values().any(|f| f.next_slice.is_some())

@@ -2,9 +2,11 @@
 
 use farside_ledger::VoidReason;
 use farside_region::{Generation, GranuleSet, RegionSet};
-use farside_wire::{ClaimOutcome, ClaimRequest, ClaimVerdict, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceMessage};
+use farside_wire::{
+    ClaimOutcome, ClaimRequest, ClaimVerdict, Published, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceMessage,
+};
 
-use super::directed::{Gateway, Host, granules};
+use super::directed::{Gateway, Host, at, granules};
 use super::world::{meta, name, source_limits, volume};
 use crate::source::{Action, Start};
 
@@ -33,7 +35,18 @@ fn a_volume_that_is_not_taken_holds_up_no_other() {
     host.tick(&[1]);
     host.switch(vec![(1, granules(0, 2)), (2, GranuleSet::new())]);
     host.read(1, 1);
-    assert_eq!(host.end().members.len(), 2);
+    let end = host.end();
+    assert_eq!(end.members.len(), 2);
+    // Nor is their lag its matter.
+    let layers = end.members.iter().map(|member| member.key).collect();
+    host.hear(ReceiverMessage::Published(Published { position: at(3), kind: end.kind, layers }));
+    host.now += source_limits().heartbeat_interval;
+    host.dirt(0);
+    let heartbeat = host.take(|m| match m {
+        SourceMessage::Heartbeat(heartbeat) => Some(heartbeat.clone()),
+        _ => None,
+    });
+    assert_eq!(heartbeat.members.len(), 2);
     host.answer_ledger(3, Vec::new(), None, Some(1));
     host.answer_claim(3, 2);
     assert_eq!(said(&host), None);

@@ -2,9 +2,11 @@
 
 use farside_ledger::LayerKind;
 use farside_region::{RegionIndex, Seq, Term};
-use farside_wire::{CurrentVolume, LayerFate, ReceiverMessage, Refusal, RefusalCode, ResumeAnswer, ResumedLayer, SourceMessage};
+use farside_wire::{
+    CurrentVolume, LayerFate, Published, ReceiverMessage, Refusal, RefusalCode, ResumeAnswer, ResumedLayer, SourceMessage,
+};
 
-use super::directed::{Host, at, current, granules, layer, refused, regions};
+use super::directed::{Host, at, current, granules, key, layer, refused, regions};
 use super::world::volume;
 use crate::source::{Action, RefusedWhy};
 
@@ -29,11 +31,14 @@ fn begun(is_read: bool) -> Host {
 
 /// Its one layer is said to be published, as one of so many.
 fn resume(host: &mut Host, last: u64) {
+    resume_as(host, last, LayerFate::Published { position: at(2), kind: LayerKind::Fuzzy });
+}
+
+fn resume_as(host: &mut Host, last: u64, fate: LayerFate) {
     let id = host.take(|m| match m {
         SourceMessage::Resume(q) if q.volume == volume(1) => Some(q.id),
         _ => None,
     });
-    let fate = LayerFate::Published { position: at(2), kind: LayerKind::Fuzzy };
     let layers = vec![ResumedLayer { seq: Seq(1), fate }];
     let answer = ResumeAnswer { id, volume: volume(1), term: Some(Term(0)), last_seq: Seq(last), layers };
     host.hear(ReceiverMessage::ResumeAnswer(answer));
@@ -67,6 +72,31 @@ fn l7_a_layer_that_is_published_before_all_of_it_was_read_here_is_compared() {
     host.answer_ledger(1, vec![layer(2, 0, regions(0, 1))], with_layers(1), Some(2));
     resume(&mut host, 1);
     host.answer_ledger(1, vec![layer(2, 0, regions(0, 1))], with_layers(1), Some(2));
+    assert!(claims_anew(&mut host), "nobody here said its end");
+    assert!(host.source.mentions(volume(1), RegionIndex(0)), "L7");
+}
+
+/// The same, heard as it happens.
+#[test]
+fn l7_a_layer_that_others_publish_while_it_is_read_here_is_compared() {
+    let mut host = Host::streaming();
+    host.tick(&[1]);
+    host.switch(vec![(1, granules(0, 2)), (2, granules(0, 2))]);
+    let published = Published { position: at(2), kind: LayerKind::Fuzzy, layers: vec![key(1, 0, 1)] };
+    host.hear(ReceiverMessage::Published(published));
+    host.answer_ledger(1, vec![layer(2, 0, regions(0, 1))], with_layers(1), Some(2));
+    assert!(claims_anew(&mut host), "nobody here said its end");
+    assert!(host.source.mentions(volume(1), RegionIndex(0)), "L7");
+}
+
+/// Or on its way to be.
+#[test]
+fn l7_a_layer_that_is_staged_before_all_of_it_was_read_here_is_compared() {
+    let mut host = begun(false);
+    host.answer_ledger(1, Vec::new(), with_layers(0), Some(1));
+    let fate = LayerFate::Landing { parts: 1, end: None, staged: true };
+    resume_as(&mut host, 0, fate);
+    host.answer_ledger(1, Vec::new(), with_layers(0), Some(1));
     assert!(claims_anew(&mut host), "nobody here said its end");
     assert!(host.source.mentions(volume(1), RegionIndex(0)), "L7");
 }
