@@ -181,7 +181,11 @@ impl IntentFile {
         let path = dir.join(MAP_FILE);
         let io = |verb, source| IntentFileError::Io { path: path.clone(), verb, source };
         let device = FileDevice::open(&path, OpenOptions { readonly: true, ..OpenOptions::daemon() })?;
-        device.sync_data().map_err(|source| io("synced", source))?;
+        match device.sync_data() {
+            // ext4 syncs nothing any more after an error. What is read here and is not on the disk costs nothing: nobody trusts this map.
+            Err(error) if is_read_only(&error) => {}
+            synced => synced.map_err(|source| io("synced", source))?,
+        }
         let found = recover_header([&read_block(&device, 0)?.0, &read_block(&device, 1)?.0])
             .map_err(|source| IntentFileError::Format { path: path.clone(), source })?;
         let is_left = |header: &Header| {

@@ -97,8 +97,12 @@ impl StateDir {
         }
         // For people only, so a full disk is no reason not to serve; in one block that is there since the first start.
         let holder = format!("pid {:<10}", std::process::id());
-        if let Err(error) = lock.rewind().and_then(|()| lock.write_all(holder.as_bytes())) {
-            warn!(dir = %path.display(), %error, "the state directory cannot be written");
+        match lock.rewind().and_then(|()| lock.write_all(holder.as_bytes())) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBADF) => {
+                warn!(dir = %path.display(), "the state directory's file system is read-only");
+            }
+            Err(error) => warn!(dir = %path.display(), %error, "the state directory cannot be written"),
         }
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
