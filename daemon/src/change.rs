@@ -260,7 +260,7 @@ pub(crate) fn is_idle(runtime_dir: &Path, device: &Path) -> anyhow::Result<bool>
 /// When that cannot be known.
 pub(crate) fn is_idle_number(runtime_dir: &Path, number: DevNumber) -> anyhow::Result<bool> {
     match open_lock_of(runtime_dir, number)?.try_lock() {
-        Ok(()) => Ok(true), // and let go at once: only one daemon starts helpers
+        Ok(()) => Ok(true), // and let go at once: a helper waits for it so long
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(error).context("the device's lock cannot be had"),
     }
