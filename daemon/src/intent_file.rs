@@ -21,7 +21,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::config::{ConfigError, sync_dir};
-use crate::state_dir::Mark;
+use crate::state_dir::{Mark, is_read_only};
 
 /// Why an intent map cannot be used.
 #[derive(Debug, Error)]
@@ -75,10 +75,6 @@ impl IntentFileError {
             _ => false,
         }
     }
-}
-
-pub(crate) fn is_read_only(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::ReadOnlyFilesystem
 }
 
 /// Why nothing is believed of a map that says it is another file's.
@@ -136,8 +132,7 @@ impl IntentFile {
         // † The file's previous owner may have died with writes in the page cache or the device's: what is read from here on
         // must be what a power cut would leave, or a bit is trusted that was never durable.
         device.sync_data().map_err(io("synced"))?;
-        let mut found_header = recover_header([&read_block(&device, 0)?.0, &read_block(&device, 1)?.0])
-            .map_err(|source| IntentFileError::Format { path: path.clone(), source })?;
+        let mut found_header = read_header(&device, &path)?;
         if let Some((header, _)) = &found_header {
             if header.volume_bytes > geometry.volume_bytes() {
                 return Err(IntentFileError::Shrunk { before: header.volume_bytes, now: geometry.volume_bytes() });
@@ -165,11 +160,8 @@ impl IntentFile {
             create(dir, geometry, &Header::new(fresh_id, geometry, &layout), &|_| true)?;
             device = FileDevice::open(&path, OpenOptions::daemon())?;
         }
-        match recover_header([&read_block(&device, 0)?.0, &read_block(&device, 1)?.0]) {
-            Ok(Some(header)) => Self::read(device, dir, geometry, header, found_header.is_some()),
-            Ok(None) => unreachable!("a header was found or has just been written"),
-            Err(source) => Err(IntentFileError::Format { path, source }),
-        }
+        let header = read_header(&device, &path)?.expect("a header was found or has just been written");
+        Self::read(device, dir, geometry, header, found_header.is_some())
     }
 
     /// As a crash left it, on a file system that takes no write any more: a map that has failed. Whoever serves with it has lost track, and has
@@ -186,8 +178,7 @@ impl IntentFile {
             Err(error) if is_read_only(&error) => {}
             synced => synced.map_err(|source| io("synced", source))?,
         }
-        let found = recover_header([&read_block(&device, 0)?.0, &read_block(&device, 1)?.0])
-            .map_err(|source| IntentFileError::Format { path: path.clone(), source })?;
+        let found = read_header(&device, &path)?;
         let is_left = |header: &Header| {
             header.state == HeaderState::Attached
                 && header.volume_bytes == geometry.volume_bytes()
@@ -511,6 +502,12 @@ fn renew_in_place(
     Ok(())
 }
 
+/// The newest header of a map.
+fn read_header(device: &FileDevice, path: &Path) -> Result<Option<(Header, SlotIndex)>, IntentFileError> {
+    recover_header([&read_block(device, 0)?.0, &read_block(device, 1)?.0])
+        .map_err(|source| IntentFileError::Format { path: path.to_owned(), source })
+}
+
 fn is_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
@@ -552,6 +549,7 @@ fn read_page(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mounted::Mounted;
 
     const ID: MapId = MapId([7; 16]);
 
@@ -577,37 +575,26 @@ mod tests {
     /// A crash, and a file system that takes no write any more.
     #[test]
     fn a_map_that_cannot_be_written_is_opened_as_one_that_failed_unless_it_says_clean() {
-        use nix::mount::{MsFlags, mount};
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let g = Geometry::new(20 << 20).expect("valid");
         let (mut file, _) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("created");
         file.write_header(|h| (h.state, h.term) = (HeaderState::Attached, Some(Term(5)))).expect("written");
         drop(file);
-        // Seen by this thread only.
-        let remount =
-            |flags| mount(None::<&str>, dir.path(), None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, None::<&str>);
-        let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
-            .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
-            .and_then(|()| mount(Some(dir.path()), dir.path(), None::<&str>, MsFlags::MS_BIND, None::<&str>))
-            .and_then(|()| remount(MsFlags::MS_RDONLY));
-        if let Err(error) = private {
-            eprintln!("skipped: nothing can be mounted here ({error})");
-            return;
-        }
+        let Some(mounted) = Mounted::over(dir.path()) else { return };
+        mounted.set_read_only(true);
         let refused = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect_err("it cannot be written");
         assert!(refused.is_read_only(), "{refused}");
         let (mut file, found) = IntentFile::open_unwritable(dir.path(), &g).expect("opened");
         assert!(file.has_failed(), "somebody would wait for it");
         assert_eq!((found.header.expect("there").term, found.owed), (Some(Term(5)), None));
         file.make_anew(&g, MapId([8; 16]), |_| {}).expect_err("nor is there another");
-        remount(MsFlags::empty()).expect("mended");
+        mounted.set_read_only(false);
         file.make_anew(&g, MapId([8; 16]), |_| {}).expect("made");
         file.write_clean(GranuleSet::new(), None, None).expect("written");
         drop(file);
-        remount(MsFlags::MS_RDONLY).expect("again");
+        mounted.set_read_only(true);
         let refused = IntentFile::open_unwritable(dir.path(), &g).expect_err("it would go on to say clean");
         assert!(refused.is_read_only(), "{refused}");
-        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).expect("ours");
     }
 
     fn inode(dir: &Path) -> u64 {

@@ -30,6 +30,8 @@ pub mod keys;
 mod link;
 mod loss;
 mod metrics;
+#[cfg(test)]
+mod mounted;
 mod node;
 mod queue;
 mod sender;

@@ -85,7 +85,7 @@ fn note(folder: &Path, volume: &Name, device: &Path, place: Option<Place>) -> io
     // † Of a device that it lost: the next one that the kernel gives that number may be anybody's, and would have the volume's name. (A note that was
     // not left here may be of another daemon's volume of that name.)
     let before = noted.insert(volume.clone(), now.clone()).filter(|before| *before != now);
-    if let Some(before) = before.filter(|before| notes_of(folder, volume).contains(before)) {
+    if let Some(before) = before.filter(|before| is_note_of(before, volume)) {
         let _ = std::fs::remove_file(before);
     }
     Ok(())
@@ -111,18 +111,15 @@ pub(crate) fn is_shown(volume: &Name, device: &Path) -> bool {
     is_of(&path(volume)).is_some_and(|shown| Some(shown) == is_of(device))
 }
 
+/// † By the name in it: udev takes the link away together with the device, and who reads that comes too late.
 fn forget(folder: &Path, volume: &Name) {
-    notes_of(folder, volume).iter().for_each(|note| drop(std::fs::remove_file(note)));
+    let notes = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|note| note.path());
+    notes.filter(|note| is_note_of(note, volume)).for_each(|note| drop(std::fs::remove_file(note)));
 }
 
-/// † By the name in it: udev takes the link away together with the device, and who reads that comes too late.
-fn notes_of(folder: &Path, volume: &Name) -> Vec<PathBuf> {
+fn is_note_of(note: &Path, volume: &Name) -> bool {
     let lines = [NAME_KEY, UNSHOWN_KEY].map(|key| format!("{key}={volume}"));
-    let is_of = |note: &PathBuf| {
-        std::fs::read_to_string(note).is_ok_and(|text| text.lines().any(|found| lines.iter().any(|line| found == line)))
-    };
-    let notes = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|note| note.path());
-    notes.filter(is_of).collect()
+    std::fs::read_to_string(note).is_ok_and(|text| text.lines().any(|found| lines.iter().any(|line| found == line)))
 }
 
 fn publish_in(folder: &Path, volume: &Name, device: &Path) -> io::Result<()> {

@@ -141,10 +141,15 @@ impl StateDir {
     }
 }
 
+/// Whether a file system takes no write at all, as after an error.
+pub(crate) fn is_read_only(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ReadOnlyFilesystem
+}
+
 /// A disk that has become read-only is no reason not to serve, either: whoever only reads a file can lock it.
 fn open_lock(path: &Path) -> std::io::Result<File> {
     match OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        Err(error) if is_read_only(&error) => File::open(path),
         opened => opened,
     }
 }
@@ -266,6 +271,7 @@ impl Mark {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mounted::Mounted;
 
     #[test]
     fn a_second_daemon_is_refused_by_name() {
@@ -312,25 +318,15 @@ mod tests {
     /// After an error, as many systems have it, the file system of the state directory takes no write any more.
     #[test]
     fn a_state_directory_that_became_read_only_is_locked_all_the_same() {
-        use nix::mount::{MsFlags, mount};
         let dir = tempfile::tempdir().expect("temp dir");
-        // Seen by this thread only.
-        let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
-            .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
-            .and_then(|()| mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>));
-        if let Err(error) = private {
-            eprintln!("skipped: nothing can be mounted here ({error})");
-            return;
-        }
+        let Some(mounted) = Mounted::over(dir.path()) else { return };
         let state = dir.path().join("state");
         drop(StateDir::open(&state).expect("free"));
-        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(None::<&str>, dir.path(), None::<&str>, read_only, None::<&str>).expect("remounted");
+        mounted.set_read_only(true);
         let held = StateDir::open(&state).expect("nobody has it");
         let second = open_lock(&state.join("lock")).expect("opened");
         assert!(matches!(second.try_lock(), Err(TryLockError::WouldBlock)), "two daemons had it");
         drop(held);
-        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).expect("ours");
     }
 
     #[test]

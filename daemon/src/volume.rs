@@ -37,7 +37,7 @@ use crate::config::{Config, ConfigError, LimitsConfig, OnTrackingLost, STATE_DIR
 use crate::encode::Encoders;
 use crate::flush_note::FlushNote;
 use crate::group::{Inbox, Note, Opening};
-use crate::intent_file::{IntentFile, is_read_only};
+use crate::intent_file::IntentFile;
 use crate::intent_thread::{Busy, IntentThread};
 use crate::keys::{GroupKeys, sentinel_key};
 use crate::loss::{self, LossNote, Unkept};
@@ -46,7 +46,7 @@ use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::source_name;
-use crate::state_dir::{Mark, meta_path, volume_meta};
+use crate::state_dir::{Mark, is_read_only, meta_path, volume_meta};
 use crate::tap::{self, Ended, Prepared};
 use crate::threads::Threads;
 use crate::watch::{Left, Noticed};

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use farside_tests::mount::possible;
 use farside_tests::verify::{Rng, Verifier};
 use farside_tests::{Process, Site, VolumeSpec, run, tool, wait_for};
+use serde_json::Value;
 
 const BYTES: u64 = 16 << 20;
 
@@ -144,6 +145,30 @@ fn assert_newest_is(site: &Site, volume: &str, backing: &Path) {
     assert!(same, "the newest point of {volume} is not the disk");
 }
 
+/// A site whose state directory has a file system of its own, after some writes: all is published, and nothing hot.
+fn cold_site(seed: u64) -> (Site, Ext4, Verifier, Rng) {
+    let mut site = Site::new(&[spec()], "200ms", 8);
+    let state = Ext4::make(site.path("state.ext4"), site.path("host/state"));
+    site.start_all();
+    let mut client = Verifier::new(&site.tap("data"), BYTES);
+    let mut rng = Rng(seed);
+    client.steps(&mut rng, 50);
+    client.flush();
+    site.wait_quiet();
+    wait_for("everything to cool", || (site.volume_status("data")["hot_bytes"] == 0).then_some(()));
+    (site, state, client, rng)
+}
+
+/// What is said once a loss of tracking is in the receiver's ledger.
+fn lost_at_the_receiver(site: &Site) -> Value {
+    let status = wait_for("the receiver to have it", || {
+        let status = site.volume_status("data");
+        status.to_string().contains("at the receiver, which has it").then_some(status)
+    });
+    assert_eq!(status["state"]["state"], "tracking_lost", "{status}");
+    status
+}
+
 /// L2: the state directory dies while a region is cold, the host writes to that region, and the machine is rebooted before the
 /// directory could be written again. Only the receiver knows; the next start must compare everything.
 #[test]
@@ -151,25 +176,13 @@ fn a_loss_of_tracking_that_only_the_receiver_could_keep_is_heeded_after_a_reboot
     if !possible() {
         return; // needs root and a loop device
     }
-    let mut site = Site::new(&[spec()], "200ms", 8);
-    let state = Ext4::make(site.path("state.ext4"), site.path("host/state"));
-    site.start_all();
-    let mut client = Verifier::new(&site.tap("data"), BYTES);
-    let mut rng = Rng(1);
-    client.steps(&mut rng, 50);
-    client.flush();
-    site.wait_quiet();
-    wait_for("everything to cool", || (site.volume_status("data")["hot_bytes"] == 0).then_some(()));
+    let (mut site, state, mut client, mut rng) = cold_site(1);
 
     state.fail();
     client.steps(&mut rng, 10);
     client.flush();
     drop(client);
-    let status = wait_for("the receiver to have it", || {
-        let status = site.volume_status("data");
-        status.to_string().contains("at the receiver, which has it").then_some(status)
-    });
-    assert_eq!(status["state"]["state"], "tracking_lost", "{status}");
+    let status = lost_at_the_receiver(&site);
     let mark = site.path("host/state/volumes/default/data/tracking-lost");
     assert!(status.to_string().contains(&format!("cannot mark {}", mark.display())), "it does not say where: {status}");
 
@@ -198,15 +211,7 @@ fn a_state_directory_that_became_read_only_keeps_no_volume_from_its_host_after_a
     if !possible() {
         return; // needs root and a loop device
     }
-    let mut site = Site::new(&[spec()], "200ms", 8);
-    let state = Ext4::make(site.path("state.ext4"), site.path("host/state"));
-    site.start_all();
-    let mut client = Verifier::new(&site.tap("data"), BYTES);
-    let mut rng = Rng(3);
-    client.steps(&mut rng, 50);
-    client.flush();
-    site.wait_quiet();
-    wait_for("everything to cool", || (site.volume_status("data")["hot_bytes"] == 0).then_some(()));
+    let (mut site, state, client, _) = cold_site(3);
     drop(client);
     state.fail();
     site.daemon.take().expect("it runs").kill();
@@ -216,11 +221,7 @@ fn a_state_directory_that_became_read_only_keeps_no_volume_from_its_host_after_a
     client.set_timeout(Some(farside_tests::PATIENCE)).expect("a socket");
     client.write(8 << 20, &[5; 4096], 0).expect("answered");
     drop(client);
-    let status = wait_for("the receiver to have it", || {
-        let status = site.volume_status("data");
-        status.to_string().contains("at the receiver, which has it").then_some(status)
-    });
-    assert_eq!(status["state"]["state"], "tracking_lost", "{status}");
+    lost_at_the_receiver(&site);
 
     site.daemon.take().expect("it runs").kill();
     state.mend();

@@ -291,6 +291,14 @@ pub struct ClaimRequest {
     pub claim: Claim,
 }
 
+impl ClaimRequest {
+    /// Nobody here knows of that volume: it is not taken, and who claimed it asks again in a while.
+    pub fn not_taken(&self) -> ClaimVerdict {
+        let volume = self.claim.volume.id;
+        ClaimVerdict { id: self.id, volume, outcome: ClaimOutcome::Void { reason: VoidReason::UnknownVolume(volume) } }
+    }
+}
+
 /// The fate of a claim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimVerdict {

@@ -8,6 +8,7 @@ use super::*;
 use crate::boot::tests::SlowEnd;
 use crate::config::VolumeConfig;
 use crate::group::{Farewell, Inbox};
+use crate::mounted::Mounted;
 use crate::state_dir::Mark;
 use crate::tap::TapConfig;
 use crate::volume::Served;
@@ -990,26 +991,17 @@ async fn what_hooks_of_a_group_that_is_gone_left_is_tried_again_and_said() {
 /// write, and a host whose own disk is well waited for ever.
 #[test]
 fn what_a_crash_left_on_a_disk_that_takes_no_write_is_served_and_lost_track_of() {
-    use nix::mount::{MsFlags, mount};
     let dir = tempfile::tempdir_in(".").expect("temp dir");
     let state = dir.path().join("state");
     std::fs::create_dir(&state).expect("made");
-    // Seen by this thread and those that it starts.
-    let remount = |flags| mount(None::<&str>, &state, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, None::<&str>);
-    let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
-        .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))
-        .and_then(|()| mount(Some(&state), &state, None::<&str>, MsFlags::MS_BIND, None::<&str>));
-    if let Err(error) = private {
-        eprintln!("skipped: nothing can be mounted here ({error})");
-        return;
-    }
+    let Some(mounted) = Mounted::over(&state) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
     let dir = runtime.block_on(async {
         let running = Running::begin(dir, "name='h1'", Backings::of).await.expect("data is served");
         let folder = running.folder("data");
         let dir = running.end().await;
         IntentFile::leave_cold(&folder, &farside_region::Geometry::new(8 << 20).expect("valid"));
-        remount(MsFlags::MS_RDONLY).expect("remounted");
+        mounted.set_read_only(true);
 
         // The second one finds the note of the first.
         let running = Running::begin(dir, "name='h1'", Backings::of).await.expect("data is served");
@@ -1028,7 +1020,7 @@ fn what_a_crash_left_on_a_disk_that_takes_no_write_is_served_and_lost_track_of()
         let warns = "a power cut or reboot now would go unnoticed";
         assert!(said.iter().any(|reason| reason.message.contains(warns)), "{said:?}");
 
-        remount(MsFlags::empty()).expect("mended");
+        mounted.set_read_only(false);
         let until = Instant::now() + PATIENCE;
         while !Mark::TrackingLost.is_set(&folder).expect("asked") {
             assert!(Instant::now() < until, "nobody keeps that everything must be compared");
@@ -1039,6 +1031,6 @@ fn what_a_crash_left_on_a_disk_that_takes_no_write_is_served_and_lost_track_of()
         }
         running.end().await
     });
-    nix::mount::umount2(&state, nix::mount::MntFlags::MNT_DETACH).expect("ours");
+    drop(mounted);
     drop(dir); // not before: what is mounted stays
 }

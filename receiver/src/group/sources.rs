@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use farside_ledger::{CohortCut, Consistency, Label, PartEntry, VoidReason, volume_id};
+use farside_ledger::{CohortCut, Consistency, Label, PartEntry, volume_id};
 use farside_replication::target::{Event, SessionId};
 use farside_store::{Remedy, StoreError};
 use farside_transport::CloseCode;
 use farside_wire::{
-    ClaimOutcome, ClaimRequest, ClaimVerdict, END_MEMBERS_MAX, PartHeader, ReceiverMessage, Refusal, RefusalCode, SourceMessage,
-    decode_payload,
+    ClaimRequest, END_MEMBERS_MAX, PartHeader, ReceiverMessage, Refusal, RefusalCode, SourceMessage, decode_payload,
 };
 
 use super::{BeginPart, Group, Here, Listening, PartOutcome, Place};
@@ -117,7 +116,7 @@ impl Group {
                 }
                 if self.is_new_beside_a_failover(here, &request.claim, &link.peer()) {
                     // Its session goes on: the others may be taken back over it.
-                    return void_claim(&link, request);
+                    return link.send(&ReceiverMessage::ClaimVerdict(request.not_taken()));
                 }
             }
             SourceMessage::LayerBegin(begin) => {
@@ -330,13 +329,7 @@ impl Group {
 fn refuse_claim(to: &Session, request: &ClaimRequest, text: &str) {
     let volume = Some(request.claim.volume.id);
     to.send(&ReceiverMessage::Refusal(Refusal { volume, ..refusal(RefusalCode::Protocol, text) }));
-    void_claim(to, request);
-}
-
-fn void_claim(to: &Session, request: &ClaimRequest) {
-    let (id, volume) = (request.id, request.claim.volume.id);
-    let outcome = ClaimOutcome::Void { reason: VoidReason::UnknownVolume(volume) };
-    to.send(&ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume, outcome }));
+    to.send(&ReceiverMessage::ClaimVerdict(request.not_taken()));
 }
 
 /// What a source is told that may not come back.

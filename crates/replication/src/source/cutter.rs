@@ -335,9 +335,7 @@ impl Source {
                     self.demote(now, id, DemoteCause::Hung, out);
                 }
                 // † Others may be outside the epoch, too: no cut is tried while this one is not read to its end.
-                Kind::Demoted
-                    if self.volumes.values().any(|v| v.is_active() && !v.is_turned_away() && !reading.contains(&v.id())) =>
-                {
+                Kind::Demoted if self.volumes.values().any(|v| v.takes_part() && !reading.contains(&v.id())) => {
                     for volume in reading {
                         let hung = self.volumes[&volume].reading.as_ref().is_some_and(|r| r.waited >= limits.hung_member);
                         if hung && self.volumes[&volume].check == Check::Checked {

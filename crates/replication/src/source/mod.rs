@@ -72,7 +72,7 @@ pub struct Source {
     cut_budget: u64,
     last_demotion: Option<(Nanos, DemoteCause)>,
     trouble: Option<Notice>,
-    /// It said that, and not since that all is well.
+    /// The receiver said that it has no room, and not since that all is well.
     is_gateway_full: bool,
     digests_retry: Option<Nanos>,
     /// What both can do, on the newest connection.

@@ -42,7 +42,7 @@ impl Source {
     /// What the next part of this volume's pass may take of the credit that is left, in bytes. It leaves half to the others,
     /// however little there is: else the first sync of one volume would hold every other's points up, for as long as it takes.
     fn share_of_a_pass(&self, id: VolumeId, left: u64) -> u64 {
-        let is_alone = self.volumes.values().all(|v| v.id() == id || !v.is_active() || v.is_turned_away());
+        let is_alone = self.volumes.values().all(|v| v.id() == id || !v.takes_part());
         let all = is_alone || mutation::on("a pass takes all the credit");
         if all { left } else { (left / 2).max(self.config.limits.part_bytes / 4).min(left) }
     }
@@ -145,7 +145,7 @@ impl Source {
     pub(super) fn end_slow_slices(&mut self, now: Nanos, out: &mut Vec<Action>) {
         self.end_waiting_slices(now);
         let (slice_time, parts_max) = (self.config.limits.slice_time, self.config.limits.layer_parts_max);
-        let is_full = self.gateway_is_full();
+        let is_full = self.is_gateway_full;
         for volume in self.volumes.values_mut() {
             let Some(reading) = &mut volume.reading else { continue };
             let Some(layer) = volume.layers.iter().find(|l| l.key == reading.key) else { continue };
@@ -176,10 +176,6 @@ impl Source {
         let keys: Vec<LayerKey> =
             waiting.filter_map(|v| v.layers.iter().find(|l| l.stage == Stage::Reading)).map(|l| l.key).collect();
         keys.iter().for_each(|key| self.end_full_slice(now, key));
-    }
-
-    fn gateway_is_full(&self) -> bool {
-        self.is_gateway_full
     }
 
     pub(super) fn abort_reading(&mut self, id: VolumeId, out: &mut Vec<Action>) {
@@ -238,7 +234,7 @@ impl Source {
     /// A slice of a pass ends where it has enough in it, and the next one begins there.
     fn end_full_slice(&mut self, now: Nanos, key: &LayerKey) {
         let limits = self.config.limits;
-        let is_full = self.gateway_is_full();
+        let is_full = self.is_gateway_full;
         let volume = self.volumes.get_mut(&key.volume).expect("the caller found it");
         let Some(layer) = volume.layers.iter().find(|l| l.key == *key) else { return };
         let is_pass = self.epochs.get(&layer.epoch).is_some_and(|e| e.kind == Kind::Pass);

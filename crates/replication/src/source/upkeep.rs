@@ -100,7 +100,7 @@ impl Source {
         }
         let due = now >= self.last_heartbeat.saturating_add(self.config.limits.heartbeat_interval);
         // One that the receiver does not take holds up nobody's lag.
-        let active: Vec<&Volume> = self.volumes.values().filter(|v| v.is_active() && !v.is_turned_away()).collect();
+        let active: Vec<&Volume> = self.volumes.values().filter(|v| v.takes_part()).collect();
         if active.is_empty() || self.switching.is_some() || !active.iter().all(|v| is_quiet(v)) {
             return;
         }

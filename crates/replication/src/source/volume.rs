@@ -488,9 +488,9 @@ impl Volume {
         self.service == Service::Running && self.standing == Standing::Good
     }
 
-    /// The receiver does not take it, and it is not there under a term of ours.
-    pub(super) fn is_turned_away(&self) -> bool {
-        self.claim_refused.is_some() && self.held.is_none()
+    /// It is active, and not one that the receiver does not take: nobody waits for that one.
+    pub(super) fn takes_part(&self) -> bool {
+        self.is_active() && (self.claim_refused.is_none() || self.held.is_some())
     }
 
     /// Something is frozen: a switch would make a second one.

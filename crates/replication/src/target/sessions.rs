@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use farside_ledger::{Forgotten, Policy, State, VoidReason, VolumeMeta};
+use farside_ledger::{Forgotten, Policy, State, VolumeMeta};
 use farside_region::{GranuleIndex, LayerKey, LedgerPosition, PackedRegions, SealMode, Slot, Term, VolumeId, mutation};
 use farside_wire::{
-    ClaimOutcome, ClaimRequest, ClaimVerdict, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId,
-    LedgerLayer, LedgerSlice, NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId,
-    SourceHello, TEXT_BYTES_MAX, VersionRange,
+    ClaimRequest, Credit, CurrentVolume, DigestAnswer, DigestQuery, DigestRun, Features, InstanceId, LedgerLayer, LedgerSlice,
+    NewestPoint, Notice, ReadLedger, ReceiverHello, ReceiverMessage, Refusal, RefusalCode, RequestId, SourceHello,
+    TEXT_BYTES_MAX, VersionRange,
 };
 
 use super::Target;
@@ -328,10 +328,8 @@ impl Target {
                  host's note of it is damaged (meta.json of the volume, in its state directory): put it back"
             );
             // It is one volume's note: the session goes on.
-            let (id, volume) = (request.id, volume.id);
-            self.refuse(from, RefusalCode::Protocol, Some(volume), &text, out);
-            let outcome = ClaimOutcome::Void { reason: VoidReason::UnknownVolume(volume) };
-            return self.send(from, ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume, outcome }), out);
+            self.refuse(from, RefusalCode::Protocol, Some(volume.id), &text, out);
+            return self.send(from, ReceiverMessage::ClaimVerdict(request.not_taken()), out);
         }
         if let Some(seal) = volume.digest_key.seal()
             && !self.keys.contains(&seal.key)

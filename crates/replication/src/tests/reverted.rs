@@ -16,7 +16,7 @@ fn with_layers(last: u64) -> Option<CurrentVolume> {
 }
 
 /// Everything is frozen, and one layer of it begun, read or not.
-fn begun(is_read: bool) -> Host {
+fn frozen(is_read: bool) -> Host {
     let mut host = Host::streaming();
     host.tick(&[1]);
     host.switch(vec![(1, granules(0, 2)), (2, granules(0, 2))]);
@@ -25,6 +25,12 @@ fn begun(is_read: bool) -> Host {
         host.read(2, 2);
         host.end();
     }
+    host
+}
+
+/// The same, on a new connection.
+fn begun(is_read: bool) -> Host {
+    let mut host = frozen(is_read);
     host.reconnect();
     host
 }
@@ -79,9 +85,7 @@ fn l7_a_layer_that_is_published_before_all_of_it_was_read_here_is_compared() {
 /// The same, heard as it happens.
 #[test]
 fn l7_a_layer_that_others_publish_while_it_is_read_here_is_compared() {
-    let mut host = Host::streaming();
-    host.tick(&[1]);
-    host.switch(vec![(1, granules(0, 2)), (2, granules(0, 2))]);
+    let mut host = frozen(false);
     let published = Published { position: at(2), kind: LayerKind::Fuzzy, layers: vec![key(1, 0, 1)] };
     host.hear(ReceiverMessage::Published(published));
     host.answer_ledger(1, vec![layer(2, 0, regions(0, 1))], with_layers(1), Some(2));
@@ -113,12 +117,7 @@ fn a_layer_that_was_read_and_is_published_lets_go() {
 
 #[test]
 fn l6_a_layer_that_was_published_with_other_content_has_all_that_is_hot_compared() {
-    let mut host = Host::streaming();
-    host.tick(&[1]);
-    host.switch(vec![(1, granules(0, 2)), (2, granules(0, 2))]);
-    host.read(1, 1);
-    host.read(2, 2);
-    host.end();
+    let mut host = frozen(true);
     let refusal = Refusal { code: RefusalCode::DuplicateDiffers, volume: Some(volume(1)), text: "other content".into() };
     host.hear(ReceiverMessage::Refusal(refusal));
     host.answer_ledger(1, vec![layer(2, 0, regions(0, 1))], with_layers(1), Some(2));
