@@ -29,7 +29,7 @@ const PACK_BYTES: f64 = (64_u64 << 20) as f64;
 /// What one range of a restore brings: a region, less what compression saves.
 const REGION_BYTES: f64 = (4_u64 << 20) as f64;
 /// Records for each checkpoint, which costs so many requests more: writes, reads, deletions.
-const CHECKPOINT: (f64, f64, f64, f64) = (4096.0, 2.0, 2.0, 1.0);
+const CHECKPOINT: (f64, f64, f64, f64) = (4096.0, 3.0, 8.0, 1.0);
 /// Retention looks so often whether there is something to give up.
 const PRUNED_EVERY_S: f64 = 5.0;
 /// A writer looks so often whether the store is still the one that it was.
@@ -273,7 +273,8 @@ impl Plan {
             put: parts + records + checkpoints * CHECKPOINT.1 + looks,
             get: records + checkpoints * CHECKPOINT.2 + MONTH_S / DESCRIPTION_EVERY_S + self.restores * ranges,
             list: looks,
-            delete: parts + checkpoints * CHECKPOINT.3 + looks,
+            // In the end records go, but for those of what is kept.
+            delete: parts + records + checkpoints * CHECKPOINT.3 + looks,
             stored_bytes: self.stored_bytes(),
             in_bytes,
             out_bytes: self.restores * self.size_bytes * self.stored_per_byte,

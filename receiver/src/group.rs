@@ -438,6 +438,9 @@ impl Group {
                 {
                     tracing::warn!(group = %self.names, %error, "dead segments could not be deleted yet");
                 }
+                if !is_away && let Err(error) = here.store.trim_ledger() {
+                    tracing::warn!(group = %self.names, %error, "old ledger records could not be deleted yet");
+                }
                 self.look_at_disk();
                 self.keep_ends();
                 self.keep_policy();

@@ -204,6 +204,8 @@ class Ledger:
     def replay(self, slot, has_void):
         name = f"{self.folder}/ledger/{slot // SLOTS}/{slot}"
         is_there = os.path.exists(os.path.join(self.store, name))
+        digests = os.path.join(self.store, self.folder, "checkpoint", f"{slot // SLOTS}.digests")
+        require(is_there or has_void or not os.path.exists(digests), name, "gone: replay begins at a checkpoint, but not in this reader")
         data = read(self.store, name) if is_there or not has_void else b""
         if has_void:
             its = record(read(self.store, f"{name}.void"), f"{name}.void", self.id, slot, self.prev())
@@ -470,6 +472,13 @@ class Ledger:
             require(end > len(self.digests) or fields[5] == self.digests[end - 1], name, "of other records")
             require(fields[6] == previous.get(number - 1, fields[6] if number else bytes(32)), name, "not after the one before")
             previous[number] = root[152:]
+            if os.path.exists(os.path.join(self.store, f"{name}.digests")):
+                data, count = read(self.store, f"{name}.digests"), fields[4]
+                require(len(data) == 80 + 32 * count and data[-32:] == blake3(data[:-32]), f"{name}.digests", "not whole")
+                head = struct.unpack("<8sII16sQQ", data[:48])
+                require(head == (b"FSSLOTDG", 1, 0, self.id, number, SLOTS), f"{name}.digests", "of another version, group or place")
+                listed = [data[48 + 32 * nth : 80 + 32 * nth] for nth in range(count)]
+                require(end > len(self.digests) or listed == self.digests[end - count : end], f"{name}.digests", "of other records")
             if fields[0] == 2 and os.path.exists(os.path.join(self.store, f"{name}.state")) and end <= len(self.digests):
                 data = read(self.store, f"{name}.state")
                 require((len(data), blake3(data)) == fields[7:9] and data[:8] == b"FSCHKST7", f"{name}.state", "not whole")

@@ -26,7 +26,8 @@ const ROOT_HEAD_BYTES: usize = 152;
 const ROOT_MAGIC: [u8; 8] = *b"FSCHKPNT";
 const STATE_MAGIC: [u8; 8] = *b"FSCHKST7";
 const VERSION: u32 = 2;
-/// Its root is as ours; its state is not.
+/// Its root is as ours; its state is not. † No version after this is to be dropped like that: records that a checkpoint covers are deleted
+/// since, so what is in the state of one cannot be had from anywhere else.
 const VERSION_BEFORE: u32 = 1;
 
 /// Which checkpoint of a ledger, and how many slots each of them covers.

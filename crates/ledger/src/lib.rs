@@ -32,6 +32,7 @@ mod record;
 mod repeats;
 mod retention;
 mod rows;
+mod slot_digests;
 mod sorted;
 mod state;
 mod stored;
@@ -64,6 +65,7 @@ pub use repeats::{
 };
 pub use retention::{Grid, GridError, Policy, Rule};
 pub use rows::{Passing, Rows, RowsIn};
+pub use slot_digests::SlotDigests;
 pub use state::{
     CacheError, ChainError, GIVEN_UP_LATELY_MS, LayerFact, Point, PointMember, PointProof, Proof, Proofs, State,
     TOUCHED_BYTES_MAX, VolumeState,

@@ -118,6 +118,16 @@ impl State {
         slot >= self.next_slot() || self.digest_at(slot).is_some()
     }
 
+    /// From which slot on every record's digest is known: of those before it single ones are.
+    pub fn remembers_all_from(&self) -> Slot {
+        Slot(self.digests_from)
+    }
+
+    /// Those before, ascending.
+    pub fn remembers_singly(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.old_digests.keys().copied()
+    }
+
     /// Whether this ledger went through a position, as far as is known; `None`: ask the record.
     pub fn held(&self, position: &LedgerPosition) -> Option<bool> {
         self.remembers(position.slot).then(|| self.holds(position))

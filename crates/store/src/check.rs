@@ -4,6 +4,7 @@
 //! looks counts as staged. In a bucket nothing holds what is given up meanwhile: the ledger is replayed again before anything is called
 //! damaged, and what has gone by then is no fault. Findings are values: which group, volume, points, region and file, and what it means.
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -11,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use farside_keys::ContentKeys;
 use farside_layer::{FrameDecoder, PartVerifier, RunKind, layer_digest};
-use farside_ledger::{CHECKPOINT_STATE_BYTES_MAX, CheckpointPlace, CheckpointRoot, State, VolumeMeta, VolumeState, volume_id};
+use farside_ledger::{
+    CHECKPOINT_STATE_BYTES_MAX, CheckpointPlace, CheckpointRoot, SlotDigests, State, VolumeMeta, VolumeState, volume_id,
+};
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Slot, VolumeId};
 
 use crate::backend::{block_on, list_all};
@@ -24,7 +27,7 @@ use crate::leases;
 use crate::liveness::{Part, PartName, Parts};
 use crate::names::{self, GroupNames, GroupObject};
 use crate::reader::StoreReader;
-use crate::replay::{Slots, get, index_all, parallel, replay, replay_all_slots};
+use crate::replay::{Slots, find_record, get, index_all, parallel, replay, replay_all_slots};
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::store::{Listing, mislabelled};
 
@@ -609,7 +612,6 @@ impl GroupCheck<'_> {
             self.warn(Problem::Foreign, object, text);
         }
         let newest = there.last().copied();
-        let (mut previous, mut expected) = (Some([0; 32]), BTreeMap::new());
         // Of an earlier Farside's only the chain is held against what is there.
         let mut earlier = BTreeMap::new();
         for number in newest.map_or(0..0, |newest| 0..newest + 1) {
@@ -626,20 +628,35 @@ impl GroupCheck<'_> {
             );
             self.findings.push(Finding { severity: Severity::Note, text, ..finding(&self.names, Problem::Checkpoint) });
         }
-        let whole = replay_all_slots(backend, &self.names, group, |image| {
-            let place = CheckpointPlace::completed_by(image.state(), checkpoint::span());
-            if let (Some(place), Some(before)) =
-                (place.filter(|place| newest.is_some_and(|newest| place.number <= newest)), previous)
+        let previous = Cell::new(Some([0; 32]));
+        let (mut expected, mut told) = (BTreeMap::new(), BTreeMap::new());
+        let mut made_anew = |image: &GroupImage| {
+            let Some(place) = CheckpointPlace::completed_by(image.state(), checkpoint::span()) else { return };
+            if let Some(digests) = SlotDigests::completed_by(image.state(), checkpoint::span()) {
+                told.insert(place.number, blake3::hash(&digests.encode(group)));
+            }
+            if newest.is_some_and(|newest| place.number <= newest)
+                && let Some(before) = previous.get()
             {
                 if let Some(digest) = earlier.get(&place.number) {
-                    previous = Some(*digest);
-                    return;
+                    return previous.set(Some(*digest));
                 }
                 let encoded = checkpoint::encode(place, before, image);
-                previous = CheckpointRoot::decode(&encoded.root, group, place).ok().map(|(_, digest)| digest);
+                previous.set(CheckpointRoot::decode(&encoded.root, group, place).ok().map(|(_, digest)| digest));
                 expected.insert(place.number, (blake3::hash(&encoded.root), blake3::hash(&encoded.state)));
             }
-        })?;
+        };
+        let mut whole = replay_all_slots(backend, &self.names, GroupImage::new(group), &mut made_anew)?;
+        // † Deleting a checkpoint is of use only to who has every record that it covers.
+        let has_all = whole.torn.is_none();
+        if let Some(torn) = &whole.torn
+            && let Some((image, root)) = self.gone_below(torn.slot)?
+        {
+            let kept_from = image.state().next_slot();
+            previous.set(Some(root));
+            whole = replay_all_slots(backend, &self.names, image, &mut made_anew)?;
+            self.check_single_records(kept_from)?;
+        }
         for slot in &whole.strays {
             let object = self.names.record(*slot).to_string();
             let text =
@@ -665,8 +682,13 @@ impl GroupCheck<'_> {
             self.warn(Problem::Checkpoint, object, text);
         }
         let Some(newest) = newest else { return Ok(()) };
-        let again = "stop the receiver, delete this checkpoint and all after it, roots and states, and the receiver writes them again \
-                     when it starts";
+        let (which_are, again) = if has_all {
+            let again = "stop the receiver, delete this checkpoint and all after it, roots and states, and the receiver writes them again \
+                         when it starts";
+            (", which are whole,", again)
+        } else {
+            ("", "put it back from a copy of the store, and delete none: records that checkpoints stand for are gone")
+        };
         for number in (0..=newest).filter(|number| !earlier.contains_key(number)) {
             for (name, state) in [(self.names.checkpoint(number), false), (self.names.checkpoint_state(number), true)] {
                 let wanted = expected.get(&number).map(|(root, whole)| if state { whole } else { root });
@@ -680,12 +702,16 @@ impl GroupCheck<'_> {
                     (Some(Ok(bytes)), Some(wanted)) if blake3::hash(&bytes) == *wanted => continue,
                     (Some(Ok(_)), None) if is_usable()? => continue,
                     (None, _) if state && is_old => continue, // its writer deleted it
-                    (None, Some(_)) => (Severity::Warning, "is missing; the ledger's records are whole without it".to_owned()),
-                    (Some(_), Some(_)) if !state && checkpoint::read_root(backend, &self.names, group, number)?.is_ok() => {
-                        (Severity::Error, format!("is of another history than the ledger's records, which are whole: {again}"))
+                    (None, Some(_)) if has_all => {
+                        (Severity::Warning, "is missing; the ledger's records are whole without it".to_owned())
                     }
+                    (None, Some(_)) => (Severity::Warning, "is missing: put it back from a copy of the store".to_owned()),
+                    (Some(_), Some(_)) if !state && checkpoint::read_root(backend, &self.names, group, number)?.is_ok() => (
+                        Severity::Error,
+                        format!("is of another history than the ledger's records{}: {again}", which_are.trim_end_matches(',')),
+                    ),
                     (Some(_), Some(_)) => {
-                        (Severity::Warning, format!("is not what the ledger's records, which are whole, give: {again}"))
+                        (Severity::Warning, format!("is not what the ledger's records{which_are} give: {again}"))
                     }
                     (_, None) => (Severity::Error, "cannot be used: put it back from a copy of the store".to_owned()),
                 };
@@ -693,9 +719,76 @@ impl GroupCheck<'_> {
                 self.findings.push(Finding { severity, object, text, ..finding(&self.names, Problem::Checkpoint) });
             }
         }
+        let mut has_digests = false;
+        for number in 0..=newest {
+            let name = self.names.checkpoint_digests(number);
+            has_digests |= block_on(backend.size(&name))?.is_some();
+            if checkpoint::read_root(backend, &self.names, group, number)?.is_err() {
+                continue; // said above
+            }
+            let why = match checkpoint::digests(backend, &self.names, group, number)? {
+                Some(Ok(digests)) if told.get(&number).is_some_and(|told| *told != blake3::hash(&digests.encode(group))) => {
+                    "it is not what the ledger's records give".to_owned()
+                }
+                Some(Ok(_)) => continue,
+                // Of an earlier Farside: then its records stay.
+                None if !has_digests => continue,
+                None => "it is missing".to_owned(),
+                Some(Err(bad)) => bad.why,
+            };
+            let text = format!(
+                "{name}: {why}; whether the ledger went through a position so old is told by its records, as far as they are there: put it back from \
+                 a copy of the store"
+            );
+            self.warn(Problem::Checkpoint, name.to_string(), text);
+        }
         if let Some(torn) = whole.torn.filter(|torn| torn.slot < self.image.state().next_slot()) {
             let text = format!("ledger record {}: {}; a checkpoint stands for it", torn.file, torn.why);
             self.warn(Problem::LedgerTorn, torn.file, text);
+        }
+        Ok(())
+    }
+
+    /// Where a record is not there since it is asked for by nobody: the checkpoint from whose end on all are there, and its root's digest.
+    fn gone_below(&self, torn: Slot) -> Result<Option<(GroupImage, [u8; 32])>> {
+        let (backend, state) = (&*self.segments.backend, self.image.state());
+        let number = CheckpointPlace::covering(torn, checkpoint::span()).number;
+        let may_be_gone = checkpoint::anchor(state).is_some_and(|anchor| number <= anchor);
+        let digests = self.names.checkpoint_digests(number);
+        if !may_be_gone
+            || block_on(backend.size(&self.names.record(torn)))?.is_some()
+            || block_on(backend.size(&digests))?.is_none()
+        {
+            return Ok(None);
+        }
+        let anchors = (number..=checkpoint::anchor(state).unwrap_or(0)).rev().filter(|number| checkpoint::may_be_anchor(*number));
+        for anchor in anchors {
+            if let Ok((_, image)) = checkpoint::read(backend, &self.names, state.group(), anchor, None)?
+                && let Ok((_, root)) = checkpoint::read_root(backend, &self.names, state.group(), anchor)?
+            {
+                return Ok(Some((image, root)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Of the records below a slot, most of which are gone, those that replay remembers.
+    fn check_single_records(&mut self, below: Slot) -> Result<()> {
+        let (backend, state) = (&*self.segments.backend, self.image.state());
+        let remembered: Vec<Slot> = state.remembers_singly().take_while(|slot| *slot < below).collect();
+        let found = parallel(backend, &remembered, |slot| find_record(backend, &self.names, *slot));
+        let mut bad = Vec::new();
+        for (slot, found) in remembered.into_iter().zip(found) {
+            match found? {
+                Ok((_, digest)) if state.digest_at(slot) == Some(digest) => {}
+                Ok(_) => bad.push((slot, "it is not the one of this ledger".to_owned())),
+                Err(unusable) => bad.push((slot, unusable.to_string())),
+            }
+        }
+        for (slot, why) in bad {
+            let object = self.names.record(slot).to_string();
+            let text = format!("ledger record {object}: {why}; a checkpoint stands for it");
+            self.warn(Problem::LedgerTorn, object, text);
         }
         Ok(())
     }

@@ -8,8 +8,7 @@
 //! - a slot that a checkpoint covers is decided by that checkpoint's state, whatever lies in the slot or does not;
 //! - one that could not be written when its last slot was is written later, or by the next start, and none after it before it.
 //!
-//! Nothing deletes records that a checkpoint covers: which regions an old layer touched is known from its record alone
-//! ([`State::is_exact`](farside_ledger::State::is_exact)).
+//! Of the records that it covers those stay that replay remembers, and others until they are deleted (`trimming.rs`).
 
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::resume_unwind;
@@ -19,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use farside_ledger::{
     CHECKPOINT_ROOT_BYTES, CHECKPOINT_STATE_BYTES_MAX, CheckpointError, CheckpointPlace, CheckpointRoot, EncodedCheckpoint,
-    run_of,
+    SlotDigests, State, run_of,
 };
 use farside_region::{GroupId, RecordDigest, Slot};
 
@@ -31,6 +30,8 @@ use crate::replay::{Records, Slots, get, read_slot};
 
 /// How many of the newest checkpoints keep their states.
 pub(crate) const STATES: u64 = 2;
+/// And each of so many keeps it until one after it is an [anchor].
+const ANCHORS: u64 = if cfg!(test) { 2 } else { 32 };
 
 /// What is read of a root, at most: some more than we know, since a newer version is to be told from damage.
 pub(crate) const ROOT_READ_BYTES: u64 = 16 * CHECKPOINT_ROOT_BYTES as u64;
@@ -58,6 +59,17 @@ pub(crate) fn span() -> u64 {
 #[cfg(feature = "mutations")]
 pub fn set_checkpoint_span(slots: u64) {
     SPAN.set(slots);
+}
+
+/// The newest checkpoint that keeps its state for long and below whose end replay remembers single records only: where replay can begin
+/// when those others are gone.
+pub(crate) fn anchor(state: &State) -> Option<u64> {
+    (state.remembers_all_from().0 / span() / ANCHORS).checked_sub(1).map(|nth| (nth + 1) * ANCHORS - 1)
+}
+
+/// Whether a checkpoint is, or may become, an [anchor].
+pub(crate) fn may_be_anchor(number: u64) -> bool {
+    (number + 1).is_multiple_of(ANCHORS)
 }
 
 /// A checkpoint that is there and cannot be used.
@@ -289,6 +301,29 @@ pub(crate) fn look(
     }))
 }
 
+/// The digests of the records that a checkpoint covers, or what is wrong with them; `None`: there are none, as there is no such checkpoint, or it
+/// is of an earlier Farside.
+pub(crate) fn digests(
+    backend: &dyn Backend,
+    names: &GroupNames,
+    group: GroupId,
+    number: u64,
+) -> Result<Option<Result<SlotDigests, Unusable>>> {
+    let (name, place) = (names.checkpoint_digests(number), CheckpointPlace { number, slots: span() });
+    let Some(found) = get(backend, &name, SlotDigests::bytes(span()))? else { return Ok(None) };
+    let Some(root) = look(backend, names, group, number)? else { return Ok(None) };
+    // One of a copy of the store, which went on by itself, may have come to lie here with its root.
+    let next = number.checked_add(1).map_or(Ok(None), |next| look(backend, names, group, next))?.and_then(Result::ok);
+    let read = |bytes: Bytes| {
+        let (root, digest) = root?;
+        if next.is_some_and(|(next, _)| next.previous != digest) {
+            return Err(damaged(&name, number, "the checkpoint after it does not follow its checkpoint".to_owned()));
+        }
+        SlotDigests::decode(&bytes, group, place, root.last).map_err(|error| unusable(&name, number, error))
+    };
+    Ok(Some(found.map_err(|why| damaged(&name, number, why)).and_then(read)))
+}
+
 fn damaged(name: &ObjectName, number: u64, why: String) -> Unusable {
     Unusable { number, file: name.to_string(), why, newer: false, stray: false }
 }
@@ -312,6 +347,8 @@ struct Due {
     /// The root, but for the digest of the one before it.
     root: Vec<u8>,
     state: Bytes,
+    /// The digests of the records that it covers.
+    digests: Option<Bytes>,
 }
 
 /// The checkpoints that are to be written, the oldest first.
@@ -332,7 +369,9 @@ impl Checkpoints {
             if self.due.len() < DUE_MAX {
                 let before = (place.number * place.slots).checked_sub(1).and_then(|slot| image.state().digest_at(Slot(slot)));
                 let EncodedCheckpoint { root, state } = encode(place, [0; 32], image);
-                self.due.push_back(Due { group: image.state().group(), place, before, root, state: state.into() });
+                let group = image.state().group();
+                let digests = SlotDigests::completed_by(image.state(), span()).map(|digests| digests.encode(group).into());
+                self.due.push_back(Due { group, place, before, root, state: state.into(), digests });
             } else {
                 tracing::warn!(group = %names, number = place.number, "a checkpoint is left to the next start, as those before it");
             }
@@ -395,10 +434,13 @@ impl Due {
             return Ok(false);
         }
         let (root, _) = CheckpointRoot::decode(&self.root, group, place).expect("encoded here");
-        create_state(backend, names, place.number, self.state.clone())?;
+        if let Some(digests) = &self.digests {
+            create_part(backend, names, place.number, &names.checkpoint_digests(place.number), digests.clone())?;
+        }
+        create_part(backend, names, place.number, &names.checkpoint_state(place.number), self.state.clone())?;
         create(backend, &names.checkpoint(place.number), CheckpointRoot { previous, ..root }.encode().into())?;
         // Two states are enough: if the newest rots, there is another.
-        if let Some(old) = place.number.checked_sub(STATES)
+        if let Some(old) = place.number.checked_sub(STATES).filter(|old| !may_be_anchor(*old))
             && let Err(error) = block_on(backend.delete(&names.checkpoint_state(old)))
         {
             tracing::warn!(%group, number = old, %error, "the state of an old checkpoint could not be deleted");
@@ -414,16 +456,15 @@ pub(crate) fn sync(backend: &dyn Backend, names: &GroupNames, end: Slot) -> Resu
     block_on(backend.sync(&names.checkpoint(number)))
 }
 
-/// What lies in the place of a state before there is its root is nobody's: cut off by a crash, or rotten since.
-fn create_state(backend: &dyn Backend, names: &GroupNames, number: u64, content: Bytes) -> Result<()> {
-    let name = names.checkpoint_state(number);
-    match create(backend, &name, content.clone()) {
+/// What lies in the place of a state, or of digests, before there is the root is nobody's: cut off by a crash, or rotten since.
+fn create_part(backend: &dyn Backend, names: &GroupNames, number: u64, name: &ObjectName, content: Bytes) -> Result<()> {
+    match create(backend, name, content.clone()) {
         Err(StoreError::Damaged { .. } | StoreError::Unreadable { .. })
             if !backend.is_late() && !exists(backend, names, number)? =>
         {
             tracing::warn!(group = %names, file = %name, "what is left of a checkpoint that was never completed is replaced");
-            block_on(backend.delete(&name))?;
-            create(backend, &name, content)
+            block_on(backend.delete(name))?;
+            create(backend, name, content)
         }
         other => other,
     }

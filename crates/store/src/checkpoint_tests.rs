@@ -55,7 +55,7 @@ fn backend(store: &TempStore) -> Arc<dyn Backend> {
 fn both_ways(store: &TempStore) -> (Replayed, Replayed) {
     let (backend, group) = (backend(store), store.group().state().group());
     let newest = replay(&*backend, &names(), group, |_| {}).expect("replay");
-    let whole = replay_all_slots(&*backend, &names(), group, |_| {}).expect("replay");
+    let whole = replay_all_slots(&*backend, &names(), GroupImage::new(group), |_| {}).expect("replay");
     (newest, whole)
 }
 
@@ -87,7 +87,8 @@ fn every_so_many_slots_a_checkpoint_appears_and_two_keep_their_states() {
     history(&store, 3 * span());
     assert_eq!(
         store.files(&format!("{FOLDER}/checkpoint")),
-        ["0", "1", "1.state", "2", "2.state"].map(|file| format!("{FOLDER}/checkpoint/{file}"))
+        ["0", "0.digests", "1", "1.digests", "1.state", "2", "2.digests", "2.state"]
+            .map(|file| format!("{FOLDER}/checkpoint/{file}"))
     );
     assert_eq!(found(&store), []);
     let (newest, whole) = both_ways(&store);
@@ -313,6 +314,18 @@ fn a_record_that_rots_below_a_checkpoint_is_said_and_costs_nothing() {
     assert!(group.torn().is_none() && group.state() == &before);
     drop(group);
     assert_eq!(found(&store), [(Severity::Warning, Problem::LedgerTorn)]);
+}
+
+/// What stands for a record that is lost is not to be deleted, whatever else is damaged.
+#[test]
+fn nobody_is_told_to_delete_checkpoints_that_stand_for_lost_records() {
+    let store = TempStore::new();
+    history(&store, 3 * span());
+    flip(&object_path(&store, &names().checkpoint(0)));
+    let told = |store: &TempStore| checked(store).findings.iter().any(|finding| finding.text.contains("delete this checkpoint"));
+    assert!(told(&store), "all records are whole");
+    remove(&object_path(&store, &names().record(Slot(span() + 3))));
+    assert!(!told(&store), "{:?}", checked(&store).findings);
 }
 
 /// Two writers, one of whom sleeps at slot 6 while the other fills the first checkpoint, goes on, and gives up what it covers.

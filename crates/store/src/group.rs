@@ -63,6 +63,8 @@ mod packs;
 mod repair;
 #[path = "sweeping.rs"]
 mod sweeping;
+#[path = "trimming.rs"]
+mod trimming;
 #[path = "uploads.rs"]
 mod uploads;
 
@@ -186,6 +188,7 @@ pub struct GroupStore {
     merging: Merging,
     packs: packs::Packs,
     checkpoints: Checkpoints,
+    trimming: trimming::Trimming,
     /// What the next record's object repeats.
     repeats: Repeats,
     known: KnownDamage,
@@ -231,6 +234,7 @@ impl GroupStore {
             merging: Merging::default(),
             packs: packs::Packs::default(),
             checkpoints,
+            trimming: trimming::Trimming::default(),
             repeats: Repeats::default(),
             known,
             sweeps,

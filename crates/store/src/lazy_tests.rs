@@ -168,7 +168,7 @@ proptest! {
         };
         let open = || StoreReader::open(&store.path()).expect("open").group_to_open(&names).expect("group");
         let backend = std::sync::Arc::clone(StoreReader::open(&store.path()).expect("open").backend());
-        let all = crate::replay::replay_all_slots(&*backend, &names, group_id(&names.source, &names.group), |_| {}).expect("replay");
+        let all = crate::replay::replay_all_slots(&*backend, &names, crate::GroupImage::new(group_id(&names.source, &names.group)), |_| {}).expect("replay");
         prop_assert!(all.torn.is_none());
         let opened = open();
         prop_assert!(opened.torn().is_none(), "the records are whole, whatever is of the checkpoint: {}", is_damaged);

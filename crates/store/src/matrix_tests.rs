@@ -161,7 +161,7 @@ impl Said {
     fn names(&self, object: &ObjectName) -> bool {
         let goes_on = |rest: &str| {
             let rest = rest.strip_prefix('.').unwrap_or(rest);
-            rest.starts_with(|next: char| next.is_ascii_digit()) || rest.starts_with("state")
+            rest.starts_with(|next: char| next.is_ascii_digit()) || rest.starts_with("state") || rest.starts_with("digests")
         };
         self.words
             .iter()
@@ -177,6 +177,7 @@ enum Kind {
     Void,
     Root,
     State,
+    Digests,
     Segment,
     Pack,
     Lease,
@@ -191,6 +192,7 @@ fn kind_of(object: &ObjectName) -> Kind {
         Some(GroupObject::RecordVoid(_)) => Kind::Void,
         Some(GroupObject::Checkpoint(_)) => Kind::Root,
         Some(GroupObject::CheckpointState(_)) => Kind::State,
+        Some(GroupObject::CheckpointDigests(_)) => Kind::Digests,
         Some(GroupObject::Segment { .. }) => Kind::Segment,
         Some(GroupObject::Pack(_)) => Kind::Pack,
         Some(GroupObject::Lease(_) | GroupObject::LeaseClock(_)) => Kind::Lease,
@@ -235,6 +237,8 @@ fn goes_unseen(world: &World, object: &ObjectName, harm: &Harm, said: &Said, sou
         (Kind::Group, Harm::Gone) => *object != names().description(),
         // As if it had not been written yet; the source, which saw it published, knows.
         (Kind::Record, Harm::Gone) => *object == names().record(newest),
+        // As if an earlier Farside had written it: then its records stay, which tell as much.
+        (Kind::Digests, Harm::Gone) => *object == names().checkpoint_digests(0),
         _ => false,
     }
 }
@@ -247,7 +251,7 @@ fn l4_whatever_is_damaged_however_is_named_and_never_read_as_content() {
     let objects: Vec<ObjectName> =
         world.bucket.names("").into_iter().map(|name| ObjectName::new(name).expect("a name")).collect();
     let kinds: BTreeSet<Kind> = objects.iter().map(kind_of).collect();
-    assert_eq!(kinds.len(), 9, "there is something of everything: {kinds:?}");
+    assert_eq!(kinds.len(), 10, "there is something of everything: {kinds:?}");
     let (mut seen, mut unseen) = (0, Vec::new());
     for object in &objects {
         let (kind, good) = (kind_of(object), world.get(object));

@@ -70,6 +70,8 @@ pub enum GroupObject {
     Checkpoint(u64),
     /// The state of a checkpoint.
     CheckpointState(u64),
+    /// The digests of the records that a checkpoint covers.
+    CheckpointDigests(u64),
     /// A part, of a volume of that name.
     Segment {
         /// The volume's name.
@@ -142,6 +144,11 @@ impl GroupNames {
         self.below(&format!("checkpoint/{number}.state"))
     }
 
+    /// The digests of the records that it covers.
+    pub fn checkpoint_digests(&self, number: u64) -> ObjectName {
+        self.below(&format!("checkpoint/{number}.digests"))
+    }
+
     /// All segments.
     pub fn segments(&self) -> ObjectName {
         self.below("segments")
@@ -212,9 +219,12 @@ impl GroupNames {
             return Some(if void { GroupObject::RecordVoid(Slot(slot)) } else { GroupObject::Record(Slot(slot)) });
         }
         if let Some(rest) = rest.strip_prefix("checkpoint/") {
-            let state = rest.strip_suffix(".state");
-            let number = number(state.unwrap_or(rest))?;
-            return Some(if state.is_some() { GroupObject::CheckpointState(number) } else { GroupObject::Checkpoint(number) });
+            return Some(match rest.split_once('.') {
+                None => GroupObject::Checkpoint(number(rest)?),
+                Some((at, "state")) => GroupObject::CheckpointState(number(at)?),
+                Some((at, "digests")) => GroupObject::CheckpointDigests(number(at)?),
+                Some(_) => return None,
+            });
         }
         if let Some(rest) = rest.strip_prefix("keys/") {
             return number(rest).map(GroupObject::Key);
@@ -304,6 +314,7 @@ mod tests {
         assert_eq!(names.checkpoint_state(7).as_str(), "groups/host-1/db/checkpoint/7.state");
         assert_eq!(names.parse(&names.checkpoint(7)), Some(GroupObject::Checkpoint(7)));
         assert_eq!(names.parse(&names.checkpoint_state(0)), Some(GroupObject::CheckpointState(0)));
+        assert_eq!(names.parse(&names.checkpoint_digests(12)), Some(GroupObject::CheckpointDigests(12)));
         assert_eq!(names.key(12).as_str(), "groups/host-1/db/keys/12");
         assert_eq!(names.parse(&names.key(12)), Some(GroupObject::Key(12)));
         assert_eq!(names.lease([0xab; 16]).as_str(), format!("groups/host-1/db/leases/{}", "ab".repeat(16)));

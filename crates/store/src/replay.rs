@@ -350,17 +350,17 @@ fn replay_by(
     }
 }
 
-/// Replays a ledger from its first slot on, whatever checkpoints there are.
+/// Replays a ledger from its first slot on, whatever checkpoints there are; or from such an image on, where what it covers is gone.
 pub(crate) fn replay_all_slots(
     backend: &dyn Backend,
     names: &GroupNames,
-    group: GroupId,
+    image: GroupImage,
     mut reached: impl FnMut(&GroupImage),
 ) -> Result<Replayed> {
     let slots = Slots::list(backend, names)?;
-    let ahead = Ahead::new(backend, names, &slots, 0).looking_at_repeats();
+    let ahead = Ahead::new(backend, names, &slots, image.state().next_slot().0).looking_at_repeats();
     ahead.during(|ahead| {
-        let replayed = replay_ahead(backend, names, GroupImage::new(group), &slots, ahead, &mut reached)?;
+        let replayed = replay_ahead(backend, names, image, &slots, ahead, &mut reached)?;
         Ok(Replayed { spoiled: ahead.spoiled(), ..replayed })
     })
 }

@@ -131,11 +131,11 @@ fn an_append_that_failed_at_its_record_sends_no_part_again() {
 }
 
 #[test]
-fn a_checkpoint_costs_its_publication_six_requests_more() {
+fn a_checkpoint_costs_its_publication_seven_requests_more() {
     let bucket = Bucket::new();
     let mut group = bucket.group();
-    // All but the last slot of the fourth.
-    let mut volume = history(&mut group, 4 * span() - 2);
+    // All but the last slot of the fifth.
+    let mut volume = history(&mut group, 5 * span() - 2);
     let entry = volume.land(&group, &[one(0)]);
     let (_, counts) = bucket.counting.during(|| group.append(layers(LayerKind::Point, vec![entry])).expect("appended"));
     assert_eq!(
@@ -143,7 +143,7 @@ fn a_checkpoint_costs_its_publication_six_requests_more() {
         [
             ((Request::Put, Sort::Segment), 1),
             ((Request::Put, Sort::Ledger), 1),
-            ((Request::Put, Sort::Checkpoint), 2),
+            ((Request::Put, Sort::Checkpoint), 3),
             ((Request::Get, Sort::Checkpoint), 3),
             ((Request::Delete, Sort::Checkpoint), 1)
         ]

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use farside_layer::{Footer, FrameDecoder, FrameRef, PartError, RunKind, TRAILER_BYTES};
-use farside_ledger::{Body, Record, State, VolumeMeta};
+use farside_ledger::{Body, CheckpointPlace, Record, State, VolumeMeta};
 use farside_region::{GranuleRun, LedgerPosition, Name, RecordDigest, RegionSet, Slot, VolumeId, mutation};
 
 use crate::backend::{Backend, ObjectName, block_on};
+use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::PartRuns;
 use crate::index::Content;
@@ -160,6 +161,15 @@ impl Segments {
         }
         if mutation::on("what is forgotten of a ledger is believed") {
             return Ok(true);
+        }
+        // Before the records: † in the slot of one that is gone somebody may have put another, too late.
+        let number = CheckpointPlace::covering(position.slot, checkpoint::span()).number;
+        match checkpoint::digests(&*self.backend, &self.names, state.group(), number)? {
+            Some(Ok(digests)) => return Ok(digests.at(position.slot) == Some(position.digest)),
+            Some(Err(bad)) => {
+                tracing::error!(group = %self.names, file = %bad.file, why = %bad.why, "digests of old records cannot be used")
+            }
+            None => {}
         }
         if let Ok((next, _)) = self.standing(position.slot.next())? {
             return Ok(next.prev == position.digest);

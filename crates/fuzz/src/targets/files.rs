@@ -194,6 +194,7 @@ fn object_name(bytes: &[u8]) -> Outcome {
                 GroupObject::Record(slot) => names.record(*slot),
                 GroupObject::Checkpoint(number) => names.checkpoint(*number),
                 GroupObject::CheckpointState(number) => names.checkpoint_state(*number),
+                GroupObject::CheckpointDigests(number) => names.checkpoint_digests(*number),
                 GroupObject::RecordVoid(slot) => names.record_void(*slot),
                 GroupObject::Key(number) => names.key(*number),
                 GroupObject::Pack(pack) => names.pack(*pack),

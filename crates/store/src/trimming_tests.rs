@@ -1,0 +1,265 @@
+use std::fs;
+use std::sync::Arc;
+
+use farside_ledger::{LayerKind, Policy, State};
+use farside_region::{LedgerPosition, RecordDigest};
+use proptest::prelude::*;
+
+use super::*;
+use crate::backend::memory::Memory;
+use crate::backend::{Backend, DirBackend};
+use crate::check::{Problem, Severity, check};
+use crate::checkpoint::tests::{names, object_path};
+use crate::image::GroupImage;
+use crate::replay::{Slots, replay};
+use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume, name};
+use crate::{Store, StoreReader};
+
+/// What was given up lately is remembered.
+const HOUR_MS: u64 = 3_600_000;
+
+/// So many points, one an hour, of which few are kept.
+fn go_on(group: &mut GroupStore, volume: &mut TestVolume, points: u64) {
+    for i in 0..points {
+        PASSED_MS.set(PASSED_MS.get() + HOUR_MS);
+        let at = if volume.image[0].is_none() { (0, 16) } else { (i % 16, 1) };
+        volume.publish(group, LayerKind::Point, &[vec![(at.0, at.1, Fill::Byte(i as u8))]]);
+        if i % 16 == 15 {
+            group.prune(&Policy::without_grid(2, 0)).expect("prune");
+        }
+    }
+}
+
+/// A ledger of which replay has forgotten most.
+fn long() -> (TempStore, TestVolume) {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    go_on(&mut group, &mut volume, 300);
+    (store, volume)
+}
+
+fn trim(group: &mut GroupStore) -> usize {
+    let mut gone = 0;
+    loop {
+        gone += group.trim_ledger().expect("trimmed");
+        if group.trimming.pass.is_none() && group.trimming.passed == Some(group.state().next_slot().0 / span()) {
+            return gone;
+        }
+    }
+}
+
+fn backend(store: &TempStore) -> Arc<dyn Backend> {
+    Arc::new(DirBackend::open(&store.path()).expect("open"))
+}
+
+fn slots(store: &TempStore) -> BTreeSet<u64> {
+    Slots::list(&*backend(store), &names()).expect("listed").records
+}
+
+fn found(store: &TempStore) -> Vec<(Severity, Problem)> {
+    let report = check(&StoreReader::open(&store.path()).expect("open"), &|_| true).expect("check");
+    report.findings.iter().map(|f| (f.severity, f.problem)).collect()
+}
+
+/// What of a ledger must be there: what replay remembers, and all from the last run before an anchor's end on.
+fn wanted(state: &State) -> BTreeSet<u64> {
+    let floor = anchor(state).map_or(0, |anchor| (anchor + 1) * span()).saturating_sub(BATCH_SLOTS);
+    (0..state.next_slot().0).filter(|slot| *slot >= floor || state.remembers(Slot(*slot))).collect()
+}
+
+#[test]
+fn records_that_nobody_asks_for_go_and_the_group_is_what_it_was() {
+    let (store, mut volume) = long();
+    let mut group = store.group();
+    let before = group.state().clone();
+    let all = slots(&store).len();
+    let gone = trim(&mut group);
+    assert!(gone > 100, "{gone} of {all}");
+    assert_eq!((slots(&store), group.state()), (wanted(&before), &before));
+    drop(group);
+    assert_eq!(found(&store), []);
+    let mut group = store.group();
+    assert_eq!(group.state(), &before);
+    // It goes on, and more of it goes; what of a step before stayed for a layer goes when that is forgotten.
+    go_on(&mut group, &mut volume, 300);
+    assert!(trim(&mut group) > 100);
+    assert_eq!(slots(&store), wanted(group.state()));
+    assert_eq!(trim(&mut group), 0);
+    drop(group);
+    assert_eq!(found(&store), []);
+    let whole = StoreReader::open(&store.path()).expect("open").group(&names()).expect("group");
+    let newest = whole.points().last().expect("a point").slot;
+    let bytes = whole.point_reader(newest, volume.id()).expect("reader");
+    let mut content = bytes.content();
+    bytes.read_region(farside_region::RegionIndex(0), &mut content).expect("read");
+    assert_eq!(content.bytes[..], TestVolume::bytes(&volume.image)[..content.bytes.len()]);
+}
+
+#[test]
+fn where_the_newest_states_rot_replay_begins_at_the_anchor() {
+    let (store, _) = long();
+    let mut group = store.group();
+    trim(&mut group);
+    let before = group.state().clone();
+    drop(group);
+    let newest = before.next_slot().0 / span();
+    for number in newest - checkpoint::STATES..newest {
+        fs::remove_file(object_path(&store, &names().checkpoint_state(number))).expect("it was there");
+    }
+    let anchored = anchor(&before).expect("an anchor");
+    assert!(newest > anchored + 4, "it is far back");
+    let group = store.group();
+    assert!(group.torn().is_none() && group.state() == &before);
+}
+
+#[test]
+fn l6_a_position_so_old_is_told_from_one_of_another_history() {
+    let (store, _) = long();
+    let mut group = store.group();
+    let all = slots(&store);
+    let digest_of = |slot: u64| {
+        let records = crate::replay::read_slot(&*backend(&store), &names(), Slot(slot), false).expect("read").expect("whole");
+        records[0].1
+    };
+    let old: Vec<(u64, RecordDigest)> = all.iter().take(40).map(|slot| (*slot, digest_of(*slot))).collect();
+    trim(&mut group);
+    let left = slots(&store);
+    let gone: Vec<_> = old.into_iter().filter(|(slot, _)| !left.contains(slot) && !left.contains(&(slot + 1))).collect();
+    assert!(gone.len() > 10, "{gone:?}");
+    for (slot, digest) in gone {
+        assert!(group.went_through(&LedgerPosition { slot: Slot(slot), digest }).expect("known"));
+        assert!(!group.went_through(&LedgerPosition { slot: Slot(slot), digest: RecordDigest([7; 32]) }).expect("known"));
+        // Whoever comes too late, and has gone another way, says nothing of it.
+        let late = names().record(Slot(slot + 1));
+        fs::write(object_path(&store, &late), fs::read(object_path(&store, &names().record(Slot(200)))).expect("read"))
+            .expect("put");
+        assert!(group.went_through(&LedgerPosition { slot: Slot(slot), digest }).expect("known"));
+        fs::remove_file(object_path(&store, &late)).expect("removed");
+    }
+}
+
+#[test]
+fn what_comes_too_late_is_nothing_and_goes_with_the_next_pass() {
+    let (store, mut volume) = long();
+    let mut group = store.group();
+    trim(&mut group);
+    let left = slots(&store);
+    let free = (0..).find(|slot| !left.contains(slot)).expect("a gap");
+    let stray = object_path(&store, &names().record(Slot(free)));
+    fs::create_dir_all(stray.parent().expect("a folder")).expect("mkdir");
+    fs::write(&stray, b"of somebody who slept").expect("put");
+    drop(group);
+    let mut group = store.group();
+    assert!(group.torn().is_none());
+    go_on(&mut group, &mut volume, span());
+    trim(&mut group);
+    assert!(!stray.exists());
+    drop(group);
+    assert_eq!(found(&store), []);
+}
+
+/// Nothing that would make up for what goes is there, or somebody reads: then nothing goes.
+#[test]
+fn nothing_goes_without_what_stands_for_it() {
+    let (store, _) = long();
+    let before = slots(&store);
+    let anchor = anchor(store.group().state()).expect("an anchor");
+    let harmless = |object: &ObjectName, harm: &dyn Fn(Vec<u8>) -> Option<Vec<u8>>| {
+        let path = object_path(&store, object);
+        let good = fs::read(&path).expect("it is there");
+        match harm(good.clone()) {
+            Some(bad) => fs::write(&path, bad).expect("put"),
+            None => fs::remove_file(&path).expect("removed"),
+        }
+        let mut group = store.group();
+        trim(&mut group);
+        drop(group);
+        assert_eq!(slots(&store), before, "{object}");
+        fs::write(&path, good).expect("put back");
+    };
+    let gone = |_| None;
+    let flipped = |mut bytes: Vec<u8>| {
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        Some(bytes)
+    };
+    for harm in [&gone as &dyn Fn(Vec<u8>) -> Option<Vec<u8>>, &flipped] {
+        harmless(&names().checkpoint_state(anchor), harm);
+        harmless(&names().checkpoint(anchor + 1), harm);
+    }
+    let reading = StoreReader::open(&store.path()).expect("open").group(&names()).expect("group");
+    let slot = reading.points().last().expect("a point").slot;
+    let volume = reading.state().volumes().next().expect("a volume").0;
+    let held = reading.point_reader(slot, volume).expect("reader");
+    let mut group = store.group();
+    assert_eq!((0..20).map(|_| group.trim_ledger().expect("deferred")).sum::<usize>(), 0);
+    assert_eq!(slots(&store), before, "somebody reads");
+    drop((held, reading, group));
+    for harm in [&gone as &dyn Fn(Vec<u8>) -> Option<Vec<u8>>, &flipped] {
+        let (store, _) = long();
+        let (path, before) = (object_path(&store, &names().checkpoint_digests(2)), slots(&store));
+        match harm(fs::read(&path).expect("it is there")) {
+            Some(bad) => fs::write(&path, bad).expect("put"),
+            None => fs::remove_file(&path).expect("removed"),
+        }
+        assert!(trim(&mut store.group()) > 100);
+        let left = slots(&store);
+        assert!(before.difference(&left).all(|slot| slot / span() != 2), "those that it covers stay");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    /// Whatever is published, pruned and claimed, by batches or one by one, and whenever it is trimmed: what opens afterwards is what was there.
+    #[test]
+    fn what_is_trimmed_is_what_it_was(steps in prop::collection::vec((0u8..12, 0u64..16, 1u64..40), 20..60)) {
+        let store = TempStore::new();
+        let mut group = store.group();
+        let mut volumes = [TestVolume::new("v", 16), TestVolume::new("w", 16)];
+        volumes.iter_mut().for_each(|volume| volume.claim(&mut group));
+        for (what, at, count) in steps {
+            let volume = &mut volumes[usize::from(what % 2)];
+            match what {
+                0 | 1 => volume.claim(&mut group),
+                2 | 3 => drop(group.prune(&Policy::without_grid(2, 0)).expect("prune")),
+                4 => { drop(group); group = store.group(); }
+                5 | 6 => assert!(trim(&mut group) < usize::MAX),
+                _ => for _ in 0..count {
+                    PASSED_MS.set(PASSED_MS.get() + HOUR_MS);
+                    let at = if volume.image[0].is_none() { (0, 16) } else { (at, 1) };
+                    volume.publish(&mut group, LayerKind::Point, &[vec![(at.0, at.1, Fill::Byte(what))]]);
+                },
+            }
+        }
+        trim(&mut group);
+        let before = group.state().clone();
+        prop_assert!(wanted(&before).is_subset(&slots(&store)));
+        drop(group);
+        prop_assert_eq!(found(&store), []);
+        let opened: GroupImage = replay(&*backend(&store), &names(), before.group(), |_| {}).expect("replay").image;
+        prop_assert_eq!(opened.state(), &before);
+    }
+}
+
+#[test]
+fn a_bucket_is_trimmed_as_well() {
+    crate::testkit::forget_soon();
+    let dir = tempfile::tempdir().expect("temp dir");
+    let bucket = Arc::new(Memory::default());
+    Store::init_bucket(&(Arc::clone(&bucket) as Arc<dyn Backend>)).expect("init");
+    let open = || {
+        let store = Store::open_bucket(Arc::clone(&bucket) as Arc<dyn Backend>, &dir.path().join("staging")).expect("open");
+        store.group(&name("host"), &name("default")).expect("group")
+    };
+    let mut group = open();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    go_on(&mut group, &mut volume, 300);
+    let before = group.state().clone();
+    assert!(trim(&mut group) > 100);
+    drop(group);
+    assert_eq!(open().state(), &before);
+}
