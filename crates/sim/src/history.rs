@@ -23,8 +23,8 @@ pub struct ClaimFacts {
     pub confirmed: Option<Term>,
     /// The regions whose bit was set when the process began.
     pub inherited: RegionSet,
-    /// A person had accepted.
-    pub accepted: bool,
+    /// A person had accepted, in that step.
+    pub accepted: Option<u64>,
 }
 
 /// Who sent a layer.
@@ -79,9 +79,7 @@ impl Histories {
         };
         if key.seq == Seq(1) {
             self.may_go_on(state, volume, key, slot, &author)?;
-            if let Some(accepted) = world.site(author.site).accepted.borrow_mut().get_mut(volume) {
-                *accepted = false;
-            }
+            world.site(author.site).yes_is_over(volume, &author.claim);
         }
         if author.site > 0 {
             world.met("a clone publishes");
@@ -100,7 +98,7 @@ impl Histories {
     fn may_go_on(&self, state: &State, volume: usize, key: LayerKey, slot: Slot, author: &Author) -> Result<(), String> {
         let facts = &author.claim;
         let who = || format!("L6: v{volume} of site {} goes on with layer {key}", author.site);
-        if facts.accepted {
+        if facts.accepted.is_some() {
             return Ok(());
         }
         let before: Vec<&LayerFact> = state.layers_above(key.volume, None).filter(|l| l.slot < slot).collect();

@@ -112,8 +112,8 @@ pub struct Site {
     /// Volumes of which somebody else's layers, or another ledger, may stand between published and disk, and whose position was
     /// not checked since: L2 does not speak of them. With the step at which that came about.
     pub tainted: RefCell<Vec<Option<u64>>>,
-    /// Volumes that a person accepted, until a layer follows.
-    pub accepted: RefCell<Vec<bool>>,
+    /// The step in which a person accepted a volume, until a layer follows that was claimed by that.
+    pub accepted: RefCell<Vec<Option<u64>>>,
     /// It publishes in place of the original.
     pub stands_in: bool,
     /// Per volume, the newest promotion that a person knew of who let this machine go on.
@@ -162,7 +162,7 @@ impl Site {
             boot: Cell::new(boot),
             source_alive: Cell::new(false),
             tainted: RefCell::new(vec![None; sectors.len()]),
-            accepted: RefCell::new(vec![false; sectors.len()]),
+            accepted: RefCell::new(vec![None; sectors.len()]),
             stands_in,
             takes_back: RefCell::new(vec![None; sectors.len()]),
             permitted: RefCell::new(vec![1; sectors.len()]),
@@ -177,6 +177,24 @@ impl Site {
     /// Its present process, as claims tell it.
     pub fn asker(&self) -> Asker {
         Asker { site: self.no, attached_at: self.attached_at.get() }
+    }
+
+    /// A person accepts a volume. Said again before anything was claimed by it, it is the same yes.
+    pub fn says_yes(&self, volume: usize, step: u64) {
+        let claimed = self.claiming.borrow()[volume].accepted;
+        let accepted = &mut self.accepted.borrow_mut()[volume];
+        if accepted.is_none() || *accepted == claimed {
+            *accepted = Some(step);
+        }
+    }
+
+    /// The first layer of a claim is published: the yes that it was made by is over. That may be the claim of a process, or of a
+    /// machine, that is no more, whose layer the receiver had staged: what was said to this one since was about another refusal.
+    pub fn yes_is_over(&self, volume: usize, claim: &ClaimFacts) {
+        let accepted = &mut self.accepted.borrow_mut()[volume];
+        if *accepted == claim.accepted {
+            *accepted = None;
+        }
     }
 
     /// All its disks: backings, then intent maps.
@@ -304,5 +322,39 @@ impl Site {
     /// Waits for an operation of a volume's intent map.
     pub async fn map(&self, world: &World, volume: usize, op: OpId) -> Done {
         world.steps().get(|| self.maps[volume].borrow_mut().take(op)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t17_a_layer_of_the_machine_before_uses_up_no_yes_of_the_one_after() {
+        let geometry = Geometry::with_shape(4096, GRANULE_SHIFT, REGION_GRANULES_SHIFT).expect("a valid shape");
+        let site = Site::new(0, false, 1, &[geometry], 8192, BootId([1; 16]));
+        let says = |step| {
+            site.says_yes(0, step);
+            site.accepted.borrow()[0]
+        };
+        let claims = || {
+            let claim = ClaimFacts { accepted: site.accepted.borrow()[0], ..ClaimFacts::default() };
+            site.claiming.borrow_mut()[0] = claim.clone();
+            claim
+        };
+        let publishes = |claim: &ClaimFacts| {
+            site.yes_is_over(0, claim);
+            site.accepted.borrow()[0]
+        };
+        assert_eq!((says(5), says(6)), (Some(5), Some(5)), "nothing was claimed by the first one yet");
+        let before = claims();
+        site.accepted.borrow_mut().fill(None); // installed anew
+        assert_eq!(says(8), Some(8));
+        assert_eq!(publishes(&before), Some(8), "T17: it was staged before");
+        assert_eq!(publishes(&ClaimFacts::default()), Some(8), "T17: nobody had to be asked about it");
+        let after = claims();
+        assert_eq!(says(9), Some(9), "refused once more");
+        assert_eq!(publishes(&after), Some(9), "T17: it was about the refusal before");
+        assert_eq!(publishes(&claims()), None, "it was about that one");
     }
 }

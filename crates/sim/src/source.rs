@@ -201,7 +201,7 @@ impl Source {
         let images: Vec<_> = (0..volumes.len()).map(|v| site.image(v)).collect();
         site.flush_failures.borrow_mut().fill(0);
         site.acked_n.borrow_mut().iter_mut().for_each(|n| n.fill(0));
-        site.accepted.borrow_mut().fill(false);
+        site.accepted.borrow_mut().fill(None);
         site.takes_back.borrow_mut().fill(None);
         site.attached_at.set(world.step.get());
         let attach = site.oracle.borrow_mut().attached(&images, world.now_us.get());
@@ -485,7 +485,7 @@ impl Source {
     /// A person says `--accept`.
     pub fn accept(&self, volume: usize) {
         self.say(|| format!("v{volume}: a person accepts"));
-        self.site.accepted.borrow_mut()[volume] = true;
+        self.site.says_yes(volume, self.world.step.get());
         self.site.takes_back.borrow_mut()[volume] = None;
         self.push(Event::Accept { volume: self.world.names.ids[volume] });
     }
@@ -506,7 +506,7 @@ impl Source {
     /// A person says that the history goes on from that point, which the disk was brought to.
     pub fn take_back(&self, volume: usize, at: LedgerPosition) {
         self.say(|| format!("v{volume}: a person takes the history back from point {}", at.slot));
-        self.site.accepted.borrow_mut()[volume] = true;
+        self.site.says_yes(volume, self.world.step.get());
         self.site.takes_back.borrow_mut()[volume] = Some(at.slot);
         self.push(Event::TakeBack { volume: self.world.names.ids[volume], at });
     }
