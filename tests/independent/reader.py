@@ -6,7 +6,7 @@
 
 Written from docs/formats/{store,ledger,layer}.md alone, so that they stay enough to write another one. It needs Python 3.10 and
 libzstd, which every Debian has. The ledger is replayed from its first record with all verdicts, and every digest on the way is
-checked. Of checkpoints it takes nothing, but they must agree; a ledger of which the first records are gone, after some 400,000, would have to be
+checked. Of checkpoints it takes nothing, but they must agree; a ledger of which the first records are gone, after some 500,000, would have to be
 begun at one, and is refused. Encrypted parts are refused: Python comes without AES-GCM.
 """
 

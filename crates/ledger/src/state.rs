@@ -401,6 +401,11 @@ impl State {
         slot >= self.exact_from
     }
 
+    /// The newest accepted pin, unpin or prune record.
+    pub fn roots_changed(&self) -> Option<Slot> {
+        self.roots_changed
+    }
+
     /// The record that alone knows what the layers in this slot touched. `None`: it is known here, or the slot is above the head.
     pub fn only_known_by(&self, slot: Slot) -> Option<RecordDigest> {
         if self.is_exact(slot) { None } else { self.digest_at(slot) }

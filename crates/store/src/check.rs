@@ -648,7 +648,7 @@ impl GroupCheck<'_> {
         };
         let mut whole = replay_all_slots(backend, &self.names, GroupImage::new(group), &mut made_anew)?;
         // † Deleting a checkpoint is of use only to who has every record that it covers.
-        let has_all = whole.torn.is_none();
+        let has_all = whole.torn.is_none() && whole.image.state().next_slot() >= self.image.state().next_slot();
         if let Some(torn) = &whole.torn
             && let Some((image, root)) = self.gone_below(torn.slot)?
         {
@@ -683,7 +683,7 @@ impl GroupCheck<'_> {
         }
         let Some(newest) = newest else { return Ok(()) };
         let (which_are, again) = if has_all {
-            let again = "stop the receiver, delete this checkpoint and all after it, roots and states, and the receiver writes them again \
+            let again = "stop the receiver, delete this checkpoint and all after it, roots, states and digests, and the receiver writes them again \
                          when it starts";
             (", which are whole,", again)
         } else {

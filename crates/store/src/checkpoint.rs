@@ -61,10 +61,10 @@ pub fn set_checkpoint_span(slots: u64) {
     SPAN.set(slots);
 }
 
-/// The newest checkpoint that keeps its state for long and below whose end replay remembers single records only: where replay can begin
-/// when those others are gone.
+/// Of the checkpoints that keep their states for long and below whose ends replay remembers single records only the newest but one: where replay
+/// can begin, though records below it are gone, and three newer states could not be used.
 pub(crate) fn anchor(state: &State) -> Option<u64> {
-    (state.remembers_all_from().0 / span() / ANCHORS).checked_sub(1).map(|nth| (nth + 1) * ANCHORS - 1)
+    (state.remembers_all_from().0 / span() / ANCHORS).checked_sub(2).map(|nth| (nth + 1) * ANCHORS - 1)
 }
 
 /// Whether a checkpoint is, or may become, an [anchor].

@@ -234,7 +234,7 @@ impl GroupStore {
             merging: Merging::default(),
             packs: packs::Packs::default(),
             checkpoints,
-            trimming: trimming::Trimming::default(),
+            trimming: trimming::Trimming::of(id),
             repeats: Repeats::default(),
             known,
             sweeps,

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - what damage makes one need does not go ([`GroupImage::may_go`](crate::image::GroupImage::may_go)), neither when it was cleared before the
 //!   damage was found;
+//! - in a directory it goes once the record that gave it up is not the newest (in a bucket a day later);
 //! - what may not go keeps nothing else, and neither does what cannot be deleted: one file that a disk will not let go of fills no store.
 
 use std::collections::BTreeSet;
@@ -28,6 +29,25 @@ const SWEPT_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::
 const SLOW: Duration = Duration::from_secs(5);
 /// A file of a directory that could not be deleted is not tried again before this.
 const FAILED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(60) };
+/// In a directory with more room than this nothing goes for the word of one record.
+const ROOM: u64 = 256 << 20;
+
+#[cfg(not(test))]
+fn room() -> u64 {
+    ROOM
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Most tests look right after the record.
+    pub(super) static WAITS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+#[cfg(test)]
+fn room() -> u64 {
+    if WAITS.get() { ROOM } else { u64::MAX }
+}
+
 /// Nor is it looked more often for who reads.
 const LOOKED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(600) };
 
@@ -51,6 +71,10 @@ impl GroupStore {
         }
         if !self.shared.is_dir {
             return self.sweep_bucket();
+        }
+        if self.is_said_once() && !self.needs_room() {
+            swept.deferred = self.dead.len();
+            return Ok(swept);
         }
         let began = Instant::now();
         // What fails keeps nothing else from being deleted, and is told at the end.
@@ -87,6 +111,17 @@ impl GroupStore {
             self.shared.keep_ballast();
         }
         failed.map_or(Ok(swept), Err)
+    }
+
+    /// Whether what the newest record gave up is said by that alone. † Without it all would be alive and missing, and what lies over it not be
+    /// told from what it held: the next record's object repeats it.
+    fn is_said_once(&self) -> bool {
+        self.state().head().is_some() && self.state().roots_changed() == self.state().head()
+    }
+
+    /// Whether it goes all the same: a full store takes no other record.
+    fn needs_room(&self) -> bool {
+        !self.space().is_ok_and(|space| space.grantable() >= room())
     }
 
     /// In a bucket: a few at a time.

@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use farside_ledger::{BATCH_SLOTS, CheckpointPlace, run_of};
-use farside_region::Slot;
+use farside_region::{GroupId, Slot};
 
 use super::GroupStore;
 use crate::backend::{ObjectName, block_on};
@@ -31,8 +31,11 @@ const PAUSE: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_s
 /// Nor after one that failed, or found somebody reading.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(60) };
 
+/// After the opening of a group others are waited for, and others are opened; not for all of them at once.
+const FIRST_AFTER: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(600) };
+
 /// How far it has come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Trimming {
     /// The anchor that was found whole and of this history.
     whole: Option<u64>,
@@ -40,6 +43,14 @@ pub(super) struct Trimming {
     /// So many checkpoints there were when the last pass began, or nothing could go.
     passed: Option<u64>,
     not_before: Option<Instant>,
+}
+
+impl Trimming {
+    /// Of a group that was just opened.
+    pub(super) fn of(group: GroupId) -> Self {
+        let spread = FIRST_AFTER.mul_f64(f64::from(group.0[0]) / 128.0);
+        Self { whole: None, pass: None, passed: None, not_before: Some(Instant::now() + FIRST_AFTER + spread) }
+    }
 }
 
 /// Once through all that lies below an anchor's end.
@@ -155,12 +166,17 @@ impl GroupStore {
             tracing::warn!(group = %names, file, why, "old records stay, as the checkpoint that would stand for them cannot be used");
             Ok(false)
         };
-        if let Err(bad) = checkpoint::read(backend, names, group, anchor, None)? {
+        // A service holds what it keeps against digests of its own.
+        if self.shared.is_dir
+            && let Err(bad) = checkpoint::read(backend, names, group, anchor, None)?
+        {
             return warn(&bad.file, &bad.why);
         }
         let mut before = None;
-        for number in anchor..checkpoints {
-            let (root, digest) = match checkpoint::read_root(backend, names, group, number)? {
+        let numbers: Vec<u64> = (anchor..checkpoints).collect();
+        let roots = parallel(backend, &numbers, |number| checkpoint::read_root(backend, names, group, *number));
+        for (number, root) in numbers.into_iter().zip(roots) {
+            let (root, digest) = match root? {
                 Ok(root) => root,
                 Err(bad) => return warn(&bad.file, &bad.why),
             };
