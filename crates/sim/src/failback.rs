@@ -13,6 +13,7 @@
 //! up, finish it, discard the branch or accept the disks between any two rounds; strangers write to the disks, and their syncs fail, too; whoever
 //! stands in dies, and the group is failed over once more. The judge knows what the disks held, what points hold, and what strangers wrote:
 //!
+//! - what is served without force is the newest point: of who stood in there is none to come;
 //! - what is said to be a point is that point, durably, in every sector;
 //! - what is served is the point that is said, or what the disks held when they were taken; but for what strangers wrote since;
 //! - a branch over its point, which is kept, is what the disks held when it was begun; but for what strangers wrote while it was written.
@@ -298,8 +299,10 @@ impl Run {
     fn turn(&mut self, failback: &mut Failback) -> Turn {
         let world = self.world.clone();
         failback.disks.are_sound();
-        if !world.healing.get() && failback.taken {
-            self.something_befalls(failback);
+        // The moment between the decision that they are served and the end of it is a short one.
+        let is_short = matches!(failback.course.stage, Stage::Returning { .. });
+        if failback.taken && (!world.healing.get() || is_short) {
+            self.something_befalls(failback, if is_short { 15 } else { 60 });
         }
         if world.healing.get() && failback.in_vain > PATIENCE {
             world.met("a failback that does not get on is given up");
@@ -323,10 +326,10 @@ impl Run {
     }
 
     /// What persons say between two rounds, and what happens to the disks.
-    fn something_befalls(&mut self, failback: &mut Failback) {
+    fn something_befalls(&mut self, failback: &mut Failback, one_of: usize) {
         let world = self.world.clone();
         let course = &mut failback.course;
-        let dice = world.dice(60);
+        let dice = world.dice(one_of);
         // Where a round was cut short, or else now and then.
         let is_usual = dice == 7 || matches!(course.stage, Stage::Held { applying: Some(_), .. }) && !course.branch.is_due();
         match dice {
@@ -347,7 +350,8 @@ impl Run {
                     failback.folder.iter_mut().for_each(|folder| _ = folder.truth.strange[volume].insert(sector));
                 }
             }
-            2 => {
+            // Seldom by who said that it is to be finished, and waits for that.
+            2 if course.finish.is_none() || world.chance(0.2) => {
                 world.met("a failback is given up");
                 (course.abort, course.finish) = (true, None);
             }
@@ -436,8 +440,8 @@ impl Run {
         let receiver = self.receiver.as_ref()?;
         receiver.with_group(|group| {
             let lineage = self.world.lineage();
-            let newest = group.state().points().values().rev().find(|point| !point.degraded && lineage.has(point.slot))?.slot;
-            self.pulled(newest)
+            let mut newest_first = group.state().points().keys().rev().filter(|slot| lineage.has(**slot));
+            newest_first.find_map(|slot| self.pulled(*slot))
         })
     }
 
@@ -603,7 +607,8 @@ impl Run {
         folder.judge(world, &|volume| self.judge.image_of(volume, folder.over.slot).cloned());
     }
 
-    /// Whoever stands in is told to stop, and has. A person says what follows if the group was failed over meanwhile.
+    /// Whoever stands in is told to stop, and has, and said that it owes nothing, as `why_not` of the daemon asks. A person says what follows if the
+    /// group was failed over meanwhile.
     fn nobody_publishes_more(&mut self, failback: &mut Failback) -> Result<bool, Ended> {
         let world = self.world.clone();
         let Some(failover) = world.failover.borrow().clone() else { return Err(Ended::Failed) };
@@ -618,27 +623,40 @@ impl Run {
         }
         if self.exists[no] {
             let rate = if world.plan.fails_back { 0.2 } else { 0.02 };
-            let forced = self.sources[no].is_none() && world.chance(0.1) || world.chance(rate);
-            match self.sources[no].clone() {
-                _ if forced => world.met("a failback does not wait for who stands in"),
-                Some(source) => {
-                    self.exists[no] = false;
-                    source.meddle(Fault::Stop, 0);
-                    return Ok(false);
-                }
-                None => return Ok(false),
+            let Some(source) = self.sources[no].clone() else {
+                return Ok(world.chance(0.03) && self.is_forced(failback, no));
+            };
+            // Most often persons wait until it has got on.
+            let is_ready = source.owes_nothing() || world.chance(if world.healing.get() { 0.002 } else { 0.02 });
+            if is_ready && world.chance(rate) {
+                return Ok(self.is_forced(failback, no));
             }
-            self.clone_is_destroyed(no);
-            failback.course.finish = Some(Finish { force: true });
-            failback.alone = true;
-            return Ok(true);
+            if is_ready {
+                self.exists[no] = false;
+                source.meddle(Fault::Stop, 0);
+            }
+            return Ok(false);
         }
         if self.sources[no].is_some() {
             // A stop that nothing comes of.
-            if world.chance(0.2) {
+            if world.chance(if world.healing.get() { 0.002 } else { 0.02 }) {
                 self.source_ends(no, "is killed: it was to stop");
             }
             return Ok(false);
+        }
+        // † Its process may have been killed. The gateway publishes what that sent when it comes to it: a moment after it was asked for the newest.
+        if !self.owes_nothing(no) {
+            world.met("a failback waits for the last word of who stood in");
+            match world.dice(20) {
+                _ if failback.alone => failback.course.finish = Some(Finish { force: true }),
+                0 => return Ok(self.is_forced(failback, no)),
+                1..=8 => {
+                    // A person starts it, and stops it in order.
+                    self.exists[no] = true;
+                    return Ok(false);
+                }
+                _ => return Ok(false),
+            }
         }
         let newest = self.receiver.as_ref().and_then(|receiver| receiver.points().last().copied());
         let is_passed_over = newest > self.newest_pulled().map(|newest| newest.position.slot);
@@ -657,6 +675,20 @@ impl Run {
         Ok(true)
     }
 
+    /// The gateway has its word that it has no more to publish.
+    fn owes_nothing(&self, no: usize) -> bool {
+        self.receiver.as_ref().is_some_and(|receiver| receiver.owes_nothing(no))
+    }
+
+    /// Who stands in is waited for by nobody, and gone for ever; what it sent before may be published still.
+    fn is_forced(&mut self, failback: &mut Failback, no: usize) -> bool {
+        self.world.met("a failback does not wait for who stands in");
+        self.clone_is_destroyed(no);
+        failback.course.finish = Some(Finish { force: true });
+        failback.alone = true;
+        true
+    }
+
     /// † Much may have happened since it was decided that they are served.
     fn may_be_served(&mut self, failback: &mut Failback, at: &At) -> Result<(), Ended> {
         let world = self.world.clone();
@@ -672,14 +704,17 @@ impl Run {
         let newest = self.newest_pulled().ok_or(Ended::Failed)?;
         let stand_in = world.failover.borrow().as_ref().and_then(|failover| failover.stand_in);
         let is_same = world.failover.borrow().as_ref().is_some_and(|failover| failover.generation == failback.generation);
-        let is_right = newest.position == at.position && is_same && stand_in.is_some_and(|no| !self.exists[no]);
+        let is_forced = failback.course.finish.is_some_and(|finish| finish.force);
+        let is_over = |no: usize| !self.exists[no] && (is_forced || self.owes_nothing(no));
+        let is_right = newest.position == at.position && is_same && stand_in.is_some_and(is_over);
         // Who forces that waits for no word of the gateway.
-        let is_forced = failback.course.finish.is_some_and(|finish| finish.force) && world.chance(0.5);
-        if !is_right && !is_forced {
+        let goes_on = is_right || is_forced && world.chance(0.5);
+        if !goes_on {
             let stage = Stage::Held { at: Some(at.clone()), applying: None };
             return failback.change(&world, |course| course.stage = stage);
         }
-        if is_right {
+        // † Of what is forced nobody says that it is the newest: there it is told when the history is claimed, and refused.
+        if is_right && !is_forced {
             self.judge.on_taken_back(&world, at.position.slot);
         }
         failback.change(&world, |course| course.stage = Stage::Returning { at: at.clone(), served: true })?;

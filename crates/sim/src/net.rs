@@ -33,6 +33,8 @@ pub enum Load {
     Part(Vec<u8>),
     /// The end of the connection, as the other side notices it.
     Closed,
+    /// The same, with the last word of a source that all of it is published.
+    Settled,
 }
 
 /// Something on its way.
@@ -124,7 +126,7 @@ impl Network {
                 || match message.load {
                     // The source's process tells its tasks at once: nothing of a dead connection reaches its core.
                     _ if message.to == To::Source => false,
-                    Load::Control(_) | Load::Closed => {
+                    Load::Control(_) | Load::Closed | Load::Settled => {
                         cut[side] |= !rng.chance(keep);
                         !cut[side]
                     }
@@ -195,7 +197,7 @@ mod tests {
                 match m.load {
                     Load::Control(b) => control.push(b[0]),
                     Load::Part(b) => parts.push(b[0]),
-                    Load::Closed => {}
+                    Load::Closed | Load::Settled => {}
                 }
             }
             assert_eq!(control, (0..control.len() as u8).collect::<Vec<_>>(), "a prefix in order");

@@ -65,6 +65,8 @@ pub struct Receiver {
     /// A record is being put, a heartbeat too.
     writing: Cell<bool>,
     fencing: Fencing,
+    /// The newest connection of each machine, as far as this process heard, and whether its last word was that all is published.
+    last_words: RefCell<BTreeMap<usize, (ConnId, bool)>>,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -163,6 +165,7 @@ impl Receiver {
             merging: RefCell::default(),
             writing: Cell::new(false),
             fencing: Fencing::default(),
+            last_words: RefCell::default(),
         });
         actions.into_iter().for_each(|action| me.act(action));
         me.grant();
@@ -202,6 +205,7 @@ impl Receiver {
                             return;
                         }
                         self.sessions.borrow_mut().insert(conn.0);
+                        self.owes_again(conn);
                     }
                     self.push(Event::Message { session, message: Box::new(message) });
                 }
@@ -214,8 +218,9 @@ impl Receiver {
                     self.world.spawn(self.owner, "land", async move { me.land(session, bytes).await });
                 }
             }
-            Load::Closed => {
+            Load::Closed | Load::Settled => {
                 if self.sessions.borrow_mut().remove(&conn.0) {
+                    self.hear_last_word(conn, matches!(load, Load::Settled));
                     self.push(Event::Closed { session });
                 }
             }

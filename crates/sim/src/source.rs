@@ -589,7 +589,7 @@ impl Source {
                 Err(e) => self.world.fail(format!("the receiver sent what the source cannot read: {e}")),
             },
             Load::Closed => self.lose(conn),
-            Load::Part(_) => self.world.fail("the receiver sent a part".into()),
+            Load::Part(_) | Load::Settled => self.world.fail("the receiver sent what only a source does".into()),
         }
     }
 

@@ -145,6 +145,7 @@ const MET_BY_FAILBACKS: &[(&str, u64)] = &[
     ("a failback is given up", 80),
     ("a failback is over", 60),
     ("a failback that was given up is finished after all", 3),
+    ("a failback waits for the last word of who stood in", 100),
     ("a failover beside a failback", 10),
     ("a round of a failback is interrupted", 30),
     ("a stranger's write to a disk that is held is noticed", 10),
@@ -152,8 +153,9 @@ const MET_BY_FAILBACKS: &[(&str, u64)] = &[
     ("disks that are held are accepted", 50),
     ("disks that were about to be served are not what they were", 5),
     ("the group was failed over again beside a failback", 3),
+    ("the last word of who stands in is heard", 40),
     ("what a failback overwrote is put back", 60),
-    ("what was left aside is passed over", 8),
+    ("what was left aside is passed over", 3),
 ];
 
 /// Disks follow the volumes, with kills and power cuts at every operation, syncs that fail, and strangers who write to them.

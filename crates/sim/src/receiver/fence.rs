@@ -135,7 +135,7 @@ impl Receiver {
             self.fencing.parked.borrow_mut().push_back((conn, load));
             return None;
         }
-        if !matches!(load, Load::Closed) && !self.may_speak(conn) {
+        if !matches!(load, Load::Closed | Load::Settled) && !self.may_speak(conn) {
             self.world.met("a host that does not stand in any more is turned away");
             self.turn_away(conn);
             return None;
@@ -154,6 +154,34 @@ impl Receiver {
             let is_over = self.highest_generation().0 > failover.generation;
             failover.stage != Stage::Fencing && failover.stand_in == Some(site) && !is_over
         })
+    }
+
+    /// A machine is connected: whatever it said before.
+    pub(super) fn owes_again(&self, conn: ConnId) {
+        let site = self.world.net.borrow().site_of(conn);
+        let mut words = self.last_words.borrow_mut();
+        let newest = words.entry(site).or_insert((conn, false));
+        if newest.0 < conn {
+            *newest = (conn, false);
+        }
+    }
+
+    /// A connection ended.
+    pub(super) fn hear_last_word(&self, conn: ConnId, is_settled: bool) {
+        let site = self.world.net.borrow().site_of(conn);
+        let mut words = self.last_words.borrow_mut();
+        if let Some(newest) = words.get_mut(&site).filter(|(newest, _)| is_settled && *newest == conn) {
+            self.world.met("the last word of who stands in is heard");
+            newest.1 = true;
+        }
+    }
+
+    /// Whether a machine that stands in said, as its last word to this process, that all of it is published, as `receiver/src/group/pull.rs` asks.
+    ///
+    /// † That its process is gone says nothing: what it sent before is published when it is its turn.
+    pub fn owes_nothing(&self, site: usize) -> bool {
+        let is_connected = self.sessions.borrow().iter().any(|conn| self.world.net.borrow().site_of(ConnId(*conn)) == site);
+        !is_connected && self.last_words.borrow().get(&site).is_some_and(|(_, settled)| *settled)
     }
 
     fn turn_away(&self, conn: ConnId) {

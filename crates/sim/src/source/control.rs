@@ -589,6 +589,9 @@ impl Source {
         // Asked at the same moment: a person may resume a volume a moment later.
         let settled = self.core.borrow().settled();
         let settled: Vec<bool> = (0..self.volumes.len()).map(|v| settled && self.is_well(v)).collect();
+        if settled.iter().all(|one| *one) {
+            self.says_that_all_is_published();
+        }
         steps.until(|| self.switch.borrow().is_none() && !self.core.borrow().switching()).await;
         self.push(Event::Halt);
         steps.until(|| self.halted.get()).await;
@@ -597,6 +600,20 @@ impl Source {
             self.leave(vol, settled[vol.index]).await;
         }
         self.ended.set(true);
+    }
+
+    /// Its last word, and the end of its connection. Of another host than one that stands in nobody here asks for it.
+    fn says_that_all_is_published(&self) {
+        let mut net = self.world.net.borrow_mut();
+        if let Some(conn) = self.conn.get().filter(|conn| self.site.stands_in && net.alive(self.site.no) == Some(*conn)) {
+            net.send(To::Receiver, conn, Load::Settled);
+            net.hang_up(conn);
+        }
+    }
+
+    /// All of it is published, as far as it knows.
+    pub fn owes_nothing(&self) -> bool {
+        self.served.get() && self.core.borrow().settled() && (0..self.volumes.len()).all(|v| self.is_well(v))
     }
 
     /// Everything of it can be read, and nobody holds it back.
