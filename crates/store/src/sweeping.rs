@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use farside_ledger::run_of;
 use farside_region::{LayerKey, Name, Slot, mutation};
 
 use super::{Dead, GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Swept, Unseen};
@@ -29,6 +30,8 @@ const SWEPT_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::
 const SLOW: Duration = Duration::from_secs(5);
 /// A file of a directory that could not be deleted is not tried again before this.
 const FAILED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(60) };
+/// A record that gives up so many parts at most is repeated by the one after it: each takes less than 50 bytes of the 128 KiB that are.
+const PARTS_REPEATED_AT_ONCE: usize = 2500;
 /// In a directory with more room than this nothing goes for the word of one record.
 const ROOM: u64 = 256 << 20;
 
@@ -113,10 +116,12 @@ impl GroupStore {
         failed.map_or(Ok(swept), Err)
     }
 
-    /// Whether what the newest record gave up is said by that alone. † Without it all would be alive and missing, and what lies over it not be
-    /// told from what it held: the next record's object repeats it.
+    /// Whether what was given up last is said by one record alone. † Without it all would be alive and missing, and what lies over it not be
+    /// told from what it held. The next record's object repeats it, if it is not long; else the first one of the next run does.
     fn is_said_once(&self) -> bool {
-        self.state().head().is_some() && self.state().roots_changed() == self.state().head()
+        let (Some(head), Some(changed)) = (self.state().head(), self.state().roots_changed()) else { return false };
+        let is_long = self.dead.len() > PARTS_REPEATED_AT_ONCE;
+        if is_long { run_of(head) == run_of(changed) } else { head == changed }
     }
 
     /// Whether it goes all the same: a full store takes no other record.
