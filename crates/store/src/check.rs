@@ -302,7 +302,7 @@ struct Fault {
 enum Lost {
     All,
     Run(GranuleRun),
-    /// Only what is there twice; readers use the other copy.
+    /// Only what no reader looks at. † Whoever needs the part needs its file all the same.
     Nothing,
 }
 
@@ -425,11 +425,16 @@ impl GroupCheck<'_> {
             let where_ = region.map_or_else(String::new, |r| format!(", region {r}"));
             let needed = match (points.as_slice(), head) {
                 ([], false) => "no retained point needs it".to_owned(),
+                (points, _) if matches!(fault.lost, Lost::Nothing) => {
+                    let whose =
+                        if points.is_empty() { "the next points".to_owned() } else { format!("points {}", listed(points)) };
+                    format!(
+                        "its content is whole, and {whose} need it: bring the file back from a copy of the store, delete nothing, and look at the disk"
+                    )
+                }
                 ([], true) => "the next points need it; `farside volume resync` sends it again".to_owned(),
                 (points, _) => {
-                    let ids: Vec<_> = points.iter().take(10).map(ToString::to_string).collect();
-                    let more = if points.len() > 10 { ", …" } else { "" };
-                    format!("points {}{more} need it: restore another one, or bring the file back from a copy", ids.join(", "))
+                    format!("points {} need it: restore another one, or bring the file back from a copy", listed(points))
                 }
             };
             let at = self.segments.locate(&volume.name, part);
@@ -824,12 +829,18 @@ fn finding(names: &dyn Display, problem: Problem) -> Finding {
     }
 }
 
+/// The first of some points.
+fn listed(points: &[Slot]) -> String {
+    let ids: Vec<_> = points.iter().take(10).map(ToString::to_string).collect();
+    let more = if points.len() > 10 { ", …" } else { "" };
+    format!("{}{more}", ids.join(", "))
+}
+
 /// Whether an image takes anything of a part, or of one run of it.
 fn uses(image: &VolumeImage, no: PartNo, lost: Lost) -> bool {
     let run = match lost {
-        Lost::All => GranuleRun { start: GranuleIndex(0), count: u64::MAX },
+        Lost::All | Lost::Nothing => GranuleRun { start: GranuleIndex(0), count: u64::MAX },
         Lost::Run(run) => run,
-        Lost::Nothing => return false,
     };
     image.index.extents(run).chain(image.unknown.extents(run)).any(|e| e.part == no)
 }

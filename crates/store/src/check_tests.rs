@@ -61,6 +61,25 @@ fn flipped_bits_are_named_by_volume_points_and_region() {
     assert_eq!(regions, (0..8).map(RegionIndex).collect(), "every region was named");
 }
 
+/// † Of a file that every point needs it was said that none does, which is to say that it may be deleted.
+#[test]
+fn damage_where_no_reader_looks_names_the_points_that_need_the_file() {
+    let store = TempStore::new();
+    let (volume, points) = base(&store);
+    let path = segment(&store, &volume, "1.0");
+    let good = fs::read(&path).expect("read");
+    let flipped = [&[good[0] ^ 1], &good[1..]].concat();
+    let longer = [&good[..], b"0123456"].concat();
+    for bad in [flipped, longer] {
+        fs::write(&path, &bad).expect("write");
+        let findings = checked(&store).findings;
+        let [finding] = &findings[..] else { panic!("one finding: {findings:?}") };
+        assert_eq!((finding.severity, finding.problem), (Severity::Error, Problem::SegmentCorrupt), "{finding:?}");
+        assert!(finding.points == points && finding.head && finding.region.is_none(), "{finding:?}");
+        assert!(finding.text.contains("its content is whole") && !finding.text.contains("no retained point"), "{finding:?}");
+    }
+}
+
 /// † What is staged of a group that lost its description was said to be of no group, and to be deleted.
 #[test]
 fn a_group_without_its_description_is_read_by_its_names_and_its_landing_is_not_to_be_deleted() {
