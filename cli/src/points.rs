@@ -41,9 +41,15 @@ pub(crate) async fn list(global: &Global, hosts: &Hosts, args: &ListArgs) -> Res
     let mut shown: Box<dyn Shown> = if global.json { Box::new(print::JsonList::default()) } else { Box::new(Listing::default()) };
     let (count, total) = points.each_page(query, limit, &mut *shown).await?;
     if global.json {
-        return print::out(print::JsonList::end(count == 0));
+        print::out(print::JsonList::end(count == 0))?;
+    } else if count > 0 || !points.is_hiding() {
+        print::out(&after(args, count, total))?;
     }
-    print::out(&after(args, count, total))
+    if !points.is_hiding() {
+        return Ok(());
+    }
+    let message = format!("not all points of {} can be seen: a ledger is damaged", args.of);
+    Err(Failure::new(Exit::Damaged, message, "put back what is named above from a copy of the store; see farside store check"))
 }
 
 /// Where points come from.
@@ -58,6 +64,11 @@ trait Shown {
 }
 
 impl Points {
+    /// Whether there may be more than what a store shows, as was said when it was opened.
+    fn is_hiding(&self) -> bool {
+        matches!(self, Self::Read(places) if places.iter().any(|(group, _)| group.torn().is_some()))
+    }
+
     /// Shows the newest `limit`; gives how many that were, and how many there are.
     async fn each_page(&self, mut query: PagesQuery, limit: usize, shown: &mut dyn Shown) -> Result<(usize, u64), Failure> {
         let (mut count, mut total) = (0, 0);

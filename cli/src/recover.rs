@@ -44,6 +44,15 @@ struct Obstacle {
     /// SOURCE/GROUP, or SOURCE/GROUP/NAME.
     what: String,
     message: String,
+    /// It is damaged, and all that it says is known all the same.
+    #[serde(skip)]
+    hides_nothing: bool,
+}
+
+impl Obstacle {
+    fn new(what: impl ToString, message: impl Into<String>) -> Self {
+        Self { what: what.to_string(), message: message.into(), hides_nothing: false }
+    }
 }
 
 /// What is there, for scripts.
@@ -166,14 +175,14 @@ pub(crate) async fn run(global: &Global, args: &RecoverArgs) -> Result<(), Failu
 fn groups(store: &StoreReader, obstacles: &mut Vec<Obstacle>, mut each: impl FnMut(&GroupReader)) -> Result<(), Failure> {
     let listing = store.groups()?;
     for (source, error) in &listing.unlisted {
-        obstacles.push(Obstacle { what: source.to_string(), message: format!("its groups cannot be listed: {error}") });
+        obstacles.push(Obstacle::new(source, format!("its groups cannot be listed: {error}")));
     }
     for names in listing.strays {
         let file = names.description();
         let message = match store.group_as_listed(&names) {
             Ok(group) => {
-                look(&group, obstacles);
-                each(&group);
+                let past = look(store, &group, obstacles);
+                each(past.as_ref().unwrap_or(&group));
                 format!(
                     "{file} is missing, and what there is was read by its names; put that back from a copy of the store, or from a group of the same names in another store"
                 )
@@ -183,35 +192,46 @@ fn groups(store: &StoreReader, obstacles: &mut Vec<Obstacle>, mut each: impl FnM
             ),
             Err(error) => format!("{file} is missing: put it back from a copy of the store ({error})"),
         };
-        obstacles.push(Obstacle { what: names.to_string(), message });
+        obstacles.push(Obstacle::new(names, message));
     }
     for names in listing.groups {
         // From a copy that was never completed, perhaps: whatever is missing is to be said.
         match store.group_as_listed(&names) {
             Ok(group) => {
-                look(&group, obstacles);
-                each(&group);
+                let past = look(store, &group, obstacles);
+                each(past.as_ref().unwrap_or(&group));
             }
-            Err(error) => obstacles.push(Obstacle { what: names.to_string(), message: error.to_string() }),
+            Err(error) => obstacles.push(Obstacle::new(names, error.to_string())),
         }
     }
     Ok(())
 }
 
-/// What is missing of the ledger of a group.
-fn look(group: &GroupReader, obstacles: &mut Vec<Obstacle>) {
+/// What is missing of the ledger of a group. Gives the group as a restore sees it, if that is further.
+fn look(store: &StoreReader, group: &GroupReader, obstacles: &mut Vec<Obstacle>) -> Option<GroupReader> {
     let names = group.names();
-    let what = names.to_string();
+    if let Some((past, why)) = store::seen_past(store, group) {
+        obstacles.push(Obstacle { hides_nothing: true, ..Obstacle::new(names, why) });
+        obstacles.extend(past.torn().map(|torn| Obstacle::new(names, torn.error(names).to_string())));
+        return Some(past);
+    }
     if let Some(torn) = group.torn() {
-        obstacles.push(Obstacle { what, message: torn.error(names).to_string() });
-        return;
+        obstacles.push(Obstacle::new(names, torn.error(names).to_string()));
+        return None;
     }
     let message = match group.lacks_ledger() {
-        Ok(false) => return,
+        Ok(false) => return None,
         Ok(true) => format!("{} is empty, and segments are there: put it back from a copy of the store", names.ledger()),
         Err(error) => error.to_string(),
     };
-    obstacles.push(Obstacle { what, message });
+    obstacles.push(Obstacle::new(names, message));
+    None
+}
+
+/// What is said of a store of which everything can be had, and which is damaged.
+fn mendable(location: &Location) -> Failure {
+    let message = format!("a ledger in {location} is damaged; no point is lost, or left out");
+    Failure::new(Exit::Damaged, message, "`farside store repair` puts back what is named above")
 }
 
 /// The volumes of a group that are wanted: their names, and their points in the order of their slots.
@@ -245,15 +265,17 @@ fn list(global: &Global, location: &Location, store: &StoreReader, args: &Recove
             inventory.volumes.push(Recoverable { volume, volume_bytes, points: points.len(), oldest, newest, encrypted, locked });
         }
     })?;
-    let is_damaged = !inventory.obstacles.is_empty();
+    let (is_damaged, is_hidden) =
+        (!inventory.obstacles.is_empty(), inventory.obstacles.iter().any(|obstacle| !obstacle.hides_nothing));
     without.into_iter().for_each(|what| {
-        inventory.obstacles.push(Obstacle { what, message: "has no recovery point: its first sync never ended".to_owned() });
+        inventory.obstacles.push(Obstacle::new(what, "has no recovery point: its first sync never ended"));
     });
     if inventory.volumes.is_empty() {
         refuse_nothing(location, args, &inventory.obstacles)?;
     }
     // Whoever relies on what is listed relies on all of it.
     let seen = || match is_damaged {
+        true if !is_hidden => Err(mendable(location)),
         true => {
             let what_to_do =
                 "put back what is named above from a copy of the store; the rest can be restored. See farside store check";
@@ -314,7 +336,7 @@ fn locked(group: &GroupReader, volume: VolumeId) -> Option<String> {
 }
 
 fn say(obstacles: &[Obstacle]) {
-    for Obstacle { what, message } in obstacles {
+    for Obstacle { what, message, .. } in obstacles {
         eprintln!("! {what}: {message}");
     }
 }
@@ -342,9 +364,10 @@ async fn restore_all(
     let mut done = Recovered::default();
     let mut chosen = Chosen::read(to, location)?;
     let (wanted, locked) = choose(store, args, to, (&mut chosen, &mut done.obstacles))?;
-    let (missing, is_locked, mut damaged) = (keyless(&locked), !locked.is_empty(), !done.obstacles.is_empty());
+    let (missing, is_locked, is_whole) = (keyless(&locked), !locked.is_empty(), done.obstacles.is_empty());
+    let mut damaged = done.obstacles.iter().any(|obstacle| !obstacle.hides_nothing);
     done.obstacles.extend(locked);
-    if wanted.is_empty() && is_locked && !damaged {
+    if wanted.is_empty() && is_locked && is_whole {
         say(&done.obstacles);
         return Err(missing);
     }
@@ -365,13 +388,13 @@ async fn restore_all(
             let choice = chosen.volumes.get(&address.to_string()).filter(|choice| choice.point == point && found == Some(point));
             for message in choice.into_iter().flat_map(|choice| choice.flaws(&to, allow_degraded)) {
                 damaged = true;
-                done.obstacles.push(Obstacle { what: address.to_string(), message });
+                done.obstacles.push(Obstacle::new(&address, message));
             }
             if found != Some(point) {
                 let of = found.map_or_else(|| "nobody noted of which point".to_owned(), |found| format!("of point {found}"));
                 let message = format!("{file} is there already, {of}, and stays as it is: point {point} was to be restored");
                 damaged = true;
-                done.obstacles.push(Obstacle { what: address.to_string(), message });
+                done.obstacles.push(Obstacle::new(&address, message));
             }
             done.kept.push(to);
             continue;
@@ -399,7 +422,7 @@ async fn restore_all(
             Err(failure) => {
                 damaged = true;
                 let message = format!("point {point}: {}", failure.message);
-                done.obstacles.push(Obstacle { what: address.to_string(), message });
+                done.obstacles.push(Obstacle::new(&address, message));
             }
         }
     }
@@ -410,6 +433,9 @@ async fn restore_all(
     } else {
         let volumes = if restored == 1 { "1 volume is" } else { &format!("{restored} volumes are") };
         print::out(&format!("{volumes} in {}\n", to.display()))?;
+    }
+    if !damaged && !is_whole {
+        return Err(mendable(location));
     }
     if !damaged {
         // Nothing is wrong with them.
@@ -452,7 +478,7 @@ fn choose(
         let mut here = Vec::new();
         for (name, id, points) in volumes(group, &args.only) {
             if let Some(message) = locked(group, id).filter(|_| !points.is_empty()) {
-                keyless.push(Obstacle { what: format!("{names}/{name}"), message });
+                keyless.push(Obstacle::new(format!("{names}/{name}"), message));
                 continue;
             }
             // Who left the group earlier is in none of its newer points: then it is the newest that holds it.
@@ -482,8 +508,7 @@ fn choose(
             chosen.volumes.insert(volume, Choice { asked: asked.clone(), point, lost, unreadable });
         }
     })?;
-    obstacles
-        .extend(unknown.into_iter().map(|what| Obstacle { what, message: point::no_such_point(&[], args.point, None).message }));
+    obstacles.extend(unknown.into_iter().map(|what| Obstacle::new(what, point::no_such_point(&[], args.point, None).message)));
     Ok((wanted, keyless))
 }
 

@@ -138,7 +138,7 @@ impl From<StoreError> for Failure {
 /// none is named.
 pub(crate) fn places(store: &StoreReader, of: Option<&Address>) -> Result<Vec<(GroupReader, Option<VolumeId>)>, Failure> {
     let (mut places, mut known) = (Vec::new(), Vec::new());
-    let (groups, mut hidden) = groups(store, of, StoreReader::group)?;
+    let (groups, mut hidden) = groups(store, of, as_far_as_seen)?;
     for group in groups {
         let Some(group) = hidden.unless(group) else { continue };
         let names = group.names();
@@ -159,6 +159,30 @@ pub(crate) fn places(store: &StoreReader, of: Option<&Address>) -> Result<Vec<(G
             Ok(places)
         }
     }
+}
+
+/// † What is damaged of the ledger hides no point that a restore would give.
+fn as_far_as_seen(store: &StoreReader, names: &GroupNames) -> Result<GroupReader, StoreError> {
+    let group = store.group(names)?;
+    let Some((past, why)) = seen_past(store, &group) else { return Ok(group) };
+    eprintln!("farside: {why}");
+    Ok(past)
+}
+
+/// A group whose ledger is torn, as who opens a point of it sees it, if that is further: past a record that later ones repeat. With it,
+/// what is to be said.
+pub(crate) fn seen_past(store: &StoreReader, group: &GroupReader) -> Option<(GroupReader, String)> {
+    let torn = group.torn()?;
+    let past = store.group_to_open(group.names()).ok()?;
+    let why = format!(
+        "ledger of {}: the record in slot {} ({}) cannot be used: {}. Later ones repeat what it said, and points beyond it can be restored: \
+         `farside store repair` puts it back, and nothing is lost",
+        group.names(),
+        torn.slot,
+        torn.file,
+        torn.why
+    );
+    (past.state().next_slot() > group.state().next_slot()).then_some((past, why))
 }
 
 /// † Whoever asks for the newest point gets the newest that can be seen: that it may be none of the newest is said first.
@@ -665,6 +689,8 @@ fn check_text(report: &CheckReport) -> String {
 
 #[cfg(test)]
 mod tests {
+    use farside_ledger::{Body, Pin};
+
     use super::*;
 
     #[test]
@@ -674,6 +700,45 @@ mod tests {
         assert_eq!(location_of("s3://bucket/x").expect("a bucket").to_string(), "s3://bucket/x");
         assert_eq!(location_of("file://srv").expect_err("no path").exit, Exit::Usage);
         assert_eq!(location_of("ftp://srv/x").expect_err("no store").exit, Exit::Usage);
+    }
+
+    /// A store with a group of 70 records, and their folder.
+    fn of_70_records() -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().expect("made");
+        Store::init(dir.path()).expect("made");
+        let store = Store::open(dir.path()).expect("open");
+        let mut group = store.group(&"web".parse().expect("a name"), &"db".parse().expect("a name")).expect("made");
+        for slot in 0..70 {
+            let pin = Pin { point: Slot(slot), reason: "kept".to_owned() };
+            group.append(Body::Pin(pin)).expect("appended");
+        }
+        let records = dir.path().join("groups/web/db/ledger/0");
+        (dir, records)
+    }
+
+    /// † `store recover` and `point list` ended before a record without which a restore had every byte, and took what was older.
+    #[test]
+    fn a_lost_record_that_later_ones_repeat_hides_nothing() {
+        let (dir, records) = of_70_records();
+        for lost in ["30", "0"] {
+            let good = std::fs::read(records.join(lost)).expect("read");
+            std::fs::remove_file(records.join(lost)).expect("removed");
+            let store = StoreReader::open(dir.path()).expect("open");
+            let names = store.groups().expect("listed").groups.remove(0);
+            let listed = store.group_as_listed(&names).expect("there");
+            assert!(listed.torn().is_some());
+            let (past, why) = seen_past(&store, &listed).expect("later ones repeat it");
+            assert!(why.contains("farside store repair") && why.contains("nothing is lost"), "{why}");
+            let seen = as_far_as_seen(&store, &names).expect("there");
+            assert_eq!([past.state().next_slot(), seen.state().next_slot()], [Slot(70); 2]);
+            assert!(past.torn().is_none() && seen.torn().is_none());
+            std::fs::write(records.join(lost), good).expect("put back");
+        }
+        std::fs::write(records.join("69"), "torn").expect("written");
+        let store = StoreReader::open(dir.path()).expect("open");
+        let names = store.groups().expect("listed").groups.remove(0);
+        let listed = store.group_as_listed(&names).expect("there");
+        assert!(seen_past(&store, &listed).is_none(), "nothing repeats the newest");
     }
 
     #[test]
