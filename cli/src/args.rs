@@ -743,6 +743,9 @@ with it these runs become zeroes and are listed, each with its place (all of the
 --allow-damaged does the same for what the store has lost: all that still has its digest is restored,
 the rest becomes zeroes and is listed. Try other points first.
 
+Where a damaged ledger may hide newer points, all but a point's id means the newest that can be seen, and
+the command then exits with 6.
+
 Examples:
   farside restore data --point latest --to /var/tmp/data.img
   farside restore data --point latest --to /dev/vg/data --resume

@@ -111,6 +111,8 @@ struct Wanted {
     of: Option<(String, CohortCut)>,
     /// One of each group.
     points: Vec<Point>,
+    /// What is said at the end if that may be older than what is meant.
+    hidden: Option<Failure>,
 }
 
 /// † Every group at its point of one cut, or none: two points of two cuts may hold an effect without its cause.
@@ -121,9 +123,10 @@ async fn wanted(hosts: &Hosts, args: &DrillStartArgs) -> Result<Wanted, Failure>
     };
     let reader = store::open(&location)?;
     if let Some(group) = &args.group {
-        let (_, point) = store::one_point(&reader, args.point, Some(group))?;
+        let (seen, point) = store::one_point(&reader, args.point, Some(group))?;
         refuse_volume(group, &point)?;
-        return Ok(Wanted { of: None, points: vec![point] });
+        let hidden = store::newer_hidden(&seen, args.point, point.id);
+        return Ok(Wanted { of: None, points: vec![point], hidden });
     }
     let name = args.cohort.clone().expect("a group or a cohort is asked for");
     let cuts = hosts.gateway().await?.cohort_cuts(&name, &PointsQuery { of: None, limit: Some(u32::MAX) }).await?;
@@ -143,7 +146,7 @@ async fn wanted(hosts: &Hosts, args: &DrillStartArgs) -> Result<Wanted, Failure>
         let wanted = PointRef::Id { slot: part.point.slot, tag: Some(part.point.tag) };
         points.push(store::one_point(&reader, wanted, Some(&group))?.1);
     }
-    Ok(Wanted { of: Some((name, cut)), points })
+    Ok(Wanted { of: Some((name, cut)), points, hidden: None })
 }
 
 /// The one that was said; or the newest that a failover would take, and what is said of newer ones.
@@ -160,7 +163,7 @@ fn choose(mut cuts: Vec<CohortCut>, wanted: Option<&str>) -> (Option<CohortCut>,
 
 async fn start(global: &Global, hosts: &Hosts, args: DrillStartArgs) -> Result<(), Failure> {
     let begun = Instant::now();
-    let Wanted { of, points } = wanted(hosts, &args).await?;
+    let Wanted { of, points, hidden } = wanted(hosts, &args).await?;
     let path = place(args.dir.clone())?;
     if args.plan {
         return plan(global, &path, (of.as_ref(), &points), args.ttl);
@@ -193,7 +196,10 @@ async fn start(global: &Global, hosts: &Hosts, args: DrillStartArgs) -> Result<(
     };
     let ids: Vec<String> = all.drills.iter().map(|(owned, _)| owned.drill.id.clone()).collect();
     ended.and(all.end())?;
-    if global.json { Ok(()) } else { print::out(&format!("drill {} is over; nothing of it is left\n", ids.join(", "))) }
+    if !global.json {
+        print::out(&format!("drill {} is over; nothing of it is left\n", ids.join(", ")))?;
+    }
+    hidden.map_or(Ok(()), Err)
 }
 
 /// What one owner has: a drill, or one of each group of a cohort.

@@ -33,14 +33,19 @@ pub(crate) async fn show(
     url: Option<&str>,
 ) -> Result<(), Failure> {
     say_of_what(wanted, of)?;
-    let point = match url {
-        Some(url) => store::one_point(&store::open(&store::location_of(url)?)?, wanted, of)?.1,
+    let (point, hidden) = match url {
+        Some(url) => {
+            let (group, point) = store::one_point(&store::open(&store::location_of(url)?)?, wanted, of)?;
+            let hidden = store::newer_hidden(&group, wanted, point.id);
+            (point, hidden)
+        }
         None => {
             let query = PointsQuery { of: of.map(Address::to_string), limit: None };
-            hosts.either().await?.point(&wanted.to_string(), &query).await?
+            (hosts.either().await?.point(&wanted.to_string(), &query).await?, None)
         }
     };
-    if global.json { print::json(&point) } else { print::out(&text(&point)) }
+    if global.json { print::json(&point) } else { print::out(&text(&point)) }?;
+    hidden.map_or(Ok(()), Err)
 }
 
 /// `farside point pin`.
@@ -175,13 +180,13 @@ pub(crate) async fn verify(
 ) -> Result<(), Failure> {
     say_of_what(wanted, of)?;
     let progress = Progress::new(global.json);
-    let verified = match url {
+    let (verified, hidden) = match url {
         Some(url) => verify_here(url, key.keeper()?.as_ref(), wanted, of, &progress)?,
         None if key.is_given() => {
             let message = "the gateway is given no key: it checks what it holds without one";
             return Err(Failure::new(Exit::Usage, message, "leave out --key, or name the store as well: --store /srv/farside"));
         }
-        None => verify_there(&gateway(hosts).await?, wanted, of, &progress).await?,
+        None => (verify_there(&gateway(hosts).await?, wanted, of, &progress).await?, None),
     };
     progress.finish();
     if global.json {
@@ -190,7 +195,7 @@ pub(crate) async fn verify(
         print::out(&verified_text(&verified))?;
     }
     match &verified.state {
-        VerificationState::Done if verified.is_sound() => Ok(()),
+        VerificationState::Done if verified.is_sound() => hidden.map_or(Ok(()), Err),
         VerificationState::Done => {
             let regions: u64 = verified.volumes.iter().map(|v| v.damaged_regions).sum();
             let message = format!("point {} is damaged: {regions} regions cannot be restored", verified.point.id);
@@ -232,8 +237,9 @@ fn verify_here(
     wanted: PointRef,
     of: Option<&Address>,
     progress: &Progress,
-) -> Result<Verification, Failure> {
+) -> Result<(Verification, Option<Failure>), Failure> {
     let (group, point) = store::one_point(&store::open_with(&store::location_of(url)?, key)?, wanted, of)?;
+    let hidden = store::newer_hidden(&group, wanted, point.id);
     let only = of.filter(|a| !a.is_group(&point.source, &point.group)).map(Address::name);
     let members: Vec<&str> = point.members.iter().map(|m| m.volume.as_str()).collect();
     let total_bytes = point.members.iter().filter(|m| only.is_none_or(|only| m.volume == only)).map(|m| m.bytes).sum();
@@ -250,7 +256,9 @@ fn verify_here(
     // Who only reads writes no record.
     let not_recorded = Some("--store only reads: on the gateway, `farside point verify` puts it on record".to_owned());
     let state = VerificationState::Done;
-    Ok(Verification { id: 0, point, state, done_bytes: total_bytes, total_bytes, volumes, recorded: None, not_recorded })
+    let verified =
+        Verification { id: 0, point, state, done_bytes: total_bytes, total_bytes, volumes, recorded: None, not_recorded };
+    Ok((verified, hidden))
 }
 
 fn verified_text(verified: &Verification) -> String {

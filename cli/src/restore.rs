@@ -66,6 +66,9 @@ pub(crate) struct Restored {
     pub(crate) damaged: Vec<Run>,
     /// How long it took.
     pub(crate) took_ms: u64,
+    /// How the command ends if the point may be older than what was asked for.
+    #[serde(skip)]
+    pub(crate) hidden: Option<Failure>,
 }
 
 /// Whether a target's name means standard output.
@@ -121,15 +124,15 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: &RestoreArgs) -> R
         eprintln!("{} is filled in place: if this is interrupted, the same command with --resume goes on", args.to.display());
     }
     let restored = unless_interrupted(global, location, args.volume.clone(), args.point, args.to.clone(), options).await?;
-    if global.json {
-        return print::json(&restored);
-    }
     let text = text_of(&args.volume, &restored, args.resume);
-    if is_stdout(&args.to) {
+    if global.json {
+        print::json(&restored)?;
+    } else if is_stdout(&args.to) {
         eprint!("{text}");
-        return Ok(());
+    } else {
+        print::out(&text)?;
     }
-    print::out(&text)
+    restored.hidden.map_or(Ok(()), Err)
 }
 
 /// What was restored, for people.
@@ -291,7 +294,7 @@ pub(crate) fn restore(
     if !is_stdout(to) {
         guard::refuse(to, Path::new(&store.to_string()))?;
     }
-    let store::Chosen { group, volume: id, slot, point: chosen } =
+    let store::Chosen { group, volume: id, slot, point: chosen, hidden } =
         store::choose(&store::open_with(store, &options.keys)?, volume, wanted)?;
     group.unlock(id)?;
     let point_reader = Arc::new(match options.allow_damaged {
@@ -315,6 +318,7 @@ pub(crate) fn restore(
         unreadable_filled_with: "zeroes",
         damaged: report.damaged.iter().map(|r| Run { offset_bytes: r.offset.0, bytes: r.len }).collect(),
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        hidden,
     })
 }
 

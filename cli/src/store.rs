@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use data_encoding::HEXLOWER;
-use farside_control::{Address, Point, PointRef};
+use farside_control::{Address, Point, PointId, PointRef};
 use farside_keys::Keeper;
 use farside_objects::{Credentials, Location, LocationError, OpenError};
 use farside_region::{Slot, VolumeId};
@@ -197,6 +197,17 @@ pub(crate) fn say_hidden(why: &str) {
     eprintln!("farside: points that are newer than what is shown may be there: {why}");
 }
 
+/// † Who asks for what is newest and goes by the exit code must not go on with what is older: done with the newest that can be seen,
+/// the command ends with this.
+pub(crate) fn newer_hidden(group: &GroupReader, wanted: PointRef, taken: PointId) -> Option<Failure> {
+    let torn = group.torn().filter(|_| !matches!(wanted, PointRef::Id { .. }))?;
+    let message = format!(
+        "point {taken} may not be the one that `{wanted}` means: newer ones cannot be seen ({})",
+        torn.error(group.names())
+    );
+    Some(Failure::new(Exit::Damaged, message, format!("mend that; or take what can be seen by its name: --point {taken}")))
+}
+
 /// The point that is meant, if a group has it.
 fn search(group: &GroupReader, volume: Option<VolumeId>, wanted: PointRef) -> Option<Point> {
     let search = wanted.search(jiff::Timestamp::now());
@@ -248,6 +259,8 @@ pub(crate) struct Chosen {
     pub(crate) slot: Slot,
     /// And as people see it.
     pub(crate) point: Point,
+    /// What is said at the end if it may be older than what is meant.
+    pub(crate) hidden: Option<Failure>,
 }
 
 /// The volume that an address names, in the point of it that is meant.
@@ -257,7 +270,8 @@ pub(crate) fn choose(store: &StoreReader, of: &Address, wanted: PointRef) -> Res
     let missing = || not_there([(&group, Some(volume))].into_iter(), wanted, Some(of));
     let point = search(&group, Some(volume), wanted).ok_or_else(missing)?;
     let slot = Slot(point.id.slot);
-    Ok(Chosen { group, volume, slot, point })
+    let hidden = newer_hidden(&group, wanted, point.id);
+    Ok(Chosen { group, volume, slot, point, hidden })
 }
 
 /// The one volume that an address names.
@@ -739,6 +753,25 @@ mod tests {
         let names = store.groups().expect("listed").groups.remove(0);
         let listed = store.group_as_listed(&names).expect("there");
         assert!(seen_past(&store, &listed).is_none(), "nothing repeats the newest");
+    }
+
+    /// † `restore --point latest` exited with 0, with an older point.
+    #[test]
+    fn whoever_asks_for_the_newest_ends_with_damage_where_newer_ones_cannot_be_seen() {
+        let (dir, records) = of_70_records();
+        let opened = || {
+            let store = StoreReader::open(dir.path()).expect("open");
+            store.group_to_open(&store.groups().expect("listed").groups[0]).expect("there")
+        };
+        let taken = PointId { slot: 60, tag: 0x9f3c_2a1b };
+        assert!(newer_hidden(&opened(), PointRef::Latest, taken).is_none());
+        std::fs::write(records.join("69"), "").expect("cut");
+        let torn = opened();
+        for wanted in [PointRef::Latest, PointRef::Consistent, "-1h".parse().expect("an age")] {
+            let failure = newer_hidden(&torn, wanted, taken).expect("it may be older");
+            assert!(failure.exit == Exit::Damaged && failure.message.contains("60-9f3c2a1b"), "{failure:?}");
+        }
+        assert!(newer_hidden(&torn, PointRef::Id { slot: 60, tag: None }, taken).is_none(), "that is the one that was asked for");
     }
 
     #[test]

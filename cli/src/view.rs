@@ -60,7 +60,7 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
     };
     let reader = store::open_with(&location, args.key.keeper()?.as_ref())?;
     let chosen = store::choose(&reader, &of, wanted)?;
-    let (point, id, names) = (chosen.point, chosen.volume, chosen.group.names().clone());
+    let (point, id, names, hidden) = (chosen.point, chosen.volume, chosen.group.names().clone(), chosen.hidden);
     chosen.group.unlock(id)?;
     // What was replayed goes; the point holds a lock of its own.
     let base = Arc::new(chosen.group.into_point_reader_lazily(chosen.slot, id)?);
@@ -135,7 +135,10 @@ pub(crate) async fn open(global: &Global, hosts: &Hosts, args: OpenArgs) -> Resu
         opened::tell(caller, &ended).await;
     }
     served.and(kept).and(hydrated)?;
-    if global.json { Ok(()) } else { print::out(&format!("closed{}\n", opened.left(&ended))) }
+    if !global.json {
+        print::out(&format!("closed{}\n", opened.left(&ended)))?;
+    }
+    hidden.map_or(Ok(()), Err)
 }
 
 fn said_of(failure: &Failure) -> String {
