@@ -885,9 +885,10 @@ group one point is taken for all its volumes, so that what was written together 
 a volume that had left the group by then comes from the newest point that has it.
 
 A volume that cannot be restored from that point is named, the others go on, and the command exits
-with 6; an older point is taken only if --point says so. What was killed or found no space goes on
-with the same command; files that are complete stay as they are. The restored files can be attached
-to virtual machines as raw disks, or written to devices: farside restore does that directly.
+with 6 (with 1 if all that is wrong is that a file could not be read); an older point is taken only if
+--point says so. What was killed or found no space goes on with the same command; files that are
+complete stay as they are. The restored files can be attached to virtual machines as raw disks, or
+written to devices: farside restore does that directly.
 A bucket's keys come from the environment, as for every --store (see farside store init --help).
 
 Examples:

@@ -34,12 +34,14 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// The next step; empty if there is none.
     pub(crate) what_to_do: String,
+    /// It is of one object of a store, and says nothing of others.
+    pub(crate) of_object: bool,
 }
 
 impl Failure {
     /// A failure.
     pub(crate) fn new(exit: Exit, message: impl Into<String>, what_to_do: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), what_to_do: what_to_do.into() }
+        Self { exit, message: message.into(), what_to_do: what_to_do.into(), of_object: false }
     }
 
     /// A failure with the causes of an error in its sentence.

@@ -365,7 +365,7 @@ async fn restore_all(
     let mut chosen = Chosen::read(to, location)?;
     let (wanted, locked) = choose(store, args, to, (&mut chosen, &mut done.obstacles))?;
     let (missing, is_locked, is_whole) = (keyless(&locked), !locked.is_empty(), done.obstacles.is_empty());
-    let mut damaged = done.obstacles.iter().any(|obstacle| !obstacle.hides_nothing);
+    let (mut damaged, mut is_unread) = (done.obstacles.iter().any(|obstacle| !obstacle.hides_nothing), false);
     done.obstacles.extend(locked);
     if wanted.is_empty() && is_locked && is_whole {
         say(&done.obstacles);
@@ -417,10 +417,10 @@ async fn restore_all(
                 }
                 done.restored.push(restored);
             }
-            // One that was interrupted, or found no space, says so for all that come after it.
-            Err(failure) if ![Exit::Damaged, Exit::Refused, Exit::NotFound].contains(&failure.exit) => return Err(failure),
+            Err(failure) if ends_all(&failure) => return Err(failure),
             Err(failure) => {
-                damaged = true;
+                damaged |= !failure.of_object;
+                is_unread |= failure.of_object;
                 let message = format!("point {point}: {}", failure.message);
                 done.obstacles.push(Obstacle::new(&address, message));
             }
@@ -434,6 +434,11 @@ async fn restore_all(
         let volumes = if restored == 1 { "1 volume is" } else { &format!("{restored} volumes are") };
         print::out(&format!("{volumes} in {}\n", to.display()))?;
     }
+    if !damaged && is_unread {
+        let message = format!("not everything in {location} could be read");
+        let what_to_do = "mend what is named above, and say the same again: files that are complete stay as they are";
+        return Err(Failure::new(Exit::Failed, message, what_to_do));
+    }
     if !damaged && !is_whole {
         return Err(mendable(location));
     }
@@ -444,6 +449,11 @@ async fn restore_all(
     let message = format!("not everything in {location} could be restored");
     let what_to_do = "what is named above may be whole in an older point (--point -1h --only VOLUME), or in part: --allow-damaged, --allow-degraded";
     Err(Failure::new(Exit::Damaged, message, what_to_do))
+}
+
+/// One that was interrupted, found no space, or lost the store, says so for all that come after it.
+fn ends_all(failure: &Failure) -> bool {
+    !failure.of_object && ![Exit::Damaged, Exit::Refused, Exit::NotFound].contains(&failure.exit)
 }
 
 /// What no key that was given opens is left out, and is no damage.
@@ -515,6 +525,20 @@ fn choose(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// One file that this user may not read kept back every volume that comes after it.
+    #[test]
+    fn only_what_is_of_all_volumes_ends_a_recovery() {
+        let path = PathBuf::from("/store/segments/1.0");
+        let denied = Failure::from(StoreError::Denied { path: path.clone() });
+        assert!(!ends_all(&denied) && denied.exit == Exit::Failed, "{denied:?}");
+        assert!(denied.what_to_do.contains("a copy"), "{denied:?}");
+        let source = io::Error::from_raw_os_error(libc::EISDIR);
+        assert!(!ends_all(&StoreError::Io { doing: "reading", path: path.clone(), source }.into()));
+        let source = io::Error::from_raw_os_error(libc::ENOSPC);
+        let full = StoreError::Target { doing: "writing", path, source, hint: "" };
+        assert!(ends_all(&full.into()) && ends_all(&StoreError::Stopped.into()));
+    }
 
     /// What was restored with `--allow-degraded` was said to be there already, and no more, when the same was said again without.
     #[test]

@@ -117,6 +117,7 @@ impl From<StoreError> for Failure {
         };
         let what_to_do = match &error {
             StoreError::Locked { .. } => "stop farside-receiver, and start it again afterwards",
+            StoreError::Denied { .. } => "or, to read a copy of a store, run this as a user who may read all of it",
             StoreError::TargetUnsuitable { .. } => "name a file in a directory that is there, or a block device",
             StoreError::NotNamed { .. } => "rename it yourself, or restore elsewhere",
             StoreError::TargetNotEmpty { .. } => "say --force to overwrite it",
@@ -130,7 +131,8 @@ impl From<StoreError> for Failure {
         } else {
             what_to_do
         };
-        Self::from_error(exit, &error, what_to_do)
+        let of_object = matches!(&error, StoreError::Denied { .. } | StoreError::Unreadable { .. } | StoreError::Io { .. });
+        Self { of_object, ..Self::from_error(exit, &error, what_to_do) }
     }
 }
 
