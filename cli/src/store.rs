@@ -10,7 +10,7 @@ use farside_keys::Keeper;
 use farside_objects::{Credentials, Location, LocationError, OpenError};
 use farside_region::{Slot, VolumeId};
 use farside_store::{
-    CheckReport, Finding, GroupNames, GroupReader, GroupStore, Known, PointFilter, PointReader, Repair, Severity, Store,
+    CheckReport, Finding, GroupNames, GroupReader, GroupStore, Known, PointFilter, PointReader, Problem, Repair, Severity, Store,
     StoreError, StoreReader, find_points, point_ends,
 };
 use serde::Serialize;
@@ -401,29 +401,51 @@ pub(crate) fn check(global: &Global, url: &str, keys: &[Keeper]) -> Result<(), F
     } else {
         print::out(&check_text(&report))?;
     }
-    let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    if errors == 0 {
-        return if is_unopened(&report) { Err(unopened(&location)) } else { Ok(()) };
+    verdict(&report, &location)
+}
+
+/// How a check ends: by the kinds of what was found.
+fn verdict(report: &CheckReport, location: &Location) -> Result<(), Failure> {
+    let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error);
+    let kinds: Vec<Problem> = errors.map(|finding| finding.problem).filter(|kind| *kind != Problem::Unchecked).collect();
+    if kinds.is_empty() {
+        return match (is_unopened(report), unchecked(report)) {
+            (true, _) => Err(unopened(location)),
+            (false, 0) => Ok(()),
+            (false, _) => {
+                let message = format!("not all of the store at {location} could be checked");
+                let what_to_do = "nothing that was checked is damaged; check again as a user who may read all of it";
+                Err(Failure::new(Exit::Failed, message, what_to_do))
+            }
+        };
     }
-    let is_key = |finding: &Finding| finding.problem == farside_store::Problem::Key;
-    if report.findings.iter().filter(|finding| finding.severity == Severity::Error).all(is_key) {
+    if kinds.iter().all(|kind| *kind == Problem::Key) {
         let message = format!("wrapped keys in the store at {location} are damaged or missing");
         let what_to_do = "put them back as said above, before the last one that opens is gone: without any nothing that is encrypted can be restored";
         return Err(Failure::new(Exit::Damaged, message, what_to_do));
     }
-    let torn = report.findings.iter().any(|f| f.severity == Severity::Error && f.problem == farside_store::Problem::LedgerTorn);
-    let what_to_do = if torn {
-        "put the ledger's file back from a copy of the store, or run farside store repair; other points can be restored"
-    } else {
-        "points that are not named can be restored; `farside volume resync NAME` on the source reads the store's bytes and sends what is damaged of its newest content again"
+    let is_content = |kind: &Problem| {
+        matches!(kind, Problem::SegmentMissing | Problem::SegmentCorrupt | Problem::LayerDigest | Problem::PointIncomplete)
     };
-    let findings = if errors == 1 { "one finding" } else { &format!("{errors} findings") };
+    let what_to_do = if kinds.contains(&Problem::LedgerTorn) {
+        "put the ledger's file back from a copy of the store, or run farside store repair; other points can be restored"
+    } else if kinds.iter().any(is_content) {
+        "points that are not named, or whose content is whole, can be restored; `farside volume resync NAME` on the source reads the store's bytes and sends what is damaged of its newest content again"
+    } else {
+        "do what is said above, of each finding"
+    };
+    let findings = if kinds.len() == 1 { "one finding" } else { &format!("{} findings", kinds.len()) };
     Err(Failure::new(Exit::Damaged, format!("the store at {location} is damaged: {findings}"), what_to_do))
+}
+
+/// What was not checked, or not to its end.
+fn unchecked(report: &CheckReport) -> usize {
+    report.findings.iter().filter(|finding| finding.problem == Problem::Unchecked).count()
 }
 
 /// Whether a key was given that does not open all that is encrypted.
 fn is_unopened(report: &CheckReport) -> bool {
-    report.findings.iter().any(|finding| finding.problem == farside_store::Problem::KeyUnopened)
+    report.findings.iter().any(|finding| finding.problem == Problem::KeyUnopened)
 }
 
 fn unopened(location: &Location) -> Failure {
@@ -685,8 +707,12 @@ fn check_text(report: &CheckReport) -> String {
         // The sentence names volume, points, region and file itself.
         text.push_str(&format!("{mark} {}: {}\n", finding.group, finding.text));
     }
+    let checked = match unchecked(report) {
+        0 => "every byte checked".to_owned(),
+        left_out => format!("and {left_out} not checked, or not to the end (see above)"),
+    };
     text.push_str(&format!(
-        "{} groups, {} points, {} ledger records, {} segments of {}, every byte checked\n{} of it dead ({:.1} %), {} not named by any record\n",
+        "{} groups, {} points, {} ledger records, {} segments of {}, {checked}\n{} of it dead ({:.1} %), {} not named by any record\n",
         report.groups,
         report.points,
         report.records,
@@ -780,7 +806,7 @@ mod tests {
     fn findings_come_with_group_and_severity() {
         let finding = Finding {
             severity: Severity::Error,
-            problem: farside_store::Problem::SegmentCorrupt,
+            problem: Problem::SegmentCorrupt,
             group: "web/default".into(),
             volume: "data".parse().ok(),
             points: vec![farside_region::Slot(3), farside_region::Slot(5)],
@@ -796,6 +822,42 @@ mod tests {
         assert_eq!(CheckJson::new(&report).findings[0].problem, "segment_corrupt");
     }
 
+    /// A missing permission was called damage, and who stumbled over it was sent to read all of a volume again.
+    #[test]
+    fn a_check_ends_by_the_kinds_of_what_it_found() {
+        let location: Location = "/srv/farside".parse().expect("a path");
+        let ends = |kinds: &[Problem]| {
+            let of = |problem: &Problem| Finding {
+                severity: Severity::Error,
+                problem: *problem,
+                group: "web/default".into(),
+                volume: None,
+                points: Vec::new(),
+                head: false,
+                region: None,
+                object: None,
+                text: "it is named".into(),
+            };
+            let report = CheckReport { findings: kinds.iter().map(of).collect(), ..CheckReport::default() };
+            (verdict(&report, &location), check_text(&report))
+        };
+        assert!(ends(&[]).0.is_ok());
+        let (ended, text) = ends(&[Problem::Unchecked]);
+        let failure = ended.expect_err("not all was looked at");
+        assert!(failure.exit == Exit::Failed && !failure.message.contains("damaged"), "{failure:?}");
+        assert!(!failure.what_to_do.contains("resync") && !text.contains("every byte checked"), "{failure:?}: {text}");
+        for (kinds, word) in [
+            (&[Problem::SegmentCorrupt, Problem::Unchecked][..], "volume resync"),
+            (&[Problem::LedgerTorn, Problem::SegmentCorrupt], "store repair"),
+            (&[Problem::Key], "put them back"),
+            (&[Problem::Checkpoint], "said above"),
+        ] {
+            let failure = ends(kinds).0.expect_err("damaged");
+            assert!(failure.exit == Exit::Damaged && failure.what_to_do.contains(word), "{failure:?}");
+            assert_eq!(failure.what_to_do.contains("resync"), word == "volume resync", "{failure:?}");
+        }
+    }
+
     #[test]
     fn who_cannot_be_asked_is_told_what_a_repair_would_do() {
         let plan = Repair::Mend { slot: Slot(3), file: "groups/web/db/ledger/0/3".into(), by: Known::OneBit };
@@ -808,7 +870,7 @@ mod tests {
     fn who_gave_another_key_is_not_told_that_points_can_be_restored() {
         let finding = Finding {
             severity: Severity::Warning,
-            problem: farside_store::Problem::KeyUnopened,
+            problem: Problem::KeyUnopened,
             group: "web/default".into(),
             volume: "data".parse().ok(),
             points: Vec::new(),

@@ -56,8 +56,10 @@ pub enum Severity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Problem {
-    /// A folder or description is not what it should be, or cannot be looked at.
+    /// A folder or description is not what it should be, or the medium does not give it.
     Description,
+    /// It could not be looked at, or not to its end, by whoever checks: nothing says that it is damaged.
+    Unchecked,
     /// A ledger record does not verify, or is not there although later ones were.
     LedgerTorn,
     /// What the object of a ledger record repeats of those before it is damaged, and the record is not.
@@ -162,7 +164,7 @@ pub fn check(store: &StoreReader, progress: &(dyn Fn(u64) -> bool + Sync)) -> Re
         match check_group(store, names, &read, progress, &mut report) {
             Err(error) if is_of_group(&error) => {
                 let text = format!("{names} cannot be checked: {error}");
-                report.findings.push(Finding { text, ..finding(names, Problem::Description) });
+                report.findings.push(Finding { text, ..finding(names, unchecked(&error)) });
             }
             other => other?,
         }
@@ -177,6 +179,11 @@ fn is_of_group(error: &StoreError) -> bool {
         error,
         StoreError::Denied { .. } | StoreError::RemoteDenied { .. } | StoreError::Unreadable { .. } | StoreError::Io { .. }
     )
+}
+
+/// † Who may not read something is not to mend it.
+fn unchecked(error: &StoreError) -> Problem {
+    if let StoreError::Unreadable { .. } = error { Problem::Description } else { Problem::Unchecked }
 }
 
 fn check_group(
@@ -256,7 +263,7 @@ fn strays(store: &StoreReader, listing: &Listing, report: &mut CheckReport) -> R
     for (source, error) in &listing.unlisted {
         let object = format!("{}/{source}", names::groups());
         let text = format!("the groups of {source} cannot be listed, and are not checked: {error}");
-        let base = finding(source, Problem::Description);
+        let base = finding(source, unchecked(error));
         report.findings.push(Finding { object: Some(object), text, ..base });
     }
     for names in &listing.strays {

@@ -80,6 +80,22 @@ fn damage_where_no_reader_looks_names_the_points_that_need_the_file() {
     }
 }
 
+/// What could not be read was called damaged.
+#[test]
+fn what_cannot_be_looked_at_is_told_from_what_is_damaged() {
+    let store = TempStore::new();
+    let (volume, _) = base(&store);
+    let path = segment(&store, &volume, "1.0");
+    fs::remove_file(&path).expect("removed");
+    // As root nothing is without permission.
+    fs::create_dir(&path).expect("made");
+    let found: Vec<_> = checked(&store).findings.iter().map(|f| (f.severity, f.problem)).collect();
+    assert_eq!(found, [(Severity::Error, Problem::Unchecked)]);
+    let denied = StoreError::Denied { path: path.clone() };
+    let unreadable = StoreError::Unreadable { path, source: std::io::Error::from_raw_os_error(libc::EIO) };
+    assert_eq!([unchecked(&denied), unchecked(&unreadable)], [Problem::Unchecked, Problem::Description]);
+}
+
 /// † What is staged of a group that lost its description was said to be of no group, and to be deleted.
 #[test]
 fn a_group_without_its_description_is_read_by_its_names_and_its_landing_is_not_to_be_deleted() {
