@@ -201,8 +201,19 @@ fn receiver_verdict(status: &ReceiverStatus) -> Verdict {
         None if status.sources.iter().all(|source| source.groups.is_empty()) => {
             Verdict::new(Some(Severity::Warning), "NOTHING TO DO: no source protects a volume yet")
         }
-        None => Verdict::new(None, "RECEIVING: every group is connected, the store takes everything"),
+        // As after its state directory was lost: what the store holds says nothing of who may come.
+        None if status.sources.iter().all(|source| source.fingerprint.is_none()) => {
+            Verdict::new(Some(Severity::Warning), "NOTHING IS RECEIVED: no source of what the store holds is paired")
+        }
+        None => Verdict::new(None, format!("RECEIVING: {}, the store takes everything", connected(status))),
     }
+}
+
+/// How many groups are connected. One that nobody misses need not be.
+fn connected(status: &ReceiverStatus) -> String {
+    let groups = status.sources.iter().flat_map(|source| &source.groups);
+    let (all, here) = groups.fold((0, 0), |(all, here), group| (all + 1, here + usize::from(group.connected_from.is_some())));
+    if here == all { "every group is connected".to_owned() } else { format!("{here} of {all} groups are connected") }
 }
 
 #[derive(Serialize)]
@@ -670,6 +681,7 @@ mod tests {
         };
         let source = |groups| ReceiverSource {
             name: "web1".into(),
+            fingerprint: Some("f0".into()),
             connected_from: Some("10.0.0.1:1".into()),
             groups,
             ..ReceiverSource::default()
@@ -677,6 +689,14 @@ mod tests {
         let status = |groups| ReceiverStatus { sources: vec![source(groups)], ..ReceiverStatus::default() };
         let well = status(vec![group("db", Some("10.0.0.1:1")), group("files", Some("10.0.0.1:2"))]);
         assert_eq!(receiver_verdict(&well).severity, None);
+        assert!(receiver_verdict(&well).words.contains("every group is connected"));
+        let unused = status(vec![group("db", Some("10.0.0.1:1")), group("old", None)]);
+        let said = receiver_verdict(&unused);
+        assert!(said.severity.is_none() && said.words.contains("1 of 2 groups are connected"), "{said:?}");
+        let mut unpaired = status(vec![group("db", None)]);
+        (unpaired.sources[0].fingerprint, unpaired.sources[0].connected_from) = (None, None);
+        let said = receiver_verdict(&unpaired);
+        assert!(said.severity == Some(Severity::Warning) && said.words.contains("NOTHING IS RECEIVED"), "{said:?}");
         let mut missed = group("files", None);
         missed.reasons.push(Reason::new(Severity::Warning, Code::NotConnected, "not for web1/files", ""));
         let status_of_two = status(vec![group("db", Some("10.0.0.1:1")), missed]);

@@ -54,14 +54,14 @@ impl Refusals {
         self.count.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// A line each, the oldest first.
-    pub(crate) fn lines(&self, now: Instant) -> Vec<String> {
+    /// A line each, the oldest first, and under which name that was.
+    pub(crate) fn lines(&self, now: Instant) -> Vec<(Option<Name>, String)> {
         let mut list = self.lock();
         list.retain(|r| now.saturating_duration_since(r.last) < SHOWN_FOR);
         let line = |r: &Refusal| {
             let who = r.name.as_ref().map_or_else(|| r.from.to_string(), |name| format!("`{name}` at {}", r.from));
             let times = if r.times > 1 { format!(" ({} times)", r.times) } else { String::new() };
-            format!("{who} was refused: {}{times}", r.reason)
+            (r.name.clone(), format!("{who} was refused: {}{times}", r.reason))
         };
         list.iter().map(line).collect()
     }
@@ -85,10 +85,11 @@ mod tests {
         }
         refusals.note(Some(name("op1")), at("192.0.2.9:5"), "no".into(), now);
         refusals.note(None, at("192.0.2.1:5"), "garbage".into(), now);
-        assert_eq!(refusals.lines(now)[0], "`op1` at 192.0.2.1 was refused: no (3 times)");
+        let lines = |now| refusals.lines(now).into_iter().map(|(_, line)| line).collect::<Vec<_>>();
+        assert_eq!(lines(now)[0], "`op1` at 192.0.2.1 was refused: no (3 times)");
         assert_eq!(refusals.count(), 5);
         refusals.forget(&name("op1"), at("192.0.2.1:7").ip());
-        assert_eq!(refusals.lines(now), ["`op1` at 192.0.2.9 was refused: no"], "somebody else uses that name");
+        assert_eq!(lines(now), ["`op1` at 192.0.2.9 was refused: no"], "somebody else uses that name");
         assert!(refusals.lines(now + SHOWN_FOR).is_empty());
         for n in 0..100 {
             refusals.note(None, at("192.0.2.1:5"), format!("{n}"), now);

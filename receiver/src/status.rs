@@ -357,9 +357,12 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         let what = "mend it, then: farside reload --socket PATH; or restart farside-receiver for what only a restart can change";
         Reason::new(Severity::Warning, Code::ConfigurationStale, words, what)
     }));
-    reasons.extend(receiver.refusals.lines(now).into_iter().map(|words| {
-        let what = "if it should be let in: `farside-receiver token` here, then `farside pair TOKEN` there";
-        Reason::new(Severity::Info, Code::RefusedPeer, words, what)
+    reasons.extend(receiver.refusals.lines(now).into_iter().map(|(name, words)| {
+        // As after the state directory was lost: nothing is received of what the store has of it.
+        let is_missed = name.is_some_and(|name| {
+            sources.iter().any(|source| source.name == name.as_str() && source.fingerprint.is_none() && !source.groups.is_empty())
+        });
+        refused_peer(words, is_missed)
     }));
     if receiver.listener.tcp_address().is_none() && receiver.config().listen_tcp.is_none() {
         let words = format!("TCP is not listened to: another service has port {}", receiver.local_address.port());
@@ -388,6 +391,12 @@ pub(crate) fn receiver(receiver: &Receiver) -> ReceiverStatus {
         refused_peers: receiver.refusals.count(),
         reasons,
     }
+}
+
+/// Somebody was refused. `is_missed`: under the name of a host whose groups are here, and that is not paired (any more).
+fn refused_peer(words: String, is_missed: bool) -> Reason {
+    let what = "if it should be let in: `farside-receiver token` here, then `farside pair TOKEN` there";
+    Reason::new(if is_missed { Severity::Warning } else { Severity::Info }, Code::RefusedPeer, words, what)
 }
 
 fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
