@@ -153,9 +153,10 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
         return Verdict::new(Some(Error), format!("NOT PROTECTED: {words}"));
     }
     // Points of a volume that was failed over are there, and are no longer this host's.
-    let never = volumes.iter().filter(|volume| !volume.in_last_point && volume.state != VolumeState::Fenced);
-    let never: Vec<&str> = never.map(|volume| volume.name.as_str()).collect();
+    let without = || volumes.iter().filter(|volume| !volume.in_last_point && volume.state != VolumeState::Fenced);
+    let never: Vec<&str> = without().filter(|volume| is_answered(volume)).map(|volume| volume.name.as_str()).collect();
     let lag = status.groups.iter().map(|group| group.lag_ms).try_fold(0, |worst, lag| lag.map(|lag| worst.max(lag)));
+    let lag = lag.filter(|_| without().next().is_none());
     let age = lag.map_or_else(
         || "how old a restore would be is not known".to_owned(),
         |lag| format!("a restore would bring back everything up to {} ago", print::duration_ms(lag)),
@@ -173,6 +174,11 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
         None if behind || lag.is_none() => Verdict::new(Some(Warning), format!("BEHIND: {age}")),
         None => Verdict::new(None, format!("PROTECTED: {age}")),
     }
+}
+
+/// Whether the receiver said which points it has of a volume. † Before it did, and where it has another history, there may be many.
+fn is_answered(volume: &VolumeStatus) -> bool {
+    matches!(volume.state, VolumeState::Behind { .. } | VolumeState::Streaming)
 }
 
 /// Whether there are volumes that are configured and not served.
@@ -666,6 +672,15 @@ mod tests {
             let verdict = verdict(change);
             assert_eq!(verdict.severity, Some(severity), "{verdict:?}");
             assert!(verdict.words.starts_with(words), "{verdict:?}");
+        }
+        // † Nobody who has points is told that there never were any.
+        for state in [VolumeState::Idle, VolumeState::TargetRewound, VolumeState::Forked, VolumeState::TrackingLost] {
+            let mut status = protected();
+            let volume = &mut status.groups[0].volumes[0];
+            (volume.state, volume.in_last_point) = (state, false);
+            let verdict = source_verdict(&status);
+            assert_eq!(verdict.severity, Some(Severity::Warning), "{verdict:?}");
+            assert!(verdict.words.starts_with("BEHIND: how old a restore would be is not known"), "{verdict:?}");
         }
     }
 
