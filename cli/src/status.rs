@@ -268,6 +268,7 @@ pub(crate) fn source(look: Look, status: &SourceStatus) -> String {
     let connection = match &status.connection {
         Connection::NotPaired => "not paired".to_owned(),
         Connection::Disconnected { receiver, error } => format!("no connection to {receiver}: {error}"),
+        Connection::Connecting { receiver } => format!("not connected to {receiver} yet"),
         Connection::Connected { receiver } => {
             let is_tcp = status.groups.iter().any(|group| group.link.carrier == Some(Carrier::Tcp));
             format!("connected to {receiver}{}", if is_tcp { " over TCP" } else { "" })

@@ -543,7 +543,9 @@ impl Daemon {
         let trouble = groups.iter().find_map(|group| group.reasons.iter().find(|reason| is_apart(group, reason)));
         match trouble {
             Some(reason) => Connection::Disconnected { receiver, error: reason.message.clone() },
-            None => Connection::Connected { receiver },
+            // That nothing is wrong yet does not say that it answers.
+            None if groups.iter().any(|group| group.link.connected) => Connection::Connected { receiver },
+            None => Connection::Connecting { receiver },
         }
     }
 

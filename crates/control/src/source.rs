@@ -47,6 +47,11 @@ pub enum Connection {
         /// The receiver's name.
         receiver: String,
     },
+    /// Neither talking, nor known to fail yet.
+    Connecting {
+        /// The receiver's name.
+        receiver: String,
+    },
 }
 
 impl GroupStatus {

@@ -10,7 +10,7 @@ impl Daemon {
     /// The volumes are served, and their history is not taken back yet.
     pub(super) async fn say_that_it_waits(&self, failback: &Failback, group: &Name) {
         let error = match self.status().await.connection {
-            Connection::Connected { .. } => None,
+            Connection::Connected { .. } | Connection::Connecting { .. } => None,
             Connection::Disconnected { error, .. } => Some(error),
             Connection::NotPaired => Some("this host is not paired".to_owned()),
         };

@@ -437,6 +437,23 @@ async fn a_stop_says_what_could_not_be_kept() {
     }
 }
 
+/// Whoever had no trouble with the gateway yet was called connected, for ever where there is no volume.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_has_heard_nothing_of_its_gateway_is_not_connected() {
+    let dir = tempfile::tempdir_in(".").expect("temp dir");
+    let at = dir.path().canonicalize().expect("there");
+    let (daemon, _noticed) = not_begun(&at, "name='h1'", Backings::of);
+    assert_eq!(daemon.connection(&[]), Connection::NotPaired);
+    let (receiver, fingerprint) = ("gw".parse().expect("a name"), farside_transport::Fingerprint([7; 32]));
+    daemon.pin.send_replace(Some(Pin::new(receiver, fingerprint, Vec::new())));
+    let mut group = GroupStatus::default();
+    let connecting = Connection::Connecting { receiver: "gw".to_owned() };
+    assert_eq!([daemon.connection(&[]), daemon.connection(std::slice::from_ref(&group))], [connecting.clone(), connecting]);
+    group.link.connected = true;
+    assert_eq!(daemon.connection(&[group]), Connection::Connected { receiver: "gw".to_owned() });
+    end(daemon).await;
+}
+
 /// Between its group, which had let it go, and the supervisor, which did not know that yet, a volume was in no status.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_closed_to_be_opened_again_is_told_of_all_the_time() {
