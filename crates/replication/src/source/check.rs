@@ -142,7 +142,9 @@ impl Source {
             .volumes
             .values()
             .filter(|v| matches!(v.check, Check::Waiting { until } if until <= now))
-            .filter(|v| v.service != Service::Leaving && !matches!(v.standing, Standing::Refused(_)))
+            .filter(|v| v.service != Service::Leaving)
+            // Once on each connection: the newer store may be back.
+            .filter(|v| !matches!(v.standing, Standing::Refused(why) if why != RefusedWhy::TargetRewound))
             .filter(|v| !v.heat.0.iter().any(|why| matches!(why, HeatFor::Accept | HeatFor::Recorded(_))))
             .filter(|v| self.features.has(v.features()))
             .filter(|v| !self.is_switching(v.id()) || mutation::on("hole: a claim beside a switch"))
@@ -222,6 +224,13 @@ impl Source {
                 };
                 seen.after = Some(last.slot);
                 return self.look(slice.volume, seen, out);
+            }
+        }
+        if volume.standing == Standing::Refused(RefusedWhy::TargetRewound) {
+            // All that was seen published is there again. † What lay staged was given up with the refusal: nothing resumes its term.
+            volume.standing = if volume.is_in_doubt() { Standing::TrackingLost } else { Standing::Good };
+            if volume.held.is_some() {
+                volume.reclaim.get_or_insert(Reclaim::Term);
             }
         }
         if !forced
@@ -557,7 +566,8 @@ impl Source {
             // Whatever was seen published may not be there, or not be ours: nobody knows how old what is there is (L10).
             (volume.newest_point, volume.quiet) = (None, None);
         }
-        volume.check = Check::Waiting { until: 0 };
+        // Until there is another connection, or a person's word.
+        volume.check = Check::Waiting { until: Nanos::MAX };
         volume.cooling = None;
         let state = super::State::Refused(why);
         if why == RefusedWhy::TargetRewound && !mutation::on("L6 a rewound store is forgotten by a crash") {
@@ -608,6 +618,8 @@ impl Source {
             return self.all_hot(now, id, out);
         }
         if may && !volume.heat.0.contains(&HeatFor::Accept) {
+            // What is being asked about a rewound store is answered by the person.
+            volume.check = Check::Waiting { until: 0 };
             self.heat(now, id, HeatFor::Accept, out);
         }
     }

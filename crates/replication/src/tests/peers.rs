@@ -12,7 +12,7 @@ use crate::source::{self, Action, RefusedWhy};
 use crate::target::{self, LandedLayer, Target};
 
 impl World {
-    fn publishes(&self, n: u8, granule: u64, value: u64) -> bool {
+    pub(super) fn publishes(&self, n: u8, granule: u64, value: u64) -> bool {
         self.image[&volume(n)].get(&granule) == Some(&value)
     }
 

@@ -133,6 +133,7 @@ impl World {
 }
 
 /// What a store held.
+#[derive(Clone)]
 struct StoreBackup {
     state: State,
     image: BTreeMap<VolumeId, BTreeMap<u64, u64>>,
@@ -420,6 +421,34 @@ fn l6_a_store_that_was_called_rewound_is_so_after_a_crash() {
         world.interval();
         world.go_without(&[]);
         assert!(world.is_refused(1, RefusedWhy::TargetRewound), "L6: forgotten by a crash");
+    });
+}
+
+/// The newer store is put back, as the person is told to: the refusal ends with the next connection, and what was written meanwhile is sent.
+#[test]
+fn l6_a_rewound_store_whose_newer_one_is_back_goes_on_by_itself() {
+    tell(&[], || {
+        let mut world = streaming();
+        let older = world.back_up_store();
+        world.write(V1, 8, 101);
+        world.interval();
+        world.go_without(&[]);
+        let newer = world.back_up_store();
+        assert!(newer.state.head() > older.state.head(), "it was published");
+        for _ in 0..2 {
+            world.put_store_back(older.clone());
+            world.connect();
+            world.interval();
+            world.go_without(&[]);
+            assert!(world.is_refused(1, RefusedWhy::TargetRewound), "the older store, each time");
+        }
+        world.write(V1, 0, 102);
+        world.put_store_back(newer);
+        world.tampered = false;
+        world.connect();
+        world.quiet();
+        assert!(!world.is_refused(1, RefusedWhy::TargetRewound), "it goes on");
+        assert!(world.publishes(1, 8, 101) && world.publishes(1, 0, 102));
     });
 }
 
