@@ -15,7 +15,7 @@ use farside_region::Name;
 use thiserror::Error;
 use tracing::warn;
 
-use crate::config::{ConfigError, sync_dir};
+use crate::config::{ConfigError, sync_dir, write_atomically};
 
 /// How long the lock may outlive who took it: a program that a daemon was about to start as it was killed has it until it runs.
 const LEFT_OVER_MAX: Duration = Duration::from_secs(5);
@@ -166,17 +166,55 @@ pub(crate) fn meta_path(dir: &Path) -> PathBuf {
     dir.join("meta.json")
 }
 
+/// Why it is not known what a volume is.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub(crate) enum MetaError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    /// Read, and not what was written.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged { path: PathBuf, what: String },
+}
+
 /// What a volume is, as its folder has it; `None`: nothing is kept.
 ///
 /// # Errors
 /// When it cannot be read, or is damaged: then nobody can tell.
-pub(crate) fn volume_meta(dir: &Path) -> anyhow::Result<Option<VolumeMeta>> {
+pub(crate) fn volume_meta(dir: &Path) -> Result<Option<VolumeMeta>, MetaError> {
     let path = meta_path(dir);
-    let text = match std::fs::read_to_string(&path) {
+    let bytes = match std::fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        read => read.with_context(|| path.display().to_string())?,
+        Err(source) => return Err(MetaError::Io { path, source }),
+        Ok(bytes) => bytes,
     };
-    Ok(Some(serde_json::from_str(&text).with_context(|| path.display().to_string())?))
+    // Of a build that kept none: believed.
+    let is_whole = bytes.strip_prefix(CHECKSUM.as_bytes()).is_none_or(|rest| {
+        let (said, fields) = rest.split_at_checked(CHECKSUM_DIGITS).unwrap_or((rest, &[]));
+        fields.strip_prefix(b"\",").is_some_and(|fields| said == checksum_of(fields).as_bytes())
+    });
+    if !is_whole {
+        return Err(MetaError::Damaged { path, what: "its checksum does not match".to_owned() });
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(error) => Err(MetaError::Damaged { path, what: error.to_string() }),
+    }
+}
+
+/// How the file begins. † One bit of a generation ends a fence, and nobody would see it.
+const CHECKSUM: &str = "{\"checksum\":\"";
+const CHECKSUM_DIGITS: usize = 8;
+
+fn checksum_of(fields: &[u8]) -> String {
+    format!("{:08x}", crc32c::crc32c(fields))
+}
+
+/// Keeps what a volume is, durably. The checksum is a field like the others: who knows none reads past it.
+pub(crate) fn keep_volume_meta(dir: &Path, meta: &VolumeMeta) -> anyhow::Result<()> {
+    let text = serde_json::to_string(meta)?;
+    let fields = text.strip_prefix('{').context("not an object")?;
+    Ok(write_atomically(&meta_path(dir), &format!("{CHECKSUM}{}\",{fields}", checksum_of(fields.as_bytes())))?)
 }
 
 /// Where a volume's folder is in a state directory, also in one that is not opened.
@@ -301,6 +339,38 @@ mod tests {
         assert!(!next.is_finished(), "it did not wait");
         drop(left_over);
         next.join().expect("it ended").expect("free by now");
+    }
+
+    /// One bit of a generation ended a fence.
+    #[test]
+    fn a_bit_that_flipped_in_what_a_volume_is_does_not_go_unnoticed() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let geometry = farside_region::Geometry::new(1 << 20).expect("a size");
+        let (id, digest_key) = (farside_region::VolumeId([3; 16]), farside_region::DigestKey::Clear([1; 32]));
+        let generation = farside_region::Generation(1);
+        let meta = VolumeMeta { id, name: "data".parse().expect("a name"), geometry, digest_key, generation };
+        let path = meta_path(dir.path());
+        // Of a build that kept no checksum.
+        std::fs::write(&path, serde_json::to_string(&meta).expect("JSON")).expect("written");
+        assert_eq!(volume_meta(dir.path()).expect("read").expect("there"), meta);
+        keep_volume_meta(dir.path(), &meta).expect("kept");
+        let kept = std::fs::read(&path).expect("read");
+        assert_eq!(volume_meta(dir.path()).expect("read").expect("there"), meta);
+        assert_eq!(serde_json::from_slice::<VolumeMeta>(&kept).expect("as a build of before reads it"), meta);
+        for (at, bit) in (0..kept.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+            let mut flipped = kept.clone();
+            flipped[at] ^= 1 << bit;
+            std::fs::write(&path, flipped).expect("written");
+            match volume_meta(dir.path()) {
+                // In the name of the checksum: the rest is whole.
+                Ok(read) => assert_eq!(read.expect("there"), meta, "bit {bit} of byte {at}"),
+                Err(error) => assert!(matches!(error, MetaError::Damaged { .. }), "{error}"),
+            }
+        }
+        for len in 0..kept.len() {
+            std::fs::write(&path, &kept[..len]).expect("written");
+            assert!(matches!(volume_meta(dir.path()), Err(MetaError::Damaged { .. })), "{len} bytes");
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::source_name;
-use crate::state_dir::{Mark, is_read_only, meta_path, volume_meta};
+use crate::state_dir::{Mark, MetaError, is_read_only, keep_volume_meta, meta_path, volume_meta};
 use crate::tap::{self, Ended, Prepared};
 use crate::threads::Threads;
 use crate::watch::{Left, Noticed};
@@ -617,7 +617,7 @@ impl Served {
 
     /// Keeps the ledger's digest key from now on.
     pub(crate) fn adopt(&mut self, meta: VolumeMeta) -> anyhow::Result<()> {
-        save_meta(&self.dir, &meta)?;
+        keep_volume_meta(&self.dir, &meta)?;
         self.meta = meta;
         Ok(())
     }
@@ -893,22 +893,41 @@ pub(crate) fn device_of(config: &VolumeConfig, dir: &Path) -> PathBuf {
     was
 }
 
-fn save_meta(dir: &Path, meta: &VolumeMeta) -> anyhow::Result<()> {
-    Ok(write_atomically(&meta_path(dir), &serde_json::to_string(meta)?)?)
-}
-
 /// What the volume was told to be at its first start, with its size of today.
 fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry: Geometry) -> anyhow::Result<VolumeMeta> {
     let path = meta_path(dir);
     let id = farside_ledger::volume_id(&around.source, &config.group, &config.name);
-    match volume_meta(dir)? {
+    let known = match volume_meta(dir) {
+        // Name and identity are the configuration's, the key is the ledger's; a lower generation than the ledger's is refused there.
+        Err(error @ MetaError::Damaged { .. }) => {
+            let aside = path.with_extension("json.damaged");
+            let kept =
+                std::fs::rename(&path, &aside).map_or_else(|error| format!("lost ({error})"), |()| aside.display().to_string());
+            warn!(
+                volume = %config.name,
+                "{error}. It is made anew, and the volume is served; what was in it is in {kept}. If the volume is called Fenced now, and no \
+                 copy of it was promoted: `farside explain fenced`"
+            );
+            None
+        }
+        known => known?,
+    };
+    match known {
         Some(meta) => {
             if meta.id != id {
                 let (config_path, state_dir) = {
                     let config = crate::locked(&around.config);
                     (config.path.clone(), config.source.state_dir.clone())
                 };
-                if let Some(name) = source_name::of_volume(&state_dir, &config_path, &meta, &config.group) {
+                let name = source_name::of_volume(&state_dir, &config_path, &meta, &config.group);
+                if name.as_ref() == Some(&around.source) {
+                    bail!(
+                        "{} is that of volume {}: put this volume's own file back; without a copy move it away, and it is made anew",
+                        path.display(),
+                        meta.name
+                    );
+                }
+                if let Some(name) = name {
                     bail!(
                         "{} is of source {name}, and this host is {} now: say `name = \"{name}\"` in [source] of {} and restart farsided; \
                          or remove the volume and add it, and it is another one",
@@ -929,7 +948,7 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
         None => {
             let digest_key = around.keys.of_new_volume(id)?;
             let meta = VolumeMeta { id, name: config.name.clone(), geometry, digest_key, generation: Generation(1) };
-            save_meta(dir, &meta)?;
+            keep_volume_meta(dir, &meta)?;
             Ok(meta)
         }
     }

@@ -779,11 +779,33 @@ async fn a_volume_whose_opening_waits_holds_up_no_other_change() {
     twice.name = "twice".to_owned();
     let refused = daemon.add_volume(&twice).await.expect_err("its backing is spoken for");
     assert!(refused.message.contains("backs volume late"), "{refused:?}");
-    tokio::task::spawn_blocking(|| std::fs::write(meta, "{")).await.expect("it ends").expect("written");
-    let refused = added.await.expect("it ends").expect_err("its state is nonsense");
-    assert!(refused.message.contains("meta.json"), "{refused:?}");
+    let of_data = std::fs::read(running.folder("data").join("meta.json")).expect("read");
+    tokio::task::spawn_blocking(|| std::fs::write(meta, of_data)).await.expect("it ends").expect("written");
+    let refused = added.await.expect("it ends").expect_err("its state is another's");
+    assert!(refused.message.contains("meta.json is that of volume data"), "{refused:?}");
     assert!(daemon.volumes.served() == 2 && !daemon.volumes.is_added(&"late".parse().expect("a name")));
     assert!(locked(&daemon.config).volumes.keys().map(Name::as_str).eq(["data", "other"]));
+    daemon.stop_groups().await;
+}
+
+/// A disk was out of service for a file that is made anew without loss.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_served_although_the_note_of_what_it_is_is_damaged() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    let folder = running.folder("late");
+    let kept = std::fs::read(running.folder("data").join("meta.json")).expect("read");
+    let mut flipped = kept.clone();
+    *flipped.last_mut().expect("not empty") ^= 1;
+    for damaged in [&b""[..], b"{", b"\xff\0", &flipped] {
+        std::fs::write(folder.join("meta.json"), damaged).expect("written");
+        daemon.add_volume(&running.add("late")).await.expect("served all the same");
+        assert_eq!(std::fs::read(folder.join("meta.json.damaged")).expect("kept aside"), damaged);
+        let anew = crate::state_dir::volume_meta(&folder).expect("whole").expect("there");
+        assert_eq!((anew.name.as_str(), anew.generation.0), ("late", 1));
+        Running::remove(&daemon, "late").await;
+        std::fs::create_dir_all(&folder).expect("made");
+    }
     daemon.stop_groups().await;
 }
 
@@ -887,7 +909,7 @@ async fn what_could_not_be_opened_is_tried_again_until_it_is_served_or_not_wante
         tokio::time::timeout(PATIENCE, so).await.unwrap_or_else(|_| panic!("{what} was waited for in vain"));
     };
     // It is tried until what is wrong is mended.
-    std::fs::write(&meta, "{").expect("written");
+    std::fs::copy(running.folder("data").join("meta.json"), &meta).expect("copied");
     std::fs::write(&path, with(&without)).expect("written");
     let failed = daemon.reload().await.expect("valid").failed;
     assert!(failed.len() == 1 && failed[0].contains("meta.json"), "{failed:?}");
@@ -902,7 +924,7 @@ async fn what_could_not_be_opened_is_tried_again_until_it_is_served_or_not_wante
     Running::remove(&daemon, "late").await;
     let spoil = || {
         std::fs::create_dir_all(meta.parent().expect("a folder")).expect("made");
-        std::fs::write(&meta, "{").expect("written");
+        std::fs::copy(running.folder("data").join("meta.json"), &meta).expect("copied");
         std::fs::write(&path, with(&without)).expect("written");
     };
     spoil();
