@@ -68,7 +68,11 @@ pub enum BookError {
     #[error(transparent)]
     File(#[from] IdentityError),
     /// The file is not a book of pairings.
-    #[error("{} is not a list of pairings: {reason}", path.display())]
+    #[error(
+        "{} is not a list of pairings: {reason}. Put it back from a copy; or move it away, start again, and pair every host anew: \
+         farside-receiver token --for NAME here, farside pair TOKEN there",
+        path.display()
+    )]
     Damaged {
         /// Which file.
         path: PathBuf,

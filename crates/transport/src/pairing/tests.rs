@@ -147,7 +147,11 @@ fn a_damaged_or_exposed_book_is_refused_by_name() {
         &good.replace("proof_key\": \"", "proof_key\": \"x"),
     ] {
         std::fs::write(&path, bad).expect("written");
-        assert!(matches!(PairingBook::open(&path), Err(BookError::Damaged { .. })));
+        let error = PairingBook::open(&path).expect_err("it is damaged");
+        assert!(
+            matches!(error, BookError::Damaged { .. }) && error.to_string().contains("farside-receiver token --for"),
+            "{error}"
+        );
     }
     std::fs::write(&path, &good).expect("written");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("chmod");
