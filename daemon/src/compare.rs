@@ -179,6 +179,8 @@ impl Control {
         match &volume.state {
             State::Refused(_) => return Err(refused("what is published is not its history; `farside status` says what to do")),
             State::TrackingLost => return Err(refused("its tracking was lost; everything is going to be compared")),
+            // It would wait without end.
+            State::Paused => return Err(refused(&format!("it is paused; say first: farside volume resume {}", volume.name))),
             _ if self.stopping => return Err(refused("farsided is stopping")),
             _ => {}
         }
