@@ -650,10 +650,7 @@ impl Daemon {
             return Err(ApiError::new(ErrorCode::Conflict, message, todo));
         }
         let config = locked(&self.config).clone();
-        config.write_group(&name, &group).map_err(|error| match error {
-            ConfigError::Value { .. } => ApiError::new(ErrorCode::Conflict, error.to_string(), "then say the same again"),
-            error => ApiError::internal(error),
-        })?;
+        config.write_group(&name, &group).map_err(|error| not_kept(&error))?;
         locked(&self.config).groups.insert(name, group.clone());
         self.tell_groups();
         Ok(GroupSettings {
@@ -695,7 +692,7 @@ impl Daemon {
             windows: limits.windows.iter().map(window).collect::<Result<_, _>>()?,
         };
         let config = locked(&self.config).clone();
-        config.write_bandwidth(&bandwidth).map_err(ApiError::internal)?;
+        config.write_bandwidth(&bandwidth).map_err(|error| not_kept(&error))?;
         info!(bandwidth = bandwidth.words(), "the bandwidth limits were set");
         locked(&self.config).bandwidth = bandwidth;
         self.limit_bandwidth();
@@ -802,6 +799,17 @@ impl Daemon {
     /// The source in whose place this host stands with a group, if it does.
     pub(crate) fn stands_in_for(&self, group: &Name) -> Option<Name> {
         locked(&self.config).groups.get(group).and_then(|group| group.stand_in_for.clone())
+    }
+}
+
+/// Why what was said is not in the configuration.
+fn not_kept(error: &ConfigError) -> ApiError {
+    match error {
+        ConfigError::Value { .. } => ApiError::new(ErrorCode::Conflict, error.to_string(), "then say the same again"),
+        error => {
+            let todo = "mend the disk that holds the configuration, or make room on it; then say the same again";
+            ApiError::new(ErrorCode::Unavailable, error.to_string(), todo)
+        }
     }
 }
 
