@@ -809,6 +809,32 @@ async fn a_volume_is_served_although_the_note_of_what_it_is_is_damaged() {
     daemon.stop_groups().await;
 }
 
+/// A full or read-only disk was called a bug, a verify of a paused volume waited without end, and a tap at another's socket for 30 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_now_is_refused_with_what_to_do() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    daemon.pause("data", true).await.expect("paused");
+    let refused = daemon.verify("data").await.expect_err("it would wait");
+    assert!(refused.message.contains("farside volume resume data"), "{refused:?}");
+    let add = running.add("late");
+    let theirs = std::os::unix::net::UnixListener::bind(running.at.join("late-tap")).expect("bound");
+    let began = std::time::Instant::now();
+    let refused = daemon.add_volume(&add).await.expect_err("it is another's");
+    assert!(refused.message.contains("somebody listens at") && began.elapsed() < Duration::from_secs(10), "{refused:?}");
+    drop(theirs);
+    daemon.add_volume(&add).await.expect("what is left of a socket keeps nobody away");
+    Running::remove(&daemon, "late").await;
+    let _ = std::fs::remove_dir_all(running.at.join("farsided.d"));
+    std::fs::write(running.at.join("farsided.d"), "").expect("written");
+    let group = GroupSettings { keep: Some(3), ..GroupSettings::default() };
+    for refused in [daemon.set_group("default", &group).await.map(drop), daemon.set_limits(Limits::default()).await.map(drop)] {
+        let refused = refused.expect_err("it cannot be written");
+        assert!(refused.code == ErrorCode::Unavailable && refused.what_to_do.contains("disk"), "{refused:?}");
+    }
+    daemon.stop_groups().await;
+}
+
 /// While a host was being switched off, changes were accepted whose end nobody saw, and the status said nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_stops_says_so_and_changes_nothing_any_more() {

@@ -674,6 +674,7 @@ impl Daemon {
         let one = self.begin_change().await?;
         let volume = self.new_volume(add)?;
         self.is_read(&volume)?;
+        is_nobodys(&volume.tap).await?;
         self.around.backings.want_back(&volume.name);
         if !self.volumes.begin(&volume.name) {
             return Err(self.under_way(&volume.name));
@@ -969,6 +970,21 @@ impl Daemon {
         info!(volume = %name, "not configured any more");
         Ok(())
     }
+}
+
+/// Whether somebody listens at the tap of a volume that has no predecessor: nobody is waited for then.
+async fn is_nobodys(tap: &TapConfig) -> Result<(), ApiError> {
+    let TapConfig::Nbd { socket } = tap else { return Ok(()) };
+    // One that does not take it in is there, too.
+    let listens = match tokio::net::UnixStream::connect(socket).await {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::WouldBlock,
+    };
+    if !listens {
+        return Ok(());
+    }
+    let what = format!("somebody listens at {} already", socket.display());
+    Err(ApiError::new(ErrorCode::Conflict, what, "choose another path with --tap nbd:unix:/absolute/path"))
 }
 
 /// What is to be added has come to be somebody else's since it was asked for.
