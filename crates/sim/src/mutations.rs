@@ -563,6 +563,13 @@ pub const MUTATIONS: &[Mutation] = &[
         STORE,
         "follower_tests::who_holds_a_forgotten_point_of_another_history_is_told",
     ),
+    story(
+        "a record goes that replay remembers",
+        STORE,
+        "trimming_tests::records_that_nobody_asks_for_go_and_the_group_is_what_it_was",
+    ),
+    story("records go for a checkpoint that nobody read back", STORE, "trimming_tests::nothing_goes_without_what_stands_for_it"),
+    story("what is deleted hangs on one record", STORE, "damage_tests::nothing_goes_for_the_word_of_the_newest_record_alone"),
     story("L4 what is forgotten is an orphan", STORE, "loss_tests::a_damaged_part_of_a_merge_keeps_nothing_else_from_going"),
     story(
         "L6 what a repair gave up tells of old positions",

@@ -2,6 +2,7 @@ use std::fs;
 use std::sync::Arc;
 
 use farside_ledger::{LayerKind, Policy, State};
+use farside_region::mutation::tell;
 use farside_region::{LedgerPosition, RecordDigest};
 use proptest::prelude::*;
 
@@ -71,30 +72,32 @@ fn wanted(state: &State) -> BTreeSet<u64> {
 
 #[test]
 fn records_that_nobody_asks_for_go_and_the_group_is_what_it_was() {
-    let (store, mut volume) = long();
-    let mut group = store.group();
-    let before = group.state().clone();
-    let all = slots(&store).len();
-    let gone = trim(&mut group);
-    assert!(gone > 100, "{gone} of {all}");
-    assert_eq!((slots(&store), group.state()), (wanted(&before), &before));
-    drop(group);
-    assert_eq!(found(&store), []);
-    let mut group = store.group();
-    assert_eq!(group.state(), &before);
-    // It goes on, and more of it goes; what of a step before stayed for a layer goes when that is forgotten.
-    go_on(&mut group, &mut volume, 300);
-    assert!(trim(&mut group) > 100);
-    assert_eq!(slots(&store), wanted(group.state()));
-    assert_eq!(trim(&mut group), 0);
-    drop(group);
-    assert_eq!(found(&store), []);
-    let whole = StoreReader::open(&store.path()).expect("open").group(&names()).expect("group");
-    let newest = whole.points().last().expect("a point").slot;
-    let bytes = whole.point_reader(newest, volume.id()).expect("reader");
-    let mut content = bytes.content();
-    bytes.read_region(farside_region::RegionIndex(0), &mut content).expect("read");
-    assert_eq!(content.bytes[..], TestVolume::bytes(&volume.image)[..content.bytes.len()]);
+    tell(&[("a record goes that replay remembers", "what replay remembers stays")], || {
+        let (store, mut volume) = long();
+        let mut group = store.group();
+        let before = group.state().clone();
+        let all = slots(&store).len();
+        let gone = trim(&mut group);
+        assert!(gone > 100, "{gone} of {all}");
+        assert!(slots(&store) == wanted(&before) && group.state() == &before, "what replay remembers stays");
+        drop(group);
+        assert_eq!(found(&store), []);
+        let mut group = store.group();
+        assert_eq!(group.state(), &before);
+        // It goes on, and more of it goes; what of a step before stayed for a layer goes when that is forgotten.
+        go_on(&mut group, &mut volume, 300);
+        assert!(trim(&mut group) > 100);
+        assert_eq!(slots(&store), wanted(group.state()));
+        assert_eq!(trim(&mut group), 0);
+        drop(group);
+        assert_eq!(found(&store), []);
+        let whole = StoreReader::open(&store.path()).expect("open").group(&names()).expect("group");
+        let newest = whole.points().last().expect("a point").slot;
+        let bytes = whole.point_reader(newest, volume.id()).expect("reader");
+        let mut content = bytes.content();
+        bytes.read_region(farside_region::RegionIndex(0), &mut content).expect("read");
+        assert_eq!(content.bytes[..], TestVolume::bytes(&volume.image)[..content.bytes.len()]);
+    });
 }
 
 #[test]
@@ -163,51 +166,53 @@ fn what_comes_too_late_is_nothing_and_goes_with_the_next_pass() {
 /// Nothing that would make up for what goes is there, or somebody reads: then nothing goes.
 #[test]
 fn nothing_goes_without_what_stands_for_it() {
-    let (store, _) = long();
-    let before = slots(&store);
-    let anchor = anchor(store.group().state()).expect("an anchor");
-    let harmless = |object: &ObjectName, harm: &dyn Fn(Vec<u8>) -> Option<Vec<u8>>| {
-        let path = object_path(&store, object);
-        let good = fs::read(&path).expect("it is there");
-        match harm(good.clone()) {
-            Some(bad) => fs::write(&path, bad).expect("put"),
-            None => fs::remove_file(&path).expect("removed"),
-        }
-        let mut group = store.group();
-        trim(&mut group);
-        drop(group);
-        assert_eq!(slots(&store), before, "{object}");
-        fs::write(&path, good).expect("put back");
-    };
-    let gone = |_| None;
-    let flipped = |mut bytes: Vec<u8>| {
-        let at = bytes.len() / 2;
-        bytes[at] ^= 1;
-        Some(bytes)
-    };
-    for harm in [&gone as &dyn Fn(Vec<u8>) -> Option<Vec<u8>>, &flipped] {
-        harmless(&names().checkpoint_state(anchor), harm);
-        harmless(&names().checkpoint(anchor + 1), harm);
-    }
-    let reading = StoreReader::open(&store.path()).expect("open").group(&names()).expect("group");
-    let slot = reading.points().last().expect("a point").slot;
-    let volume = reading.state().volumes().next().expect("a volume").0;
-    let held = reading.point_reader(slot, volume).expect("reader");
-    let mut group = store.group();
-    assert_eq!((0..20).map(|_| group.trim_ledger().expect("deferred")).sum::<usize>(), 0);
-    assert_eq!(slots(&store), before, "somebody reads");
-    drop((held, reading, group));
-    for harm in [&gone as &dyn Fn(Vec<u8>) -> Option<Vec<u8>>, &flipped] {
+    tell(&[("records go for a checkpoint that nobody read back", "nothing stands for them")], || {
         let (store, _) = long();
-        let (path, before) = (object_path(&store, &names().checkpoint_digests(2)), slots(&store));
-        match harm(fs::read(&path).expect("it is there")) {
-            Some(bad) => fs::write(&path, bad).expect("put"),
-            None => fs::remove_file(&path).expect("removed"),
+        let before = slots(&store);
+        let anchor = anchor(store.group().state()).expect("an anchor");
+        let harmless = |object: &ObjectName, harm: &dyn Fn(Vec<u8>) -> Option<Vec<u8>>| {
+            let path = object_path(&store, object);
+            let good = fs::read(&path).expect("it is there");
+            match harm(good.clone()) {
+                Some(bad) => fs::write(&path, bad).expect("put"),
+                None => fs::remove_file(&path).expect("removed"),
+            }
+            let mut group = store.group();
+            trim(&mut group);
+            drop(group);
+            assert!(slots(&store) == before, "{object}: nothing stands for them");
+            fs::write(&path, good).expect("put back");
+        };
+        let gone = |_| None;
+        let flipped = |mut bytes: Vec<u8>| {
+            let at = bytes.len() / 2;
+            bytes[at] ^= 1;
+            Some(bytes)
+        };
+        for harm in [&gone as &dyn Fn(Vec<u8>) -> Option<Vec<u8>>, &flipped] {
+            harmless(&names().checkpoint_state(anchor), harm);
+            harmless(&names().checkpoint(anchor + 1), harm);
         }
-        assert!(trim(&mut store.group()) > 100);
-        let left = slots(&store);
-        assert!(before.difference(&left).all(|slot| slot / span() != 2), "those that it covers stay");
-    }
+        let reading = StoreReader::open(&store.path()).expect("open").group(&names()).expect("group");
+        let slot = reading.points().last().expect("a point").slot;
+        let volume = reading.state().volumes().next().expect("a volume").0;
+        let held = reading.point_reader(slot, volume).expect("reader");
+        let mut group = store.group();
+        assert_eq!((0..20).map(|_| group.trim_ledger().expect("deferred")).sum::<usize>(), 0);
+        assert_eq!(slots(&store), before, "somebody reads");
+        drop((held, reading, group));
+        for harm in [&gone as &dyn Fn(Vec<u8>) -> Option<Vec<u8>>, &flipped] {
+            let (store, _) = long();
+            let (path, before) = (object_path(&store, &names().checkpoint_digests(2)), slots(&store));
+            match harm(fs::read(&path).expect("it is there")) {
+                Some(bad) => fs::write(&path, bad).expect("put"),
+                None => fs::remove_file(&path).expect("removed"),
+            }
+            assert!(trim(&mut store.group()) > 100);
+            let left = slots(&store);
+            assert!(before.difference(&left).all(|slot| slot / span() != 2), "those that it covers stay");
+        }
+    });
 }
 
 proptest! {
