@@ -577,9 +577,20 @@ impl Daemon {
 
     /// The newest point that holds all volumes of it, if there is one.
     async fn newest(&self, failback: &Failback, puller: &Puller, have: Option<LedgerPosition>) -> Result<PullPoint, PullError> {
-        let volumes = ids_of(&failback.source, &locked(&failback.note));
+        let (volumes, course) = {
+            let note = locked(&failback.note);
+            (ids_of(&failback.source, &note), note.course.clone())
+        };
         puller.wants(volumes).await?;
-        puller.point(have).await
+        // What is about to be kept may be of a history that the store has not.
+        let point = puller.point(have.filter(|_| !course.branch.is_due())).await?;
+        match course.is_newer_than(&point) {
+            None => Ok(point),
+            Some(at) => {
+                let group = &locked(&failback.note).group;
+                Err(PullError::Refused(waits::store_is_older(group, at.position.slot, point.position.slot)))
+            }
+        }
     }
 
     async fn puller_of(&self, names: (&Name, &Name), traffic: Arc<Traffic>) -> Result<Arc<Puller>, PullError> {
@@ -997,7 +1008,12 @@ impl Daemon {
                 TakenBack::Begun(done) => {
                     return done.await.unwrap_or_else(|_| anyhow::bail!("volume {name} was closed meanwhile"));
                 }
-                TakenBack::Newer => return Err(newer()),
+                TakenBack::Newer => {
+                    // It may be an older one, of a store that was put back.
+                    let puller = self.puller(&group, failback).await?;
+                    self.newest(failback, &puller, Some(at)).await?;
+                    return Err(newer());
+                }
                 TakenBack::From(by) => {
                     // † It may be the claim of an earlier attempt, whose verdict a broken line or a crash took.
                     let puller = self.puller(&group, failback).await?;

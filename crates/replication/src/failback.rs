@@ -217,6 +217,17 @@ impl Course {
         }
     }
 
+    /// The point that the disks are, where the newest that is told lies below it, or is another one in its slot. † The store was put back then: what
+    /// the disks hold may be the only copy, and nothing of it is kept.
+    pub fn is_newer_than(&self, told: &PullPoint) -> Option<&At> {
+        let (Stage::Held { at: Some(at), .. } | Stage::Returning { at, .. }) = &self.stage else { return None };
+        let (ours, theirs) = (at.position, told.position);
+        // A store that passes over what the disks are has it.
+        let is_known_there = told.passed_over.is_some_and(|newest| newest >= ours.slot);
+        let is_newer = (theirs.slot < ours.slot && !is_known_there) || (theirs.slot == ours.slot && theirs != ours);
+        (is_newer && !self.branch.is_due()).then_some(at)
+    }
+
     /// The branch to begin where disks that were a point are none any more: somebody wrote to them, or it cannot be told.
     pub fn begins_anew(&self, have: Option<LedgerPosition>) -> Option<Branch> {
         let Stage::Held { at: Some(at), applying: None } = &self.stage else { return None };

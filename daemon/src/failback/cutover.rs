@@ -378,7 +378,7 @@ impl Daemon {
         let group = &note.group;
         refuse_aborted(&note)?;
         let puller = self.puller(group, failback).await.map_err(super::unreachable)?;
-        let point = self.newest(failback, &puller, at.as_ref().map(|at| at.position)).await.map_err(super::unreachable)?;
+        let point = self.newest(failback, &puller, None).await.map_err(super::unreachable)?;
         self.heard(failback, &point);
         let promoted = point.promotion.map_or(point.generation, |promotion| promotion.max(point.generation));
         if promoted <= Generation(note.generation) {

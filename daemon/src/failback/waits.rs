@@ -1,7 +1,7 @@
 //! For what a failback waits that only the gateway has. It goes on by itself when that is there; whoever watches need not.
 
 use farside_control::source::Connection;
-use farside_region::Name;
+use farside_region::{Name, Slot};
 
 use super::{Daemon, Failback};
 use crate::locked;
@@ -30,5 +30,15 @@ pub(super) fn lacks_the_rest(group: &Name) -> String {
     format!(
         "the disks are in the middle of a point, or not all at it, and cannot be served before the gateway has given the rest: it goes on by itself when \
          that is there; `farside failback {group} --abort` puts back what was kept of them (farside branch list)"
+    )
+}
+
+/// What a person is told whose disks are newer than the store.
+pub(super) fn store_is_older(group: &Name, at: Slot, newest: Slot) -> String {
+    format!(
+        "the disks are point {at}, and the newest point to be had is {newest}, or another one of that number: the store of the gateway was put back to an \
+         older one, or points were removed. The disks may be the only copy of what came after it, and nothing of them is overwritten. Have the newer store \
+         back; or `farside failback {group} --finish --force` serves the disks as they are; or `farside failback {group} --accept-disks` goes on with what the \
+         store has, and keeps what only the disks hold as a branch (unless --discard-branch was said)"
     )
 }

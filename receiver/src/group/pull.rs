@@ -120,6 +120,20 @@ impl Group {
             PullWanted::Newest { have } => have,
             PullWanted::Fork { .. } => None,
         };
+        // † Its disks may be the only copy of what a store that was put back has not: nobody brings them to a point of another history unasked.
+        if let Some(have) = &have
+            && !here.store.went_through(have).map_err(|error| error.to_string())?
+        {
+            return Err(format!(
+                "the ledger of {} never went through point {}, which the disks of {} are: its store was put back to an older one, or is another one. Have \
+                 the newer store back; or on {2}: `farside failback {group} --finish --force` serves the disks as they are, and `farside failback {group} \
+                 --accept-disks` goes on with what this store has, and keeps what only the disks hold as a branch (unless --discard-branch was said)",
+                self.names,
+                have.slot,
+                ask.asker,
+                group = self.names.group
+            ));
+        }
         if point.members.len() > PULL_MEMBERS_MAX {
             return Err(format!("point {} has more volumes than can be pulled at once", point.slot));
         }

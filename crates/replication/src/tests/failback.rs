@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use farside_region::{LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Slot, mutation};
+use farside_ledger::EpochInfo;
+use farside_region::{BootId, Generation, LedgerPosition, Name, RecordDigest, RegionIndex, RegionSet, Slot, mutation};
+use farside_wire::{PullPoint, RequestId};
 
 use super::world::name;
 use crate::failback::{At, Branch, Course, Ending, Finish, Kept, Known, Stage, lacks};
@@ -291,4 +293,42 @@ fn mistakes_of_a_course_are_noticed() {
         ("what a disk lacked of one point is forgotten at the next", "said to be a point"),
     ];
     mutation::tell(&mistakes, all_courses);
+}
+
+/// A store that was put back has an older point as its newest one: disks that follow may be the only copy of theirs.
+#[test]
+fn disks_are_not_brought_to_what_lies_below_them_unasked() {
+    let told = |slot: u64, passed_over: Option<u64>| PullPoint {
+        id: RequestId(1),
+        position: at(slot).position,
+        epoch: EpochInfo { boot: BootId([0; 16]), mono_before_ns: 0, mono_after_ns: 0, wall_ms: 0 },
+        generation: Generation(2),
+        promotion: None,
+        is_since: true,
+        passed_over: passed_over.map(Slot),
+        other: None,
+        members: Vec::new(),
+    };
+    let another = PullPoint { position: LedgerPosition { digest: RecordDigest([9; 32]), ..at(11).position }, ..told(11, None) };
+    let of = |stage: Stage, branch: Branch| Course { stage, ..Course::new(branch) };
+    let kept = || Branch::Kept { id: name("b"), over: at(7), is: Kept::Whole };
+    let held = |applying| Stage::Held { at: Some(at(11)), applying };
+    for stage in [held(None), held(Some(at(12))), Stage::Returning { at: at(11), served: false }] {
+        for branch in [Branch::None, Branch::Discarded, kept()] {
+            let course = of(stage.clone(), branch);
+            for older in [told(10, None), told(9, Some(10)), another.clone()] {
+                assert_eq!(course.is_newer_than(&older), Some(&at(11)), "{course:?} {older:?}");
+            }
+            for right in [told(11, None), told(12, None), told(10, Some(11))] {
+                assert_eq!(course.is_newer_than(&right), None, "{course:?} {right:?}");
+            }
+        }
+    }
+    // It is kept first then; and a person may say that they are meant.
+    assert_eq!(of(held(None), Branch::Wanted { base: Some(at(11)) }).is_newer_than(&told(10, None)), None);
+    let mut accepted = of(held(None), kept());
+    accepted.accepts(true);
+    assert_eq!(accepted.branch, Branch::Wanted { base: Some(at(11)) });
+    assert_eq!(accepted.is_newer_than(&told(10, None)), None);
+    assert_eq!(of(Stage::Held { at: None, applying: None }, Branch::Discarded).is_newer_than(&told(10, None)), None);
 }
