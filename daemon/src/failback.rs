@@ -927,7 +927,13 @@ impl Daemon {
                 match (self.volume_state(&note.group, name).await, takes_back) {
                     (None | Some(VolumeState::NotServed), _) => {}
                     (Some(_), None) => break,
-                    (Some(VolumeState::Behind { .. } | VolumeState::Streaming | VolumeState::Paused), _) => break,
+                    (Some(VolumeState::Behind { .. } | VolumeState::Streaming), _) => break,
+                    (Some(VolumeState::Paused), _) => {
+                        if waits::is_back_though_paused(self.generation_of(&note.group, name), note.generation) {
+                            break;
+                        }
+                        locked(&failback.view).why = Some(waits::is_paused(&note.group, name));
+                    }
                     (Some(VolumeState::Idle), _) => self.say_that_it_waits(failback, &note.group).await,
                     (Some(VolumeState::Fenced | VolumeState::Forked), Some(at)) => self.take_back(failback, name, at).await?,
                     (Some(state @ (VolumeState::TargetRewound | VolumeState::TrackingLost)), _) => {

@@ -1,7 +1,7 @@
 //! For what a failback waits that only the gateway has. It goes on by itself when that is there; whoever watches need not.
 
 use farside_control::source::Connection;
-use farside_region::{Name, Slot};
+use farside_region::{Generation, Name, Slot};
 
 use super::{Daemon, Failback};
 use crate::locked;
@@ -41,4 +41,30 @@ pub(super) fn store_is_older(group: &Name, at: Slot, newest: Slot) -> String {
          back; or `farside failback {group} --finish --force` serves the disks as they are; or `farside failback {group} --accept-disks` goes on with what the \
          store has, and keeps what only the disks hold as a branch (unless --discard-branch was said)"
     )
+}
+
+/// Whether a paused volume has its history back from the promotion that was shown. `claimed`: under which generation it was claimed last, as its folder says.
+/// † That it is paused says nothing: its ledger may not have been asked since it is served again.
+pub(super) fn is_back_though_paused(claimed: Option<Generation>, shown: u64) -> bool {
+    claimed > Some(Generation(shown))
+}
+
+/// What a person is told who paused a volume before it had its history back.
+pub(super) fn is_paused(group: &Name, volume: &Name) -> String {
+    format!(
+        "volume {volume} is paused, and its history is not known to be taken back: farside volume resume {volume}, or farside failback {group} --abort"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody takes a paused volume's history back, and whoever waited was told that it was done.
+    #[test]
+    fn a_paused_volume_is_back_once_it_was_claimed_above_the_promotion() {
+        for (claimed, back) in [(None, false), (Some(1), false), (Some(2), false), (Some(3), true)] {
+            assert_eq!(is_back_though_paused(claimed.map(Generation), 2), back, "{claimed:?}");
+        }
+    }
 }
