@@ -47,7 +47,7 @@ use crate::state_dir::{volume_meta, volume_path};
 use crate::supervisor::{Claimed, Daemon};
 use branch::{Keeping, Suspects};
 use disks::{Disks, Known};
-use keys::{fits, ids_of, names_of};
+use keys::{LARGER_DISK, fits, fixed_disks, ids_of, names_of, too_small};
 use note::{Held, Note, shown};
 use pull::{PullError, PulledVolume, Puller, Traffic};
 use turns::Turns;
@@ -460,6 +460,10 @@ impl Daemon {
         let point = self.newest(&failback, &puller, None).await.map_err(unreachable)?;
         self.heard(&failback, &point);
         locked(&failback.note).generation = point.promotion.unwrap_or(point.generation).0;
+        let held = locked(&failback.note).held();
+        if let Some(why) = too_small(fixed_disks(&held), &point) {
+            return Err(conflict(why, LARGER_DISK));
+        }
         let names: Vec<Name> = volumes.iter().map(|volume| volume.name.clone()).collect();
         self.keys_to(&failback, &puller, &point, &names).await.map_err(unreachable)?;
         drop(puller);
@@ -477,7 +481,6 @@ impl Daemon {
                 PullError::NoFork | PullError::Refused(_) => cannot(error.to_string()),
                 other => unreachable(other),
             };
-            let held = locked(&failback.note).held();
             let bases = [base.map(|base| base.position)];
             let fork = self.fork(&group, &failback, &mut None, &held, bases).await.map_err(failed)?;
             locked(&failback.view).over = Some(shown(&At::from(&fork)));

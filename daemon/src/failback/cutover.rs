@@ -26,7 +26,7 @@ use farside_region::{Generation, Name};
 use farside_replication::failback::{Branch, Stage};
 use tracing::{error, info, warn};
 
-use super::keys::names_of;
+use super::keys::{LARGER_DISK, fixed_disks, names_of, too_small};
 use super::note::{Note, check_writable};
 use super::pull::PullError;
 use super::{Failback, SERVED, conflict, turns, unkept};
@@ -375,7 +375,7 @@ impl Daemon {
     ) -> Result<FailbackStatus, ApiError> {
         let note = locked(&failback.note).clone();
         let Stage::HandedOver { at } = note.course.stage.clone() else { return Ok(failback.show()) };
-        let group = &note.group;
+        let (group, held) = (&note.group, note.held());
         refuse_aborted(&note)?;
         let puller = self.puller(group, failback).await.map_err(super::unreachable)?;
         let point = self.newest(failback, &puller, None).await.map_err(super::unreachable)?;
@@ -387,7 +387,10 @@ impl Daemon {
                 &format!("`farside cutover {group} --abort` serves it here again; `farside failover` on the gateway moves it"),
             ));
         }
-        self.keys_to(failback, &puller, &point, &names_of(&note.held())).await.map_err(super::unreachable)?;
+        if let Some(why) = too_small(fixed_disks(&held), &point) {
+            return Err(conflict(why, LARGER_DISK));
+        }
+        self.keys_to(failback, &puller, &point, &names_of(&held)).await.map_err(super::unreachable)?;
         drop(puller);
         if request.plan {
             return Ok(FailbackStatus { stage: FailbackStage::Planned, generation: promoted.0, ..failback.show() });

@@ -29,6 +29,35 @@ pub(super) fn fits(volume: &Name, point: &PullPoint) -> Result<(), String> {
     if is_there { Ok(()) } else { Err(format!("volume {volume} is not in point {}", point.position.slot)) }
 }
 
+/// A disk that is smaller than what its volume is by now, by whoever stands in. † A volume never shrinks again: it would be set back to an old point first,
+/// or one of several be taken back without the others.
+pub(super) fn too_small<'d>(disks: impl IntoIterator<Item = (&'d Name, u64)>, point: &PullPoint) -> Option<String> {
+    disks.into_iter().find_map(|(name, has)| {
+        let member = point.members.iter().find(|member| member.meta.name == *name)?;
+        let needs = member.volume_bytes.max(member.meta.geometry.volume_bytes());
+        (has < needs).then(|| format!("the disk of volume {name} has {has} bytes, and the volume has {needs} by now, as large as the disk of whoever stands in"))
+    })
+}
+
+/// Disks that do not grow when they are written to, with their sizes; what cannot be looked at is said when it is opened.
+pub(super) fn fixed_disks(held: &[Held]) -> impl Iterator<Item = (&Name, u64)> {
+    held.iter().filter_map(|held| Some((&held.name, device_bytes(&held.backing)?)))
+}
+
+fn device_bytes(path: &Path) -> Option<u64> {
+    use std::io::Seek as _;
+    use std::os::unix::fs::FileTypeExt as _;
+    let is_device = std::fs::metadata(path).ok()?.file_type().is_block_device();
+    if !is_device {
+        return None;
+    }
+    std::fs::File::open(path).ok()?.seek(std::io::SeekFrom::End(0)).ok()
+}
+
+/// What a person is told of it.
+pub(super) const LARGER_DISK: &str =
+    "make the disk larger (lvextend), or take a larger one, restore the newest point to it, and fail back with that";
+
 pub(super) fn names_of(held: &[Held]) -> Vec<Name> {
     held.iter().map(|held| held.name.clone()).collect()
 }
@@ -133,7 +162,9 @@ async fn key_at_rest(failback: &Failback, puller: &Puller, seal: &Seal) -> Resul
 #[cfg(test)]
 mod tests {
     use farside_keys::Secret;
-    use farside_region::{Generation, Geometry, SealMode, VolumeId};
+    use farside_ledger::EpochInfo;
+    use farside_region::{BootId, Generation, Geometry, LedgerPosition, RecordDigest, SealMode, Slot, VolumeId};
+    use farside_wire::{PullMember, RequestId};
 
     use super::*;
 
@@ -192,5 +223,40 @@ mod tests {
         }
         std::fs::write(folder.join("meta.json"), "{").expect("written");
         assert!(here().expect_err("it is not whole").to_string().contains("meta.json"));
+    }
+
+    /// Its point from before the failover would have fitted, and the disks been set back to it for nothing.
+    #[test]
+    fn a_disk_that_is_smaller_than_its_volume_by_now_is_named() {
+        let id = VolumeId([3; 16]);
+        let (name, other): (Name, Name) = ("data".parse().expect("a name"), "log".parse().expect("a name"));
+        let point = |point_bytes: u64, claimed_bytes: u64| PullPoint {
+            id: RequestId(1),
+            position: LedgerPosition { slot: Slot(9), digest: RecordDigest([9; 32]) },
+            epoch: EpochInfo { boot: BootId([0; 16]), mono_before_ns: 0, mono_after_ns: 0, wall_ms: 0 },
+            generation: Generation(2),
+            promotion: None,
+            is_since: true,
+            passed_over: None,
+            other: None,
+            members: vec![PullMember {
+                meta: VolumeMeta {
+                    id,
+                    name: name.clone(),
+                    geometry: Geometry::new(claimed_bytes).expect("a geometry"),
+                    digest_key: [7; 32].into(),
+                    generation: Generation(2),
+                },
+                volume_bytes: point_bytes,
+                touched: None,
+            }],
+        };
+        let (small, large) = (64 << 20, 68 << 20);
+        let is_named = |has: u64, point: &PullPoint| too_small([(&other, 0), (&name, has)], point).is_some();
+        assert!(!is_named(small, &point(small, small)) && !is_named(large, &point(small, large)));
+        assert!(is_named(small, &point(large, large)));
+        assert!(is_named(small, &point(small, large)), "nothing of it was published yet, and it is claimed");
+        let words = too_small([(&name, small)], &point(large, large)).expect("named");
+        assert!(words.contains("volume data has 67108864 bytes") && words.contains("71303168"), "{words}");
     }
 }

@@ -12,9 +12,10 @@ use farside_control::rollback::{RollbackKeeps, RollbackRequest, RollbackStatus};
 use farside_control::source::{Accept, GroupStatus, VolumeState, VolumeStatus};
 use farside_control::{ApiError, ErrorCode};
 use farside_region::Name;
-use farside_wire::RollBackAnswer;
+use farside_wire::{PullPoint, RollBackAnswer};
 use tracing::warn;
 
+use super::keys::{LARGER_DISK, too_small};
 use super::pull::PullError;
 use super::turns;
 use crate::status::last_point;
@@ -31,6 +32,7 @@ impl Daemon {
     pub(crate) async fn roll_back(self: &Arc<Self>, request: &RollbackRequest) -> Result<RollbackStatus, ApiError> {
         let _one = self.failbacks.turns.of(&request.group, turns::PATIENCE).await?;
         let (group, fenced) = self.fenced_of(&request.group).await?;
+        self.refuse_too_small(&group, &fenced).await?;
         let mut status = RollbackStatus {
             group: group.to_string(),
             source: self.source_of(&group).to_string(),
@@ -135,6 +137,31 @@ impl Daemon {
         let fenced = fenced_among(&group, &known)?;
         refuse_for_good(&group, this)?;
         Ok((group, fenced))
+    }
+
+    /// † One volume would take its history back, and another could not: neither host would publish the group.
+    ///
+    /// # Errors
+    /// When a disk is smaller than its volume by now. Where the gateway cannot say that, whoever asks it next says what stands against it.
+    async fn refuse_too_small(&self, group: &Name, fenced: &[Name]) -> Result<(), ApiError> {
+        let asked = tokio::time::timeout(PINNED_WITHIN, self.asked_for_newest(group)).await;
+        let Ok(Ok(point)) = asked else { return Ok(()) };
+        let status = self.status().await;
+        let volumes = status.groups.iter().filter(|found| found.name == group.as_str()).flat_map(|found| &found.volumes);
+        let sizes: Vec<(&Name, u64)> =
+            volumes.filter_map(|volume| Some((fenced.iter().find(|name| name.as_str() == volume.name)?, volume.bytes))).collect();
+        match too_small(sizes, &point) {
+            None => Ok(()),
+            Some(why) => Err(ApiError::new(ErrorCode::Refused, why, LARGER_DISK)),
+        }
+    }
+
+    async fn asked_for_newest(&self, group: &Name) -> Result<PullPoint, PullError> {
+        let source = self.source_of(group);
+        let puller = self.puller_of((&source, group), Arc::default()).await?;
+        let point = puller.point(None).await?;
+        puller.is_over();
+        Ok(point)
     }
 
     /// What the gateway says is discarded; with `pin`, after it was pinned.
