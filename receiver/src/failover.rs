@@ -35,6 +35,7 @@ pub(crate) use self::taken_back::{TAKEN_BACK, TakenBack};
 use crate::group::{Fence, Fenced, GroupHandle, Mail, PointChange, Promotable, PromotionLook, Waits, Wanted};
 use crate::points::PointsAsk;
 use crate::process::Receiver;
+use crate::rollback;
 use crate::state_dir::{StateDir, StateError, unsaved};
 
 mod lost;
@@ -374,6 +375,13 @@ fn work(receiver: &Receiver, names: &GroupNames) {
             false if turns % SELDOM == 0 => failovers.look_for_newer(receiver, names),
             false => Ok(()),
         };
+        if turns % SELDOM == 0
+            && failovers.stands(names)
+            && let Ok(group) = handle(receiver, names)
+            && let Err(error) = receiver.runtime.block_on(rollback::goes_with_new_claims(&group))
+        {
+            tracing::debug!(group = %names, error = %error.message, "what is pinned for a rollback stays where it is for now");
+        }
         thread::sleep(LOOK);
     }
 }

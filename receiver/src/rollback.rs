@@ -67,14 +67,28 @@ pub(crate) async fn answer(
 /// # Errors
 /// When the pin cannot go with it yet.
 pub(crate) async fn settle(group: &GroupHandle) -> Result<(), ApiError> {
-    let source = &group.names().source;
-    let ask = DiscardAsk { asker: source.clone(), volumes: Vec::new() };
+    let discards = discards_of_source(group).await?;
+    if discards.pinned.is_empty() { Ok(()) } else { goes_along(group, &discards).await }
+}
+
+/// The source was told that its rollback has a pin, and has claimed nothing yet. † Once it has, what is discarded is known by whose claims published what is
+/// pinned: a host that stands in and is started again meanwhile claims anew.
+///
+/// # Errors
+/// When the pin cannot go along yet.
+pub(crate) async fn goes_with_new_claims(group: &GroupHandle) -> Result<(), ApiError> {
+    let discards = discards_of_source(group).await?;
+    if discards.is_of_other_claims { goes_along(group, &discards).await } else { Ok(()) }
+}
+
+async fn discards_of_source(group: &GroupHandle) -> Result<Discards, ApiError> {
+    let ask = DiscardAsk { asker: group.names().source.clone(), volumes: Vec::new() };
     let unknown = |why: String| ApiError::new(ErrorCode::Unavailable, why, "it goes on by itself");
-    let discards = look(group, ask).await.map_err(unknown)?;
-    match discards.pinned.is_empty() {
-        true => Ok(()),
-        false => pin(group, &discards, source, |reason| PointChange::OwnPin { reason }).await,
-    }
+    look(group, ask).await.map_err(unknown)
+}
+
+async fn goes_along(group: &GroupHandle, discards: &Discards) -> Result<(), ApiError> {
+    pin(group, discards, &group.names().source, |reason| PointChange::OwnPin { reason }).await
 }
 
 /// Has the newest pinned, and then no other one. † In this order: a kill in between leaves two.

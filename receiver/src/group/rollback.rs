@@ -29,6 +29,8 @@ pub(crate) struct Discards {
     pub(crate) point: Option<(LedgerPosition, EpochInfo)>,
     /// Points that are pinned for this, and why; newest first.
     pub(crate) pinned: Vec<(PointId, String)>,
+    /// Another claim has published since what is pinned: that one's points would not be known for what is discarded, once a source claims.
+    pub(crate) is_of_other_claims: bool,
     /// How many points there are.
     pub(crate) points: u64,
     /// The newest of them, if it is another one.
@@ -103,8 +105,10 @@ impl Group {
             let digest = state.digest_at(point.slot).expect("a point's record was replayed");
             (LedgerPosition { slot: point.slot, digest }, point.epoch)
         };
+        let is_of_other = newest_pinned.zip(point).is_some_and(|(pinned, point)| !is_of_same_claims(point, pinned));
         Ok(Discards {
             generation,
+            is_of_other_claims: is_of_other,
             is_over: highest > generation && !wanted.iter().any(|volume| is_below(state, *volume, generation)),
             pinned,
             points: since().filter(is_theirs).count() as u64,

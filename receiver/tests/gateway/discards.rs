@@ -153,6 +153,24 @@ async fn the_pin_goes_with_what_is_published_before_the_stand_in_is_fenced() {
     gateway.check_store();
 }
 
+/// Between the pin and the claim there may be hours, and an upgrade of the host that stands in.
+#[tokio::test]
+async fn the_pin_goes_with_what_a_stand_in_publishes_that_was_started_again() {
+    let StoodIn { gateway, host, volume, mut stands_in, theirs } = stood_in().await;
+    let first = stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    let mut pull = host.pulling("host1", "default").await;
+    assert_eq!(at(&roll_back(&mut pull, true).await), Some((first, true)));
+    let theirs = stands_in.claim_back("data", &theirs, Generation(2)).await;
+    let second = stands_in.publish(&theirs, 1, &granules(5, 9), LayerKind::Point).await;
+    wait_until("the pin to go with it", async || pinned(&gateway).await == [second.slot.0]).await;
+    let third = stands_in.publish(&theirs, 2, &granules(5, 9), LayerKind::Point).await;
+    let mut back = host.connect_when_ready("default").await;
+    back.claim_back("data", &volume, Generation(3)).await;
+    is_over(&gateway).await;
+    assert_eq!(pinned(&gateway).await, [third.slot.0]);
+    gateway.check_store();
+}
+
 /// A group of two volumes, and a point of both by who stands in.
 struct OfTwo {
     gateway: Gateway,
