@@ -435,7 +435,12 @@ impl Failovers {
             {
                 return self.with_another_point(receiver, &group, (known, stand_in), request);
             }
-            if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
+            // One that was shown as the newest may have been followed by what was staged.
+            let is_this = |point| {
+                let is_watched = request.goes_on.is_some() || known.stage == Stage::Fencing;
+                known.point() == Some(point) || (is_watched && known.shown.as_ref().is_some_and(|shown| shown.point == point))
+            };
+            if request.point.map(Slot).is_some_and(|point| !is_this(point)) {
                 let message = format!("{names} was failed over already, to another point");
                 let what = "`farside failover --list` shows it; another point of it can be restored or opened, or brought up with --again --force";
                 return Err(ApiError::new(ErrorCode::Conflict, message, what));
