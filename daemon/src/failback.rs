@@ -724,7 +724,7 @@ impl Daemon {
                     warn!(group = %note.group, %error, "the failback is finished without a word of the receiver");
                     let is_back = self.go_back(failback, &held, have, None).await?.is_some();
                     locked(&failback.view).is_without_gateway = !is_back;
-                    anyhow::ensure!(is_back, "{error}: {}", waits::lacks_the_rest(&note.group));
+                    anyhow::ensure!(is_back, "{error}: {}", waits::lacks_the_rest(&note.group, &note.course.branch));
                     return Ok(());
                 }
                 Err(error @ PullError::NoKey(_)) if note.course.finish.is_some() => {

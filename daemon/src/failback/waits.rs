@@ -2,6 +2,7 @@
 
 use farside_control::source::Connection;
 use farside_region::{Generation, Name, Slot};
+use farside_replication::failback::{Branch, Kept};
 
 use super::{Daemon, Failback};
 use crate::locked;
@@ -26,10 +27,16 @@ impl Daemon {
 }
 
 /// What a person is told whose disks are at no point, while the gateway is away.
-pub(super) fn lacks_the_rest(group: &Name) -> String {
+pub(super) fn lacks_the_rest(group: &Name, branch: &Branch) -> String {
+    // † What was overwritten once the branch was whole is put back by nobody.
+    let abort = match branch {
+        Branch::Kept { is: Kept::Revertible, .. } => "puts back what was kept of them (farside branch list)",
+        Branch::Wanted { .. } => "gives it up",
+        _ => "waits for that, too",
+    };
     format!(
         "the disks are in the middle of a point, or not all at it, and cannot be served before the gateway has given the rest: it goes on by itself when \
-         that is there; `farside failback {group} --abort` puts back what was kept of them (farside branch list)"
+         that is there; `farside failback {group} --abort` {abort}"
     )
 }
 
@@ -58,6 +65,9 @@ pub(super) fn is_paused(group: &Name, volume: &Name) -> String {
 
 #[cfg(test)]
 mod tests {
+    use farside_region::{LedgerPosition, RecordDigest};
+    use farside_replication::failback::At;
+
     use super::*;
 
     /// Nobody takes a paused volume's history back, and whoever waited was told that it was done.
@@ -66,5 +76,15 @@ mod tests {
         for (claimed, back) in [(None, false), (Some(1), false), (Some(2), false), (Some(3), true)] {
             assert_eq!(is_back_though_paused(claimed.map(Generation), 2), back, "{claimed:?}");
         }
+    }
+
+    #[test]
+    fn only_what_can_be_put_back_is_said_to_be() {
+        let (group, id): (Name, Name) = ("db".parse().expect("a name"), "b".parse().expect("a name"));
+        let over = At { position: LedgerPosition { slot: Slot(7), digest: RecordDigest([7; 32]) }, wall_ms: 0 };
+        let says = |branch: &Branch| lacks_the_rest(&group, branch).contains("puts back");
+        let kept = |is| Branch::Kept { id: id.clone(), over: over.clone(), is };
+        assert!(says(&kept(Kept::Revertible)));
+        assert!(!says(&kept(Kept::Whole)) && !says(&kept(Kept::Mixed)) && !says(&Branch::Discarded) && !says(&Branch::None));
     }
 }
