@@ -23,6 +23,8 @@ use crate::supervisor::Daemon;
 
 /// How long it may take until the gateway has pinned what is discarded: its store may be slow.
 const PINNED_WITHIN: Duration = Duration::from_secs(30);
+/// And until it has said how large the volumes are by now: nothing hangs on it but a word in time.
+const SIZED_WITHIN: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// Has the volumes of a group that are fenced take their history back, or says what that would be.
@@ -144,7 +146,7 @@ impl Daemon {
     /// # Errors
     /// When a disk is smaller than its volume by now. Where the gateway cannot say that, whoever asks it next says what stands against it.
     async fn refuse_too_small(&self, group: &Name, fenced: &[Name]) -> Result<(), ApiError> {
-        let asked = tokio::time::timeout(PINNED_WITHIN, self.asked_for_newest(group)).await;
+        let asked = tokio::time::timeout(SIZED_WITHIN, self.asked_for_newest(group)).await;
         let Ok(Ok(point)) = asked else { return Ok(()) };
         let status = self.status().await;
         let volumes = status.groups.iter().filter(|found| found.name == group.as_str()).flat_map(|found| &found.volumes);
