@@ -306,6 +306,12 @@ impl Failover {
         }
     }
 
+    /// Whether a person means exactly the point that was shown as the newest. † What is staged above it would be brought up as well.
+    fn is_held_to(&self, request: &FailoverRequest) -> bool {
+        let shown = self.shown.as_ref().filter(|_| self.stage == Stage::Fencing).map(|shown| shown.point);
+        request.force && request.goes_on.is_none() && shown.is_some() && request.point.map(Slot) == shown
+    }
+
     /// Whether the point that a person named was given up before it could be pinned.
     fn has_lost_its_point(&self, receiver: &Receiver, group: &GroupHandle) -> bool {
         let wanted = self.wanted.filter(|_| self.stage == Stage::Fencing);
@@ -339,6 +345,13 @@ fn unforgotten(error: StateError) -> ApiError {
         error.to_string(),
         "see the receiver's state directory; it goes on until the same is said again",
     )
+}
+
+fn is_of_another_point(names: &GroupNames) -> ApiError {
+    let message = format!("{names} was failed over already, to another point");
+    let what =
+        "`farside failover --list` shows it; another point of it can be restored or opened, or brought up with --again --force";
+    ApiError::new(ErrorCode::Conflict, message, what)
 }
 
 /// Goes on with what was begun, until the receiver stops: each on a thread of its own, for one may wait for its group.
@@ -431,7 +444,10 @@ impl Failovers {
         }
         let again = request.again && request.goes_on.is_none();
         if let Some(known) = known.as_ref().filter(|known| !again || !matches!(known.stage, Stage::Promoted { .. })) {
-            if request.goes_on.is_none() && request.point.map(Slot) != known.wanted && known.has_lost_its_point(receiver, &group)
+            if known.is_held_to(request)
+                || (request.goes_on.is_none()
+                    && request.point.map(Slot) != known.wanted
+                    && known.has_lost_its_point(receiver, &group))
             {
                 return self.with_another_point(receiver, &group, (known, stand_in), request);
             }
@@ -441,9 +457,7 @@ impl Failovers {
                 known.point() == Some(point) || (is_watched && known.shown.as_ref().is_some_and(|shown| shown.point == point))
             };
             if request.point.map(Slot).is_some_and(|point| !is_this(point)) {
-                let message = format!("{names} was failed over already, to another point");
-                let what = "`farside failover --list` shows it; another point of it can be restored or opened, or brought up with --again --force";
-                return Err(ApiError::new(ErrorCode::Conflict, message, what));
+                return Err(is_of_another_point(&names));
             }
             if again {
                 let message = format!("the failover of {names} is not through yet");
@@ -582,11 +596,17 @@ impl Failovers {
             return Ok(planned);
         }
         refuse(&names, request, &planned, (&look, None))?;
+        let mut is_chosen = false;
         self.change(receiver, &names, |known| {
-            if known.stage == Stage::Fencing && known.generation == changed.generation {
+            is_chosen = known.stage == Stage::Fencing && known.generation == changed.generation;
+            if is_chosen {
                 known.choose(chosen, stand_in, request);
             }
         })?;
+        // It brought up what it was told before.
+        if !is_chosen {
+            return Err(is_of_another_point(&names));
+        }
         self.go_on(receiver, &names)?;
         self.show_one(receiver, &names)
     }
@@ -1168,42 +1188,4 @@ async fn answered<T>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(group: &str) -> GroupNames {
-        GroupNames::new("web1".parse().expect("a name"), group.parse().expect("a name"))
-    }
-
-    #[test]
-    fn said_again_with_another_point_a_failover_keeps_what_was_said_before() {
-        let note = r#"{"version":1,"source":"web1","group":"db","generation":2,"wanted":5,"forced":false,"stage":"fencing","stand_in":"web2"}"#;
-        let mut failover: Failover = serde_json::from_str(note).expect("a note");
-        let chosen = Chosen { wanted: None, takes_degraded: Some(false), shown: None };
-        failover.choose(chosen.clone(), None, &FailoverRequest { force: true, ..FailoverRequest::default() });
-        assert_eq!((failover.wanted, failover.stand_in.as_ref().map(Name::as_str)), (None, Some("web2")));
-        failover.choose(chosen, Some("web3".parse().expect("a name")), &FailoverRequest::default());
-        assert_eq!((failover.forced, failover.stand_in.as_ref().map(Name::as_str)), (true, Some("web3")));
-    }
-
-    /// A group whose store hangs in the middle of a fence.
-    #[test]
-    fn a_failover_that_hangs_holds_up_no_other_and_no_command() {
-        let turns = Turns::default();
-        let slow = turns.of(&names("slow"));
-        let _hangs = turn(&slow, &names("slow"), Duration::ZERO).expect("free");
-        let other = turns.of(&names("other"));
-        drop(turn(&other, &names("other"), Duration::ZERO).expect("it has nothing to do with it"));
-        let again = turns.of(&names("slow"));
-        let late = turn(&again, &names("slow"), Duration::from_millis(20)).expect_err("it is at work");
-        assert!(late.code == ErrorCode::Unavailable && late.message.contains("web1/slow"), "{late:?}");
-    }
-
-    #[test]
-    fn a_group_that_does_not_answer_is_named() {
-        let (group, _unread) = GroupHandle::unanswered(&names("db"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-        let late = runtime.block_on(look_within(Duration::from_millis(20), &group, Wanted::Newest)).expect_err("nobody reads it");
-        assert!(late.code == ErrorCode::Unavailable && late.message.contains("web1/db does not answer"), "{late:?}");
-    }
-}
+mod tests;
