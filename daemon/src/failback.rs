@@ -426,6 +426,10 @@ impl Daemon {
 
     /// A person says that the disks which are there now are meant: all of them are compared.
     async fn accept_disks(&self, failback: &Failback) -> Result<anyhow::Result<()>, ApiError> {
+        if locked(&failback.note).course.is_served() {
+            let message = "the disks are served already, or about to be, as they are: there is nothing to accept";
+            return Err(conflict(message.to_owned(), "`farside failback --list` shows for what it waits"));
+        }
         let mut disks = failback.stop_for_a_moment().await?;
         // They are opened anew.
         disks.let_go();
@@ -699,7 +703,7 @@ impl Daemon {
         let mut puller = None;
         while self.is_known(failback) {
             let note = locked(&failback.note).clone();
-            let Stage::Held { applying, .. } = note.course.stage.clone() else { return Ok(()) };
+            let Stage::Held { at, applying } = note.course.stage.clone() else { return Ok(()) };
             if let Some(ending) = note.course.ending() {
                 return self.end_held(failback, ending).await;
             }
@@ -714,8 +718,16 @@ impl Daemon {
                     Some(connected) => Arc::clone(connected),
                     None => puller.insert(self.puller(&note.group, failback).await?).clone(),
                 };
-                let point = self.newest(failback, &connected, have).await?;
-                Ok::<_, PullError>((connected, point))
+                match self.newest(failback, &connected, have).await {
+                    // † What they are only in part the store may have lost, and have all that they were: of what differs from that, it says nothing.
+                    Err(PullError::Refused(_)) if have.is_some() && applying.is_some() => {
+                        let connected = puller.insert(self.puller(&note.group, failback).await?).clone();
+                        let mut point = self.newest(failback, &connected, at.as_ref().map(|at| at.position)).await?;
+                        point.members.iter_mut().for_each(|member| member.touched = None);
+                        Ok((connected, point))
+                    }
+                    told => told.map(|point| (connected, point)),
+                }
             };
             let (connected, point) = match told.await {
                 Ok(told) => told,
@@ -724,13 +736,16 @@ impl Daemon {
                     warn!(group = %note.group, %error, "the failback is finished without a word of the receiver");
                     let is_back = self.go_back(failback, &held, have, None).await?.is_some();
                     locked(&failback.view).is_without_gateway = !is_back;
-                    anyhow::ensure!(is_back, "{error}: {}", waits::lacks_the_rest(&note.group, &note.course.branch));
+                    anyhow::ensure!(is_back, "{error}: {}", waits::lacks_the_rest(&note.group, &note.course));
                     return Ok(());
                 }
                 Err(error @ PullError::NoKey(_)) if note.course.finish.is_some() => {
                     return Err(anyhow::Error::from(error).context(
                         "there may be a newer point: give the gateway the key; or stop the gateway, and say --finish --force, to finish without it; or --abort",
                     ));
+                }
+                Err(PullError::Refused(why)) if applying.is_some() && have.is_some() => {
+                    anyhow::bail!("{why}; but {}", waits::lacks_the_rest(&note.group, &note.course));
                 }
                 Err(error) => return Err(error.into()),
             };
@@ -1000,6 +1015,10 @@ impl Daemon {
                  failback {group} --abort, and begin anew; to discard them, with the newest pinned: farside rollback {group}"
             )
         };
+        let unheard = |error: PullError| match error {
+            PullError::Refused(why) => anyhow::anyhow!(waits::served_are_refused(&group, &why)),
+            error => error.into(),
+        };
         let mut from = Generation(shown);
         // At most once more: by then it is known whose generation that is.
         for _ in 0..2 {
@@ -1020,13 +1039,13 @@ impl Daemon {
                 TakenBack::Newer => {
                     // It may be an older one, of a store that was put back.
                     let puller = self.puller(&group, failback).await?;
-                    self.newest(failback, &puller, Some(at)).await?;
+                    self.newest(failback, &puller, Some(at)).await.map_err(unheard)?;
                     return Err(newer());
                 }
                 TakenBack::From(by) => {
                     // † It may be the claim of an earlier attempt, whose verdict a broken line or a crash took.
                     let puller = self.puller(&group, failback).await?;
-                    let point = self.newest(failback, &puller, Some(at)).await?;
+                    let point = self.newest(failback, &puller, Some(at)).await.map_err(unheard)?;
                     if let Some(promotion) = point.promotion.filter(|promotion| promotion.0 != shown) {
                         anyhow::bail!(
                             "the group was failed over again meanwhile (generation {promotion}): --abort, and begin anew"

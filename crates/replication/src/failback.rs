@@ -182,8 +182,22 @@ impl Course {
         is_whole.then(|| Ending::AsTheyAre { at: at.clone() })
     }
 
+    /// How it would end now, if it was given up; `None`: not before the disks are a point.
+    pub fn ending_if_aborted(&self) -> Option<Ending> {
+        Self { abort: true, ..self.clone() }.ending()
+    }
+
+    /// Whether the disks are in service again: what they hold is overwritten no more.
+    pub fn is_served(&self) -> bool {
+        matches!(self.stage, Stage::Returning { served: true, .. } | Stage::Aborting)
+    }
+
     /// A person says that the disks which are there now are meant. `are_same`: they are surely those that were taken.
     pub fn accepts(&mut self, are_same: bool) {
+        // † What was kept is the branch's still, and nothing of what is served is to be kept.
+        if self.is_served() {
+            return;
+        }
         let mut was = None;
         if let Stage::Held { at, .. } | Stage::HandedOver { at } = &mut self.stage {
             was = at.take();

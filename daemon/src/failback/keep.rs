@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use super::branch::{self, Keeping, Left};
 use super::note::{Held, Note, shown};
 use super::pull::{PullError, Puller};
-use super::{Failback, conflict, fits, turns};
+use super::{Failback, conflict, fits, turns, waits};
 use crate::locked;
 use crate::supervisor::Daemon;
 
@@ -76,13 +76,7 @@ impl Daemon {
         if !is_of_keeping {
             return format!("{error:#}");
         }
-        let discard = format!("to keep no more of what only these disks hold: farside failback {} --discard-branch", note.group);
-        match note.course.branch {
-            Branch::Kept { is: Kept::Revertible, .. } if !note.course.abort => {
-                format!("{error:#}; to have the disks as they were: farside failback {} --abort; {discard}", note.group)
-            }
-            _ => format!("{error:#}; {discard}"),
-        }
+        format!("{error:#}; {}", waits::ends_keeping(&note.group, &note.course))
     }
 
     /// The volumes are served again: as the disks are, if that is a point; as they were, if what only they hold is being kept.

@@ -124,10 +124,15 @@ impl Group {
         if let Some(have) = &have
             && !here.store.went_through(have).map_err(|error| error.to_string())?
         {
+            // It may be in what cannot be read.
+            if let Some(torn) = here.store.torn() {
+                return Err(self.is_torn(torn));
+            }
             return Err(format!(
                 "the ledger of {} never went through point {}, which the disks of {} are: its store was put back to an older one, or is another one. Have \
                  the newer store back; or on {2}: `farside failback {group} --finish --force` serves the disks as they are, and `farside failback {group} \
-                 --accept-disks` goes on with what this store has, and keeps what only the disks hold as a branch (unless --discard-branch was said)",
+                 --accept-disks` goes on with what this store has, if it can be said what to keep the rest over, and keeps what only the disks hold as a \
+                 branch (unless --discard-branch was said); after that only --abort serves them as they are",
                 self.names,
                 have.slot,
                 ask.asker,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use farside_ledger::{CohortCut, Consistency, Label, PartEntry, volume_id};
 use farside_replication::target::{Event, SessionId};
-use farside_store::{Remedy, StoreError};
+use farside_store::{Remedy, StoreError, Torn};
 use farside_transport::CloseCode;
 use farside_wire::{
     ClaimRequest, END_MEMBERS_MAX, PartHeader, ReceiverMessage, Refusal, RefusalCode, SourceMessage, decode_payload,
@@ -43,6 +43,15 @@ impl Group {
         }
     }
 
+    /// What is said of a ledger that cannot be read to its end.
+    pub(super) fn is_torn(&self, torn: &Torn) -> String {
+        let way_out = way_out(torn, self.receiver.vault.path());
+        format!(
+            "the ledger of {} is torn in slot {} ({}: {}); on the gateway: {way_out}",
+            self.names, torn.slot, torn.file, torn.why
+        )
+    }
+
     /// What a source says of its points decides what is kept of them: it may not draw cohorts as it likes.
     fn check_label(&self, label: &mut Label) {
         let Some(cut) = label.consistency.cohort_cut() else { return };
@@ -69,14 +78,7 @@ impl Group {
             }
         };
         if let Some(torn) = here.store.torn() {
-            let text = format!(
-                "the ledger of {} is torn in slot {} ({}: {}); on the gateway: {}",
-                self.names,
-                torn.slot,
-                torn.file,
-                torn.why,
-                way_out(torn, self.receiver.vault.path())
-            );
+            let text = self.is_torn(torn);
             return self.turn_away(&link, RefusalCode::LedgerTorn, &text);
         }
         match &*message {

@@ -331,4 +331,10 @@ fn disks_are_not_brought_to_what_lies_below_them_unasked() {
     assert_eq!(accepted.branch, Branch::Wanted { base: Some(at(11)) });
     assert_eq!(accepted.is_newer_than(&told(10, None)), None);
     assert_eq!(of(Stage::Held { at: None, applying: None }, Branch::Discarded).is_newer_than(&told(10, None)), None);
+    // Nothing of what is served is compared.
+    for stage in [Stage::Returning { at: at(11), served: true }, Stage::Aborting] {
+        let mut served = of(stage, kept());
+        served.accepts(true);
+        assert_eq!(served.branch, kept());
+    }
 }
