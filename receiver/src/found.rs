@@ -30,7 +30,7 @@ pub(crate) struct Found {
     /// Why it is not known what was found before.
     #[serde(skip)]
     pub(crate) forgotten: Option<String>,
-    /// The newest slot when that was noticed.
+    /// The newest point when that was noticed.
     #[serde(skip)]
     forgotten_up_to: Option<Slot>,
     /// The slot of the ledger that this was held against.
@@ -76,6 +76,9 @@ pub(crate) struct Finding {
     /// The volumes of it, as far as all was read.
     #[serde(default)]
     pub(crate) volumes: BTreeSet<String>,
+    /// The volumes of that point, where it is not known which of them it is.
+    #[serde(default)]
+    pub(crate) members: BTreeSet<String>,
     /// The point in which it was met first: what is no newer is kept. `None`: the one in which it was met, as far as is known.
     #[serde(default)]
     pub(crate) first: Option<Slot>,
@@ -85,9 +88,9 @@ pub(crate) struct Finding {
 
 impl Finding {
     /// One of which it is not told in which point, and which is said to nobody.
-    fn of_any(since: Slot, message: String, what_to_do: String) -> Self {
-        let volumes = BTreeSet::new();
-        Self { point: None, since, head: since, is_said: false, until: None, volumes, first: None, message, what_to_do }
+    pub(crate) fn of_any(since: Slot, message: String, what_to_do: String) -> Self {
+        let (volumes, members) = (BTreeSet::new(), BTreeSet::new());
+        Self { point: None, since, head: since, is_said: false, until: None, volumes, members, first: None, message, what_to_do }
     }
 
     /// Whether it takes back that a point was verified.
@@ -100,6 +103,13 @@ impl Finding {
     /// The point in which it was met first.
     fn first(&self) -> Slot {
         self.first.or(self.point).unwrap_or(self.head)
+    }
+
+    /// Whether that a point is sound says that this is over. † Not by one without the volume that is damaged: it may be paused, removed, or compare.
+    fn is_ended_by<S: AsRef<str>>(&self, point: Slot, members: &[S]) -> bool {
+        let has = |volume: &String| members.iter().any(|member| member.as_ref() == volume);
+        let is_known = !self.volumes.is_empty() || !self.members.is_empty();
+        is_known && self.point.is_none_or(|of| of <= point) && self.volumes.iter().chain(&self.members).all(has)
     }
 
     /// It was said up to this slot.
@@ -175,6 +185,13 @@ impl Found {
         self.findings.iter().rev().find(may_have).map(|finding| finding.message.as_str())
     }
 
+    /// All of a point was read, whatever came of it. † What was forgotten may be in any point up to the newest: that an older one was read says nothing of it.
+    pub(crate) fn was_read(&mut self, point: Slot) {
+        if self.forgotten_up_to.is_some_and(|newest| point >= newest) {
+            (self.forgotten, self.forgotten_up_to) = (None, None);
+        }
+    }
+
     /// A point is damaged. What was found in it before is told anew.
     pub(crate) fn damaged(&mut self, finding: Finding) {
         let same = |known: &Finding| known.point.is_some() && known.point == finding.point;
@@ -186,15 +203,15 @@ impl Found {
             |known: &&Finding| known.is_said && (since..=met).contains(&known.first()) && known.volumes.is_superset(volumes);
         let first = self.findings.iter().filter(may_be_same).map(Finding::first).min();
         self.findings.push(Finding { since, first, ..finding });
-        self.forgotten = None;
         if self.findings.len() > FINDINGS_MAX {
             let oldest = self.findings.remove(0);
             let next = self.findings[0].clone();
             let (since, head, until) = (next.since.min(oldest.since), next.head.max(oldest.head), next.until.max(oldest.until));
             let (first, volumes) = (Some(next.first().max(oldest.first())), &next.volumes | &oldest.volumes);
+            let members = &next.members | &oldest.members;
             // What is said of either is said on.
             let said = if next.is_said { next } else { oldest };
-            self.findings[0] = Finding { point: None, since, head, until, volumes, first, ..said };
+            self.findings[0] = Finding { point: None, since, head, until, volumes, members, first, ..said };
         }
         self.settled = None;
     }
@@ -216,17 +233,15 @@ impl Found {
         let (message, what_to_do) = (String::new(), String::new());
         let finding = Finding { head, ..Finding::of_any(since, message, what_to_do) };
         if finding.matters(state) {
-            let forgotten = self.forgotten.take();
             self.damaged(finding);
-            self.forgotten = forgotten;
         }
     }
 
-    /// A point was read in full and is sound. `head`: the newest slot of the ledger that is known.
-    pub(crate) fn sound(&mut self, point: Slot, head: Option<Slot>) {
-        self.forgotten = None;
+    /// A point of these volumes was read in full and is sound. `head`: the newest slot of the ledger that is known.
+    pub(crate) fn sound<S: AsRef<str>>(&mut self, point: Slot, members: &[S], head: Option<Slot>) {
+        self.was_read(point);
         self.findings.retain(|finding| finding.point != Some(point));
-        for finding in self.findings.iter_mut().filter(|finding| finding.point.is_none_or(|of| of <= point)) {
+        for finding in self.findings.iter_mut().filter(|finding| finding.is_ended_by(point, members)) {
             finding.was_said_at(head);
             finding.is_said = false;
         }
@@ -235,18 +250,35 @@ impl Found {
 
     /// Drops what the ledger has outlived.
     pub(crate) fn settle(&mut self, state: &State) {
-        self.forgotten_up_to = self.forgotten_up_to.or(state.head()).filter(|_| self.forgotten.is_some());
+        if self.forgotten.is_some() {
+            // A repair may have cut the ledger short.
+            let newest = state.points().keys().next_back().copied().unwrap_or(Slot(0));
+            self.forgotten_up_to = Some(self.forgotten_up_to.map_or(newest, |up_to| up_to.min(newest)));
+        }
         if self.findings.is_empty() || self.settled == state.head() {
             return;
         }
         self.settled = state.head();
+        let names = |point: &Point| -> Vec<String> {
+            let volumes = point.members.iter().filter_map(|member| state.volume(member.key.volume));
+            volumes.map(|volume| volume.meta().name.to_string()).collect()
+        };
         let last = state.last_proofs().read_back;
+        // Of what volumes one was that was given up since, is not known.
+        let last = last.and_then(|last| Some((last, names(state.points().get(&last.point)?))));
         for finding in &mut self.findings {
+            // If that point is gone, those of the next are what there is to go by.
+            if finding.volumes.is_empty() && finding.members.is_empty() {
+                let point = finding.point.and_then(|of| state.points().range(of..).next());
+                finding.members.extend(point.into_iter().flat_map(|(_, point)| names(point)));
+            }
             // A repair may have cut the ledger short.
             finding.head = finding.head.min(state.head().unwrap_or(Slot(0)));
             finding.was_said_at(state.head());
-            let is_newer = |last: PointProof| last.proof.slot > finding.head && finding.point.is_none_or(|of| last.point >= of);
-            finding.is_said &= !last.is_some_and(is_newer);
+            let ends = |(last, members): &(PointProof, Vec<String>)| {
+                last.proof.slot > finding.head && finding.is_ended_by(last.point, members)
+            };
+            finding.is_said &= !last.as_ref().is_some_and(ends);
         }
         self.findings.retain(|finding| {
             let point = finding.point.and_then(|slot| state.points().get(&slot));
@@ -328,10 +360,51 @@ mod tests {
             is_said: true,
             until: None,
             volumes: BTreeSet::new(),
+            members: BTreeSet::from(["a".to_owned()]),
             first: None,
             message,
             what_to_do,
         }
+    }
+
+    /// Its volume was paused, and points without it were sound: that ended what was said, and retention gave up the last whole one of it.
+    #[test]
+    fn a_sound_point_without_the_damaged_volume_ends_nothing_of_it() {
+        let mut found = Found::default();
+        let volumes = BTreeSet::from(["a".to_owned()]);
+        found.damaged(Finding { volumes, members: BTreeSet::new(), ..finding(20, 9, 20, "damaged") });
+        found.sound(Slot(30), &["b"], Some(Slot(31)));
+        assert_eq!(found.kept_up_to(), Some(Slot(20)));
+        assert!(found.reason().is_some() && found.damaged_volumes().contains("a"));
+        found.sound(Slot(40), &["a", "b"], Some(Slot(41)));
+        assert!(found.kept_up_to().is_none() && found.damaged_volumes().is_empty());
+        // Of a reading that was cut short, which has not seen which volume it is.
+        found.met(Finding { members: BTreeSet::from(["a".to_owned(), "b".to_owned()]), ..finding(50, 9, 50, "damaged") });
+        found.sound(Slot(60), &["b"], Some(Slot(61)));
+        assert_eq!(found.kept_up_to(), Some(Slot(50)));
+        // Nobody knows of what volumes that point was.
+        found.met(Finding { members: BTreeSet::new(), ..finding(50, 9, 50, "damaged") });
+        found.sound(Slot(70), &["a", "b"], Some(Slot(71)));
+        assert_eq!(found.kept_up_to(), Some(Slot(50)));
+    }
+
+    /// Somebody verified an old point, and what may have been the last whole ones went before the newest was read.
+    #[test]
+    fn what_was_forgotten_is_so_until_the_newest_point_of_then_is_read() {
+        let forgotten = || Found { forgotten_up_to: Some(Slot(20)), ..Found::forgotten("its file is gone".to_owned()) };
+        let mut found = forgotten();
+        found.sound(Slot(5), &["a"], Some(Slot(21)));
+        found.damaged(finding(7, 2, 22, "damaged"));
+        found.was_read(Slot(7));
+        found.met(finding(20, 2, 23, "damaged"));
+        assert!(found.forgotten.is_some() && found.kept_up_to() == Some(Slot(20)));
+        found.sound(Slot(20), &["a"], Some(Slot(24)));
+        assert!(found.forgotten.is_none() && found.kept_up_to().is_none());
+        let mut found = forgotten();
+        found.damaged(finding(25, 9, 25, "damaged"));
+        assert!(found.forgotten.is_some(), "one volume of it was read");
+        found.was_read(Slot(25));
+        assert!(found.forgotten.is_none() && found.kept_up_to() == Some(Slot(25)));
     }
 
     /// What a source had said of an older point while damage was known counted again as soon as a newer point was sound.
@@ -341,7 +414,7 @@ mod tests {
         found.damaged(finding(20, 5, 20, "damaged"));
         let counts = |found: &Found, how, said| found.counts(how, Slot(10), Slot(said));
         assert!(!counts(&found, VerifiedHow::WithSource, 30) && counts(&found, VerifiedHow::ReadBack, 30));
-        found.sound(Slot(25), Some(Slot(30)));
+        found.sound(Slot(25), &["a", "b"], Some(Slot(30)));
         assert!(found.reason().is_none(), "it is not said any more");
         assert!(!counts(&found, VerifiedHow::WithSource, 30), "it was said then");
         assert!(counts(&found, VerifiedHow::WithSource, 31) && counts(&found, VerifiedHow::ReadBack, 30));
@@ -353,7 +426,7 @@ mod tests {
     fn up_to_where_points_are_kept_follows_no_reading_of_the_same_damage() {
         let of = |volumes: &[&str], point, since| {
             let volumes = volumes.iter().map(|volume| (*volume).to_owned()).collect();
-            Finding { volumes, ..finding(point, since, point, "damaged") }
+            Finding { volumes, members: BTreeSet::new(), ..finding(point, since, point, "damaged") }
         };
         let mut found = Found::default();
         assert_eq!(found.kept_up_to(), None);
@@ -367,7 +440,7 @@ mod tests {
         assert_eq!(found.kept_up_to(), Some(Slot(520)));
         found.damaged(of(&["a"], 530, 525));
         assert_eq!(found.kept_up_to(), Some(Slot(530)), "it came to be later");
-        found.sound(Slot(530), Some(Slot(531)));
+        found.sound(Slot(530), &["a", "b"], Some(Slot(531)));
         assert_eq!(found.kept_up_to(), None);
         // Of a build that did not say it.
         let text = r#"{"point": 20, "since": 3, "head": 21, "is_said": true, "message": "damaged", "what_to_do": ""}"#;
@@ -384,8 +457,8 @@ mod tests {
         let mut later = said.clone();
         later.findings[0].was_said_at(Some(Slot(29)));
         assert!(later.is_kept_as(&said) && later.findings != said.findings);
-        said.sound(Slot(25), Some(Slot(30)));
-        later.sound(Slot(25), Some(Slot(31)));
+        said.sound(Slot(25), &["a", "b"], Some(Slot(30)));
+        later.sound(Slot(25), &["a", "b"], Some(Slot(31)));
         assert!(!later.is_kept_as(&said));
     }
 
@@ -401,7 +474,7 @@ mod tests {
         // Another point is another finding.
         found.met(finding(30, 12, 30, "another"));
         assert_eq!(found.reason().expect("said").message, "another");
-        found.sound(Slot(30), Some(Slot(31)));
+        found.sound(Slot(30), &["a", "b"], Some(Slot(31)));
         assert!(found.reason().is_none() && found.findings.len() == 1, "the newer one is sound, and what is older is not said");
     }
 

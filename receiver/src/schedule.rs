@@ -134,7 +134,7 @@ impl Schedule {
         }
     }
 
-    /// A point was read and is damaged.
+    /// A point was read and is damaged; `is_whole`: all of its volumes were.
     pub(crate) fn damaged(
         &self,
         receiver: &Receiver,
@@ -142,6 +142,7 @@ impl Schedule {
         point: PointId,
         volumes: &[VerifiedVolume],
         since: Option<Slot>,
+        is_whole: bool,
     ) {
         let Some((volume, first)) = volumes.iter().find_map(|volume| Some((volume, volume.damage.first()?))) else { return };
         let regions = volumes.iter().map(|volume| volume.damaged_regions).sum();
@@ -153,7 +154,12 @@ impl Schedule {
         );
         let finding = finding(receiver, group, point, since, (message, what_to_do));
         let volumes = volumes.iter().filter(|volume| volume.damaged_regions > 0).map(|volume| volume.volume.clone()).collect();
-        self.change_found(group.names(), |found| found.damaged(Finding { volumes, ..finding }));
+        self.change_found(group.names(), |found| {
+            found.damaged(Finding { volumes, ..finding });
+            if is_whole {
+                found.was_read(Slot(point.slot));
+            }
+        });
         self.keep(&receiver.state_dir);
     }
 
@@ -195,14 +201,20 @@ impl Schedule {
         let _ = receiver.runtime.block_on(group.tell(Mail::Spoiled { parts }));
     }
 
-    /// A point was read in full and is sound.
-    pub(crate) fn sound(&self, receiver: &Receiver, group: &GroupHandle, point: Slot, change: impl FnOnce(&mut Found)) {
+    /// A point of these volumes was read in full and is sound.
+    pub(crate) fn sound<S: AsRef<str>>(
+        &self,
+        receiver: &Receiver,
+        group: &GroupHandle,
+        (point, members): (Slot, &[S]),
+        change: impl FnOnce(&mut Found),
+    ) {
         // All that was said up to now.
         receiver.runtime.block_on(group.clone().refresh());
         let head = group.view().head().map(Slot);
         self.change_found(group.names(), |found| {
             change(found);
-            found.sound(point, head);
+            found.sound(point, members, head);
         });
         self.keep(&receiver.state_dir);
     }
@@ -350,16 +362,19 @@ impl Runner {
         if ended.is_ok() {
             self.failures.remove(names);
         }
+        // What it could not end, as of a ledger that is torn, is not read for without a pause.
+        let is_forgotten = || self.receiver.schedule.found(names).forgotten.is_some();
+        let again = |every: Duration| if is_forgotten() { every.max(TRIED_AGAIN) } else { every.min(TRIED_AGAIN) };
         let (reason, again) = match ended {
             Ok(Ended::Sound) => {
                 tracing::info!(group = %names, point = %id, "the point was read in full and is sound");
-                self.read_through(group, Some(point.slot), false);
-                (None, every.min(TRIED_AGAIN))
+                self.read_through(group, Some(&point), false);
+                (None, again(every))
             }
             Ok(Ended::Degraded) => {
                 tracing::info!(group = %names, point = %id, "the point was read in full and is as its source could read it: it is degraded");
-                self.read_through(group, Some(point.slot), true);
-                (None, every.min(TRIED_AGAIN))
+                self.read_through(group, Some(&point), true);
+                (None, again(every))
             }
             Ok(Ended::Abandoned) => (None, TRIED_AGAIN),
             Ok(Ended::Damaged) => {
@@ -384,12 +399,15 @@ impl Runner {
     }
 
     /// A point was read to its end; the one that is `sound`, if it is.
-    fn read_through(&self, group: &GroupHandle, sound: Option<Slot>, is_unrecorded: bool) {
+    fn read_through(&self, group: &GroupHandle, sound: Option<&PointInfo>, is_unrecorded: bool) {
         let (schedule, names) = (&self.receiver.schedule, group.names());
         schedule.lock().remove(names);
         let note = |found: &mut Found| found.unrecorded_wall_ms = is_unrecorded.then(|| Timestamp::now().as_millisecond());
         match sound {
-            Some(point) => schedule.sound(&self.receiver, group, point, note),
+            Some(point) => {
+                let members: Vec<&str> = point.members.iter().map(|member| member.name.as_str()).collect();
+                schedule.sound(&self.receiver, group, (point.slot, &members), note);
+            }
             None => {
                 schedule.change_found(names, note);
                 schedule.keep(&self.receiver.state_dir);
@@ -419,7 +437,7 @@ impl Runner {
         if !is_ours() {
             return Ok(Ended::Abandoned);
         }
-        self.receiver.schedule.damaged(&self.receiver, group, id, &volumes, since);
+        self.receiver.schedule.damaged(&self.receiver, group, id, &volumes, since, true);
         Ok(Ended::Damaged)
     }
 
@@ -479,8 +497,8 @@ fn finding(
     // Of a group whose store is away it is not known; who knows the ledger puts it right (`Found::settle`).
     let head = group.view().head().map_or(Slot(u64::MAX), |head| Slot(head.max(point.slot)));
     let (point, since) = (Slot(point.slot), since.unwrap_or(Slot(0)));
-    let volumes = BTreeSet::new();
-    Finding { point: Some(point), since, head, is_said: true, until: None, volumes, first: None, message, what_to_do }
+    let any = Finding::of_any(since, message, what_to_do);
+    Finding { point: Some(point), head, is_said: true, ..any }
 }
 
 fn id_of(point: &PointInfo) -> PointId {

@@ -580,6 +580,7 @@ mod tests {
             is_said: true,
             until: None,
             volumes: ["data".to_owned()].into(),
+            members: ["log".to_owned()].into(),
             first: Some(at),
             message: "m".into(),
             what_to_do: "w".into(),

@@ -156,7 +156,7 @@ impl Job {
         let Found { volumes, damaged_since, .. } = self.found().clone();
         let (looked_at, members) = (volumes.len(), self.point.members.len());
         if volumes.iter().any(|volume| volume.damaged_regions > 0) {
-            receiver.schedule.damaged(receiver, group, self.point.id, &volumes, damaged_since);
+            receiver.schedule.damaged(receiver, group, self.point.id, &volumes, damaged_since, looked_at == members);
             return;
         }
         if looked_at < members {
@@ -165,7 +165,8 @@ impl Job {
             self.found().not_recorded = Some(words);
             return;
         }
-        receiver.schedule.sound(receiver, group, Slot(self.point.id.slot), |_| ());
+        let members: Vec<&str> = self.point.members.iter().map(|member| member.volume.as_str()).collect();
+        receiver.schedule.sound(receiver, group, (Slot(self.point.id.slot), &members), |_| ());
         receiver.schedule.keep(&receiver.state_dir);
         let change = PointChange::Verified { how: VerifiedHow::ReadBack };
         let changed = receiver.runtime.block_on(group.change(self.point.id, change));
