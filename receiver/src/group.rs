@@ -77,6 +77,8 @@ const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const KEEP_AGAIN: Duration = Duration::from_secs(5);
 /// When a torn ledger is read again: doubled each time, up to the second.
 const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// When segments that were damaged when the group was opened are looked at again: of a directory, and of a bucket.
+const DAMAGED_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 /// The clock of the targets begins so high, for layers that were staged before this process began.
 const BEFORE: Duration = Duration::from_secs(10 * 366 * 86_400);
 
@@ -129,6 +131,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             parts_failed: 0,
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
             torn_again: None,
+            damaged_again: None,
             torn_patience: Backoff::new(TORN_AGAIN.0, TORN_AGAIN.1),
             at_rest: at_rest::AtRest::new(own_mail.clone()),
             uploads: uploads::Uploads::new(own_mail),
@@ -212,6 +215,8 @@ struct Group {
     /// When a torn ledger is read again.
     torn_again: Option<Instant>,
     torn_patience: Backoff,
+    /// When damaged segments are looked at again.
+    damaged_again: Option<Instant>,
     /// The key that the group is kept encrypted with.
     at_rest: at_rest::AtRest,
     uploads: uploads::Uploads,
@@ -409,7 +414,27 @@ impl Group {
         self.events.push_back((event, None));
     }
 
+    /// Whether a segment that was damaged when the group was opened is there again, as far as was looked by now.
+    fn is_damage_over(&mut self) -> bool {
+        let Place::Here(here) = &self.place else { return false };
+        let is_bucket = matches!(self.receiver.config().store, Location::Bucket(_));
+        if !here.store.image().has_unknown() || is_bucket && here.target.trouble().is_some() {
+            return false;
+        }
+        let due = self.damaged_again.is_some_and(|at| Instant::now() >= at);
+        let is_over = due && here.store.is_some_back();
+        if due || self.damaged_again.is_none() {
+            self.damaged_again = Some(Instant::now() + if is_bucket { DAMAGED_AGAIN.1 } else { DAMAGED_AGAIN.0 });
+        }
+        is_over
+    }
+
     fn tick(&mut self) {
+        if self.is_damage_over() {
+            tracing::info!(group = %self.names, "a damaged segment can be read again");
+            self.leave_with("the store's segments are read again".to_owned(), Duration::ZERO);
+            self.enter();
+        }
         match &mut self.place {
             Place::Here(here) if self.receiver.vault.generation() != Some(here.generation) => self.leave(),
             // Perhaps somebody brought the file back.

@@ -127,6 +127,48 @@ fn damage_of_a_volume_that_is_gone_keeps_its_own_points_and_parts_and_nothing_el
     assert!(group.point(first).is_none(), "its points age as others do");
 }
 
+/// Production wrote on for as long as a lost part was not sent again, nothing was given up, and the full disk had no room for what was to be sent.
+#[test]
+fn points_that_are_newer_than_the_damage_go_by_the_policy_and_older_ones_stay() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    let first = volume.base(&mut group, 1);
+    let mut publish = |group: &mut GroupStore, run, byte| {
+        volume.publish(group, LayerKind::Point, &[vec![(run, 8, Fill::Byte(byte))]]).position.slot
+    };
+    let damaged = publish(&mut group, 0, 2);
+    let newer: Vec<Slot> = (3..7).map(|byte| publish(&mut group, 32, byte)).collect();
+    drop(group);
+    let file = store.path().join(format!("groups/host/default/segments/v/{}/2.0", volume.term));
+    let sound = fs::read(&file).expect("read");
+    fs::remove_file(&file).expect("remove");
+
+    let mut group = store.group();
+    assert!(group.image().has_unknown());
+    let policy = Policy::without_grid(1, 0);
+    let before = store.files("groups/host/default/segments/v").len();
+    group.prune(&policy).expect("prune");
+    let left: Vec<Slot> = group.state().points().keys().copied().collect();
+    assert_eq!(left, [first, newer[3]], "the older one may be the last that is whole");
+    assert_eq!(before - store.files("groups/host/default/segments/v").len(), 3, "and there is room again");
+    assert!(group.point(damaged).is_none());
+
+    assert!(!group.is_some_back());
+    fs::write(&file, sound).expect("write");
+    assert!(group.is_some_back());
+    drop(group);
+    let mut group = store.group();
+    assert!(!group.image().has_unknown());
+    for point in [first, newer[3]] {
+        let reader = crate::StoreReader::open(&store.path()).expect("open").group(&names()).expect("the group");
+        assert!(reader.point_reader(point, volume.id()).is_ok(), "all that it needs is there");
+    }
+    group.prune(&policy).expect("prune");
+    assert!(group.point(first).is_none());
+}
+
 /// Below a checkpoint nobody replays records: one of another branch, whole as it is, says nothing of what an old layer touched.
 #[test]
 fn l6_what_an_old_layer_touched_is_not_asked_of_another_branchs_record() {

@@ -51,6 +51,8 @@ use crate::store::{Shared, random};
 const UNREADABLE_REGIONS_JUDGED: u64 = 4096;
 /// Names of a bucket looked at at once, since records wait for it.
 const LISTED_AT_ONCE: usize = 1000;
+/// Damaged segments of which it is looked whether they are back.
+const DAMAGED_LOOKED_AT: usize = 16;
 /// What no record names, and none can any more, nobody reads. In a bucket it stays for a day all the same, by the service's clock: if the
 /// ledger is not what it was, there is time to see it.
 const ORPHANS_AFTER_MS: i64 = 24 * 3600 * 1000;
@@ -260,7 +262,7 @@ impl GroupStore {
         group.landing.recover(&group.segments, &group.image, whole)?;
         index_all(&mut group.image, &group.segments)?;
         if group.image.has_unknown() {
-            tracing::warn!(group = %group.names(), "no part of their volumes and none of their points is pruned until damaged segments come back or are sent again");
+            tracing::warn!(group = %group.names(), "no older part of their volumes and none of their older points is pruned until damaged segments come back or are sent again");
         }
         // Before anything is swept.
         group.spoil_what_is_known();
@@ -536,13 +538,20 @@ impl GroupStore {
         Ok(gone)
     }
 
-    /// Damaged segments in whose place nothing newer lies: what they held cannot be restored, and nothing of their volumes is pruned.
+    /// Damaged segments in whose place nothing newer lies: what they held cannot be restored, and nothing of their volumes that is not newer is pruned.
     pub fn damaged(&self) -> Vec<String> {
         let named = |part: &Part| {
             let volume = self.state().volume(part.name.layer.volume)?;
             Some(self.segments.locate(&volume.meta().name, part).object.to_string())
         };
         self.image.damaged().filter_map(|no| named(self.image.parts().get(no)?)).collect()
+    }
+
+    /// Whether one of those can be read again, somebody having put it back or its disk giving it: then the group is to be opened anew. Looks at few.
+    pub fn is_some_back(&self) -> bool {
+        let parts = self.image.damaged().filter_map(|no| self.image.parts().get(no)).take(DAMAGED_LOOKED_AT);
+        let mut named = parts.filter_map(|part| Some((&self.state().volume(part.name.layer.volume)?.meta().name, part)));
+        named.any(|(volume, part)| self.segments.footer_as_it_is(volume, part).is_ok())
     }
 
     /// Points before this slot have nothing of those.

@@ -329,13 +329,13 @@ impl GroupImage {
     }
 
     /// Whether a dead segment may be deleted, as far as damage goes. What is damaged may come back, or may have been left out of a copy: as long
-    /// as the head image of a volume is unknown in part nothing of it goes that a record named, nor anything that a merge wrote and no record
-    /// names, and what a merge may have replaced stays as long as a merged part that it may lie in is damaged.
+    /// as the head image of a volume is unknown in part nothing of it goes that a record named and that is not newer, nor anything that a merge wrote and
+    /// no record names, and what a merge may have replaced stays as long as a merged part that it may lie in is damaged.
     ///
     /// Of another volume it says nothing: no part holds content of two, a merge is of one, and what an image of a volume takes is of its own parts.
     pub(crate) fn may_go(&self, part: &PartName) -> bool {
         match self.state.published(&part.layer).map(|published| published.born) {
-            Some(born) => !self.unknown.contains(&part.layer.volume) && !self.is_spoiled(Some(part.layer.volume), born),
+            Some(born) => !self.is_below_damage(part.layer.volume, born) && !self.is_spoiled(Some(part.layer.volume), born),
             // † What it replaced, or was replaced by, nobody knows any more.
             None if part.layer.merge().is_none()
                 && self.state.may_be_forgotten(&part.layer)
@@ -356,7 +356,7 @@ impl GroupImage {
         let may_have = |volume: &VolumeId| {
             self.state.volume(*volume).is_none_or(|known| known.last_layer().is_some_and(|last| last.slot >= slot))
         };
-        let is_unknown = self.unknown.iter().any(may_have);
+        let is_unknown = self.unknown.iter().any(|volume| may_have(volume) && self.is_below_damage(*volume, slot));
         !self.replaced.has_in(pack) && !is_unknown && !self.is_spoiled(None, slot)
     }
 
@@ -407,7 +407,7 @@ impl GroupImage {
         }
     }
 
-    /// Whether a damaged part may lie in a head image. Until newer layers cover it, nothing of its volume is given up: it may come back.
+    /// Whether a damaged part may lie in a head image. Until newer layers cover it, nothing of its volume that is not newer is given up: it may come back.
     pub fn has_unknown(&self) -> bool {
         !self.damaged.is_empty()
     }
@@ -415,6 +415,18 @@ impl GroupImage {
     /// Those parts.
     pub fn damaged(&self) -> impl Iterator<Item = PartNo> + '_ {
         self.damaged.iter().copied()
+    }
+
+    /// Where the newest damaged part of a volume came in: what came later needs nothing of it, and gives it nothing.
+    fn damaged_up_to(&self, volume: VolumeId) -> Slot {
+        let parts = self.damaged.iter().filter_map(|no| self.parts.get(*no));
+        let born = parts.filter(|part| part.name.layer.volume == volume).map(|part| part.born).max();
+        born.unwrap_or(Slot(u64::MAX))
+    }
+
+    /// Whether what came in in that slot may be needed because of what is damaged of a volume.
+    fn is_below_damage(&self, volume: VolumeId, born: Slot) -> bool {
+        self.unknown.contains(&volume) && born <= self.damaged_up_to(volume)
     }
 
     /// The granules that a part may hold of which nothing is known: if it is damaged, those of all regions that its layer
@@ -537,25 +549,28 @@ impl GroupImage {
     }
 
     /// A prune record that gives up what `policy` lets go, and the parts that are dead then. `None`: nothing to give up. Large
-    /// ones come in several turns. While the head image of a volume is partly unknown, no part of it is given up, and no point that it is a member
-    /// of: † of those that are older than the damage one may be the last that is whole.
+    /// ones come in several turns. While the head image of a volume is partly unknown, no part of it is given up that is not newer than what is damaged, and
+    /// no older point that it is a member of: † one of these may be the last that is whole. What is newer has the damage as well, and a disk that ran
+    /// full of it would have no room for what is to be sent again.
     pub fn prune_plan(&self, policy: &Policy) -> Option<Prune> {
         self.prune_plan_keeping(policy, &BTreeSet::new(), &BTreeSet::new())
     }
 
     /// The same, of which nothing gives up any of the points that somebody needs. Those of the cohorts that were forgotten are as all others.
     pub fn prune_plan_keeping(&self, policy: &Policy, kept: &BTreeSet<Slot>, forgotten: &BTreeSet<[u8; 16]>) -> Option<Prune> {
-        let unknown = &self.unknown;
+        let unknown: BTreeMap<VolumeId, Slot> =
+            self.unknown.iter().map(|volume| (*volume, self.damaged_up_to(*volume))).collect();
+        let is_before = |slot: Slot, volume: &VolumeId| unknown.get(volume).is_some_and(|damaged| slot < *damaged);
         let is_of_unknown = |slot: &Slot| {
             let point = self.state.points().get(slot).filter(|_| !unknown.is_empty());
-            point.is_some_and(|point| point.members.iter().any(|member| unknown.contains(&member.key.volume)))
+            point.is_some_and(|point| point.members.iter().any(|member| is_before(point.slot, &member.key.volume)))
         };
         let looked = self.state.head()?;
         let mut points = self.state.prunable_beside_kin(policy, forgotten);
         points.retain(|point| !kept.contains(point) && !is_of_unknown(point));
         points.truncate(PRUNE_POINTS_MAX);
         let without: BTreeSet<Slot> = points.iter().copied().collect();
-        let parts = self.parts.dead_but_of(unknown, &self.state, &without, PRUNE_PARTS_MAX);
+        let parts = self.parts.dead_but_of(&unknown, &self.state, &without, PRUNE_PARTS_MAX);
         (!points.is_empty() || !parts.is_empty()).then(|| Prune {
             looked,
             policy: PrunePolicy::Aged(policy.clone()),

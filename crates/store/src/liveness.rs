@@ -299,13 +299,13 @@ impl Parts {
 
     /// The parts that nothing needs once the points in `without` are gone, at most `limit` of them, oldest first, by layer.
     pub fn dead(&self, state: &State, without: &BTreeSet<Slot>, limit: usize) -> Vec<PrunedParts> {
-        self.dead_but_of(&BTreeSet::new(), state, without, limit)
+        self.dead_but_of(&BTreeMap::new(), state, without, limit)
     }
 
-    /// The same, without those of some volumes.
+    /// The same, without those of some volumes that came in up to a slot.
     pub(crate) fn dead_but_of(
         &self,
-        spared: &BTreeSet<VolumeId>,
+        spared: &BTreeMap<VolumeId, Slot>,
         state: &State,
         without: &BTreeSet<Slot>,
         limit: usize,
@@ -322,7 +322,7 @@ impl Parts {
             if count == limit {
                 break;
             }
-            if spared.contains(&part.name.layer.volume) {
+            if spared.get(&part.name.layer.volume).is_some_and(|up_to| part.born <= *up_to) {
                 continue;
             }
             let died = match part.died {
