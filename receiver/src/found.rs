@@ -27,6 +27,9 @@ pub(crate) struct Found {
     /// Parts that merges wrote and that are damaged: what they replaced is kept.
     #[serde(default)]
     pub(crate) spoiled: BTreeSet<PartName>,
+    /// No file tells of it: of a store that another receiver made that is not to say that nothing was found.
+    #[serde(skip)]
+    pub(crate) is_untold: bool,
     /// Why it is not known what was found before.
     #[serde(skip)]
     pub(crate) forgotten: Option<String>,
@@ -141,6 +144,20 @@ impl Found {
         let (message, what_to_do) = (String::new(), String::new());
         let any = Finding { head: Slot(u64::MAX), ..Finding::of_any(Slot(0), message, what_to_do) };
         Self { findings: vec![any], forgotten: Some(why), ..Self::default() }
+    }
+
+    /// No file tells of it.
+    pub(crate) fn untold() -> Self {
+        Self { is_untold: true, ..Self::default() }
+    }
+
+    /// No file of a group told of it, whose store another receiver made. `is_empty`: nothing is in its ledger.
+    pub(crate) fn seen_first(&mut self, is_empty: bool) {
+        if std::mem::take(&mut self.is_untold) && !is_empty {
+            let Self { findings, forgotten, .. } = Self::forgotten("this gateway has not read it before".to_owned());
+            self.findings.extend(findings);
+            self.forgotten = forgotten;
+        }
     }
 
     /// What a person should know.
@@ -386,6 +403,21 @@ mod tests {
         found.met(Finding { members: BTreeSet::new(), ..finding(50, 9, 50, "damaged") });
         found.sound(Slot(70), &["a", "b"], Some(Slot(71)));
         assert_eq!(found.kept_up_to(), Some(Slot(50)));
+    }
+
+    /// A gateway that was made anew gave up what the one before kept for a rotten part.
+    #[test]
+    fn what_no_file_tells_of_points_that_another_receiver_made_is_not_nothing() {
+        let (mut new, mut old) = (Found::untold(), Found::untold());
+        new.seen_first(true);
+        assert!(new.forgotten.is_none() && new.kept_up_to().is_none());
+        old.seen_first(false);
+        assert!(old.kept_up_to() == Some(Slot(u64::MAX)) && old.reason().is_some() && !old.is_untold);
+        old.forgotten_up_to = Some(Slot(20));
+        old.sound(Slot(20), &["a"], Some(Slot(21)));
+        assert!(old.forgotten.is_none());
+        old.seen_first(false);
+        assert!(old.forgotten.is_none(), "it has been read since");
     }
 
     /// Somebody verified an old point, and what may have been the last whole ones went before the newest was read.

@@ -511,7 +511,8 @@ impl Group {
                 let known = KnownDamage {
                     met: self.spoiled.clone(),
                     spoiled: found.spoiled.clone(),
-                    may_be_any: found.forgotten.is_some(),
+                    // † What a merge replaced may be kept for damage that another receiver knows of.
+                    may_be_any: found.forgotten.is_some() || found.is_untold && self.receiver.vault.is_adopted(),
                 };
                 match store.group_with(&self.names.source, &self.names.group, known) {
                     Ok(group) => Ok((group, generation, store.id())),
@@ -565,6 +566,10 @@ impl Group {
                         tracing::info!(group = %self.names, ?head, points = store.state().points().len(), "the group is open");
                     }
                     Some(torn) => tracing::error!(group = %self.names, slot = %torn.slot, why = torn.why, "the ledger is torn"),
+                }
+                if self.receiver.vault.is_adopted() {
+                    let is_empty = head.is_none() && store.torn().is_none();
+                    self.receiver.schedule.change_found(&self.names, |found| found.seen_first(is_empty));
                 }
                 // Points of which nobody here knows how many to keep, of a gateway that was reinstalled, say, are all kept until
                 // their source has said it. Those of a new group follow the configuration until then. A torn ledger may hide

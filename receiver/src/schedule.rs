@@ -76,7 +76,8 @@ impl Schedule {
 
     /// Takes up what an earlier process found.
     pub(crate) fn load(&self, state_dir: &StateDir, names: &GroupNames) {
-        let found = state_dir.found(&names.source, &names.group).map(Option::unwrap_or_default).unwrap_or_else(|error| {
+        let told = state_dir.found(&names.source, &names.group);
+        let found = told.map(|told| told.unwrap_or_else(Found::untold)).unwrap_or_else(|error| {
             tracing::error!(group = %names, %error, "what readings found before cannot be read");
             Found::forgotten(error.to_string())
         });
@@ -106,7 +107,9 @@ impl Schedule {
         let mut found = Found::clone(known);
         change(&mut found);
         // A file that cannot be read is not replaced before something took its place.
-        let is_new = !found.is_kept_as(known) || (known.forgotten.is_some() && found.forgotten.is_none());
+        let is_new = !found.is_kept_as(known)
+            || (known.forgotten.is_some() && found.forgotten.is_none())
+            || known.is_untold && !found.is_untold;
         found.is_unsaved = found.forgotten.is_none() && (is_new || known.is_unsaved);
         *known = Arc::new(found);
         Arc::clone(known)

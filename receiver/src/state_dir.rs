@@ -80,6 +80,9 @@ pub(crate) struct StateDir {
 #[derive(Serialize, Deserialize)]
 struct KnownStore {
     id: String,
+    /// Somebody else made it.
+    #[serde(default)]
+    adopted: bool,
 }
 
 /// `groups/<source>/<group>.json`.
@@ -203,13 +206,13 @@ impl StateDir {
         self.path.join("pairings.json")
     }
 
-    /// The id of the store that this receiver had; `None` before the first.
-    pub(crate) fn known_store(&self) -> Result<Option<String>, StateError> {
-        Ok(read(&self.path.join("store.json"))?.map(|known: KnownStore| known.id))
+    /// The id of the store that this receiver had, and whether somebody else made that; `None` before the first.
+    pub(crate) fn known_store(&self) -> Result<Option<(String, bool)>, StateError> {
+        Ok(read(&self.path.join("store.json"))?.map(|known: KnownStore| (known.id, known.adopted)))
     }
 
-    pub(crate) fn remember_store(&self, id: &str) -> Result<(), StateError> {
-        write(&self.path.join("store.json"), &KnownStore { id: id.to_owned() })
+    pub(crate) fn remember_store(&self, id: &str, adopted: bool) -> Result<(), StateError> {
+        write(&self.path.join("store.json"), &KnownStore { id: id.to_owned(), adopted })
     }
 
     /// What a source asked to be kept of a group, if it ever said.
@@ -564,8 +567,8 @@ mod tests {
         std::fs::write(directory.path().join("groups/db1/default.json"), r#"{"keep": 3, "span_ms": 9}"#).expect("written");
         assert_eq!(state.policy(&source, &group).expect("read"), Some(Policy::without_grid(3, 9)));
         assert_eq!(state.known_store().expect("read"), None);
-        state.remember_store("abc").expect("written");
-        assert_eq!(state.known_store().expect("read").as_deref(), Some("abc"));
+        state.remember_store("abc", true).expect("written");
+        assert_eq!(state.known_store().expect("read"), Some(("abc".to_owned(), true)));
         std::fs::write(directory.path().join("store.json"), "{").expect("written");
         assert!(matches!(state.known_store(), Err(StateError::Damaged { .. })));
 

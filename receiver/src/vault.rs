@@ -72,6 +72,7 @@ struct Inner {
     generation: Generation,
     store: Result<Arc<Store>, String>,
     id: Option<[u8; 16]>,
+    adopted: bool,
 }
 
 /// Whether this version writes a store where the configuration has it: what a start would be refused for, for good. What is not there, or cannot be
@@ -148,7 +149,7 @@ impl Vault {
     /// Opens the store, or says why it is not open yet.
     pub(crate) fn open(place: StorePlace, state_dir: Arc<StateDir>) -> Self {
         let path = place.location.to_string().into();
-        let inner = Inner { generation: 0, store: Err("not opened yet".to_owned()), id: None };
+        let inner = Inner { generation: 0, store: Err("not opened yet".to_owned()), id: None, adopted: false };
         let vault = Self { place, path, state_dir, inner: Mutex::new(inner) };
         vault.retry();
         vault
@@ -189,7 +190,8 @@ impl Vault {
         let opened = self.try_open();
         let mut inner = self.lock();
         match opened {
-            Ok(store) => {
+            Ok((store, adopted)) => {
+                inner.adopted = adopted;
                 inner.generation += 1;
                 inner.id = Some(store.id());
                 inner.store = Ok(Arc::new(store));
@@ -209,14 +211,20 @@ impl Vault {
         }
     }
 
-    fn try_open(&self) -> Result<Store, OpenError> {
-        let known = self.state_dir.known_store()?;
+    /// With whether somebody else made it.
+    fn try_open(&self) -> Result<(Store, bool), OpenError> {
+        let (known, mut adopted) = self.state_dir.known_store()?.unzip();
         let credentials = self.place.credentials()?;
         if known.is_none() {
             let parent = self.place.local().parent().filter(|p| !p.as_os_str().is_empty());
             if let Some(parent) = parent.filter(|p| !p.exists()) {
                 std::fs::create_dir_all(parent).map_err(|source| StateError::Io { path: parent.to_owned(), source })?;
             }
+            // What cannot be looked at may be there.
+            let is_none = |error| {
+                matches!(error, farside_objects::OpenError::Store(StoreError::NotAStore { .. } | StoreError::Vanished { .. }))
+            };
+            adopted = Some(!self.place.location.reader(&credentials).is_err_and(is_none));
             self.place.location.init(&credentials)?;
         }
         // Before anything is written where parts land.
@@ -242,13 +250,16 @@ impl Vault {
         };
         let found = HEXLOWER.encode(&store.id());
         match known {
-            Some(known) if known != found => Err(OpenError::Other { path: self.path.clone(), found, known }),
-            Some(_) => Ok(store),
-            None => {
-                self.state_dir.remember_store(&found)?;
-                Ok(store)
-            }
+            Some(known) if known != found => return Err(OpenError::Other { path: self.path.clone(), found, known }),
+            Some(_) => {}
+            None => self.state_dir.remember_store(&found, adopted == Some(true))?,
         }
+        Ok((store, adopted == Some(true)))
+    }
+
+    /// Whether somebody else made the store, as far as it was open: what readings found in it this receiver was not told by its state directory.
+    pub(crate) fn is_adopted(&self) -> bool {
+        self.lock().adopted
     }
 
     /// The store's id, once it was open.
@@ -343,6 +354,19 @@ mod tests {
         std::fs::remove_dir_all(directory.path().join("store")).expect("removed");
         std::fs::rename(directory.path().join("away"), directory.path().join("store")).expect("moved back");
         assert!(again.retry(), "{:?}", again.current().err());
+    }
+
+    /// The gateway's system disk was lost with its state directory, or a second receiver was started on the bucket.
+    #[test]
+    fn a_store_that_another_receiver_made_is_adopted_also_by_the_next_process() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        for _ in 0..2 {
+            assert!(!vault(directory.path()).is_adopted());
+        }
+        std::fs::remove_dir_all(directory.path().join("state")).expect("removed");
+        for _ in 0..2 {
+            assert!(vault(directory.path()).is_adopted());
+        }
     }
 
     #[test]

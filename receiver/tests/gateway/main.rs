@@ -209,7 +209,7 @@ async fn a_source_says_how_many_points_are_kept() {
 /// A gateway that was reinstalled does not know how many points its sources want: it gives none up before they say it.
 #[tokio::test]
 async fn a_reinstalled_gateway_gives_up_nothing_by_itself() {
-    let mut gateway = Gateway::new("[retention]\nkeep = 2\ninterval = \"0s\"\n");
+    let mut gateway = Gateway::new("[retention]\nkeep = 2\ninterval = \"0s\"\n[verify]\nafter_start = \"1h\"\n");
     gateway.start().await;
     let host = gateway.pair("host1").await;
     let mut source = host.connect("default").await;
@@ -235,7 +235,16 @@ async fn a_reinstalled_gateway_gives_up_nothing_by_itself() {
     };
     site::wait_until("that to be said", is_unsaid).await;
     assert_eq!(gateway.points(None).await.len(), 6);
+    // Nor does it know what was found damaged, before it has read the newest point.
     source.set_keep(3).await;
+    source.publish(&volume, 2, &granules(10, 1), LayerKind::Point).await;
+    let is_untold = async || {
+        let group = &gateway.status().await.sources[0].groups[0];
+        group.reasons.iter().any(|reason| reason.message.contains("has not read it before"))
+    };
+    site::wait_until("that to be said", is_untold).await;
+    assert_eq!(gateway.points(None).await.len(), 7);
+    verified::verified(&gateway.client(), "latest", "host1/default").await;
     let pruned = async || gateway.points(None).await.len() == 3;
     site::wait_until("three points", pruned).await;
 }

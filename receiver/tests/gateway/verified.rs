@@ -16,7 +16,7 @@ fn anything() -> PointsQuery {
     PointsQuery { of: Some("host1/default".into()), limit: None }
 }
 
-async fn verified(client: &Client, point: &str, of: &str) -> Verification {
+pub(crate) async fn verified(client: &Client, point: &str, of: &str) -> Verification {
     let query = PointsQuery { of: Some(of.into()), limit: None };
     client.point_verify(point, &query).await.expect("begun");
     let mut now = None;
