@@ -113,6 +113,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             submitted: 0,
             claims: Pace::default(),
             changing: BTreeMap::new(),
+            unpin_in_doubt: true,
             merges: BTreeMap::new(),
             merging: MergeStanding::default(),
             spoiled,
@@ -182,6 +183,8 @@ struct Group {
     claims: Pace,
     /// Who waits for records about points, by the last submission.
     changing: BTreeMap<u64, Changing>,
+    /// A record that withdraws a pin may be in the slot after the head, or come there: of a process before this one, or its answer was lost.
+    unpin_in_doubt: bool,
     /// Records about merges that have no verdict yet, by their submission.
     merges: BTreeMap<u64, Submitted>,
     merging: MergeStanding,
@@ -414,10 +417,14 @@ impl Group {
         self.events.push_back((event, None));
     }
 
+    fn is_bucket(&self) -> bool {
+        matches!(self.receiver.config().store, Location::Bucket(_))
+    }
+
     /// Whether a segment that was damaged when the group was opened is there again, as far as was looked by now.
     fn is_damage_over(&mut self) -> bool {
         let Place::Here(here) = &self.place else { return false };
-        let is_bucket = matches!(self.receiver.config().store, Location::Bucket(_));
+        let is_bucket = self.is_bucket();
         if !here.store.image().has_unknown() || is_bucket && here.target.trouble().is_some() {
             return false;
         }
@@ -611,7 +618,7 @@ impl Group {
         }
         self.listening = Listening::anew();
         self.events.clear();
-        self.changing.clear();
+        self.forget_changes();
         self.unkept.clear();
         self.merges.clear();
         self.uploads.forget();

@@ -103,6 +103,7 @@ impl Group {
         let outcome = match here.store.append_all(records.into_iter().map(dated).collect()) {
             Ok(appended) => {
                 self.slot = LastSlot::Decided;
+                self.unpin_in_doubt = false;
                 self.receiver.space.draw(&self.names, drawn);
                 self.reopen.reset();
                 self.tally.publications += u64::from(kinds.iter().any(|kind| matches!(kind, Some(Some(_)))));

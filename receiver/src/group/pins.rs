@@ -20,6 +20,8 @@ pub(super) struct Changing {
     point: PointId,
     /// Its records: the first of them.
     first: u64,
+    /// Pins are withdrawn by it.
+    withdraws: bool,
     trouble: Option<ApiError>,
     reply: oneshot::Sender<Result<PointInfo, ApiError>>,
 }
@@ -47,6 +49,30 @@ fn no_such_hold(point: PointId, case: &str, pins: &[(Slot, String)]) -> ApiError
     ApiError::not_found("legal hold", &format!("{case}` of point `{point}"), hint)
 }
 
+/// What makes it so. `is_withdrawn`: what withdraws a pin may be on its way. † A pin that it withdraws is there still, and keeps nothing.
+fn bodies_for(point: PointId, change: PointChange, pins: Vec<(Slot, String)>, is_withdrawn: bool) -> Result<Vec<Body>, ApiError> {
+    let is_there = |reason: &String| !is_withdrawn && pins.iter().any(|(_, known)| known == reason);
+    Ok(match change {
+        PointChange::Unpin { only } => unpin(pins, |reason| *reason == only),
+        PointChange::UnpinFor { all } => unpin(pins, |reason| !is_hold(reason) && (all || !is_own(reason))),
+        PointChange::Release { case } => {
+            let released = unpin(pins.clone(), |reason| reason.strip_prefix(HOLD_REASONS) == Some(&case));
+            if released.is_empty() {
+                return Err(no_such_hold(point, &case, &pins));
+            }
+            released
+        }
+        PointChange::Verified { how } => vec![Body::Verified(Verified { point: Slot(point.slot), how })],
+        PointChange::Pin { reason } | PointChange::OwnPin { reason } if is_there(&reason) => Vec::new(),
+        PointChange::Pin { .. } if pins.len() >= PINS_MAX => {
+            let message = format!("point {point} has {PINS_MAX} pins, which is enough to keep it");
+            let what = "farside point unpin withdraws those that people asked for";
+            return Err(ApiError::new(ErrorCode::Conflict, message, what));
+        }
+        PointChange::Pin { reason } | PointChange::OwnPin { reason } => vec![Body::Pin(Pin { point: Slot(point.slot), reason })],
+    })
+}
+
 impl Group {
     /// Submits what makes it so.
     pub(super) fn change(&mut self, point: PointId, change: PointChange, reply: oneshot::Sender<Result<PointInfo, ApiError>>) {
@@ -60,38 +86,25 @@ impl Group {
             Ok(info) => info.pins,
             Err(error) => return drop(reply.send(Err(error))),
         };
-        let bodies: Vec<Body> = match change {
-            PointChange::Unpin { only } => unpin(pins, |reason| *reason == only),
-            PointChange::UnpinFor { all } => unpin(pins, |reason| !is_hold(reason) && (all || !is_own(reason))),
-            PointChange::Release { case } => {
-                let released = unpin(pins.clone(), |reason| reason.strip_prefix(HOLD_REASONS) == Some(&case));
-                if released.is_empty() {
-                    return drop(reply.send(Err(no_such_hold(point, &case, &pins))));
-                }
-                released
-            }
-            PointChange::Verified { how } => vec![Body::Verified(Verified { point: Slot(point.slot), how })],
-            PointChange::Pin { reason } | PointChange::OwnPin { reason } if pins.iter().any(|(_, known)| *known == reason) => {
-                Vec::new()
-            }
-            PointChange::Pin { .. } if pins.len() >= PINS_MAX => {
-                let message = format!("point {point} has {PINS_MAX} pins, which is enough to keep it");
-                return drop(reply.send(Err(ApiError::new(
-                    ErrorCode::Conflict,
-                    message,
-                    "farside point unpin withdraws those that people asked for",
-                ))));
-            }
-            PointChange::Pin { reason } | PointChange::OwnPin { reason } => {
-                vec![Body::Pin(Pin { point: Slot(point.slot), reason })]
-            }
+        let in_doubt = self.is_bucket() && self.unpin_in_doubt;
+        let is_withdrawn = in_doubt || self.changing.values().any(|changing| changing.point == point && changing.withdraws);
+        let bodies = match bodies_for(point, change, pins, is_withdrawn) {
+            Ok(bodies) => bodies,
+            Err(error) => return drop(reply.send(Err(error))),
         };
         if bodies.is_empty() {
             return drop(reply.send(self.pinned(point)));
         }
         let first = self.submitted + 1;
+        let withdraws = bodies.iter().any(|body| matches!(body, Body::Unpin(_)));
         bodies.into_iter().for_each(|body| self.submit(body));
-        self.changing.insert(self.submitted, Changing { point, first, trouble: None, reply });
+        self.changing.insert(self.submitted, Changing { point, first, withdraws, trouble: None, reply });
+    }
+
+    /// Nobody hears any more what comes of what was submitted.
+    pub(super) fn forget_changes(&mut self) {
+        self.unpin_in_doubt |= self.changing.values().any(|changing| changing.withdraws);
+        self.changing.clear();
     }
 
     /// A point of this group.
@@ -133,6 +146,8 @@ impl Group {
             return;
         };
         if let Some((code, text)) = trouble {
+            // A service that did not answer may carry it out all the same, until the next record is there.
+            self.unpin_in_doubt |= changing.withdraws && code == ErrorCode::Unavailable;
             changing.trouble = Some(ApiError::new(code, text, "see `farside status` on this gateway"));
         }
         if submission < last {
@@ -141,5 +156,24 @@ impl Group {
         let done = self.changing.remove(&last).expect("it was just found");
         let answer = done.trouble.map_or_else(|| self.pinned(done.point), Err);
         let _ = done.reply.send(answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody withdrew a legal hold, saw that he was wrong, and was told that it stands: the release landed after that.
+    #[test]
+    fn a_pin_that_is_being_withdrawn_does_not_stand_for_the_same_one_asked_for_again() {
+        let point = PointId::new(5, &[1; 32]);
+        for reason in ["", "legal hold: 7"] {
+            let bodies = |is_withdrawn| {
+                let change = PointChange::Pin { reason: reason.to_owned() };
+                bodies_for(point, change, vec![(Slot(6), reason.to_owned())], is_withdrawn).expect("there is room")
+            };
+            assert!(bodies(false).is_empty(), "it is there");
+            assert!(matches!(&bodies(true)[..], [Body::Pin(pin)] if pin.point == Slot(5) && pin.reason == reason));
+        }
     }
 }
