@@ -176,7 +176,7 @@ struct Group {
     /// Its source says that nobody has said any, and nobody here knows one.
     policy_is_unsaid: bool,
     /// What its source said last and the state directory does not say yet: why, and when that is tried again.
-    policy_unkept: Option<(Policy, String, Instant)>,
+    policy_unkept: Option<(Policy, Reason, Instant)>,
     prune: Prune,
     /// Numbers what is submitted.
     submitted: u64,

@@ -103,13 +103,6 @@ impl GroupView {
         self.group.reasons.push(Reason::new(severity, Code::KeyMissing, words, what));
     }
 
-    /// What its source wants to be kept could not be written down.
-    pub(crate) fn retention_is_unkept(&mut self, why: &str) {
-        let message = format!("what is to be kept of {} is not known to the next start of this gateway: {why}", self.names);
-        let what = "mend the disk that holds the state directory; until then more is kept, and it is tried again by itself";
-        self.group.reasons.push(Reason::new(Severity::Warning, Code::RetentionUnsaid, message, what));
-    }
-
     /// Volumes that whoever is connected does not publish. Those that are not in the newest point were said.
     pub(crate) fn unclaimed(&mut self, state: &State, unclaimed: &Unclaimed) {
         let name = |id: &VolumeId| state.volume(*id).map(|volume| volume.meta().name.to_string());
@@ -320,6 +313,22 @@ pub(crate) fn since_published(point: &farside_ledger::Point) -> Duration {
 /// By this machine's clock.
 pub(crate) fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// What a source wants to be kept could not be written down.
+pub(crate) fn retention_is_unkept(names: &GroupNames, why: &str) -> Reason {
+    let message = format!("what is to be kept of {names} is not known to the next start of this gateway: {why}");
+    let what = "mend the disk that holds the state directory; until then more is kept, and it is tried again by itself";
+    Reason::new(Severity::Warning, Code::RetentionUnsaid, message, what)
+}
+
+/// There are too many rules for one policy of what a host that stands in wants to be kept, and of what was before.
+pub(crate) fn retention_has_no_room(names: &GroupNames) -> Reason {
+    let message = format!(
+        "the last grid that was said for {names} does not hold: what the grids before it keep is kept until the failover ends, and all of them have too many rules"
+    );
+    let what = "nothing is given up for that; say a grid of rules that were said before, or end the failover: then the last one holds by itself";
+    Reason::new(Severity::Warning, Code::RetentionUnsaid, message, what)
 }
 
 /// What a person does about a torn ledger.

@@ -59,6 +59,15 @@ impl Policy {
     pub fn union(&self, other: &Self) -> Self {
         Self { keep: self.keep.max(other.keep), span_ms: self.span_ms.max(other.span_ms), grid: self.grid.union(&other.grid) }
     }
+
+    /// The same with what somebody says after this, again and again. † Rules of theirs with which there would be no room for what a gateway keeps beside are
+    /// left out, all of them: [`Policy::union`] would leave out the coarsest then, and with these go the oldest points.
+    #[must_use]
+    pub fn with_what_fits_of(&self, other: &Self) -> Self {
+        let both = self.union(other);
+        let fits = both.grid.0.len() <= Grid::RULES_UNITED_MAX.max(self.grid.0.len());
+        if fits { both } else { Self { grid: self.grid.clone(), ..both } }
+    }
 }
 
 /// A rule of a grid: of every `every_ms` of ledger time one point, until they are `keep_ms` old.
@@ -102,6 +111,8 @@ impl Grid {
     pub const RULES_MAX: usize = 32;
     /// As many as anybody may ask for.
     pub const RULES_SAID_MAX: usize = 8;
+    /// As many of a host's as leave room for the gateway's, and for the one before that it holds on to.
+    const RULES_UNITED_MAX: usize = Self::RULES_MAX - 2 * Self::RULES_SAID_MAX;
 
     /// The grid of rules that were checked where somebody said them: of every so long a point, for so long.
     ///

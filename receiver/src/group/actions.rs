@@ -15,6 +15,7 @@ use super::at_rest::Asker;
 use super::fence::LastSlot;
 use super::{Group, KEEP_AGAIN, Listening, Place};
 use crate::points::{exact_slice, point_page, wire_run};
+use crate::status;
 
 impl Group {
     pub(super) fn act(&mut self, actions: Vec<Action>) {
@@ -250,9 +251,12 @@ impl Group {
         let failovers = &self.receiver.failovers;
         let stands = failovers.stands(&self.names) && failovers.committed(&self.names).is_none();
         let policy = match self.policy.as_ref().filter(|_| stands && !self.policy_is_default) {
-            Some(old) => old.union(&policy),
+            Some(old) => old.with_what_fits_of(&policy),
             None => policy,
         };
+        if policy.union(&said) != policy {
+            self.policy_unkept = Some((said.clone(), status::retention_has_no_room(&self.names), Instant::now() + KEEP_AGAIN));
+        }
         let (source, group) = (&self.names.source, &self.names.group);
         // A default that was never said is not remembered, so it is compared with what is.
         if self.receiver.policy_of(&self.names).as_ref() == Some(&policy) {
@@ -263,8 +267,9 @@ impl Group {
         if let Err(error) = self.receiver.state_dir.remember_policy(source, group, &policy) {
             tracing::warn!(group = %self.names, %error, "what is to be kept could not be remembered");
             // What is given up is gone for ever: until it is remembered, only more may be kept. † And the next process knows of nothing else.
-            self.policy_unkept = Some((said, error.to_string(), Instant::now() + KEEP_AGAIN));
-            self.policy = self.policy.as_ref().map(|old| old.union(&policy));
+            let why = status::retention_is_unkept(&self.names, &error.to_string());
+            self.policy_unkept = Some((said, why, Instant::now() + KEEP_AGAIN));
+            self.policy = self.policy.as_ref().map(|old| old.with_what_fits_of(&policy));
             self.policy_is_default = false;
             return;
         }

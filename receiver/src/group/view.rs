@@ -122,7 +122,7 @@ impl Group {
                     view.retention_is_unsaid();
                 }
                 if let Some((_, why, _)) = &self.policy_unkept {
-                    view.retention_is_unkept(why);
+                    view.reason(Some(why.clone()));
                 }
             }
         }

@@ -269,6 +269,27 @@ proptest! {
     }
 }
 
+/// A host that stood in said one grid after the other, and what was kept of all of them was cut off where it was coarsest: ten years of days went.
+#[test]
+fn what_is_said_again_and_again_drops_no_rule_that_was_there_and_leaves_room_for_the_gateway() {
+    let grid = |first: u64, keep_ms| -> Policy {
+        let rules = (0..Grid::RULES_SAID_MAX as u64).map(|i| Rule { every_ms: first + i, keep_ms }).collect::<Vec<_>>();
+        Policy { keep: 1, span_ms: 0, grid: rules.try_into().expect("a grid") }
+    };
+    let days: Vec<Rule> = vec![Rule { every_ms: 24 * HOUR, keep_ms: 10 * YEAR }];
+    let old = Policy { keep: 3, span_ms: 0, grid: days.clone().try_into().expect("a grid") };
+    let policy = (1..6).fold(old, |policy, said| policy.with_what_fits_of(&Policy { span_ms: said, ..grid(said * 100, HOUR) }));
+    assert_eq!(
+        (policy.keep, policy.span_ms, policy.grid.rules().len()),
+        (3, 5, 9),
+        "the first of them fits, and number and span always do"
+    );
+    let longer = policy.with_what_fits_of(&grid(100, 2 * HOUR));
+    assert!(longer.grid.rules()[0].keep_ms == 2 * HOUR, "for longer is no more rules");
+    let kept = grid(5000, HOUR).union(&grid(6000, HOUR)).union(&policy);
+    assert!(kept.grid.rules().ends_with(&days) && kept.grid.rules().len() == 25, "{kept:?}");
+}
+
 /// Two years under the four rules that everybody writes: bursts, working days, weekends, weeks of holiday.
 #[test]
 fn two_years_of_a_grid() {
