@@ -11,7 +11,7 @@ use farside_objects::{Credentials, Location, LocationError, OpenError};
 use farside_region::{Slot, VolumeId};
 use farside_store::{
     CheckReport, Finding, GroupNames, GroupReader, GroupStore, Known, PointFilter, PointReader, Problem, Repair, Severity, Store,
-    StoreError, StoreReader, find_points, point_ends,
+    StoreError, StoreReader, Torn, find_points, point_ends,
 };
 use serde::Serialize;
 
@@ -507,12 +507,12 @@ fn repair_groups(
         }
         found = true;
         let mut group = store.group_unswept(&names.source, &names.group)?;
-        while let Some(plan) = group.repair_plan().map_err(unreadable)? {
+        while let Some(plan) = group.repair_plan().map_err(|error| unreadable(error, group.torn()))? {
             if !yes && !agreed(global, &group, &plan)? {
                 let message = format!("the ledger of {names} stays as it is");
                 return Err(Failure::new(Exit::Refused, message, "put the file back from a copy of the store, if there is one"));
             }
-            group.repair_as(&plan).map_err(unreadable)?;
+            group.repair_as(&plan).map_err(|error| unreadable(error, group.torn()))?;
             done.push(Repaired::new(names.to_string(), &plan));
         }
     }
@@ -538,13 +538,20 @@ fn refuse_another_owner(path: &Path) -> Result<(), Failure> {
     Err(Failure::new(Exit::Refused, message, format!("run it as that user: sudo -u '#{owner}' farside store repair …")))
 }
 
-fn unreadable(error: StoreError) -> Failure {
-    let what_to_do = match &error {
-        StoreError::Unreadable { .. } => "or, if there is none, remove the file, and repair again: it is given up then",
-        _ => "",
+/// † A file that cannot be read now may be the last that repeats the torn record: it is not to be removed before that is mended.
+fn unreadable(error: StoreError, torn: Option<&Torn>) -> Failure {
+    let what_to_do = match (&error, torn) {
+        (StoreError::Unreadable { path, .. }, Some(torn)) if path.ends_with(&torn.file) => {
+            "or, if there is none, remove the file, and repair again: it is given up then".to_owned()
+        }
+        (StoreError::Unreadable { .. }, Some(torn)) => format!(
+            "do not remove it: it may hold what mends the record in slot {} ({}). Repair again, as it may be read then; or copy what can be read of it off that \
+             disk (ddrescue), put that in its place, and repair again",
+            torn.slot, torn.file
+        ),
+        _ => return error.into(),
     };
-    let failure = Failure::from(error);
-    if what_to_do.is_empty() { failure } else { Failure { what_to_do: what_to_do.to_owned(), ..failure } }
+    Failure { what_to_do, ..Failure::from(error) }
 }
 
 /// Says what would be done and asks.
@@ -734,6 +741,21 @@ mod tests {
     use farside_ledger::{Body, Pin};
 
     use super::*;
+
+    /// The advice was to remove it, and with it the torn record and all after that were given up.
+    #[test]
+    fn a_file_that_may_mend_the_torn_record_is_not_to_be_removed() {
+        let (slot, file) = (Slot(7), "groups/h/g/ledger/0/7".to_owned());
+        let torn = Torn { slot, file, why: String::new(), newer: false, lost_claim: None, checkpoint: None };
+        let advice = |slot: u64| {
+            let path = format!("/srv/farside/groups/h/g/ledger/0/{slot}").into();
+            let source = std::io::Error::from_raw_os_error(libc::EIO);
+            unreadable(StoreError::Unreadable { path, source }, Some(&torn)).what_to_do
+        };
+        assert!(advice(7).contains("it is given up then"));
+        let other = advice(9);
+        assert!(other.starts_with("do not remove it") && other.contains("slot 7"), "{other}");
+    }
 
     #[test]
     fn a_store_is_a_directory_or_in_a_bucket() {
