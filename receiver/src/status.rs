@@ -11,6 +11,7 @@ use farside_control::{
     Address, Code, Consistency, Point, PointCut, PointId, PointMember, PointPin, PointVerified, Reason, Severity, VerifiedHow,
 };
 use farside_ledger::{Proof, State, group_id};
+use farside_objects::Location;
 use farside_region::{Generation, Name, VolumeId};
 use farside_replication::target::{self, Target};
 use farside_store::{GroupNames, GroupStore, PointInfo, Torn};
@@ -333,14 +334,22 @@ pub(crate) fn retention_has_no_room(names: &GroupNames) -> Reason {
 
 /// What a person does about a torn ledger.
 pub(crate) fn way_out(torn: &Torn, store: &Path) -> String {
+    let whole = "points before it can be restored";
     if torn.newer {
-        return "points before it can be restored; install the newer version of farside that wrote it".to_owned();
+        return format!("{whole}; install the newer version of farside that wrote it");
     }
-    format!(
-        "points before it can be restored; put the file back from a copy of the store, which is noticed within a minute; if \
-         there is none, stop farside-receiver and run: farside store repair {}",
-        store.display()
-    )
+    let is_bucket = matches!(store.display().to_string().parse(), Ok(Location::Bucket(_)));
+    let from = if is_bucket { "from another version of the object, or a copy of the bucket" } else { "from a copy of the store" };
+    // † It stands for the record, which nobody needs: a repair gives nothing up for it.
+    if let Some(checkpoint) = &torn.checkpoint {
+        return format!("{whole}; put the checkpoint {checkpoint} back {from}, which is noticed within a minute");
+    }
+    let what = if torn.lost_claim.is_some() { "the ledger's newest records" } else { "the file" };
+    let back = format!("{whole}; put {what} back {from}, which is noticed within a minute");
+    match is_bucket {
+        true => back,
+        false => format!("{back}; if there is none, stop farside-receiver and run: farside store repair {}", store.display()),
+    }
 }
 
 /// The whole receiver.
@@ -503,4 +512,31 @@ pub(crate) fn wall(ms: i64) -> Timestamp {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The wrong file was searched for on the worst day, and a command named that there is not for a bucket.
+    #[test]
+    fn the_way_out_of_a_torn_ledger_names_what_must_come_back() {
+        let torn = Torn {
+            slot: farside_region::Slot(7),
+            file: "ledger/0/7".to_owned(),
+            why: String::new(),
+            newer: false,
+            lost_claim: None,
+            checkpoint: None,
+        };
+        let at = |torn: &Torn, store: &str| way_out(torn, Path::new(store));
+        assert!(at(&torn, "/srv/farside").ends_with("farside store repair /srv/farside"));
+        let bucket = at(&torn, "s3://points/site");
+        assert!(bucket.contains("another version of the object") && !bucket.contains("store repair"), "{bucket}");
+        let covered = Torn { checkpoint: Some("checkpoint/3".to_owned()), ..torn };
+        for store in ["/srv/farside", "s3://points/site"] {
+            let words = at(&covered, store);
+            assert!(words.contains("put the checkpoint checkpoint/3 back") && !words.contains("repair"), "{words}");
+        }
+    }
 }
