@@ -77,7 +77,8 @@ const REOPEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const KEEP_AGAIN: Duration = Duration::from_secs(5);
 /// When a torn ledger is read again: doubled each time, up to the second.
 const TORN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// When segments that were damaged when the group was opened are looked at again: of a directory, and of a bucket.
+/// When segments that were damaged when the group was opened are looked at again: of a directory, and of a bucket. After each time that it was opened for
+/// them it is waited twice as long, up to the second: a disk may give them one time and not the next.
 const DAMAGED_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 /// The clock of the targets begins so high, for layers that were staged before this process began.
 const BEFORE: Duration = Duration::from_secs(10 * 366 * 86_400);
@@ -133,6 +134,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             reopen: Backoff::new(REOPEN.0, REOPEN.1),
             torn_again: None,
             damaged_again: None,
+            damaged_pause: DAMAGED_AGAIN.0,
             torn_patience: Backoff::new(TORN_AGAIN.0, TORN_AGAIN.1),
             at_rest: at_rest::AtRest::new(own_mail.clone()),
             uploads: uploads::Uploads::new(own_mail),
@@ -220,6 +222,8 @@ struct Group {
     torn_patience: Backoff,
     /// When damaged segments are looked at again.
     damaged_again: Option<Instant>,
+    /// So long it is not opened again for them.
+    damaged_pause: Duration,
     /// The key that the group is kept encrypted with.
     at_rest: at_rest::AtRest,
     uploads: uploads::Uploads,
@@ -423,15 +427,21 @@ impl Group {
 
     /// Whether a segment that was damaged when the group was opened is there again, as far as was looked by now.
     fn is_damage_over(&mut self) -> bool {
-        let Place::Here(here) = &self.place else { return false };
         let is_bucket = self.is_bucket();
-        if !here.store.image().has_unknown() || is_bucket && here.target.trouble().is_some() {
+        let Place::Here(here) = &mut self.place else { return false };
+        if !here.store.image().has_unknown() {
+            (self.damaged_again, self.damaged_pause) = (None, DAMAGED_AGAIN.0);
+            return false;
+        }
+        if is_bucket && here.target.trouble().is_some() {
             return false;
         }
         let due = self.damaged_again.is_some_and(|at| Instant::now() >= at);
-        let is_over = due && here.store.is_some_back();
+        let is_over = due && here.store.is_damage_over();
         if due || self.damaged_again.is_none() {
-            self.damaged_again = Some(Instant::now() + if is_bucket { DAMAGED_AGAIN.1 } else { DAMAGED_AGAIN.0 });
+            let every = if is_bucket { DAMAGED_AGAIN.1 } else { DAMAGED_AGAIN.0 };
+            self.damaged_pause = if is_over { (self.damaged_pause * 2).min(DAMAGED_AGAIN.1) } else { self.damaged_pause };
+            self.damaged_again = Some(Instant::now() + if is_over { every.max(self.damaged_pause) } else { every });
         }
         is_over
     }

@@ -1,6 +1,7 @@
 //! What a damaged file costs: what it held, and nothing beside that.
 
 use std::fs;
+use std::path::PathBuf;
 
 use farside_ledger::{Body, LayerEntry, LayerKind, PackId, Policy, TOUCHED_BYTES_MAX};
 use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, Slot, mutation::tell};
@@ -155,9 +156,9 @@ fn points_that_are_newer_than_the_damage_go_by_the_policy_and_older_ones_stay() 
     assert_eq!(before - store.files("groups/host/default/segments/v").len(), 3, "and there is room again");
     assert!(group.point(damaged).is_none());
 
-    assert!(!group.is_some_back());
+    assert!(!group.is_damage_over());
     fs::write(&file, sound).expect("write");
-    assert!(group.is_some_back());
+    assert!(group.is_damage_over());
     drop(group);
     let mut group = store.group();
     assert!(!group.image().has_unknown());
@@ -167,6 +168,35 @@ fn points_that_are_newer_than_the_damage_go_by_the_policy_and_older_ones_stay() 
     }
     group.prune(&policy).expect("prune");
     assert!(group.point(first).is_none());
+}
+
+/// While a person put hundreds of thousands of files back, the group was opened anew after each few of them.
+#[test]
+fn damage_is_over_when_all_is_back_or_no_more_of_it_comes() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    for run in 1..4 {
+        volume.publish(&mut group, LayerKind::Point, &[vec![(8 * run, 8, Fill::Byte(2))]]);
+    }
+    drop(group);
+    let file = |seq: u64| store.path().join(format!("groups/host/default/segments/v/{}/{seq}.0", volume.term));
+    let sound: Vec<(PathBuf, Vec<u8>)> = (2..5).map(|seq| (file(seq), fs::read(file(seq)).expect("read"))).collect();
+    sound.iter().for_each(|(file, _)| fs::remove_file(file).expect("remove"));
+    let put_back = |at: usize| fs::write(&sound[at].0, &sound[at].1).expect("write");
+
+    let mut group = store.group();
+    assert_eq!(group.damaged().len(), 3);
+    assert!(!group.is_damage_over() && !group.is_damage_over());
+    put_back(2);
+    assert!(!group.is_damage_over(), "more may come");
+    put_back(1);
+    assert!(!group.is_damage_over(), "more did");
+    assert!(group.is_damage_over(), "no more came");
+    put_back(0);
+    assert!(group.is_damage_over(), "all of it");
 }
 
 /// Below a checkpoint nobody replays records: one of another branch, whole as it is, says nothing of what an old layer touched.

@@ -51,8 +51,8 @@ use crate::store::{Shared, random};
 const UNREADABLE_REGIONS_JUDGED: u64 = 4096;
 /// Names of a bucket looked at at once, since records wait for it.
 const LISTED_AT_ONCE: usize = 1000;
-/// Damaged segments of which it is looked whether they are back.
-const DAMAGED_LOOKED_AT: usize = 16;
+/// For so long damaged segments are looked at at once whether they are back.
+const DAMAGED_LOOK: Duration = Duration::from_millis(500);
 /// What no record names, and none can any more, nobody reads. In a bucket it stays for a day all the same, by the service's clock: if the
 /// ledger is not what it was, there is time to see it.
 const ORPHANS_AFTER_MS: i64 = 24 * 3600 * 1000;
@@ -167,6 +167,10 @@ pub struct GroupStore {
     segments: Arc<Segments>,
     landing: Arc<Landing>,
     image: GroupImage,
+    /// Damaged parts that can be read again.
+    are_back: BTreeSet<PartNo>,
+    /// Up to this one it was looked last whether they can.
+    damaged_behind: Option<PartNo>,
     torn: Option<Torn>,
     /// A record of ours may lie in this slot without being in the state, for this reason: nothing is changed until the group is
     /// opened again, least of all segments deleted that the record may name.
@@ -222,6 +226,8 @@ impl GroupStore {
             segments,
             landing,
             image: replayed.image,
+            are_back: BTreeSet::new(),
+            damaged_behind: None,
             torn: replayed.torn,
             uncertain: None,
             dead: BTreeMap::new(),
@@ -547,11 +553,30 @@ impl GroupStore {
         self.image.damaged().filter_map(|no| named(self.image.parts().get(no)?)).collect()
     }
 
-    /// Whether one of those can be read again, somebody having put it back or its disk giving it: then the group is to be opened anew. Looks at few.
-    pub fn is_some_back(&self) -> bool {
-        let parts = self.image.damaged().filter_map(|no| self.image.parts().get(no)).take(DAMAGED_LOOKED_AT);
-        let mut named = parts.filter_map(|part| Some((&self.state().volume(part.name.layer.volume)?.meta().name, part)));
-        named.any(|(volume, part)| self.segments.footer_as_it_is(volume, part).is_ok())
+    /// Whether the group is to be opened anew as those can be read again, somebody having put them back or their disk giving them: all of them, or some
+    /// and no more than when it was looked before. Looks at some at a time, one after the other.
+    pub fn is_damage_over(&mut self) -> bool {
+        self.are_back.retain(|no| self.image.is_damaged(*no));
+        let known = self.are_back.len();
+        let of_volume = |part: &Part| self.state().volume(part.name.layer.volume).map(|volume| volume.meta().name.clone());
+        let (behind, began) = (self.damaged_behind, Instant::now());
+        let later = self.image.damaged().filter(|no| Some(*no) > behind);
+        let all: Vec<PartNo> = later.chain(self.image.damaged().filter(|no| Some(*no) <= behind)).collect();
+        let mut back = Vec::new();
+        let mut last = behind;
+        for no in all.into_iter().filter(|no| !self.are_back.contains(no)) {
+            let part = self.image.parts().get(no);
+            let read = part.and_then(|part| Some(self.segments.footer_as_it_is(&of_volume(part)?, part)));
+            back.extend(read.is_some_and(|read| read.is_ok()).then_some(no));
+            last = Some(no);
+            // † A disk or a bucket that fails takes its time, and the group waits.
+            if began.elapsed() >= DAMAGED_LOOK {
+                break;
+            }
+        }
+        self.damaged_behind = last;
+        self.are_back.extend(back);
+        self.are_back.len() == self.image.damaged().count() || known > 0 && self.are_back.len() == known
     }
 
     /// Points before this slot have nothing of those.

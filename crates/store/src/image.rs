@@ -417,6 +417,11 @@ impl GroupImage {
         self.damaged.iter().copied()
     }
 
+    /// Whether it is one of those.
+    pub(crate) fn is_damaged(&self, no: PartNo) -> bool {
+        self.damaged.contains(&no)
+    }
+
     /// Where the newest damaged part of a volume came in: what came later needs nothing of it, and gives it nothing.
     fn damaged_up_to(&self, volume: VolumeId) -> Slot {
         let parts = self.damaged.iter().filter_map(|no| self.parts.get(*no));
