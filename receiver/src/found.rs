@@ -3,7 +3,7 @@
 //! Invariant: a point counts as verified only by what was said of it after the last damage was met that it may share. The ledger keeps that a
 //! point was verified, and takes nothing back; what is kept here withdraws it, until that point, or whatever replaced it, was read and is sound.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use farside_control::{Code, PointId, Reason, Severity, VerifiedPoint};
 use farside_ledger::{Point, PointFilter, PointProof, Proofs, State, VerifiedHow};
@@ -31,11 +31,14 @@ pub(crate) struct Found {
     #[serde(skip)]
     pub(crate) is_untold: bool,
     /// Why it is not known what was found before.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) forgotten: Option<String>,
-    /// The newest point when that was noticed.
+    /// The volumes of which that is so, each with the newest point of it when that was noticed. `None`: nobody has looked yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forgotten_of: Option<BTreeMap<String, Slot>>,
+    /// There is a file that tells of it, and cannot be read: it stays as long as nothing took its place.
     #[serde(skip)]
-    forgotten_up_to: Option<Slot>,
+    pub(crate) is_unreadable: bool,
     /// The slot of the ledger that this was held against.
     #[serde(skip)]
     settled: Option<Slot>,
@@ -143,7 +146,7 @@ impl Found {
     pub(crate) fn forgotten(why: String) -> Self {
         let (message, what_to_do) = (String::new(), String::new());
         let any = Finding { head: Slot(u64::MAX), ..Finding::of_any(Slot(0), message, what_to_do) };
-        Self { findings: vec![any], forgotten: Some(why), ..Self::default() }
+        Self { findings: vec![any], forgotten: Some(why), is_unreadable: true, ..Self::default() }
     }
 
     /// No file tells of it.
@@ -156,6 +159,7 @@ impl Found {
         if std::mem::take(&mut self.is_untold) && !is_empty {
             let Self { findings, forgotten, .. } = Self::forgotten("this gateway has not read it before".to_owned());
             self.findings.extend(findings);
+            // There is no file that is to stay, and the next start is to know the points of now.
             self.forgotten = forgotten;
         }
     }
@@ -177,7 +181,7 @@ impl Found {
     /// † Not up to the newest point that was read: where the newest one is read every day, and is damaged every day, none would ever go.
     pub(crate) fn kept_up_to(&self) -> Option<Slot> {
         // Who does not know what was found knows no point that is not damaged, of those that were there.
-        let forgotten = self.forgotten.as_ref().map(|_| self.forgotten_up_to.unwrap_or(Slot(u64::MAX)));
+        let forgotten = self.forgotten.as_ref().map(|_| self.forgotten_in().unwrap_or(Slot(u64::MAX)));
         self.findings.iter().filter(|finding| finding.is_said).map(Finding::first).max().max(forgotten)
     }
 
@@ -202,11 +206,29 @@ impl Found {
         self.findings.iter().rev().find(may_have).map(|finding| finding.message.as_str())
     }
 
-    /// All of a point was read, whatever came of it. † What was forgotten may be in any point up to the newest: that an older one was read says nothing of it.
-    pub(crate) fn was_read(&mut self, point: Slot) {
-        if self.forgotten_up_to.is_some_and(|newest| point >= newest) {
-            (self.forgotten, self.forgotten_up_to) = (None, None);
+    /// Of the volumes that are not known yet the newest point that there was then.
+    pub(crate) fn forgotten_in(&self) -> Option<Slot> {
+        self.forgotten_of.as_ref()?.values().max().copied()
+    }
+
+    /// Whether a point of these volumes has one of which it is forgotten what was found.
+    pub(crate) fn is_forgotten_of<S: AsRef<str>>(&self, members: &[S]) -> bool {
+        self.forgotten_of.as_ref().is_none_or(|of| members.iter().any(|member| of.contains_key(member.as_ref())))
+    }
+
+    /// All of a point of these volumes was read, whatever came of it. † What was forgotten may be in any point of a volume up to its newest: that an older
+    /// one was read, or one that does not hold the volume, says nothing of it.
+    pub(crate) fn was_read<S: AsRef<str>>(&mut self, point: Slot, members: &[S]) {
+        let Some(of) = &mut self.forgotten_of else { return };
+        let is_in = |volume: &str| members.iter().any(|member| member.as_ref() == volume);
+        of.retain(|volume, newest| *newest > point || !is_in(volume));
+        if of.is_empty() {
+            self.forgotten_is_over();
         }
+    }
+
+    fn forgotten_is_over(&mut self) {
+        (self.forgotten, self.forgotten_of, self.is_unreadable) = (None, None, false);
     }
 
     /// A point is damaged. What was found in it before is told anew.
@@ -256,7 +278,7 @@ impl Found {
 
     /// A point of these volumes was read in full and is sound. `head`: the newest slot of the ledger that is known.
     pub(crate) fn sound<S: AsRef<str>>(&mut self, point: Slot, members: &[S], head: Option<Slot>) {
-        self.was_read(point);
+        self.was_read(point, members);
         self.findings.retain(|finding| finding.point != Some(point));
         for finding in self.findings.iter_mut().filter(|finding| finding.is_ended_by(point, members)) {
             finding.was_said_at(head);
@@ -268,9 +290,7 @@ impl Found {
     /// Drops what the ledger has outlived.
     pub(crate) fn settle(&mut self, state: &State) {
         if self.forgotten.is_some() {
-            // A repair may have cut the ledger short.
-            let newest = state.points().keys().next_back().copied().unwrap_or(Slot(0));
-            self.forgotten_up_to = Some(self.forgotten_up_to.map_or(newest, |up_to| up_to.min(newest)));
+            self.settle_forgotten(state);
         }
         if self.findings.is_empty() || self.settled == state.head() {
             return;
@@ -304,10 +324,37 @@ impl Found {
         });
     }
 
+    /// Notes of which volumes it is, and in which points. What none has any more is over; a repair may have cut the ledger short, too.
+    fn settle_forgotten(&mut self, state: &State) {
+        let names = |point: &Point| -> Vec<String> {
+            let volumes = point.members.iter().filter_map(|member| state.volume(member.key.volume));
+            volumes.map(|volume| volume.meta().name.to_string()).collect()
+        };
+        let is_there =
+            |(volume, newest): (&String, &Slot)| state.points().get(newest).is_some_and(|point| names(point).contains(volume));
+        let known = self.forgotten_of.take();
+        if known.as_ref().is_some_and(|of| of.iter().all(is_there)) {
+            self.forgotten_of = known;
+        } else {
+            let mut of = BTreeMap::new();
+            for (slot, point) in state.points() {
+                let is_of =
+                    |volume: &String| known.as_ref().is_none_or(|known| known.get(volume).is_some_and(|newest| slot <= newest));
+                of.extend(names(point).into_iter().filter(is_of).map(|volume| (volume, *slot)));
+            }
+            self.forgotten_of = Some(of);
+        }
+        let is_over = self.forgotten_of.as_ref().is_some_and(BTreeMap::is_empty);
+        if is_over && !state.points().is_empty() {
+            self.forgotten_is_over();
+        }
+    }
+
     /// Whether the file need not change.
     pub(crate) fn is_kept_as(&self, other: &Self) -> bool {
         let kept = |found: &Self| (found.unrecorded_wall_ms, found.lost);
         kept(self) == kept(other)
+            && (&self.forgotten, &self.forgotten_of) == (&other.forgotten, &other.forgotten_of)
             && self.spoiled == other.spoiled
             && self.findings.iter().map(Finding::kept).eq(other.findings.iter().map(Finding::kept))
     }
@@ -413,7 +460,11 @@ mod tests {
         assert!(new.forgotten.is_none() && new.kept_up_to().is_none());
         old.seen_first(false);
         assert!(old.kept_up_to() == Some(Slot(u64::MAX)) && old.reason().is_some() && !old.is_untold);
-        old.forgotten_up_to = Some(Slot(20));
+        old.forgotten_of = Some(BTreeMap::from([("a".to_owned(), Slot(20))]));
+        // The next start does not begin anew with what came in since.
+        let text = serde_json::to_string(&old).expect("written");
+        let again: Found = serde_json::from_str(&text).expect("read");
+        assert!(again.is_kept_as(&old) && again.kept_up_to() == Some(Slot(20)) && !again.is_unreadable);
         old.sound(Slot(20), &["a"], Some(Slot(21)));
         assert!(old.forgotten.is_none());
         old.seen_first(false);
@@ -423,11 +474,12 @@ mod tests {
     /// Somebody verified an old point, and what may have been the last whole ones went before the newest was read.
     #[test]
     fn what_was_forgotten_is_so_until_the_newest_point_of_then_is_read() {
-        let forgotten = || Found { forgotten_up_to: Some(Slot(20)), ..Found::forgotten("its file is gone".to_owned()) };
+        let of = |all: &[(&str, u64)]| Some(all.iter().map(|(volume, slot)| ((*volume).to_owned(), Slot(*slot))).collect());
+        let forgotten = || Found { forgotten_of: of(&[("a", 20)]), ..Found::forgotten("its file is gone".to_owned()) };
         let mut found = forgotten();
         found.sound(Slot(5), &["a"], Some(Slot(21)));
         found.damaged(finding(7, 2, 22, "damaged"));
-        found.was_read(Slot(7));
+        found.was_read(Slot(7), &["a"]);
         found.met(finding(20, 2, 23, "damaged"));
         assert!(found.forgotten.is_some() && found.kept_up_to() == Some(Slot(20)));
         found.sound(Slot(20), &["a"], Some(Slot(24)));
@@ -435,8 +487,16 @@ mod tests {
         let mut found = forgotten();
         found.damaged(finding(25, 9, 25, "damaged"));
         assert!(found.forgotten.is_some(), "one volume of it was read");
-        found.was_read(Slot(25));
+        found.was_read(Slot(25), &["a"]);
         assert!(found.forgotten.is_none() && found.kept_up_to() == Some(Slot(25)));
+        // † A volume that was paused: what may be the last whole ones of it went when another was read.
+        let mut found = Found { forgotten_of: of(&[("a", 20), ("b", 20), ("gone", 9)]), ..forgotten() };
+        found.sound(Slot(30), &["b"], Some(Slot(31)));
+        assert!(found.kept_up_to() == Some(Slot(20)) && found.is_forgotten_of(&["a"]) && !found.is_forgotten_of(&["b"]));
+        found.sound(Slot(40), &["a", "b"], Some(Slot(41)));
+        assert_eq!((found.kept_up_to(), found.forgotten_in()), (Some(Slot(9)), Some(Slot(9))), "that is in no newer one");
+        found.sound(Slot(9), &["a", "gone"], Some(Slot(41)));
+        assert!(found.forgotten.is_none() && found.kept_up_to().is_none());
     }
 
     /// What a source had said of an older point while damage was known counted again as soon as a newer point was sound.

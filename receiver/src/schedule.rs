@@ -110,7 +110,7 @@ impl Schedule {
         let is_new = !found.is_kept_as(known)
             || (known.forgotten.is_some() && found.forgotten.is_none())
             || known.is_untold && !found.is_untold;
-        found.is_unsaved = found.forgotten.is_none() && (is_new || known.is_unsaved);
+        found.is_unsaved = !found.is_unreadable && (is_new || known.is_unsaved);
         *known = Arc::new(found);
         Arc::clone(known)
     }
@@ -156,11 +156,12 @@ impl Schedule {
              store, or have the newest content sent again: `farside volume resync NAME` on the host"
         );
         let finding = finding(receiver, group, point, since, (message, what_to_do));
+        let members: Vec<String> = volumes.iter().map(|volume| volume.volume.clone()).collect();
         let volumes = volumes.iter().filter(|volume| volume.damaged_regions > 0).map(|volume| volume.volume.clone()).collect();
         self.change_found(group.names(), |found| {
             found.damaged(Finding { volumes, ..finding });
             if is_whole {
-                found.was_read(Slot(point.slot));
+                found.was_read(Slot(point.slot), &members);
             }
         });
         self.keep(&receiver.state_dir);
@@ -308,15 +309,17 @@ impl Runner {
             return self.receiver.schedule.lock().retain(|_, fault| fault.reason.severity == Severity::Error);
         };
         let is_early = self.receiver.started.elapsed() < self.receiver.config().verify.after_start;
-        if is_early || self.receiver.verifications.is_running() || self.receiver.is_full() {
+        if is_early || self.receiver.verifications.is_running() {
             return;
         }
+        let is_full = self.receiver.is_full();
         let now_ms = Timestamp::now().as_millisecond();
         let due = groups.into_iter().filter_map(|group| {
             let standing = group.view().standing?;
             let waits = self.retry_at.get(group.names()).is_some_and(|at| *at > Instant::now());
             let found = self.receiver.schedule.found(group.names());
-            let is_due = found.forgotten.is_some() || standing.is_due(every, now_ms, found.unrecorded_wall_ms);
+            // † On a full disk as well where that alone has anything given up.
+            let is_due = found.forgotten.is_some() || !is_full && standing.is_due(every, now_ms, found.unrecorded_wall_ms);
             (!waits && self.tidied.contains(group.names()) && is_due).then_some((standing, group))
         });
         if let Some((_, group)) = due.min_by_key(|(standing, _)| standing.read.map(|read| read.proof.wall_ms)) {
@@ -348,10 +351,24 @@ impl Runner {
     fn verify(&mut self, group: &GroupHandle, every: Duration) {
         let names = group.names();
         let newest = PointsAsk { limit: 1, ..PointsAsk::default() };
-        let point = match self.receiver.runtime.block_on(group.points(newest)) {
-            Ok(found) => found.points.into_iter().next(),
-            Err(_) => None, // the store is away, which is said elsewhere
+        // If the store is away, that is said elsewhere.
+        let first =
+            |ask| self.receiver.runtime.block_on(group.points(ask)).ok().and_then(|found| found.points.into_iter().next());
+        let mut point = first(newest);
+        let found = self.receiver.schedule.found(names);
+        let is_of_it = |point: &PointInfo| {
+            let members: Vec<&str> = point.members.iter().map(|member| member.name.as_str()).collect();
+            found.is_forgotten_of(&members)
         };
+        // What is forgotten of a volume that is in no newer point only that one tells. On a full disk it is one that is kept anyway, whatever is pinned.
+        // Where that fails, the newest is read between.
+        let is_full = self.receiver.is_full();
+        let wants_older = found.forgotten.is_some() && (is_full || !self.failures.contains_key(names));
+        if let Some(of_then) =
+            found.forgotten_in().filter(|_| wants_older && point.as_ref().is_some_and(|newest| is_full || !is_of_it(newest)))
+        {
+            point = first(PointsAsk { below: Some(of_then.next()), limit: 1, ..PointsAsk::default() });
+        }
         let Some(point) = point else {
             self.retry_at.insert(names.clone(), Instant::now() + TRIED_AGAIN);
             return;
@@ -453,7 +470,8 @@ impl Runner {
     ) -> Result<(Vec<VerifiedVolume>, Option<Slot>), StoreError> {
         let readers = self.open(group, point)?;
         let paced = Mutex::new((Instant::now(), 0));
-        let goes_on = || !self.receiver.is_stopping() && self.every().is_some() && !self.receiver.is_full();
+        let is_forgotten = self.receiver.schedule.found(group.names()).forgotten.is_some();
+        let goes_on = || !self.receiver.is_stopping() && self.every().is_some() && (is_forgotten || !self.receiver.is_full());
         // From which slot on it is said to be damaged.
         let said_since = Mutex::new(None);
         let progress = |looked: Looked| {
