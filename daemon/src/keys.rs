@@ -24,7 +24,7 @@ use farside_region::{DigestKey, KeyId, Name, Seal, SealMode, VolumeId};
 use tracing::{error, info};
 
 use crate::config::sync_dir;
-use crate::state_dir::{volume_meta, volume_path, volumes_path};
+use crate::state_dir::{MetaError, damaged_meta_path, volume_meta, volume_path, volumes_path};
 
 /// A key that could not be had is asked for again after so long.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -333,10 +333,23 @@ impl GroupKeys {
         };
         for entry in entries {
             let entry = entry.with_context(|| group.display().to_string())?;
-            // One that cannot be read is nothing that was encrypted by a key that is gone: its opening says what is wrong.
-            let meta = volume_meta(&entry.path()).ok().flatten();
-            if meta.is_some_and(|meta| meta.digest_key.seal().is_some_and(|seal| seal.mode == SealMode::EndToEnd)) {
-                return Ok(Some(entry.file_name().to_string_lossy().into_owned()));
+            // One that cannot be read is nothing that was encrypted by a key that is gone: its opening says what is wrong. † One that is
+            // damaged may be, and it is made anew.
+            let is_sealed = match volume_meta(&entry.path()) {
+                Err(MetaError::Damaged { .. }) => true,
+                meta => {
+                    let meta = meta.ok().flatten();
+                    meta.is_some_and(|meta| meta.digest_key.seal().is_some_and(|seal| seal.mode == SealMode::EndToEnd))
+                }
+            };
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if is_sealed {
+                return Ok(Some(name));
+            }
+            if damaged_meta_path(&entry.path()).exists() {
+                return Ok(Some(format!(
+                    "{name} (its meta.json was damaged; if it never was encrypted, remove its meta.json.damaged)"
+                )));
             }
         }
         Ok(None)

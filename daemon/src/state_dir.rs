@@ -198,6 +198,10 @@ pub(crate) fn volume_meta(dir: &Path) -> Result<Option<VolumeMeta>, MetaError> {
     }
     match serde_json::from_slice(&bytes) {
         Ok(meta) => Ok(Some(meta)),
+        // † Whole, and not understood: it is of a newer build, and nothing is to be made in its place.
+        Err(error) if bytes.starts_with(CHECKSUM.as_bytes()) => {
+            Err(MetaError::Io { path, source: std::io::Error::new(std::io::ErrorKind::InvalidData, error) })
+        }
         Err(error) => Err(MetaError::Damaged { path, what: error.to_string() }),
     }
 }
@@ -208,6 +212,16 @@ const CHECKSUM_DIGITS: usize = 8;
 
 fn checksum_of(fields: &[u8]) -> String {
     format!("{:08x}", crc32c::crc32c(fields))
+}
+
+/// Whether what a volume is was kept with a checksum.
+pub(crate) fn has_checksum(dir: &Path) -> bool {
+    std::fs::read(meta_path(dir)).is_ok_and(|bytes| bytes.starts_with(CHECKSUM.as_bytes()))
+}
+
+/// Where what is damaged of it is put aside.
+pub(crate) fn damaged_meta_path(dir: &Path) -> PathBuf {
+    meta_path(dir).with_extension("json.damaged")
 }
 
 /// Keeps what a volume is, durably. The checksum is a field like the others: who knows none reads past it.

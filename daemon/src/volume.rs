@@ -46,7 +46,9 @@ use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::source_name;
-use crate::state_dir::{Mark, MetaError, is_read_only, keep_volume_meta, meta_path, volume_meta};
+use crate::state_dir::{
+    Mark, MetaError, damaged_meta_path, has_checksum, is_read_only, keep_volume_meta, meta_path, volume_meta,
+};
 use crate::tap::{self, Ended, Prepared};
 use crate::threads::Threads;
 use crate::watch::{Left, Noticed};
@@ -900,7 +902,7 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
     let known = match volume_meta(dir) {
         // Name and identity are the configuration's, the key is the ledger's; a lower generation than the ledger's is refused there.
         Err(error @ MetaError::Damaged { .. }) => {
-            let aside = path.with_extension("json.damaged");
+            let aside = damaged_meta_path(dir);
             let kept =
                 std::fs::rename(&path, &aside).map_or_else(|error| format!("lost ({error})"), |()| aside.display().to_string());
             warn!(
@@ -942,6 +944,12 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
                     path.display(),
                     config_path.display()
                 );
+            }
+            // Of a build that kept none; it is served as well where that cannot be made up for.
+            if !has_checksum(dir)
+                && let Err(error) = keep_volume_meta(dir, &meta)
+            {
+                warn!(volume = %config.name, "{} is without a checksum still: {error:#}", path.display());
             }
             Ok(VolumeMeta { geometry, ..meta })
         }
