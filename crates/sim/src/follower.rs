@@ -6,7 +6,8 @@
 //!
 //! - what is said to be at a point is that point, durably, in every sector; but for those that a stranger wrote since, or, where the product
 //!   says that it is in doubt, beside an apply that was cut short;
-//! - `Diverged` is said only where a stranger wrote.
+//! - `Diverged` is said only where a stranger wrote; or of a device whose power went, and whose point is not retained any more: nobody can tell
+//!   who wrote meanwhile.
 //!
 //! Modelled: which point is wanted and when, and that it is there meanwhile (`receiver/src/follow.rs`).
 
@@ -42,6 +43,8 @@ pub struct Followed {
     strange: BTreeSet<usize>,
     /// Strangers wrote, or put another disk there, and nobody has said so yet.
     meddled: bool,
+    /// Its power went since it was last known to be at a point: a device's writes are counted anew, and only its point tells of strangers.
+    was_off: bool,
     /// It may be another disk than the one that was being filled: a person is asked.
     in_question: bool,
 }
@@ -256,7 +259,7 @@ impl Followed {
     /// An empty disk for a volume.
     pub fn new(world: &World, volume: usize) -> Self {
         let machine = Machine::new(world, volume);
-        Self { volume, machine, strange: BTreeSet::new(), meddled: false, in_question: false }
+        Self { volume, machine, strange: BTreeSet::new(), meddled: false, was_off: false, in_question: false }
     }
 
     /// The point that it says it is at.
@@ -378,11 +381,13 @@ impl Run {
             world.met("a follower dies on its way");
             let power = world.chance(0.5);
             followed.machine.lock().begins_anew(power);
+            followed.was_off |= power;
         }
         followed.machine.lock().left = usize::MAX;
         match ended {
             Ok(_) => {
                 world.met("a follower arrives");
+                followed.was_off = false;
                 if !after.is_in_doubt() {
                     followed.strange.clear();
                     followed.meddled = false;
@@ -404,11 +409,22 @@ impl Run {
 
     fn follower_diverged(&mut self, no: usize, why: &str) {
         let world = self.world.clone();
-        let followed = &mut self.followers[no];
+        let followed = &self.followers[no];
+        if !followed.meddled && self.is_beyond_telling(no) {
+            return world.met("what a follower that was off held is gone");
+        }
         if !followed.meddled {
             return world.fail(format!("a follower of v{} says Diverged without a reason: {why}", followed.volume));
         }
         world.met("a follower diverged");
+    }
+
+    /// Whether nothing is left that says who wrote to it. Here nobody keeps the point that it holds.
+    fn is_beyond_telling(&self, no: usize) -> bool {
+        let followed = &self.followers[no];
+        let FollowStage::Diverged { at, .. } = followed.machine.following().stage else { return false };
+        let is_gone = matches!(self.reader(at.slot, followed.volume), Err(StoreError::NoSuchPoint { .. }));
+        followed.was_off && followed.machine.lock().is_device && is_gone
     }
 
     /// All of a disk is compared with the point that it holds.
@@ -423,7 +439,7 @@ impl Run {
                 world.met("a follower is compared");
                 let followed = &mut self.followers[no];
                 followed.strange.clear();
-                followed.meddled = false;
+                (followed.meddled, followed.was_off) = (false, false);
             }
             Err(StoreError::TargetDiverged { why, .. }) => self.follower_diverged(no, &why),
             Err(StoreError::Target { .. }) => world.met("a follower's disk fails"),
