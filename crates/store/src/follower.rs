@@ -127,7 +127,7 @@ pub enum FollowStage {
     },
     /// That point.
     At(LedgerPosition),
-    /// Somebody else wrote to it.
+    /// Somebody else wrote to it, or may have, and nobody can tell.
     Diverged {
         /// What it held before.
         at: LedgerPosition,
@@ -511,8 +511,11 @@ impl<'t> Follower<'t> {
                 Ok(reader) => self.verify(&reader, base, progress).map(|()| false),
                 // What it may hold nobody can tell any more.
                 Err(StoreError::NoSuchPoint { .. }) => {
-                    let why =
-                        format!("somebody else wrote to it, and point {}, which it held, is not retained any more", at.slot);
+                    let why = format!(
+                        "nobody can tell whether somebody else wrote to it: more was written there than was noted, or its writes are counted anew, as \
+                         after a boot; and point {}, which it held, is not retained any more",
+                        at.slot
+                    );
                     self.diverge(at, Vec::new(), why).map(|()| true)
                 }
                 Err(error) => Err(error),

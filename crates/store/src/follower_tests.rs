@@ -596,13 +596,21 @@ fn a_point_that_a_follower_holds_is_not_given_up() {
     assert_eq!(left, [first, fourth]);
     machine.stranger(9 * GRANULE, world.points[&first][9 * GRANULE as usize]);
     world.arrives(&machine, fourth);
-    // One that is gone cannot be compared with, which is no reason to go on.
+    // One that is gone cannot be compared with, which is no reason to go on; nor, after a boot, to say that somebody wrote there.
+    let booted = Machine::new(GRANULES * GRANULE);
+    world.arrives(&booted, fourth);
+    *booted.counts.lock().expect("sound") = (1, true);
     machine.stranger(9 * GRANULE, world.points[&fourth][9 * GRANULE as usize]);
     let fifth = world.point(&[(0, 1, Fill::Byte(3))]);
     world.group.prune(&policy).expect("pruned");
     assert!(world.group.reader_of_kept(fourth, volume).is_err());
-    let error = world.advance(&machine, fifth).expect_err("it may hold anything");
-    assert!(error.to_string().contains("not retained any more"), "{error}");
+    for machine in [machine, booted] {
+        let before = machine.holds();
+        let error = world.advance(&machine, fifth).expect_err("it may hold anything");
+        let StoreError::TargetDiverged { why, .. } = error else { panic!("{error}") };
+        assert!(why.contains("not retained any more") && why.contains("nobody can tell"), "{why}");
+        assert!(machine.holds() == before, "nothing was written over");
+    }
 }
 
 /// Parts that were laid together count as born with the last of them.
