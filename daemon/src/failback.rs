@@ -1120,7 +1120,7 @@ async fn bring_all(puller: &Arc<Puller>, work: Vec<(PulledVolume, u64)>) -> anyh
 fn unreachable(error: PullError) -> ApiError {
     let what = match &error {
         PullError::NoKey(_) => "`farside explain key_missing` and docs/operate.md, `Encrypted volumes`, say who needs which key",
-        PullError::NotThere(_) => "`farside point show latest` on the gateway says what the point holds",
+        PullError::NotThere(_) => "`farside point show latest --of GROUP` on the gateway says what the point holds",
         _ => "see `farside status` here and on the gateway",
     };
     if matches!(error, PullError::NoKey(_) | PullError::NotThere(_)) {

@@ -169,7 +169,7 @@ impl Found {
         let code = Code::VerificationFailed;
         let forgotten = || {
             let message = format!("what readings found before is not known: {}", self.forgotten.as_ref()?);
-            let what = "the newest point is read anew when it may be, and nothing that was there is given up before; sooner: farside point verify latest";
+            let what = "the newest point is read anew when it may be, and nothing that was there is given up before; sooner: farside point verify latest --of GROUP";
             Some(Reason::new(Severity::Warning, code, message, what))
         };
         let said = self.findings.iter().rev().find(|finding| finding.is_said);

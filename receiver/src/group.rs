@@ -639,13 +639,14 @@ impl Group {
 
     /// Tells the target how much disk there is for this group.
     fn look_at_disk(&mut self) {
-        let Place::Here(here) = &self.place else { return };
+        let Place::Here(here) = &mut self.place else { return };
         let Ok(space) = here.store.space() else { return };
         let least = 2 * target::Limits::default().credit_step;
         let free_bytes = self.receiver.space.room(&self.names, space.grantable(), least);
         // Before the source has to wait, not when it does.
         self.prune.short = free_bytes < u64::from(self.receiver.config().limits.credit_mib) << 20;
         self.prune.due |= self.prune.short;
+        here.store.set_short(self.prune.short);
         let spare_bytes = self.receiver.space.spare(&self.names, space.spare(), space.grantable());
         let (disk_bytes, reserve_bytes) = (space.grantable(), space.reserve());
         self.happened(Event::Grantable { free_bytes, disk_bytes, spare_bytes, reserve_bytes });

@@ -437,7 +437,7 @@ fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
             }
             _ => format!("the file system of {path} is full: {free_bytes} bytes are left above what is kept for the ledger"),
         };
-        let what = "free space there, or keep fewer points (`farside group set NAME --keep N` on the sources; while segments are damaged, no point that is older than they are goes; while it is not known what readings found, none of then: farside point verify latest)";
+        let what = "free space there, or keep fewer points (`farside group set NAME --keep N` on the sources; while segments are damaged, no point that is older than they are goes; while it is not known what readings found, none of then: farside point verify latest --of GROUP)";
         reasons.push(Reason::new(Severity::Error, Code::GatewayFull, message, what));
     }
     StoreStatus {

@@ -133,7 +133,7 @@ pub struct ReceiverGroup {
     pub dead_bytes: u64,
     /// What landed and is not published yet.
     pub landing_bytes: u64,
-    /// Segments given up that wait until nobody reads.
+    /// Segments given up that wait until nobody reads, or another record has come.
     pub deferred_segments: u64,
     /// How long ago parts of it were merged last; absent if none were since the receiver started.
     pub merged_ms: Option<u64>,

@@ -346,6 +346,11 @@ impl State {
         pruned.flat_map(|pruned| pruned.parts.iter().map(|&part| (pruned.layer, part)))
     }
 
+    /// How many parts the newest record gave up that gave up any.
+    pub fn given_up_last(&self) -> usize {
+        self.given_up.back().map_or(0, |given_up| given_up.parts.iter().map(|pruned| pruned.parts.len()).sum())
+    }
+
     /// A volume that was ever claimed.
     pub fn volume(&self, id: VolumeId) -> Option<&VolumeState> {
         self.volumes.get(&id)

@@ -99,7 +99,7 @@ pub struct Dated {
 pub struct Swept {
     /// Files deleted.
     pub deleted: usize,
-    /// Files that wait because somebody reads.
+    /// Files that wait because somebody reads, or for another record.
     pub deferred: usize,
 }
 
@@ -198,6 +198,8 @@ pub struct GroupStore {
     /// What the next record's object repeats.
     repeats: Repeats,
     known: KnownDamage,
+    /// Whether whoever writes has less room than he asks for.
+    is_short: bool,
     /// Whether something is deleted unasked: not by who does not know what was met damaged.
     sweeps: bool,
 }
@@ -245,6 +247,7 @@ impl GroupStore {
             trimming: trimming::Trimming::of(id),
             repeats: Repeats::default(),
             known,
+            is_short: false,
             sweeps,
         };
         let mut there = Vec::new();
@@ -325,7 +328,7 @@ impl GroupStore {
     }
 
     /// Appends a record and says what replay makes of it. Layers must have landed; their parts become segments first. A prune
-    /// record's files are deleted at once, or later if somebody reads.
+    /// record's files are deleted later: once another record has come, and nobody reads.
     ///
     /// # Errors
     /// Nothing was appended, as far as one can know, and the state is up to date: [`StoreError::Overtaken`] (another writer
@@ -604,7 +607,7 @@ impl GroupStore {
         volumes
     }
 
-    /// Files that wait until nobody reads.
+    /// Files that wait until nobody reads, or another record has come.
     pub fn deferred(&self) -> usize {
         self.dead.len() + self.dead_packs()
     }
@@ -1036,7 +1039,7 @@ impl GroupStore {
         let names = self.names();
         let Some(GroupObject::Segment { volume, term, seq, number }) = names.parse(&listed.name) else { return None };
         let layer = LayerKey { volume: volume_id(&names.source, &names.group, &volume), term, seq };
-        // In a directory what a record gave up goes at once, unless it waits as what was merged does.
+        // In a directory what a record gave up goes soon, unless it waits as what was merged does.
         let merged_bytes = if self.shared.is_dir { listed.bytes } else { 0 };
         Some((PartName { layer, number }, Dead { created_ms: Some(listed.created_ms), merged_bytes, ..Dead::of(volume) }))
     }

@@ -143,7 +143,7 @@ impl Segments {
     }
 
     /// What is known of a part whose footer is damaged: which regions its layer touched. Replay keeps that of newer layers only,
-    /// the record for ever: one bad file must not make a whole volume unknown.
+    /// its record as long as replay remembers it: one bad file must not make a whole volume unknown.
     pub(crate) fn damaged(&self, part: &Part, record: Option<(Slot, RecordDigest)>) -> Result<PartRuns> {
         let record = record.filter(|_| !mutation::on("L4 all between an old layer's regions is unknown"));
         let touched = |(slot, record)| self.touched(slot, record, part.name.layer.volume);

@@ -120,13 +120,13 @@ impl GroupStore {
     /// told from what it held. The next record's object repeats it, if it is not long; else the first one of the next run does.
     fn is_said_once(&self) -> bool {
         let (Some(head), Some(changed)) = (self.state().head(), self.state().roots_changed()) else { return false };
-        let is_long = self.dead.len() > PARTS_REPEATED_AT_ONCE;
+        let is_long = self.state().given_up_last() > PARTS_REPEATED_AT_ONCE;
         if is_long { run_of(head) == run_of(changed) } else { head == changed }
     }
 
     /// Whether it goes all the same: a full store takes no other record.
     fn needs_room(&self) -> bool {
-        !self.space().is_ok_and(|space| space.grantable() >= room())
+        self.is_short || !self.space().is_ok_and(|space| space.grantable() >= room())
     }
 
     /// In a bucket: a few at a time.
@@ -211,6 +211,11 @@ impl GroupStore {
         self.sort_out(found);
         self.unseen = page.more.then_some(Unseen(last));
         Ok(())
+    }
+
+    /// Whether sources wait, or soon will, for what this group may have of the disk: then what was given up goes at once.
+    pub fn set_short(&mut self, is_short: bool) {
+        self.is_short = is_short;
     }
 
     /// Whether nothing is left to sweep.
