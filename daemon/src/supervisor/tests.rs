@@ -9,7 +9,7 @@ use crate::boot::tests::SlowEnd;
 use crate::config::VolumeConfig;
 use crate::group::{Farewell, Inbox};
 use crate::mounted::Mounted;
-use crate::state_dir::Mark;
+use crate::state_dir::{Mark, StateDirError};
 use crate::tap::TapConfig;
 use crate::volume::Served;
 
@@ -49,7 +49,13 @@ fn not_begun(
     );
     std::fs::write(&path, text).expect("written");
     let config = Config::load(&path).expect("valid");
-    let state = Arc::new(StateDir::open(&config.source.state_dir).expect("ours"));
+    // A process that another test is about to start holds what was locked here until it runs.
+    let state = loop {
+        match StateDir::open(&config.source.state_dir) {
+            Err(StateDirError::InUse { .. }) => std::thread::sleep(Duration::from_millis(1)),
+            state => break Arc::new(state.expect("ours")),
+        }
+    };
     let (notices, noticed) = mpsc::unbounded_channel();
     let backings = Arc::new(backings(&config));
     let mut daemon = Daemon::new(config, state, tokio::runtime::Handle::current(), notices).expect("a daemon");

@@ -674,7 +674,10 @@ impl Daemon {
         let one = self.begin_change().await?;
         let volume = self.new_volume(add)?;
         self.is_read(&volume)?;
-        is_nobodys(&volume.tap).await?;
+        // One of that name that is not gone yet listens there itself.
+        if !self.volumes.is_leaving(&volume.name) && !self.volumes.is_added(&volume.name) {
+            is_nobodys(&volume.tap).await?;
+        }
         self.around.backings.want_back(&volume.name);
         if !self.volumes.begin(&volume.name) {
             return Err(self.under_way(&volume.name));
