@@ -50,9 +50,10 @@ fn not_begun(
     std::fs::write(&path, text).expect("written");
     let config = Config::load(&path).expect("valid");
     // A process that another test is about to start holds what was locked here until it runs.
+    let began = std::time::Instant::now();
     let state = loop {
         match StateDir::open(&config.source.state_dir) {
-            Err(StateDirError::InUse { .. }) => std::thread::sleep(Duration::from_millis(1)),
+            Err(StateDirError::InUse { .. }) if began.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(1)),
             state => break Arc::new(state.expect("ours")),
         }
     };
