@@ -1017,7 +1017,7 @@ Examples:
     Cost(CostArgs),
     /// Verify a store: every digest, every reference, orphans, the dead ratio. Changes nothing; may run beside a receiver.
     #[command(
-        after_long_help = "Exits with 6 if anything is damaged, wrapped keys too, and names it by volume, point and region; with 4 if nothing is, and the keys that were given (--key) do not together open all that is encrypted.\n\nExamples:\n  farside store check /srv/farside\n  farside store check file:///srv/farside --json"
+        after_long_help = "Exits with 6 if anything is damaged, wrapped keys too, and names it by volume, point and region; with 4 if nothing is, and the keys that were given (--key) do not together open all that is encrypted; with 1 if all that is wrong is that not everything could be read.\n\nExamples:\n  farside store check /srv/farside\n  farside store check file:///srv/farside --json"
     )]
     Check {
         /// The store: a directory, or s3://BUCKET/PREFIX (also az://, gs://).

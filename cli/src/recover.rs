@@ -231,7 +231,11 @@ fn look(store: &StoreReader, group: &GroupReader, obstacles: &mut Vec<Obstacle>)
 /// What is said of a store of which everything can be had, and which is damaged.
 fn mendable(location: &Location) -> Failure {
     let message = format!("a ledger in {location} is damaged; no point is lost, or left out");
-    Failure::new(Exit::Damaged, message, "`farside store repair` puts back what is named above")
+    let what_to_do = match location {
+        Location::Bucket(_) => "nothing has to be done before a restore; a repair of what is in a bucket comes in a later version",
+        _ => "`farside store repair` puts back what is named above",
+    };
+    Failure::new(Exit::Damaged, message, what_to_do)
 }
 
 /// The volumes of a group that are wanted: their names, and their points in the order of their slots.
