@@ -187,7 +187,9 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
 /// † Who names the newest point means no older one: the gateway may have newer ones staged, which the fence publishes, and which would be left aside.
 fn without_newest(request: FailoverRequest, planned: &FailoverStatus) -> FailoverRequest {
     let is_newest = planned.stage == FailoverStage::Planned && planned.point.is_some() && planned.point == planned.newest;
-    FailoverRequest { point: request.point.filter(|_| !is_newest || request.force), ..request }
+    // Once more is held to the point of before: another one is said by name, and judged by that.
+    let is_exact = request.force || request.again;
+    FailoverRequest { point: request.point.filter(|_| !is_newest || is_exact), ..request }
 }
 
 /// Asks how far one is until nothing more may come.

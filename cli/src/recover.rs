@@ -232,7 +232,9 @@ fn look(store: &StoreReader, group: &GroupReader, obstacles: &mut Vec<Obstacle>)
 fn mendable(location: &Location) -> Failure {
     let message = format!("a ledger in {location} is damaged; no point is lost, or left out");
     let what_to_do = match location {
-        Location::Bucket(_) => "nothing has to be done before a restore; a repair of what is in a bucket comes in a later version",
+        Location::Bucket(_) => {
+            "nothing has to be done before a restore; a repair of what is in a bucket comes in a later version"
+        }
         _ => "`farside store repair` puts back what is named above",
     };
     Failure::new(Exit::Damaged, message, what_to_do)

@@ -130,7 +130,7 @@ fn newest_segment(site: &Site) -> PathBuf {
     site.segments("data").into_iter().max_by_key(place).expect("there are segments")
 }
 
-/// A volume with zeroes, holes, text and noise, five points, a restart of the host between them, and retention that has let go
+/// A volume with zeroes, holes, text and noise, six points, a restart of the host between them, and retention that has let go
 /// of the second and of what only it held. Both processes have ended.
 fn history() -> (Site, Host) {
     let spec = VolumeSpec { name: "data".into(), bytes: BYTES as u64, group: "default".into() };
@@ -164,10 +164,14 @@ fn history() -> (Site, Host) {
     pin(&site, third);
     host.point(&site, |host| host.write(BYTES - 512, &text(512)));
     host.point(&site, |host| host.write(6 << 20, &noise(200 << 10, 4)));
-    wait_for("the second point to go", || {
+    let is_gone = || site.points("data").iter().all(|point| slot_of(point) != second);
+    wait_for("the second point to go", || is_gone().then_some(()));
+    // What only it held goes when another record has come.
+    host.point(&site, |host| host.write(7 << 20, &noise(4 << 10, 5)));
+    wait_for("what it held to go", || {
         let segments = site.segments("data").len();
         let parts: usize = records(&site.store()).iter().map(parts_of).sum();
-        (site.points("data").iter().all(|point| slot_of(point) != second) && segments < parts).then_some(())
+        (segments < parts).then_some(())
     });
     site.daemon.take().expect("it runs").stop();
     site.receiver.take().expect("it runs").stop();
