@@ -128,7 +128,6 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
         return cohort::run(global, &client, name, &args).await;
     }
     let Some(group) = args.group.filter(|_| !args.list) else { return list(global, &client).await };
-    let is_by_id = matches!(args.point, PointRef::Id { .. });
     let point = match args.point {
         PointRef::Latest => None,
         wanted => {
@@ -170,7 +169,6 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
         confirm::confirm(&question, "nothing was changed", args.yes)?;
     }
     let since = Instant::now();
-    let request = if is_by_id { without_newest(request, &planned) } else { request };
     let now = client.failover(&FailoverRequest { plan: false, ..request.clone() }).await?;
     let progress = Progress::new(global.json);
     let now = ask_until_through(&client, &request, now, (&progress, global.json)).await?;
@@ -182,14 +180,6 @@ pub(crate) async fn run(global: &Global, hosts: &Hosts, args: FailoverArgs) -> R
         print::out(&done(&now, (!begun).then_some(rto_ms)))?;
     }
     not_through(&planned, &now).map_or(Ok(()), Err)
-}
-
-/// † Who names the newest point means no older one: the gateway may have newer ones staged, which the fence publishes, and which would be left aside.
-fn without_newest(request: FailoverRequest, planned: &FailoverStatus) -> FailoverRequest {
-    let is_newest = planned.stage == FailoverStage::Planned && planned.point.is_some() && planned.point == planned.newest;
-    // Once more is held to the point of before: another one is said by name, and judged by that.
-    let is_exact = request.force || request.again;
-    FailoverRequest { point: request.point.filter(|_| !is_newest || is_exact), ..request }
 }
 
 /// Asks how far one is until nothing more may come.
@@ -457,26 +447,7 @@ fn done(now: &FailoverStatus, rto_ms: Option<u64>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use farside_control::source::LastPoint;
-
     use super::*;
-
-    #[test]
-    fn who_names_the_newest_point_leaves_nothing_aside_that_is_staged_above_it() {
-        let last = |slot: u64| -> LastPoint {
-            let point = serde_json::json!({"id": format!("{slot}-00000000"), "cut_wall": "2026-01-01T00:00:00Z"});
-            serde_json::from_value(point).expect("a point")
-        };
-        let begun = |force, stage, newest: u64| {
-            let request = FailoverRequest { point: Some(42), force, ..FailoverRequest::default() };
-            let (point, newest) = (Some(last(42)), Some(last(newest)));
-            without_newest(request, &FailoverStatus { stage, point, newest, ..FailoverStatus::default() }).point
-        };
-        assert_eq!(begun(false, FailoverStage::Planned, 42), None);
-        assert_eq!(begun(true, FailoverStage::Planned, 42), Some(42), "exactly that one");
-        assert_eq!(begun(false, FailoverStage::Planned, 43), Some(42), "the gateway refuses it");
-        assert_eq!(begun(false, FailoverStage::Fencing, 42), Some(42), "it was begun by somebody");
-    }
 
     #[test]
     fn a_target_that_is_not_brought_up_comes_with_what_to_do_and_with_what_does_without_it() {
