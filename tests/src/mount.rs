@@ -119,6 +119,10 @@ impl Mounted {
     fn attach(tap: &Path, scratch: &Path) -> Self {
         let fuse_dir = scratch.join("fuse");
         let mountpoint = scratch.join("mnt");
+        // One that crashed when its device went leaves a mount that nobody serves.
+        if fuse_dir.metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotConnected) {
+            run(tool("umount").arg("-l").arg(&fuse_dir));
+        }
         std::fs::create_dir_all(&fuse_dir).expect("mkdir");
         std::fs::create_dir_all(&mountpoint).expect("mkdir");
         let mut this = Self { fuse_dir: fuse_dir.clone(), fuse: None, loop_device: None, mountpoint, mounted: false };
