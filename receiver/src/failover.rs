@@ -451,12 +451,7 @@ impl Failovers {
             {
                 return self.with_another_point(receiver, &group, (known, stand_in), request);
             }
-            // One that was shown as the newest may have been followed by what was staged.
-            let is_this = |point| {
-                let is_watched = request.goes_on.is_some() || known.stage == Stage::Fencing;
-                known.point() == Some(point) || (is_watched && known.shown.as_ref().is_some_and(|shown| shown.point == point))
-            };
-            if request.point.map(Slot).is_some_and(|point| !is_this(point)) {
+            if request.point.map(Slot).is_some_and(|point| known.point() != Some(point)) {
                 return Err(is_of_another_point(&names));
             }
             if again {
