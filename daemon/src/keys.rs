@@ -337,10 +337,8 @@ impl GroupKeys {
             // damaged may be, and it is made anew.
             let is_sealed = match volume_meta(&entry.path()) {
                 Err(MetaError::Damaged { .. }) => true,
-                meta => {
-                    let meta = meta.ok().flatten();
-                    meta.is_some_and(|meta| meta.digest_key.seal().is_some_and(|seal| seal.mode == SealMode::EndToEnd))
-                }
+                Ok(Some(meta)) => meta.digest_key.seal().is_some_and(|seal| seal.mode == SealMode::EndToEnd),
+                Ok(None) | Err(MetaError::Io { .. }) => false,
             };
             let name = entry.file_name().to_string_lossy().into_owned();
             if is_sealed {

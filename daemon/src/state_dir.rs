@@ -182,14 +182,23 @@ pub(crate) enum MetaError {
 /// # Errors
 /// When it cannot be read, or is damaged: then nobody can tell.
 pub(crate) fn volume_meta(dir: &Path) -> Result<Option<VolumeMeta>, MetaError> {
+    Ok(kept_volume_meta(dir)?.map(|(meta, _)| meta))
+}
+
+/// The same, and whether it was kept with a checksum.
+///
+/// # Errors
+/// Those of [`volume_meta`].
+pub(crate) fn kept_volume_meta(dir: &Path) -> Result<Option<(VolumeMeta, bool)>, MetaError> {
     let path = meta_path(dir);
     let bytes = match std::fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(MetaError::Io { path, source }),
         Ok(bytes) => bytes,
     };
+    let checked = bytes.strip_prefix(CHECKSUM.as_bytes());
     // Of a build that kept none: believed.
-    let is_whole = bytes.strip_prefix(CHECKSUM.as_bytes()).is_none_or(|rest| {
+    let is_whole = checked.is_none_or(|rest| {
         let (said, fields) = rest.split_at_checked(CHECKSUM_DIGITS).unwrap_or((rest, &[]));
         fields.strip_prefix(b"\",").is_some_and(|fields| said == checksum_of(fields).as_bytes())
     });
@@ -197,9 +206,9 @@ pub(crate) fn volume_meta(dir: &Path) -> Result<Option<VolumeMeta>, MetaError> {
         return Err(MetaError::Damaged { path, what: "its checksum does not match".to_owned() });
     }
     match serde_json::from_slice(&bytes) {
-        Ok(meta) => Ok(Some(meta)),
+        Ok(meta) => Ok(Some((meta, checked.is_some()))),
         // † Whole, and not understood: it is of a newer build, and nothing is to be made in its place.
-        Err(error) if bytes.starts_with(CHECKSUM.as_bytes()) => {
+        Err(error) if checked.is_some() => {
             Err(MetaError::Io { path, source: std::io::Error::new(std::io::ErrorKind::InvalidData, error) })
         }
         Err(error) => Err(MetaError::Damaged { path, what: error.to_string() }),
@@ -212,11 +221,6 @@ const CHECKSUM_DIGITS: usize = 8;
 
 fn checksum_of(fields: &[u8]) -> String {
     format!("{:08x}", crc32c::crc32c(fields))
-}
-
-/// Whether what a volume is was kept with a checksum.
-pub(crate) fn has_checksum(dir: &Path) -> bool {
-    std::fs::read(meta_path(dir)).is_ok_and(|bytes| bytes.starts_with(CHECKSUM.as_bytes()))
 }
 
 /// Where what is damaged of it is put aside.

@@ -46,9 +46,7 @@ use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, Sentinels};
 use crate::source_name;
-use crate::state_dir::{
-    Mark, MetaError, damaged_meta_path, has_checksum, is_read_only, keep_volume_meta, meta_path, volume_meta,
-};
+use crate::state_dir::{Mark, MetaError, damaged_meta_path, is_read_only, keep_volume_meta, kept_volume_meta, meta_path};
 use crate::tap::{self, Ended, Prepared};
 use crate::threads::Threads;
 use crate::watch::{Left, Noticed};
@@ -899,7 +897,7 @@ pub(crate) fn device_of(config: &VolumeConfig, dir: &Path) -> PathBuf {
 fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry: Geometry) -> anyhow::Result<VolumeMeta> {
     let path = meta_path(dir);
     let id = farside_ledger::volume_id(&around.source, &config.group, &config.name);
-    let known = match volume_meta(dir) {
+    let known = match kept_volume_meta(dir) {
         // Name and identity are the configuration's, the key is the ledger's; a lower generation than the ledger's is refused there.
         Err(error @ MetaError::Damaged { .. }) => {
             let aside = damaged_meta_path(dir);
@@ -915,7 +913,7 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
         known => known?,
     };
     match known {
-        Some(meta) => {
+        Some((meta, has_checksum)) => {
             if meta.id != id {
                 let (config_path, state_dir) = {
                     let config = crate::locked(&around.config);
@@ -946,9 +944,7 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
                 );
             }
             // Of a build that kept none; it is served as well where that cannot be made up for.
-            if !has_checksum(dir)
-                && let Err(error) = keep_volume_meta(dir, &meta)
-            {
+            if !has_checksum && let Err(error) = keep_volume_meta(dir, &meta) {
                 warn!(volume = %config.name, "{} is without a checksum still: {error:#}", path.display());
             }
             Ok(VolumeMeta { geometry, ..meta })

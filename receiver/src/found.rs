@@ -141,6 +141,12 @@ impl Finding {
     }
 }
 
+/// The names of the volumes of a point.
+fn names_of(state: &State, point: &Point) -> Vec<String> {
+    let volumes = point.members.iter().filter_map(|member| state.volume(member.key.volume));
+    volumes.map(|volume| volume.meta().name.to_string()).collect()
+}
+
 impl Found {
     /// What was found is lost, for this reason: it may have been any point.
     pub(crate) fn forgotten(why: String) -> Self {
@@ -296,10 +302,7 @@ impl Found {
             return;
         }
         self.settled = state.head();
-        let names = |point: &Point| -> Vec<String> {
-            let volumes = point.members.iter().filter_map(|member| state.volume(member.key.volume));
-            volumes.map(|volume| volume.meta().name.to_string()).collect()
-        };
+        let names = |point: &Point| names_of(state, point);
         let last = state.last_proofs().read_back;
         // Of what volumes one was that was given up since, is not known.
         let last = last.and_then(|last| Some((last, names(state.points().get(&last.point)?))));
@@ -326,10 +329,7 @@ impl Found {
 
     /// Notes of which volumes it is, and in which points. What none has any more is over; a repair may have cut the ledger short, too.
     fn settle_forgotten(&mut self, state: &State) {
-        let names = |point: &Point| -> Vec<String> {
-            let volumes = point.members.iter().filter_map(|member| state.volume(member.key.volume));
-            volumes.map(|volume| volume.meta().name.to_string()).collect()
-        };
+        let names = |point: &Point| names_of(state, point);
         let is_there =
             |(volume, newest): (&String, &Slot)| state.points().get(newest).is_some_and(|point| names(point).contains(volume));
         let known = self.forgotten_of.take();

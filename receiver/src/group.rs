@@ -452,6 +452,7 @@ impl Group {
             self.leave_with("the store's segments are read again".to_owned(), Duration::ZERO);
             self.enter();
         }
+        let is_bucket = self.is_bucket();
         match &mut self.place {
             Place::Here(here) if self.receiver.vault.generation() != Some(here.generation) => self.leave(),
             // Perhaps somebody brought the file back.
@@ -473,7 +474,7 @@ impl Group {
                 here.store.hear_of_damage();
                 here.store.spoil(self.receiver.schedule.found(&self.names).spoiled.iter().copied());
                 // What frees no disk waits until the service answers again: each request that it does not answer is time in which nobody is heard.
-                let is_away = here.target.trouble().is_some() && matches!(self.receiver.config().store, Location::Bucket(_));
+                let is_away = is_bucket && here.target.trouble().is_some();
                 if !here.store.is_swept()
                     && !is_away
                     && let Err(error) = here.store.sweep()

@@ -29,6 +29,9 @@ const VERSION: u32 = 2;
 /// Its root is as ours; its state is not. † No version after this is to be dropped like that: records that a checkpoint covers are deleted
 /// since, so what is in the state of one cannot be had from anywhere else.
 const VERSION_BEFORE: u32 = 1;
+const VERSIONS: [u32; 2] = [VERSION_BEFORE, VERSION];
+/// Bytes of what every small object of a checkpoint begins with.
+pub(crate) const PLACED_HEAD_BYTES: usize = 48;
 
 /// Which checkpoint of a ledger, and how many slots each of them covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,21 +183,13 @@ impl EncodedCheckpoint {
 impl CheckpointRoot {
     /// As it is stored.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(CHECKPOINT_ROOT_BYTES);
-        bytes.extend_from_slice(&ROOT_MAGIC);
-        bytes.extend_from_slice(&self.version.to_le_bytes());
-        bytes.extend_from_slice(&0u32.to_le_bytes());
-        bytes.extend_from_slice(&self.group.0);
-        bytes.extend_from_slice(&self.place.number.to_le_bytes());
-        bytes.extend_from_slice(&self.place.slots.to_le_bytes());
+        let mut bytes = begun(ROOT_MAGIC, self.version, self.group, self.place, CHECKPOINT_ROOT_BYTES);
         bytes.extend_from_slice(&self.last.0);
         bytes.extend_from_slice(&self.previous);
         bytes.extend_from_slice(&self.state_bytes.to_le_bytes());
         bytes.extend_from_slice(&self.state_digest);
         debug_assert_eq!(bytes.len(), ROOT_HEAD_BYTES);
-        let digest = blake3::hash(&bytes);
-        bytes.extend_from_slice(digest.as_bytes());
-        bytes
+        ended(bytes)
     }
 
     /// Reads the root that should be in a place of a group's ledger; with its digest, which the next root names.
@@ -202,34 +197,18 @@ impl CheckpointRoot {
     /// # Errors
     /// See [`CheckpointError`]. The digest is checked before anything else is believed, the version next.
     pub fn decode(bytes: &[u8], group: GroupId, place: CheckpointPlace) -> Result<(Self, [u8; 32]), CheckpointError> {
-        let content = bytes.len().checked_sub(32).ok_or(CheckpointError::Magic)?;
-        let (content, tail) = bytes.split_at(content);
-        if content.len() < ROOT_HEAD_BYTES || content[..8] != ROOT_MAGIC {
-            return Err(CheckpointError::Magic);
-        }
-        let digest = *blake3::hash(content).as_bytes();
-        if digest != tail {
-            return Err(CheckpointError::Digest);
-        }
-        let mut head = Head(&content[8..]);
-        let version = u32::from_le_bytes(head.take());
-        if ![VERSION_BEFORE, VERSION].contains(&version) {
-            return Err(CheckpointError::Version(version));
-        }
-        let flags = u32::from_le_bytes(head.take());
-        if flags != 0 {
-            return Err(CheckpointError::Flags(flags));
-        }
+        let Opened { version, is_here, rest, digest } = opened(bytes, (ROOT_MAGIC, ROOT_HEAD_BYTES), &VERSIONS, group, place)?;
+        let mut head = Head(rest);
         let root = Self {
             version,
-            group: GroupId(head.take()),
-            place: CheckpointPlace { number: u64::from_le_bytes(head.take()), slots: u64::from_le_bytes(head.take()) },
+            group,
+            place,
             last: RecordDigest(head.take()),
             previous: head.take(),
             state_bytes: u64::from_le_bytes(head.take()),
             state_digest: head.take(),
         };
-        let fits = head.0.is_empty() && root.group == group && root.place == place;
+        let fits = head.0.is_empty() && is_here;
         if fits && root.state_bytes <= CHECKPOINT_STATE_BYTES_MAX { Ok((root, digest)) } else { Err(CheckpointError::Place) }
     }
 
@@ -265,6 +244,68 @@ impl CheckpointRoot {
         let (is_linked, are_published) = side_by_side(bytes.len(), || state.is_linked(), || parts.are_published(&state));
         if here && ordered && is_linked && are_published { Ok((state, parts)) } else { Err(CheckpointError::Place) }
     }
+}
+
+/// What every small object of a checkpoint begins with. `room`: bytes of all of it.
+pub(crate) fn begun(magic: [u8; 8], version: u32, group: GroupId, place: CheckpointPlace, room: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(room);
+    bytes.extend_from_slice(&magic);
+    bytes.extend_from_slice(&version.to_le_bytes());
+    bytes.extend_from_slice(&0u32.to_le_bytes());
+    bytes.extend_from_slice(&group.0);
+    bytes.extend_from_slice(&place.number.to_le_bytes());
+    bytes.extend_from_slice(&place.slots.to_le_bytes());
+    debug_assert_eq!(bytes.len(), PLACED_HEAD_BYTES);
+    bytes
+}
+
+/// With the digest that each of them ends with.
+pub(crate) fn ended(mut bytes: Vec<u8>) -> Vec<u8> {
+    let digest = blake3::hash(&bytes);
+    bytes.extend_from_slice(digest.as_bytes());
+    bytes
+}
+
+/// One of them that is whole and of a version that is read.
+pub(crate) struct Opened<'b> {
+    pub(crate) version: u32,
+    /// Whether it is of the group and place that it should be of.
+    pub(crate) is_here: bool,
+    /// What comes after that.
+    pub(crate) rest: &'b [u8],
+    pub(crate) digest: [u8; 32],
+}
+
+/// The digest is checked before anything else is believed, the version next. `least`: bytes that it has before its digest, at least.
+pub(crate) fn opened<'b>(
+    bytes: &'b [u8],
+    (magic, least): ([u8; 8], usize),
+    versions: &[u32],
+    group: GroupId,
+    place: CheckpointPlace,
+) -> Result<Opened<'b>, CheckpointError> {
+    let content = bytes.len().checked_sub(32).ok_or(CheckpointError::Magic)?;
+    let (content, tail) = bytes.split_at(content);
+    if content.len() < least || content[..8] != magic {
+        return Err(CheckpointError::Magic);
+    }
+    let digest = *blake3::hash(content).as_bytes();
+    if digest != tail {
+        return Err(CheckpointError::Digest);
+    }
+    let (head, rest) = content.split_at(PLACED_HEAD_BYTES);
+    let mut head = Head(&head[8..]);
+    let version = u32::from_le_bytes(head.take());
+    if !versions.contains(&version) {
+        return Err(CheckpointError::Version(version));
+    }
+    let flags = u32::from_le_bytes(head.take());
+    if flags != 0 {
+        return Err(CheckpointError::Flags(flags));
+    }
+    let of_group = GroupId(head.take()) == group;
+    let here = CheckpointPlace { number: u64::from_le_bytes(head.take()), slots: u64::from_le_bytes(head.take()) };
+    Ok(Opened { version, is_here: of_group && here == place, rest, digest })
 }
 
 /// States from this size on, in bytes, are looked at by two threads: a short one would wait longer for its thread.

@@ -17,7 +17,7 @@ use farside_ledger::{
 };
 use farside_region::{GranuleIndex, GranuleRun, LayerKey, Name, RegionIndex, Slot, VolumeId};
 
-use crate::backend::{block_on, list_all};
+use crate::backend::{ObjectName, block_on, list_all};
 use crate::checkpoint;
 use crate::error::{Result, StoreError};
 use crate::image::{GroupImage, PartRuns, VolumeImage};
@@ -694,12 +694,12 @@ impl GroupCheck<'_> {
             self.warn(Problem::Checkpoint, object, text);
         }
         let Some(newest) = newest else { return Ok(()) };
-        let (which_are, again) = if has_all {
+        let (which_are, comma, again) = if has_all {
             let again = "stop the receiver, delete this checkpoint and all after it, roots, states and digests, and the receiver writes them again \
                          when it starts";
-            (", which are whole,", again)
+            (", which are whole", ",", again)
         } else {
-            ("", "put it back from a copy of the store, and delete none: records that checkpoints stand for are gone")
+            ("", "", "put it back from a copy of the store, and delete none: records that checkpoints stand for are gone")
         };
         for number in (0..=newest).filter(|number| !earlier.contains_key(number)) {
             for (name, state) in [(self.names.checkpoint(number), false), (self.names.checkpoint_state(number), true)] {
@@ -718,12 +718,11 @@ impl GroupCheck<'_> {
                         (Severity::Warning, "is missing; the ledger's records are whole without it".to_owned())
                     }
                     (None, Some(_)) => (Severity::Warning, "is missing: put it back from a copy of the store".to_owned()),
-                    (Some(_), Some(_)) if !state && checkpoint::read_root(backend, &self.names, group, number)?.is_ok() => (
-                        Severity::Error,
-                        format!("is of another history than the ledger's records{}: {again}", which_are.trim_end_matches(',')),
-                    ),
+                    (Some(_), Some(_)) if !state && checkpoint::read_root(backend, &self.names, group, number)?.is_ok() => {
+                        (Severity::Error, format!("is of another history than the ledger's records{which_are}: {again}"))
+                    }
                     (Some(_), Some(_)) => {
-                        (Severity::Warning, format!("is not what the ledger's records{which_are} give: {again}"))
+                        (Severity::Warning, format!("is not what the ledger's records{which_are}{comma} give: {again}"))
                     }
                     (_, None) => (Severity::Error, "cannot be used: put it back from a copy of the store".to_owned()),
                 };
@@ -731,10 +730,13 @@ impl GroupCheck<'_> {
                 self.findings.push(Finding { severity, object, text, ..finding(&self.names, Problem::Checkpoint) });
             }
         }
-        let mut has_digests = false;
+        let of_digests = |name: &ObjectName| match self.names.parse(name) {
+            Some(GroupObject::CheckpointDigests(number)) => Some(number),
+            _ => None,
+        };
+        let first_digests = block_on(backend.names(&self.names.checkpoints()))?.iter().filter_map(of_digests).min();
         for number in 0..=newest {
             let name = self.names.checkpoint_digests(number);
-            has_digests |= block_on(backend.size(&name))?.is_some();
             if checkpoint::read_root(backend, &self.names, group, number)?.is_err() {
                 continue; // said above
             }
@@ -744,7 +746,7 @@ impl GroupCheck<'_> {
                 }
                 Some(Ok(_)) => continue,
                 // Of an earlier Farside: then its records stay.
-                None if !has_digests => continue,
+                None if first_digests.is_none_or(|first| number < first) => continue,
                 None => "it is missing".to_owned(),
                 Some(Err(bad)) => bad.why,
             };
@@ -765,16 +767,12 @@ impl GroupCheck<'_> {
     fn gone_below(&self, torn: Slot) -> Result<Option<(GroupImage, [u8; 32])>> {
         let (backend, state) = (&*self.segments.backend, self.image.state());
         let number = CheckpointPlace::covering(torn, checkpoint::span()).number;
-        let may_be_gone = checkpoint::anchor(state).is_some_and(|anchor| number <= anchor);
-        let digests = self.names.checkpoint_digests(number);
-        if !may_be_gone
-            || block_on(backend.size(&self.names.record(torn)))?.is_some()
-            || block_on(backend.size(&digests))?.is_none()
-        {
+        let Some(newest) = checkpoint::anchor(state).filter(|anchor| number <= *anchor) else { return Ok(None) };
+        let is_there = block_on(backend.size(&self.names.record(torn)))?.is_some();
+        if is_there || block_on(backend.size(&self.names.checkpoint_digests(number)))?.is_none() {
             return Ok(None);
         }
-        let anchors = (number..=checkpoint::anchor(state).unwrap_or(0)).rev().filter(|number| checkpoint::may_be_anchor(*number));
-        for anchor in anchors {
+        for anchor in (number..=newest).rev().filter(|number| checkpoint::may_be_anchor(*number)) {
             if let Ok((_, image)) = checkpoint::read(backend, &self.names, state.group(), anchor, None)?
                 && let Ok((_, root)) = checkpoint::read_root(backend, &self.names, state.group(), anchor)?
             {

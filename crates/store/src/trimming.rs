@@ -107,10 +107,9 @@ impl GroupStore {
                 return Ok(Some(0));
             };
             // What cannot be looked at now comes up again with the next pass.
-            let goes = self.what_goes(folder, pass.floor());
-            pass.goes = goes.as_ref().map_or_else(|_| VecDeque::new(), Clone::clone);
+            let looked = self.what_goes(folder, pass.floor()).map(|goes| pass.goes = goes);
             self.trimming.pass = Some(pass);
-            return goes.map(|_| Some(0));
+            return looked.map(|()| Some(0));
         }
         let _guard = match self.shared.is_dir.then(|| DeletionGuard::try_take(self.shared.staging.root())).transpose()? {
             Some(None) => {
@@ -148,11 +147,12 @@ impl GroupStore {
             return Ok(None);
         }
         self.trimming.whole = Some(anchor);
-        let floor = (anchor + 1) * span();
+        let mut pass = Pass { anchor, folders: VecDeque::new(), goes: VecDeque::new() };
         let folders = block_on(self.segments.backend.folders(&self.names().ledger()))?;
         let folders: BTreeSet<u64> = folders.iter().filter_map(|folder| folder.parse().ok()).collect();
-        let folders = folders.into_iter().filter(|folder| folder.saturating_mul(SLOTS_PER_FOLDER) < floor).collect();
-        Ok(Some(Pass { anchor, folders, goes: VecDeque::new() }))
+        let floor = pass.floor();
+        pass.folders.extend(folders.into_iter().filter(|folder| folder.saturating_mul(SLOTS_PER_FOLDER) < floor));
+        Ok(Some(pass))
     }
 
     /// Whether a checkpoint is whole, and the roots from it on lead to what was replayed. All of it is read once.
