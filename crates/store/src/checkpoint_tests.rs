@@ -15,7 +15,7 @@ use crate::error::Remedy;
 use crate::group::GroupStore;
 use crate::replay::{Replayed, index_all, replay, replay_all_slots};
 use crate::segments::Segments;
-use crate::testkit::{Fill, TempStore, TestVolume, name};
+use crate::testkit::{Fill, TempStore, TestVolume, name, two_volumes};
 
 const FOLDER: &str = "groups/host/default";
 
@@ -104,8 +104,7 @@ proptest! {
     fn an_image_from_a_checkpoint_is_the_image_from_all_records(steps in prop::collection::vec((0u8..12, 0u64..16, 1u64..4), 1..40)) {
         let store = TempStore::new();
         let mut group = store.group();
-        let mut volumes = [TestVolume::new("v", 16), TestVolume::new("w", 16)];
-        volumes.iter_mut().for_each(|volume| volume.claim(&mut group));
+        let mut volumes = two_volumes(&mut group);
         for (what, at, count) in steps {
             let volume = &mut volumes[usize::from(what % 2)];
             let runs = |fill| vec![vec![(at.min(16 - count), count, fill)]];

@@ -214,6 +214,13 @@ impl TestVolume {
     }
 }
 
+/// Two small volumes, claimed.
+pub(crate) fn two_volumes(group: &mut GroupStore) -> [TestVolume; 2] {
+    let mut volumes = [TestVolume::new("v", 16), TestVolume::new("w", 16)];
+    volumes.iter_mut().for_each(|volume| volume.claim(group));
+    volumes
+}
+
 /// Content that tells which granule it is of, and compresses a little.
 pub(crate) fn granule(number: u64, byte: u8) -> Vec<u8> {
     (0..GRANULE).map(|i| byte ^ (i as u8 & 0x70) ^ (number as u8)).collect()

@@ -13,7 +13,7 @@ use crate::check::{Problem, Severity, check};
 use crate::checkpoint::tests::{names, object_path};
 use crate::image::GroupImage;
 use crate::replay::{Slots, replay};
-use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume, name};
+use crate::testkit::{Fill, PASSED_MS, TempStore, TestVolume, name, two_volumes};
 use crate::{Store, StoreReader};
 
 /// What was given up lately is remembered.
@@ -218,20 +218,19 @@ fn nothing_goes_without_what_stands_for_it() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    /// Whatever is published, pruned and claimed, by batches or one by one, and whenever it is trimmed: what opens afterwards is what was there.
+    /// Whatever is published, pruned and claimed, and whenever it is trimmed: what opens afterwards is what was there.
     #[test]
     fn what_is_trimmed_is_what_it_was(steps in prop::collection::vec((0u8..12, 0u64..16, 1u64..40), 20..60)) {
         let store = TempStore::new();
         let mut group = store.group();
-        let mut volumes = [TestVolume::new("v", 16), TestVolume::new("w", 16)];
-        volumes.iter_mut().for_each(|volume| volume.claim(&mut group));
+        let mut volumes = two_volumes(&mut group);
         for (what, at, count) in steps {
             let volume = &mut volumes[usize::from(what % 2)];
             match what {
                 0 | 1 => volume.claim(&mut group),
                 2 | 3 => drop(group.prune(&Policy::without_grid(2, 0)).expect("prune")),
                 4 => { drop(group); group = store.group(); }
-                5 | 6 => assert!(trim(&mut group) < usize::MAX),
+                5 | 6 => _ = trim(&mut group),
                 _ => for _ in 0..count {
                     PASSED_MS.set(PASSED_MS.get() + HOUR_MS);
                     let at = if volume.image[0].is_none() { (0, 16) } else { (at, 1) };
