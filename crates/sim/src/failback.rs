@@ -650,6 +650,8 @@ impl Run {
             match world.dice(20) {
                 _ if failback.alone => failback.course.finish = Some(Finish { force: true }),
                 0 => return Ok(self.is_forced(failback, no)),
+                // Who lost sectors owes them for ever: starting it again and again ends in nothing.
+                9..=14 if world.healing.get() => return Ok(self.is_forced(failback, no)),
                 1..=8 => {
                     // A person starts it, and stops it in order.
                     self.exists[no] = true;

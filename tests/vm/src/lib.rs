@@ -25,4 +25,4 @@ pub mod toolbox;
 pub use image::{DEBIAN_IMAGE, DEBIAN_TREE, GUEST_TREE};
 pub use kernel::Kernel;
 pub use machine::{Cache, DiskSpec, Guest, INSTRUCTION_NS, Machine, Output};
-pub use network::Network;
+pub use network::{HERE, Network};

@@ -6,7 +6,8 @@
 //! `PROGRESS` promises, or a newer one: what a power cut may leave. `farside-vm-load put DEVICE AT BYTES flush|fua|nothing` writes
 //! something there past the page cache, and ends when the device has said that it is durable, or at once.
 //! `farside-vm-load count FIRST SECOND PROGRESS FROM` counts on two devices for ever: on the second only after the first has called a
-//! number durable. `farside-vm-load counts PORT DEVICE` counts for a `count` of another machine, whose SECOND is `tcp:ADDRESS:PORT`.
+//! number durable. `farside-vm-load counts ADDRESS:PORT DEVICE` counts for a `count` of another machine, whose SECOND is `tcp:ADDRESS:PORT`:
+//! both are connected there to each other.
 //! `farside-vm-load hop DEVICE AT CPU PROGRESS FROM` counts at two places of one device, `AT` and half of its length
 //! behind that: at the second, on the other of two processors, only after the first has been written. `farside-vm-load counter IMAGE
 //! [AT]` says how far it had come at one of them.
@@ -16,7 +17,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
@@ -43,7 +44,7 @@ fn main() -> io::Result<()> {
         }
         ["check", folder, progress] => check(Path::new(folder), Path::new(progress)),
         ["count", first, second, progress, from] => count(Path::new(first), second, Path::new(progress), number(from)?),
-        ["counts", port, device] => count_for_another(number(port)?, Path::new(device)),
+        ["counts", address, device] => count_for_another(address, Path::new(device)),
         ["hop", device, at, cpu, progress, from] => {
             hop(Path::new(device), number(at)?, number(cpu)?, Path::new(progress), number(from)?)
         }
@@ -52,7 +53,7 @@ fn main() -> io::Result<()> {
         ["put", device, at, bytes, how] => put(Path::new(device), number(at)?, number(bytes)?, how),
         _ => Err(io::Error::other(
             "farside-vm-load write FOLDER PROGRESS STOP [PAUSE_MS] | check FOLDER PROGRESS | put DEVICE AT BYTES flush|fua|nothing | \
-             count FIRST SECOND PROGRESS FROM | counts PORT DEVICE | hop DEVICE AT CPU PROGRESS FROM | counter IMAGE [AT]",
+             count FIRST SECOND PROGRESS FROM | counts ADDRESS:PORT DEVICE | hop DEVICE AT CPU PROGRESS FROM | counter IMAGE [AT]",
         )),
     }
 }
@@ -144,10 +145,9 @@ fn count(first: &Path, second: &str, progress: &Path, from: u64) -> io::Result<(
 }
 
 /// Until who asks for it has gone.
-fn count_for_another(port: u64, device: &Path) -> io::Result<()> {
+fn count_for_another(address: &str, device: &Path) -> io::Result<()> {
     let device = durable(device)?;
-    let port = u16::try_from(port).map_err(io::Error::other)?;
-    let (mut asker, _) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?.accept()?;
+    let mut asker = TcpStream::connect(address)?;
     asker.set_nodelay(true)?;
     let mut buffer = vec![0; 2 * ALIGN];
     let aligned = buffer.as_ptr().align_offset(ALIGN);
