@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 const VOLUME_MIB: usize = 4;
 /// Cuts that are looked at.
-const CUTS: usize = 40;
+const CUTS: usize = 20;
 const HOSTS: [&str; 2] = ["host1", "host2"];
 const RECEIVER: &str = "farside --socket $GATEWAY/receiver.sock";
 const DAEMON_SOCKET: &str = "/run/farsided.sock";
@@ -64,20 +64,26 @@ fn protected(name: &'static str, clock: &str, gateway: &mut Gateway, toolbox: &A
     guest
 }
 
-/// Connects two hosts, which cannot reach each other, at this port of ours.
+/// Connects two hosts, which cannot reach each other, at this port of ours, until one of them goes.
 fn introduce() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let port = listener.local_addr().expect("it is bound").port();
-    let accept = move |listener: &TcpListener| -> io::Result<TcpStream> {
+    fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
         let (stream, _) = listener.accept()?;
         stream.set_nodelay(true)?;
         Ok(stream)
-    };
-    thread::spawn(move || -> io::Result<()> {
-        let (one, other) = (accept(&listener)?, accept(&listener)?);
-        let (mut from_one, mut to_other) = (one.try_clone()?, other.try_clone()?);
-        thread::spawn(move || io::copy(&mut from_one, &mut to_other));
-        io::copy(&mut { other }, &mut { one }).map(drop)
+    }
+    fn carry(mut from: &TcpStream, mut to: &TcpStream) {
+        // Whatever ended it, the other end hears of it.
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
+    }
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    thread::spawn(move || {
+        let [one, other] = [(); 2].map(|()| accept(&listener).expect("a connection"));
+        thread::scope(|scope| {
+            scope.spawn(|| carry(&one, &other));
+            carry(&other, &one);
+        });
     });
     port
 }
