@@ -1,9 +1,9 @@
 //! Points, digests and old layers as a source hears of them: the wire's types made of the store's.
 
 use farside_ledger::{PointFilter, State};
-use farside_region::{LedgerPosition, Slot};
+use farside_region::{LedgerPosition, RegionSet, Slot};
 use farside_store::{GroupStore, PointInfo, PointsFound, StoreError, point_ends};
-use farside_wire::{DigestRun, LedgerSlice, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
+use farside_wire::{DigestRun, LedgerLayer, LedgerSlice, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
 
 use crate::found::Found;
 
@@ -21,21 +21,51 @@ pub(crate) fn wire_run(run: farside_store::DigestRun) -> DigestRun {
 
 /// A slice of the ledger in which old layers have the regions that their records name; of no layers if the ledger never went through `position`.
 ///
+/// † Nor if that, or what a layer touched, is in records that cannot be read any more: whoever is told that it never did stays as it is until a
+/// person has all of it compared, or until the records are back. An error would end its session each time that it comes, and the store of
+/// everybody be opened anew.
+///
 /// # Errors
-/// A record that cannot be read any more, or what the file system says.
+/// What the file system says.
 pub(crate) fn exact_slice(
     store: &GroupStore,
-    mut slice: LedgerSlice,
+    slice: LedgerSlice,
     position: Option<LedgerPosition>,
 ) -> Result<LedgerSlice, StoreError> {
+    let volume = slice.volume;
+    let forgotten = store.state().volume(volume).and_then(|volume| volume.forgotten()).map(|forgotten| forgotten.slot);
+    let touched = |slot| if Some(slot) == forgotten { Ok(None) } else { store.touched(slot, volume).map(Some) };
+    exact(slice, position, |position| store.went_through(position), touched)
+}
+
+fn exact(
+    mut slice: LedgerSlice,
+    position: Option<LedgerPosition>,
+    went_through: impl Fn(&LedgerPosition) -> Result<bool, StoreError>,
+    touched: impl Fn(Slot) -> Result<Option<RegionSet>, StoreError>,
+) -> Result<LedgerSlice, StoreError> {
+    let is_told = |told: Result<bool, StoreError>| match told {
+        Err(error @ StoreError::Inconsistent { .. }) => {
+            tracing::error!(%error, "a host is told that the store is older than what it saw published");
+            Ok(false)
+        }
+        told => told,
+    };
+    let tell = |layer: &mut LedgerLayer| {
+        if let Some(regions) = touched(layer.slot)? {
+            layer.regions = regions;
+        }
+        Ok(true)
+    };
     if let Some(position) = position
-        && !store.went_through(&position)?
+        && !is_told(went_through(&position))?
     {
         return Ok(slice.rewound());
     }
-    let forgotten = store.state().volume(slice.volume).and_then(|volume| volume.forgotten()).map(|forgotten| forgotten.slot);
-    for layer in slice.layers.iter_mut().filter(|layer| Some(layer.slot) != forgotten) {
-        layer.regions = store.touched(layer.slot, slice.volume)?;
+    for layer in &mut slice.layers {
+        if !is_told(tell(layer))? {
+            return Ok(slice.rewound());
+        }
     }
     Ok(slice)
 }
@@ -106,5 +136,59 @@ fn wire_point(point: &PointInfo) -> farside_wire::PointInfo {
         ledger_time_ms: point.ledger_time_ms,
         pinned: !point.pins.is_empty(),
         members: point.members.iter().map(member).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farside_region::{RecordDigest, RegionIndex, Term, VolumeId};
+    use farside_wire::RequestId;
+
+    use super::*;
+
+    fn regions(of: &[u64]) -> RegionSet {
+        let mut set = RegionSet::default();
+        of.iter().for_each(|region| set.insert(RegionIndex(*region)));
+        set
+    }
+
+    fn unreadable<T>() -> Result<T, StoreError> {
+        Err(StoreError::Inconsistent { group: "web1/default".to_owned(), why: "neither record can be read".to_owned() })
+    }
+
+    fn gone<T>() -> Result<T, StoreError> {
+        Err(StoreError::Io {
+            doing: "reading",
+            path: "/srv".into(),
+            source: std::io::Error::from(std::io::ErrorKind::StorageFull),
+        })
+    }
+
+    #[test]
+    fn l6_what_nobody_can_tell_of_old_records_is_a_store_that_is_older_and_no_error() {
+        let layers = [3, 9].map(|slot| LedgerLayer { slot: Slot(slot), term: Term(1), regions: RegionSet::default() });
+        let slice = LedgerSlice {
+            id: RequestId(1),
+            volume: VolumeId([1; 16]),
+            ancestor: true,
+            layers: layers.to_vec(),
+            more: true,
+            head: None,
+            current: None,
+        };
+        let position = Some(LedgerPosition { slot: Slot(2), digest: RecordDigest([2; 32]) });
+        let touched = |slot: Slot| Ok((slot == Slot(3)).then(|| regions(&[7])));
+
+        let told = exact(slice.clone(), position, |_| Ok(true), touched).expect("told");
+        assert!(told.ancestor && told.more);
+        assert_eq!(told.layers.iter().map(|layer| layer.regions.clone()).collect::<Vec<_>>(), [regions(&[7]), regions(&[])]);
+
+        assert_eq!(exact(slice.clone(), position, |_| Ok(false), touched).expect("told"), slice.clone().rewound());
+        assert_eq!(exact(slice.clone(), position, |_| unreadable(), touched).expect("told"), slice.clone().rewound());
+        // No layer of which is not known what it touched is named, nor those before it.
+        assert_eq!(exact(slice.clone(), position, |_| Ok(true), |_| unreadable()).expect("told"), slice.clone().rewound());
+        // A disk that fails says nothing of what the ledger went through.
+        assert!(exact(slice.clone(), position, |_| gone(), touched).is_err());
+        assert!(exact(slice, position, |_| Ok(true), |_| gone()).is_err());
     }
 }
