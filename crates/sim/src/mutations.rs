@@ -404,6 +404,11 @@ pub const MUTATIONS: &[Mutation] = &[
     story("a point is called consistent before it is known", CORE, "random::mistakes_are_seen"),
     story("T6 verify sends before the bit is durable", CORE, "verify::mistakes_are_seen"),
     story("T7 a resume truncates what it does not name", CORE, "stories::t7_a_resume_leaves_alone_what_it_does_not_name"),
+    story(
+        "T8 a layer is let go before those below it",
+        CORE,
+        "directed::t8_layers_are_let_go_in_their_order_whatever_is_heard_first",
+    ),
     story("T10 a demoted epoch is said per member", CORE, "stories::t10_a_demoted_epoch_is_said_in_one_message"),
     story("hole: position judged by live bits", CORE, "stories::position_is_judged_by_the_bits_read_at_attach"),
     story("hole: position of the group", CORE, "stories::position_is_each_volumes_own"),

@@ -424,7 +424,8 @@ impl Source {
     pub(super) fn published(&mut self, now: Nanos, published: &Published, out: &mut Vec<Action>) {
         let mut members = 0;
         for &key in &published.layers {
-            if self.volumes.get(&key.volume).is_some_and(|v| v.held == Some(key.term)) {
+            let Some(volume) = self.volumes.get(&key.volume) else { continue };
+            if volume.held == Some(key.term) && !volume.awaits_fates() {
                 members += 1;
                 self.is_there(key);
                 // † As in a resume: nobody here said its end.

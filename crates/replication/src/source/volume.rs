@@ -483,6 +483,16 @@ impl Volume {
         self.check == Check::Checked
     }
 
+    /// A resume is going to say what became of each layer under the term that is held, from the lowest on.
+    ///
+    /// † Until then nothing that is said of one counts. One that lies below it may be published, too, and the word of that was lost with the
+    /// connection before: let go after it, it would pass for the newer, and what it left zero for zero still (T8). The answer is made after
+    /// whatever was said before it, so it tells all of that once more.
+    pub(super) fn awaits_fates(&self) -> bool {
+        let awaits = self.reclaim.is_none() && !matches!(self.check, Check::Confirming | Check::Checked);
+        awaits && !mutation::on("T8 a layer is let go before those below it")
+    }
+
     /// Sent and received like any other: no person, no refusal, no doubt holds it back.
     pub(super) fn is_active(&self) -> bool {
         self.service == Service::Running && self.standing == Standing::Good

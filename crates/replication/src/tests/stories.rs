@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use farside_ledger::{Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, PartEntry, Record, Stamp, State, Verdict};
 use farside_region::{
-    BootId, GranuleIndex, GranuleSet, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Slot, Term,
+    BootId, GranuleIndex, GranuleSet, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term,
     VolumeId, mutation,
 };
-use farside_wire::{LayerFate, Published, ReceiverMessage, SaidEnd, SourceMessage, Staged};
+use farside_wire::{LayerFate, Published, ReceiverMessage, SaidEnd, SourceMessage, Staged, Void};
 
 use super::directed::{self, Host, key};
 use super::world::{Content, GRANULES, Turn, World, entry, layer_digest, meta, name, target_config, volume};
@@ -470,7 +470,7 @@ fn l6_a_store_that_was_put_back_while_the_host_was_stopped_is_noticed() {
     });
 }
 
-/// After a reconnect the source asks for the layers above its position. Before the answer comes, one of them is acknowledged as
+/// The term is over, and the source asks for the layers above its position. Before the answer comes, one of them is acknowledged as
 /// published, and its regions cool: rightly so. The answer names the same layer. Judged by the position that was asked with, it
 /// touches a region that is cold and that nobody mentions, and a healthy volume is `Forked`.
 #[test]
@@ -478,7 +478,8 @@ fn a_check_is_judged_by_the_position_at_the_time_of_the_answer() {
     tell(&[("hole: the position check races with cooling", "Forked for nothing")], || {
         let mut host = Host::streaming();
         let key = host.cut_of_both();
-        host.reconnect();
+        let layers = [1, 2].map(|n| LayerKey { volume: volume(n), term: Term(u64::from(n) - 1), seq: Seq(2) }).to_vec();
+        host.hear(ReceiverMessage::Void(Void { layers }));
         host.publish(2, &key);
         for n in [1, 2] {
             let layer = directed::layer(2, u64::from(n) - 1, directed::regions(0, 1));
