@@ -181,11 +181,21 @@ impl Source {
         // It has the copy that was promoted: what fences the source that was is what it publishes under. It took no part in that history, so
         // a person is asked all the same.
         let takes_up = self.config.stands_in && volume.is_new_here();
-        // † Our own claim may have been taken, and its verdict lost with the connection: that is nobody else's promotion.
+        // † Our own claim may have been taken, and its verdict lost with the connection: that is nobody else's promotion. Nor is the one under the
+        // term that this disk's header has, with the ledger from it on: whatever forgot its generation, a promotion would have made another term.
+        let is_of_lost_verdict = |current: &CurrentVolume| {
+            current.claimant == Some(self.config.instance)
+                && volume.claims_as.is_some_and(|claimed| claimed == current.meta.generation)
+                && !mutation::on("L6 a claim whose verdict was lost is another's promotion")
+        };
+        let is_of_header = |current: &CurrentVolume| {
+            current.meta.generation > volume.meta.generation
+                && slice.ancestor
+                && volume.held.or(volume.header.confirmed) == Some(current.term)
+                && slot_of(volume.published) > current.term.0
+        };
         if let Some(current) = &slice.current
-            && current.claimant == Some(self.config.instance)
-            && volume.claims_as.is_some_and(|claimed| claimed == current.meta.generation)
-            && !mutation::on("L6 a claim whose verdict was lost is another's promotion")
+            && (is_of_lost_verdict(current) || is_of_header(current))
         {
             volume.meta.generation = current.meta.generation;
             out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });

@@ -1,8 +1,10 @@
 //! L6: a copy was promoted in this one's place.
 
 use farside_region::mutation::tell;
-use farside_region::{Generation, LedgerPosition, RecordDigest, RegionSet, Slot};
-use farside_wire::{ClaimOutcome, ClaimVerdict, CurrentVolume, NewestPoint, ReceiverMessage, RequestId, SourceMessage};
+use farside_region::{Generation, LedgerPosition, RecordDigest, RegionSet, Slot, Term};
+use farside_wire::{
+    ClaimOutcome, ClaimVerdict, CurrentVolume, LedgerSlice, NewestPoint, ReceiverMessage, RequestId, SourceMessage,
+};
 
 use super::directed::{Gateway, Host, at, current, layer, refused, regions};
 use super::world::volume;
@@ -59,6 +61,34 @@ fn l6_who_was_fenced_comes_back_on_a_persons_word_and_fences_the_other() {
         });
         assert_eq!(kept, Some(Generation(3)), "also after a restart");
     });
+}
+
+/// A machine that took the group back, under term 9, and whose meta.json was lost since: what raised the generation is its own claim.
+#[test]
+fn l6_who_forgot_its_own_generation_is_not_fenced_by_itself() {
+    let attached = |term: u64, position: u64, ancestor: bool| {
+        let mut host = Host::new();
+        host.add(1, Some(term), Some(position), RegionSet::new(), Start::Clean);
+        host.connect();
+        let id = host.take(|m| match m {
+            SourceMessage::ReadLedger(q) if q.volume == volume(1) => Some(q.id),
+            _ => None,
+        });
+        let (volume, head, current) = (volume(1), Some(at(10)), promoted(3));
+        let slice = LedgerSlice { id, volume, ancestor, layers: Vec::new(), more: false, head, current };
+        host.hear(ReceiverMessage::LedgerSlice(slice));
+        let adopted = host.did(|a| match a {
+            Action::AdoptMeta { meta } => Some(meta.generation),
+            _ => None,
+        });
+        (refused(&host, 1), adopted)
+    };
+    assert_eq!(attached(9, 10, true), (None, Some(Generation(3))));
+    // Of another claim it is somebody else's, and what this ledger never went through says nothing.
+    let fenced = (Some(RefusedWhy::Fenced), None);
+    assert_eq!(attached(8, 10, true), fenced);
+    assert_eq!(attached(9, 10, false), fenced);
+    assert_eq!(attached(9, 8, true), fenced);
 }
 
 /// A yes to one promotion is no yes to the next.
@@ -251,11 +281,12 @@ fn l6_a_stand_in_that_published_before_fences_no_later_promotion() {
         let mut host = Host::of(super::world::source_limits(), true);
         host.add(1, Some(9), Some(10), RegionSet::new(), Start::Unclean);
         host.connect();
-        host.answer_ledger(1, Vec::new(), promoted(3), Some(12));
+        let later = || promoted(3).map(|current| CurrentVolume { term: Term(11), ..current });
+        host.answer_ledger(1, Vec::new(), later(), Some(12));
         assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None), "a person is asked");
         host.event(Event::Accept { volume: volume(1) });
         host.event(Event::AllHot { volume: volume(1) });
-        host.answer_ledger(1, Vec::new(), promoted(3), Some(12));
+        host.answer_ledger(1, Vec::new(), later(), Some(12));
         assert_eq!(claim(&mut host).expect("claimed").1, Generation(3), "under the later promotion itself");
     });
 }
