@@ -87,11 +87,12 @@ impl StateDir {
             lock.rewind().and_then(|()| lock.read_to_string(&mut holder)).map_err(io)?;
             let (path, holder) = (path.to_owned(), holder.trim().to_owned());
             let pid = holder.strip_prefix("pid ");
-            if pid.is_some_and(is_dying) {
-                return Err(StateDirError::Dying { path, holder });
-            }
-            if !pid.is_some_and(is_gone) || Instant::now() >= until {
-                return Err(StateDirError::InUse { path, holder });
+            let is_over = Instant::now() >= until;
+            match pid.is_some_and(is_dying) {
+                // Most are gone in a moment: requests that were under way are being waited for.
+                true if is_over => return Err(StateDirError::Dying { path, holder }),
+                false if is_over || !pid.is_some_and(is_gone) => return Err(StateDirError::InUse { path, holder }),
+                _ => {}
             }
             std::thread::sleep(POLL);
         }

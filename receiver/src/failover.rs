@@ -504,11 +504,15 @@ impl Failovers {
         let look = look(receiver, &group, request.point.map(Slot))?;
         let Chosen { wanted, takes_degraded, shown } = Chosen::of(request, &look);
         let aside = known.as_ref().map(Failover::lineage).or(over.as_ref().map(TakenBack::lineage)).unwrap_or_default();
+        let former: Vec<Former> =
+            known.iter().flat_map(Failover::with_former).chain(over.as_ref().and_then(TakenBack::brought_up)).collect();
+        // † Above all that were here, too: a store that was put back has a lower one, and what was handed over under it would be taken for this one's.
+        let highest = former.iter().map(|former| former.generation).fold(look.generation.0, u64::max);
         let failover = Failover {
             version: VERSION,
             source: names.source.clone(),
             group: names.group.clone(),
-            generation: look.generation.0.checked_add(1).ok_or_else(|| no_generation(&names))?,
+            generation: highest.checked_add(1).ok_or_else(|| no_generation(&names))?,
             wanted,
             forced: request.force,
             stage: Stage::Fencing,
@@ -516,7 +520,7 @@ impl Failovers {
             came_back: None,
             stand_in,
             lose_staged: request.lose_staged,
-            former: known.iter().flat_map(Failover::with_former).chain(over.as_ref().and_then(TakenBack::brought_up)).collect(),
+            former,
             former_is_over: known.is_none(),
             parted: None,
             source_parted: known.as_ref().and_then(|known| known.source_parted.or(known.parted)),

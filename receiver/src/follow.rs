@@ -338,7 +338,7 @@ impl Followers {
         let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
         let of_it = || entries.iter().filter(|entry| entry.is_of(names, volume));
         let told = of_it().find(|entry| entry.promoted_at() == Some(generation));
-        let best = || of_it().filter(|entry| entry.may_be_promoted()).min_by_key(|entry| entry.shortcoming());
+        let best = || of_it().filter(|entry| entry.may_be_promoted(generation)).min_by_key(|entry| entry.shortcoming());
         told.or_else(best).map(|entry| entry.show())
     }
 
@@ -357,7 +357,7 @@ impl Followers {
         // Those that were told before a kill.
         let told = of_group().filter(|entry| entry.promoted_at() == Some(generation));
         let mut volumes: BTreeSet<Name> = told.map(|entry| lock(&entry.definition).volume.clone()).collect();
-        for entry in of_group().filter(|entry| entry.may_be_promoted()) {
+        for entry in of_group().filter(|entry| entry.may_be_promoted(generation)) {
             {
                 let mut definition = lock(&entry.definition);
                 // One of another volume has nothing to hold there, and goes on.
@@ -369,6 +369,25 @@ impl Followers {
                 }
                 let promoted = Some(Promoted { point, generation, released: false });
                 let changed = Definition { promoted, ..definition.clone() };
+                entry.change(&receiver.state_dir, &mut definition, changed)?;
+            }
+            entry.begins_anew();
+            entry.order(|orders| orders.wake = true);
+        }
+        Ok(())
+    }
+
+    /// The failover of that generation is over: whoever was to hold its point, and has not come to it, follows as before.
+    pub(crate) fn end_promotions(&self, receiver: &Receiver, names: &GroupNames, generation: u64) -> Result<(), StateError> {
+        let entries: Vec<Arc<Entry>> = lock(&self.all).values().cloned().collect();
+        for entry in entries {
+            {
+                let mut definition = lock(&entry.definition);
+                let is_over = |promoted: Promoted| !promoted.released && promoted.generation <= generation;
+                if definition.names() != *names || !definition.promoted.is_some_and(is_over) {
+                    continue;
+                }
+                let changed = Definition { promoted: None, ..definition.clone() };
                 entry.change(&receiver.state_dir, &mut definition, changed)?;
             }
             entry.begins_anew();
@@ -646,10 +665,12 @@ impl Entry {
         lock(&self.definition).promoted.map(|promoted| promoted.generation)
     }
 
-    /// † Not what was handed over before, though the source took its history back: who has it may use it.
-    fn may_be_promoted(&self) -> bool {
+    /// At the failover of that generation. † Not what was handed over before, though the source took its history back: who has it may use it. What
+    /// never came to the point of an earlier one is no different from any other.
+    fn may_be_promoted(&self, generation: u64) -> bool {
         let definition = lock(&self.definition);
-        !definition.removed && !definition.paused && definition.promoted.is_none() && definition.follows == Follows::Newest
+        let is_free = definition.promoted.is_none_or(|promoted| !promoted.released && promoted.generation < generation);
+        !definition.removed && !definition.paused && is_free && definition.follows == Follows::Newest
     }
 
     fn show(&self) -> FollowerStatus {
@@ -951,7 +972,7 @@ impl Runner {
                 });
                 self.advance(&group, (&look, &keys), &point, filling)?;
                 match again {
-                    true => self.release()?,
+                    true => self.release(look.point().slot)?,
                     // Where there is always a newer one, too.
                     false if self.is_verify_due() => self.verify(&group, look.point())?,
                     false => {}
@@ -1033,12 +1054,13 @@ impl Runner {
         }
     }
 
-    /// The target holds what it is promoted to: it is let go.
-    fn release(&mut self) -> Result<(), Trouble> {
+    /// The target holds this point: it is let go, if that is what it is promoted to.
+    fn release(&mut self, at: Slot) -> Result<(), Trouble> {
         self.target = None;
         let mut definition = lock(&self.entry.definition);
-        let promoted = definition.promoted.map(|promoted| Promoted { released: true, ..promoted });
-        let changed = Definition { promoted, ..definition.clone() };
+        // † The failover may be over since, or another one wants another point.
+        let Some(promoted) = definition.promoted.filter(|promoted| promoted.point == at) else { return Ok(()) };
+        let changed = Definition { promoted: Some(Promoted { released: true, ..promoted }), ..definition.clone() };
         let kept = self.entry.change(&self.receiver.state_dir, &mut definition, changed);
         if !kept.map_err(|error| Trouble::Words(error.to_string()))? {
             return Err(Trouble::Stopped);

@@ -96,6 +96,8 @@ impl Failovers {
         let (names, pin) = (failover.names(), failover.pin_reason());
         // † Before it is forgotten since when somebody else published.
         receiver.runtime.block_on(rollback::settle(&handle(receiver, &names)?))?;
+        // Before its point may go.
+        receiver.followers.end_promotions(receiver, &names, failover.generation).map_err(unnoted)?;
         let taken_back = TakenBack::of(failover, look.has_aside);
         // (Where that one is gone, the newest was looked at.)
         if let Some(point) = look.point.as_ref().filter(|point| failover.point() == Some(point.slot)) {

@@ -65,6 +65,6 @@ mod tests {
         assert!(matches!(&state_dir.followers().expect("read")[..], [(_, Ok(kept))] if kept.paused && !kept.removed));
         entry.forget(&state_dir).expect("removed");
         assert!(!pause() && state_dir.followers().expect("read").is_empty());
-        assert!(!entry.may_be_promoted());
+        assert!(!entry.may_be_promoted(2));
     }
 }

@@ -7,7 +7,7 @@ use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
 use farside_control::follower::{FollowerAdd, FollowerState, Follows};
 use farside_control::routes::{self, PointsQuery, UnpinQuery};
 use farside_ledger::{Claim, LayerKind, VoidReason};
-use farside_region::Generation;
+use farside_region::{Generation, Slot};
 use farside_wire::{ClaimOutcome, ReceiverMessage};
 
 use crate::site::{Gateway, Session, Volume, granules, wait_until};
@@ -324,6 +324,45 @@ async fn a_target_that_diverged_is_promoted_once_it_is_healed() {
     let done = promoted(&gateway).await;
     assert_eq!(done.members[0].state, Some(FollowerState::Promoted));
     assert!(std::fs::read(&target).expect("read") == image(&content));
+}
+
+/// One that never came to the point of a failover follows as before when the source has its history back, and is a copy of the next failover.
+#[tokio::test]
+async fn a_target_that_was_never_handed_over_follows_again_when_the_failover_is_over() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    let newest = source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let client = gateway.client();
+    let target = gateway.path("data.img");
+    client.follower_add(&add("data", &target)).await.expect("added");
+    let holds = async |slot: Slot| {
+        wait_until("it to hold the point", async || {
+            client.follower("data").await.is_ok_and(|one| one.holds.is_some_and(|point| point.id.slot == slot.0))
+        })
+        .await;
+    };
+    holds(newest.slot).await;
+    let stranger = std::fs::File::options().write(true).open(&target).expect("open");
+    std::os::unix::fs::FileExt::write_all_at(&stranger, b"a stranger", 33 << 20).expect("written");
+    drop(stranger);
+    client.failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    wait_until("it to be noticed", async || client.follower("data").await.is_ok_and(|one| one.state == FollowerState::Diverged))
+        .await;
+
+    let mut source = host.connect("default").await;
+    let volume = source.claim_back("data", &volume, Generation(3)).await;
+    wait_until("the failover to be over", async || client.failovers().await.is_ok_and(|all| all.is_empty())).await;
+    let content = granules(0, 30);
+    let later = source.publish(&volume, 1, &content, LayerKind::Point).await;
+    client.follower_tell(routes::FOLLOWER_HEAL, "data").await.expect("healed");
+    holds(later.slot).await;
+    assert_eq!(client.follower("data").await.expect("there").state, FollowerState::Following);
+    assert!(std::fs::read(&target).expect("read") == image(&content));
+
+    drop(source);
+    client.failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    let done = promoted(&gateway).await;
+    assert_eq!((done.generation, done.members[0].state), (4, Some(FollowerState::Promoted)));
 }
 
 /// Source and stand-in are the same group to the gateway: each would take the other's place in the cohort, and no cut would be whole.
