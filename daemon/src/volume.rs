@@ -683,13 +683,14 @@ impl Served {
             error!(volume = %self.config.name, %error, "superblocks cannot be kept: the next start compares what was hot");
             return false;
         }
+        // † Before the look: what somebody writes after that is more than this, and the next start sees it.
+        let left = Left::now(self.writes.as_ref(), self.boot);
         if self.writes.as_mut().and_then(WriteWatch::look).is_some() {
             error!(volume = %self.config.name, "past its tap: its backing was written as it stopped; everything will be compared");
             let marked = Mark::TrackingLost.put_because(&self.dir, "the backing was written by somebody else as it stopped");
             marked.unwrap_or_else(|error| error!(volume = %self.config.name, %error, "nor can that be recorded"));
             return false;
         }
-        let left = Left::now(self.writes.as_ref(), self.boot);
         if let Err(error) = Left::keep(left.as_ref(), &self.dir) {
             error!(volume = %self.config.name, %error, "how the backing was left cannot be kept: the next start compares what was hot");
             return false;

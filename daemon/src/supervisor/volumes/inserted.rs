@@ -162,7 +162,7 @@ impl Daemon {
         // † What is written to later is found by the name that is configured.
         if !matches!((DevNumber::at(&volume.backing), DevNumber::at(insertion.device())), (Ok(named), Ok(is)) if named == is) {
             let (named, is) = (volume.backing.display(), insertion.name());
-            let what = "correct `backing` in its file in farsided.d, `farside reload`, and say the same again";
+            let what = "correct `backing` in its file in farsided.d, `systemctl restart farsided` (a reload keeps what is served as it is), and say the same again";
             return Err(conflict(
                 format!("{named} is not the device that the tap of volume {name} is under: that is {is}"),
                 what,
