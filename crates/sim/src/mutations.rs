@@ -407,7 +407,7 @@ pub const MUTATIONS: &[Mutation] = &[
     story(
         "T8 a layer is let go before those below it",
         CORE,
-        "directed::t8_layers_are_let_go_in_their_order_whatever_is_heard_first",
+        "resumed::t8_layers_are_let_go_in_their_order_whatever_is_heard_first",
     ),
     story("T10 a demoted epoch is said per member", CORE, "stories::t10_a_demoted_epoch_is_said_in_one_message"),
     story("hole: position judged by live bits", CORE, "stories::position_is_judged_by_the_bits_read_at_attach"),

@@ -3,7 +3,7 @@
 use farside_ledger::{Body, CutTime, EpochInfo, Grid, LayerKind, PartEntry, Policy, Record, Stamp, State, Verdict, VoidReason};
 use farside_region::{
     BootId, EpochId, GranuleIndex, GranuleRun, GranuleSet, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex,
-    RegionRange, RegionSet, Seq, Slot, Term, VolumeId, mutation,
+    RegionRange, RegionSet, Seq, Slot, Term, VolumeId,
 };
 use farside_wire::{
     ClaimOutcome, ClaimVerdict, Credit, CurrentVolume, EndMember, EpochEnd, Features, HeldLayer, InstanceId, LayerFate,
@@ -259,7 +259,7 @@ impl Host {
     }
 
     /// The same, where this could not be read, and these were read as zero.
-    fn read_as(&mut self, n: u8, footer: u8, unreadable: GranuleSet, zero_regions: RegionSet) -> LayerKey {
+    pub(super) fn read_as(&mut self, n: u8, footer: u8, unreadable: GranuleSet, zero_regions: RegionSet) -> LayerKey {
         let (key, part) = self
             .did(|a| match a {
                 Action::ReadPart(p) if p.key.volume == volume(n) => Some((p.key, p.part)),
@@ -676,42 +676,6 @@ fn a_point_is_due_after_a_fuzzy_end_even_if_nothing_is_dirty() {
     host.switch(vec![(1, GranuleSet::new()), (2, GranuleSet::new())]);
     let end = host.end();
     assert_eq!((end.kind, end.members.len()), (LayerKind::Point, 2));
-}
-
-/// The word of the first one's publication is lost with the connection, and of the later one it comes before anything was asked.
-#[test]
-fn t8_layers_are_let_go_in_their_order_whatever_is_heard_first() {
-    let order = "T8 a layer is let go before those below it";
-    mutation::tell(&[(order, "the newest is the newest")], || {
-        let mut host = Host::streaming();
-        let second = |seq| LayerKey { volume: volume(2), term: Term(1), seq: Seq(seq) };
-        let keys = [(1, regions(0, 1)), (2, RegionSet::new())].map(|(seq, zero)| {
-            host.tick(&[1]);
-            host.switch(vec![(1, granules(0, 1)), (2, GranuleSet::new())]);
-            let key = host.read_as(1, 1, GranuleSet::new(), zero);
-            host.end();
-            vec![key, second(seq)]
-        });
-        host.reconnect();
-        host.hear(ReceiverMessage::Published(Published { position: at(3), kind: LayerKind::Point, layers: keys[1].clone() }));
-        let layers = [2, 3].map(|slot| layer(slot, 0, regions(0, 1))).to_vec();
-        host.answer_ledger(1, layers, current(1, 0, true).map(|current| CurrentVolume { last_seq: Seq(2), ..current }), Some(3));
-        let fates = [2, 3].map(|slot| (slot - 1, LayerFate::Published { position: at(slot), kind: LayerKind::Point }));
-        host.answer_resume(1, 0, fates.to_vec());
-        assert_eq!(refused(&host, 1), None);
-        assert!(host.source.owed(volume(1)).is_empty());
-
-        let status = host.source.status(host.now).volumes.into_iter().find(|status| status.volume == volume(1));
-        let newest = status.and_then(|status| status.newest_point).map(|point| point.position);
-        assert!(newest == Some(at(3)) || mutation::on(order) && newest == Some(at(2)), "{newest:?}");
-        host.event(Event::HeaderDurable { volume: volume(1), confirmed: Some(Term(0)), position: Some(at(3)) });
-        host.event(Event::CoolWanted { volume: volume(1), regions: regions(0, 1) });
-        let cool = |a: &Action| match a {
-            Action::Cool { regions, zero, .. } => Some((regions.clone(), zero.clone())),
-            _ => None,
-        };
-        assert_eq!(host.did(cool), Some((regions(0, 1), RegionSet::new())), "the newest is the newest");
-    });
 }
 
 #[test]

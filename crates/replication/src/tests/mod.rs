@@ -13,6 +13,7 @@ mod loss;
 mod peers;
 mod quiet;
 mod random;
+mod resumed;
 mod reverted;
 mod room;
 mod sealed;
