@@ -87,12 +87,10 @@ impl StateDir {
             lock.rewind().and_then(|()| lock.read_to_string(&mut holder)).map_err(io)?;
             let (path, holder) = (path.to_owned(), holder.trim().to_owned());
             let pid = holder.strip_prefix("pid ");
-            let is_over = Instant::now() >= until;
-            match pid.is_some_and(is_dying) {
-                // Most are gone in a moment: requests that were under way are being waited for.
-                true if is_over => return Err(StateDirError::Dying { path, holder }),
-                false if is_over || !pid.is_some_and(is_gone) => return Err(StateDirError::InUse { path, holder }),
-                _ => {}
+            // Most are gone in a moment: requests that were under way are being waited for.
+            let is_dying = pid.is_some_and(is_dying);
+            if !(is_dying || pid.is_some_and(is_gone)) || Instant::now() >= until {
+                return Err(if is_dying { StateDirError::Dying { path, holder } } else { StateDirError::InUse { path, holder } });
             }
             std::thread::sleep(POLL);
         }

@@ -640,15 +640,14 @@ impl Group {
 
     /// Tells the target how much disk there is for this group.
     fn look_at_disk(&mut self) {
+        let is_bucket = self.is_bucket();
         let Place::Here(here) = &mut self.place else { return };
         let Ok(space) = here.store.space() else { return };
         let least = 2 * target::Limits::default().credit_step;
         let free_bytes = self.receiver.space.room(&self.names, space.grantable(), least);
         // Before the source has to wait, not when it does. † The disk of a bucket is staging, where pruning makes no room: while an upload takes its
         // time, the same prune would be said again and again, and each be a record of its own.
-        let config = self.receiver.config();
-        let is_dir = matches!(config.store, Location::Dir(_));
-        self.prune.short = is_dir && free_bytes < u64::from(config.limits.credit_mib) << 20;
+        self.prune.short = !is_bucket && free_bytes < u64::from(self.receiver.config().limits.credit_mib) << 20;
         self.prune.due |= self.prune.short;
         here.store.set_short(self.prune.short);
         let spare_bytes = self.receiver.space.spare(&self.names, space.spare(), space.grantable());

@@ -3,7 +3,7 @@
 use farside_ledger::{PointFilter, State};
 use farside_region::{LedgerPosition, RegionSet, Slot};
 use farside_store::{GroupStore, PointInfo, PointsFound, StoreError, point_ends};
-use farside_wire::{DigestRun, LedgerLayer, LedgerSlice, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
+use farside_wire::{DigestRun, LedgerSlice, PointMemberInfo, PointPage, PointQuery, PointQueryKind};
 
 use crate::found::Found;
 
@@ -44,30 +44,28 @@ fn exact(
     went_through: impl Fn(&LedgerPosition) -> Result<bool, StoreError>,
     touched: impl Fn(Slot) -> Result<Option<RegionSet>, StoreError>,
 ) -> Result<LedgerSlice, StoreError> {
-    let is_told = |told: Result<bool, StoreError>| match told {
-        Err(error @ StoreError::Inconsistent { .. }) => {
-            tracing::error!(%error, "a host is told that the store is older than what it saw published");
-            Ok(false)
+    let mut tell = || {
+        if let Some(position) = position
+            && !went_through(&position)?
+        {
+            return Ok(false);
         }
-        told => told,
-    };
-    let tell = |layer: &mut LedgerLayer| {
-        if let Some(regions) = touched(layer.slot)? {
-            layer.regions = regions;
+        for layer in &mut slice.layers {
+            if let Some(regions) = touched(layer.slot)? {
+                layer.regions = regions;
+            }
         }
         Ok(true)
     };
-    if let Some(position) = position
-        && !is_told(went_through(&position))?
-    {
-        return Ok(slice.rewound());
-    }
-    for layer in &mut slice.layers {
-        if !is_told(tell(layer))? {
-            return Ok(slice.rewound());
+    match tell() {
+        Ok(true) => Ok(slice),
+        Ok(false) => Ok(slice.rewound()),
+        Err(error @ StoreError::Inconsistent { .. }) => {
+            tracing::error!(%error, "a host is told that the store is older than what it saw published");
+            Ok(slice.rewound())
         }
+        Err(error) => Err(error),
     }
-    Ok(slice)
 }
 
 /// Which points of a group somebody wants.
@@ -142,7 +140,7 @@ fn wire_point(point: &PointInfo) -> farside_wire::PointInfo {
 #[cfg(test)]
 mod tests {
     use farside_region::{RecordDigest, RegionIndex, Term, VolumeId};
-    use farside_wire::RequestId;
+    use farside_wire::{LedgerLayer, RequestId};
 
     use super::*;
 

@@ -18,7 +18,6 @@ use serde_json::Value;
 const VOLUME_MIB: usize = 4;
 /// Cuts that are looked at.
 const CUTS: usize = 20;
-const HOSTS: [&str; 2] = ["host1", "host2"];
 const RECEIVER: &str = "farside --socket $GATEWAY/receiver.sock";
 const DAEMON_SOCKET: &str = "/run/farsided.sock";
 
@@ -103,7 +102,7 @@ fn a_cut_of_two_hosts_is_one_moment_whatever_their_clocks_say() {
     let toolbox = Arc::new(Toolbox::fill());
     let mut gateway = Gateway::here();
     // Years apart, and before and after the gateway's.
-    let [mut a, mut b] = [(HOSTS[0], "2031-05-04 03:02:01"), (HOSTS[1], "2019-02-03 04:05:06")]
+    let [mut a, mut b] = [("host1", "2031-05-04 03:02:01"), ("host2", "2019-02-03 04:05:06")]
         .map(|(name, clock)| protected(name, clock, &mut gateway, &toolbox));
     gateway.run(&format!("mkdir {FOLDER}/receiver.d && cat > {FOLDER}/receiver.d/50-cohort.toml <<'EOF'\n{COHORT}\nEOF"));
     gateway.run(&format!("{RECEIVER} reload"));

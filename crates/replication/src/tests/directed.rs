@@ -153,12 +153,27 @@ impl Host {
     }
 
     pub(super) fn answer_ledger(&mut self, n: u8, layers: Vec<LedgerLayer>, current: Option<CurrentVolume>, head: Option<u64>) {
+        self.answer_slice((n, true), layers, current, head);
+    }
+
+    /// The same, of a ledger that does not carry the position.
+    pub(super) fn answer_rewound(&mut self, n: u8, current: Option<CurrentVolume>, head: u64) {
+        self.answer_slice((n, false), Vec::new(), current, Some(head));
+    }
+
+    fn answer_slice(
+        &mut self,
+        (n, ancestor): (u8, bool),
+        layers: Vec<LedgerLayer>,
+        current: Option<CurrentVolume>,
+        head: Option<u64>,
+    ) {
         let id = self.take(|m| match m {
             SourceMessage::ReadLedger(q) if q.volume == volume(n) => Some(q.id),
             _ => None,
         });
         let head = head.map(at);
-        let slice = LedgerSlice { id, volume: volume(n), ancestor: true, layers, more: false, head, current };
+        let slice = LedgerSlice { id, volume: volume(n), ancestor, layers, more: false, head, current };
         self.hear(ReceiverMessage::LedgerSlice(slice));
     }
 
@@ -178,11 +193,11 @@ impl Host {
             SourceMessage::Resume(q) if q.volume == volume(n) => Some(q.id),
             _ => None,
         });
-        let is_published = |fate: &LayerFate| matches!(fate, LayerFate::Published { .. });
-        let last_seq = Seq(fates.iter().filter(|(_, fate)| is_published(fate)).map(|(seq, _)| *seq).max().unwrap_or(0));
+        let published = fates.iter().filter(|(_, fate)| matches!(fate, LayerFate::Published { .. }));
+        let last_seq = Seq(published.map(|(seq, _)| *seq).max().unwrap_or(0));
         let layers = fates.into_iter().map(|(seq, fate)| ResumedLayer { seq: Seq(seq), fate }).collect();
-        let term = Some(Term(term));
-        self.hear(ReceiverMessage::ResumeAnswer(ResumeAnswer { id, volume: volume(n), term, last_seq, layers }));
+        let answer = ResumeAnswer { id, volume: volume(n), term: Some(Term(term)), last_seq, layers };
+        self.hear(ReceiverMessage::ResumeAnswer(answer));
     }
 
     /// One without volumes, for a receiver that can do this.
@@ -397,13 +412,7 @@ pub(super) fn a_ledger_that_lost_the_position_is_rewound_and_one_without_header_
     let mut host = Host::new();
     host.add(1, Some(5), Some(9), everything(), Start::Unclean);
     host.connect();
-    let id = host.take(|m| match m {
-        SourceMessage::ReadLedger(q) => Some(q.id),
-        _ => None,
-    });
-    let head = Some(at(7));
-    let slice = LedgerSlice { id, volume: volume(1), ancestor: false, layers: Vec::new(), more: false, head, current: None };
-    host.hear(ReceiverMessage::LedgerSlice(slice));
+    host.answer_rewound(1, None, 7);
     assert_eq!(refused(&host, 1), Some(RefusedWhy::TargetRewound));
 
     let mut host = Host::new();

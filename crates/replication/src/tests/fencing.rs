@@ -2,9 +2,7 @@
 
 use farside_region::mutation::tell;
 use farside_region::{Generation, LedgerPosition, RecordDigest, RegionSet, Slot, Term};
-use farside_wire::{
-    ClaimOutcome, ClaimVerdict, CurrentVolume, LedgerSlice, NewestPoint, ReceiverMessage, RequestId, SourceMessage,
-};
+use farside_wire::{ClaimOutcome, ClaimVerdict, CurrentVolume, NewestPoint, ReceiverMessage, RequestId, SourceMessage};
 
 use super::directed::{Gateway, Host, at, current, layer, refused, regions};
 use super::world::volume;
@@ -70,13 +68,10 @@ fn l6_who_forgot_its_own_generation_is_not_fenced_by_itself() {
         let mut host = Host::new();
         host.add(1, Some(term), Some(position), RegionSet::new(), Start::Clean);
         host.connect();
-        let id = host.take(|m| match m {
-            SourceMessage::ReadLedger(q) if q.volume == volume(1) => Some(q.id),
-            _ => None,
-        });
-        let (volume, head, current) = (volume(1), Some(at(10)), promoted(3));
-        let slice = LedgerSlice { id, volume, ancestor, layers: Vec::new(), more: false, head, current };
-        host.hear(ReceiverMessage::LedgerSlice(slice));
+        match ancestor {
+            true => host.answer_ledger(1, Vec::new(), promoted(3), Some(10)),
+            false => host.answer_rewound(1, promoted(3), 10),
+        }
         let adopted = host.did(|a| match a {
             Action::AdoptMeta { meta } => Some(meta.generation),
             _ => None,
