@@ -110,7 +110,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             policy_is_default: false,
             policy_is_unsaid: false,
             policy_unkept: None,
-            prune: Prune { due: true, short: false, last: None },
+            prune: Prune { due: true, ..Prune::default() },
             submitted: 0,
             claims: Pace::default(),
             changing: BTreeMap::new(),
@@ -246,11 +246,14 @@ struct Here {
     waits: Option<Duration>,
 }
 
+#[derive(Debug, Default)]
 struct Prune {
     due: bool,
     /// The disk is too full for what this group may have under way.
     short: bool,
     last: Option<Instant>,
+    /// The submission that has no outcome yet: another one before that would be the same.
+    under_way: Option<u64>,
 }
 
 impl Group {
@@ -632,6 +635,7 @@ impl Group {
         self.forget_changes();
         self.unkept.clear();
         self.merges.clear();
+        self.prune.under_way = None;
         self.uploads.forget();
         self.cut_seen.clear(); // what comes back may be of an older moment
         self.receiver.space.forget(&self.names);
@@ -690,7 +694,7 @@ impl Group {
             return;
         }
         // Of a cohort of which it is not known what is kept, nothing is given up, however little room there is.
-        if !self.prune.due || !waited || !self.knows_its_cohorts(&config, here) {
+        if !self.prune.due || !waited || self.prune.under_way.is_some() || !self.knows_its_cohorts(&config, here) {
             return;
         }
         self.prune.due = false;
@@ -704,6 +708,7 @@ impl Group {
         let forgotten = self.receiver.cohorts.forgotten(&config);
         if let Some(body) = here.store.prune_plan_keeping(&policy, &self.kept_points(&config), &forgotten) {
             self.submit(body);
+            self.prune.under_way = Some(self.submitted);
         }
     }
 

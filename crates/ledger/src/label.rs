@@ -190,5 +190,5 @@ fn newest_of_each(points: &[&Point], keep: u32) -> BTreeMap<VolumeId, Slot> {
 /// Up to when, by the age clock, a rule needs a point that is the first of its cell after the one `before`.
 fn first_of_a_cell_until_ms(policy: &Policy, point: &Point, before: Option<&Point>) -> u64 {
     let is_first = |rule: &&Rule| before.is_none_or(|before| rule.cell(before.cell_ms()) != rule.cell(point.cell_ms()));
-    policy.grid.rules().iter().filter(is_first).map(|rule| rule.lapses_at_ms(point)).max().unwrap_or(0)
+    policy.grid.rules().iter().filter(is_first).map(|rule| rule.lapses_at_ms(point, point.cell_ms())).max().unwrap_or(0)
 }

@@ -84,9 +84,9 @@ impl Rule {
         time_ms / self.every_ms
     }
 
-    /// At what time of the age clock the cell of a point is out of the window, as far as that point is concerned.
-    pub(crate) fn lapses_at_ms(&self, point: &Point) -> u64 {
-        let to_the_end_ms = self.every_ms - point.time_ms % self.every_ms;
+    /// At what time of the age clock the cell of a point that was cut at `time_ms` is out of the window, as far as that point is concerned.
+    pub(crate) fn lapses_at_ms(&self, point: &Point, time_ms: u64) -> u64 {
+        let to_the_end_ms = self.every_ms - time_ms % self.every_ms;
         point.age_clock_ms.saturating_add(to_the_end_ms).saturating_add(self.keep_ms)
     }
 }
@@ -255,7 +255,7 @@ impl<'a> Measure<'a> {
     /// Points come in the order of their time, so its neighbours tell.
     fn stands_for_a_cell(&self, point: &Point, held: &HeldBy) -> bool {
         let now_ms = self.state.age_clock_ms();
-        let mut rules = self.rules.iter().filter(|rule| now_ms < rule.lapses_at_ms(point)).peekable();
+        let mut rules = self.rules.iter().filter(|rule| now_ms < rule.lapses_at_ms(point, point.time_ms)).peekable();
         if rules.peek().is_none() {
             return false;
         }
@@ -267,7 +267,7 @@ impl<'a> Measure<'a> {
     fn stands_until_ms(&self, point: &Point, held: &HeldBy) -> u64 {
         let better = self.better_of_cells(point, held);
         let stands = |rule: &&Rule| better.iter().flatten().all(|time_ms| rule.cell(*time_ms) != rule.cell(point.time_ms));
-        self.rules.iter().filter(stands).map(|rule| rule.lapses_at_ms(point)).max().unwrap_or(0)
+        self.rules.iter().filter(stands).map(|rule| rule.lapses_at_ms(point, point.time_ms)).max().unwrap_or(0)
     }
 
     /// The times of those that would stand for a cell before this point, if it were theirs, too.

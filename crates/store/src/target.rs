@@ -67,6 +67,7 @@ impl FileTarget {
     pub fn open(path: &Path, volume: &str, needs: u64, existing: Existing) -> Result<Self> {
         let io = |doing, e| StoreError::of_target(doing, path, e);
         if is_missing(path)? {
+            refuse_lost_device(path, Path::new("/dev"))?;
             return Self::create(path, needs, existing);
         }
         let (file, meta, has) = open_locked(path, Users::Writers)?;
@@ -115,6 +116,7 @@ impl FileTarget {
                 let why = "it is gone; bring it back, or end following it and begin anew".to_owned();
                 return Err(StoreError::TargetUnsuitable { path: path.to_owned(), why });
             }
+            refuse_lost_device(path, Path::new("/dev"))?;
             let mut options = OpenOptions::new();
             options.read(true).write(true).create_new(true).mode(0o600).open(path).map_err(|e| io("creating", e))?;
             sync_folder_of(path)?;
@@ -272,6 +274,19 @@ fn is_missing(path: &Path) -> Result<bool> {
         Err(e) => Err(StoreError::of_target("opening", path, e)),
         Ok(_) => Ok(false),
     }
+}
+
+/// † A device that is not there would become a file in memory, be filled, and be gone with the next boot. A file system below the folder of
+/// `devices`, as `/dev/shm`, is one like others.
+fn refuse_lost_device(path: &Path, devices: &Path) -> Result<()> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_of = |devices: &fs::Metadata| fs::metadata(folder).is_ok_and(|folder| folder.dev() == devices.dev());
+    let is_below = || fs::canonicalize(folder).ok().zip(fs::canonicalize(devices).ok()).is_some_and(|(f, d)| f.starts_with(d));
+    if fs::metadata(devices).is_ok_and(|devices| is_of(&devices)) && is_below() {
+        let why = format!("there is no such device, and a file in {} would be one in memory", devices.display());
+        return Err(StoreError::TargetUnsuitable { path: path.to_owned(), why });
+    }
+    Ok(())
 }
 
 /// Opens what is there for one alone: a file or a block device, what it is, and its size.
@@ -568,6 +583,37 @@ mod tests {
             let marks = written(device.path()).expect("it is there");
             assert_eq!(marks, counted);
             assert_eq!(Seen { since: "this boot".to_owned(), marks }.tells_of_writes(), !counted.is_empty());
+        }
+    }
+
+    /// A device that was not there became a file in memory, which a restore filled, and said that all was well.
+    #[test]
+    fn a_device_that_is_not_there_is_not_made_as_a_file() {
+        let missing = |path: &Path| {
+            for existing in [Existing::Keep, Existing::Replace, Existing::Resume] {
+                match FileTarget::open(path, "v", 4096, existing) {
+                    Err(StoreError::TargetUnsuitable { why, .. }) => assert!(why.contains("no such device"), "{why}"),
+                    other => panic!("{}: {other:?}", path.display()),
+                }
+            }
+            let followed = FileTarget::open_to_follow(path, "v", 4096, true, false);
+            assert!(matches!(followed, Err(StoreError::TargetUnsuitable { .. })), "{followed:?}");
+            assert!(!path.exists());
+        };
+        missing(Path::new("/dev/farside-no-such-disk"));
+        let dir = tempfile::tempdir().expect("temp dir");
+        std::os::unix::fs::symlink("/dev", dir.path().join("link")).expect("link");
+        missing(&dir.path().join("link/farside-no-such-disk"));
+
+        let (devices, below, beside) = (dir.path().join("devices"), dir.path().join("devices/mapper"), dir.path().join("beside"));
+        fs::create_dir_all(&below).expect("made");
+        assert!(
+            refuse_lost_device(&devices.join("sda"), &devices).is_err()
+                && refuse_lost_device(&below.join("lv"), &devices).is_err()
+        );
+        assert!(refuse_lost_device(&beside, &devices).is_ok() && refuse_lost_device(Path::new("file"), &devices).is_ok());
+        if Path::new("/proc/self").exists() {
+            assert!(refuse_lost_device(Path::new("/proc/x"), Path::new("/")).is_ok(), "another file system below it");
         }
     }
 

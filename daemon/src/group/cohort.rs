@@ -61,12 +61,15 @@ impl Control {
     /// Whether there is to be a connection, and what is late.
     pub(super) fn look_after_cohort(&mut self, now: Instant) {
         let is_understood = self.link.is_some() && self.source.features().has(Features::COHORTS);
-        // Who stands in for this host has its place.
-        let is_wanted = self.config.cohort_hold.is_some() && !self.stopping && is_understood && !self.source.is_fenced();
+        // † Who stands in for this host has its place, and so has the host that this one is a copy of: they would take it from each other, in turns.
+        // Nothing is missed by it: a group with a volume that is refused cannot be cut as a whole.
+        let is_refused = self.source.is_refused();
+        let is_wanted = self.config.cohort_hold.is_some() && !self.stopping && is_understood && !is_refused;
         match (&self.cohort.link, is_wanted) {
             (Some(link), false) => {
                 let number = link.number;
-                self.cohort_ended(number, "it is not wanted now".to_owned());
+                let why = if is_refused { "the receiver does not take a volume of this group" } else { "it is not wanted now" };
+                self.cohort_ended(number, why.to_owned());
             }
             (None, true) if now >= self.cohort.next_try => self.join(),
             _ => {}

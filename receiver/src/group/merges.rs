@@ -41,6 +41,8 @@ pub(crate) struct MergeStanding {
     pub(crate) last: Option<Instant>,
     /// Why nothing is merged, where that is not because nothing is worth it.
     pub(crate) why_not: Option<String>,
+    /// The last time that it was asked, nothing was looked at because the next prune takes some by itself.
+    pub(super) put_off: bool,
 }
 
 impl Group {
@@ -90,11 +92,17 @@ impl Group {
         let lacks_key =
             |volume: &VolumeMeta| volume.digest_key.seal().is_some_and(|seal| !keys::is_given(&config, &self.names, seal.mode));
         let has_key = !here.store.state().volumes().any(|(_, volume)| lacks_key(volume.meta()));
-        // What the next prune takes by itself is not worth writing anything for.
-        let prune = if here.store.has_merge_queue() { None } else { here.store.prune_plan_keeping(&policy, &kept, &forgotten) };
+        // What the next prune takes by itself is not worth writing anything for. † Not twice in a row: with a long interval of retention there is always
+        // something to prune, and nothing would ever be merged.
+        let put_off = std::mem::take(&mut self.merging.put_off);
+        let prune = if put_off || here.store.has_merge_queue() {
+            None
+        } else {
+            here.store.prune_plan_keeping(&policy, &kept, &forgotten)
+        };
         let next = match prune {
             Some(_) => {
-                self.prune.due = true;
+                (self.prune.due, self.merging.put_off) = (true, true);
                 MergeNext::Nothing
             }
             None => here.store.merge_look(&policy, has_key).map_or(MergeNext::Nothing, |look| MergeNext::Look(Box::new(look))),

@@ -128,6 +128,7 @@ impl Group {
         if self.merge_submitted(submission, &outcome) {
             return;
         }
+        self.prune.under_way.take_if(|under_way| *under_way == submission);
         let trouble = match outcome {
             AppendOutcome::Judged { records } => match records.first() {
                 Some((_, Verdict::Void(reason))) if !matches!(reason, VoidReason::NoSuchPin(_)) => {

@@ -206,6 +206,36 @@ async fn a_source_says_how_many_points_are_kept() {
     gateway.check_store();
 }
 
+/// There is always something that the next prune would take by itself, and that one is an hour away.
+#[tokio::test]
+async fn parts_are_merged_however_seldom_points_are_given_up() {
+    let mut gateway = Gateway::new("[retention]\ninterval = \"1h\"\n[merge]\nevery = \"1s\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.set_keep(3).await;
+    // Of each part half is written over by the next.
+    let halves = |seq: u64| granules(0, 20).into_iter().chain(granules(20 * seq, 20)).collect::<Vec<_>>();
+    for seq in 1..=8 {
+        source.publish(&volume, seq, &halves(seq), LayerKind::Point).await;
+    }
+    assert_eq!(gateway.points(None).await.len(), 8, "the prune of its start is over, and the next one is in an hour");
+    gateway.kill();
+    gateway.start().await;
+    site::wait_until("the prune of its start", async || gateway.points(None).await.len() == 3).await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim_above("data", &volume).await;
+    for seq in 1..=3 {
+        source.publish(&volume, seq, &halves(8 + seq), LayerKind::Point).await;
+    }
+    site::wait_until("parts to be merged", async || gateway.status().await.sources[0].groups[0].counters.merges > 0).await;
+    source.publish(&volume, 4, &halves(12), LayerKind::Point).await;
+    assert_eq!(gateway.points(None).await.len(), 7);
+    gateway.stop();
+    gateway.check_store();
+}
+
 /// A gateway that was reinstalled does not know how many points its sources want: it gives none up before they say it.
 #[tokio::test]
 async fn a_reinstalled_gateway_gives_up_nothing_by_itself() {

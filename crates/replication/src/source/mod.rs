@@ -401,9 +401,9 @@ impl Source {
         self.everything_is_quiet()
     }
 
-    /// Whether a newer generation has the history of a volume.
-    pub fn is_fenced(&self) -> bool {
-        self.volumes.values().any(|volume| volume.standing == volume::Standing::Refused(RefusedWhy::Fenced))
+    /// Whether there is a volume whose state the receiver does not take: no cut of the whole group can be until that is over.
+    pub fn is_refused(&self) -> bool {
+        self.volumes.values().any(|volume| matches!(volume.standing, volume::Standing::Refused(_)))
     }
 
     /// What both sides can do, on the newest connection; nothing before its greeting.

@@ -240,8 +240,10 @@ fn l6_a_yes_to_something_else_does_not_end_it() {
     host.connect();
     host.answer_ledger(1, vec![layer(3, 2, regions(0, 1))], current(1, 2, true), Some(3));
     assert_eq!(refused(&host, 1), Some(RefusedWhy::Forked));
+    assert!(host.source.is_refused(), "a copy would take the place of the host in its cohort");
     host.event(Event::Accept { volume: volume(1) });
     host.event(Event::AllHot { volume: volume(1) });
+    assert!(!host.source.is_refused());
     host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
     assert_eq!((refused(&host, 1), claim(&mut host)), (Some(RefusedWhy::Fenced), None));
 }
