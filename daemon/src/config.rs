@@ -3,6 +3,8 @@
 //!
 //! Invariant: a [`Config`] that exists was validated as a whole. It holds no secret.
 
+mod writing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,8 @@ use crate::keys::Encryption;
 use crate::source_name;
 use crate::tap::TapConfig;
 
+pub use writing::GroupSaid;
+
 /// Everything that the files say.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -42,6 +46,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[bandwidth]`: how fast may be sent.
     pub bandwidth: Bandwidth,
+    /// What each file says of what is to be kept, in their order.
+    pub(crate) policies: Vec<PoliciesSaid>,
 }
 
 /// `[source]`.
@@ -510,132 +516,6 @@ impl Config {
             false => Ok(tap),
         }
     }
-
-    /// Writes a volume's own drop-in.
-    ///
-    /// # Errors
-    /// When it cannot be written; nothing has changed then.
-    pub fn write_volume(&self, volume: &VolumeConfig) -> Result<PathBuf, ConfigError> {
-        #[derive(Serialize)]
-        struct File<'a> {
-            volume: [&'a VolumeText; 1],
-        }
-        let text = VolumeText {
-            name: volume.name.clone(),
-            group: volume.group.clone(),
-            backing: volume.backing.clone(),
-            insert: volume.insert,
-            tap: Some(volume.tap.to_string()),
-            data_path: volume.data_path,
-            queues: volume.queues,
-            on_tracking_lost: volume.on_tracking_lost,
-            if_absent: volume.if_absent,
-        };
-        let path = self.volume_path(&volume.name);
-        write_atomically(&path, &toml::to_string(&File { volume: [&text] }).expect("plain data"))?;
-        Ok(path)
-    }
-
-    /// Whether a volume has a file of its own in the drop-ins, which [`Config::remove_volume`] would remove.
-    pub fn has_written(&self, name: &Name) -> bool {
-        self.volume_path(name).exists()
-    }
-
-    fn volume_path(&self, name: &Name) -> PathBuf {
-        self.drop_ins().join(format!("volume-{name}.toml"))
-    }
-
-    /// Takes a volume's file out of the drop-ins.
-    ///
-    /// # Errors
-    /// When the volume is defined in a file that a person wrote, which is theirs to edit.
-    pub fn remove_volume(&self, name: &Name) -> Result<(), ConfigError> {
-        let path = self.volume_path(name);
-        match std::fs::remove_file(&path) {
-            Ok(()) => sync_dir(&self.drop_ins()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(ConfigError::Value {
-                path: self.path.clone(),
-                what: format!("volume {name} is defined in a hand-written file; take it out there, then say the same again"),
-            }),
-            Err(source) => Err(ConfigError::Io { verb: "remove", path, source }),
-        }
-    }
-
-    /// Writes a group's own drop-in; it is read after the main file and wins.
-    /// `encryption`, `key`, `stand_in_for`, `hook_hold` and `cohort_hold` are not among them: they are said by a person, and stay what that file says of
-    /// them.
-    ///
-    /// # Errors
-    /// When it cannot be written; nothing has changed then.
-    pub fn write_group(&self, name: &Name, group: &GroupConfig) -> Result<PathBuf, ConfigError> {
-        #[derive(Serialize)]
-        struct File {
-            group: [GroupText; 1],
-        }
-        let path = self.drop_ins().join(format!("group-{name}.toml"));
-        // † What was read at the start may be older than the file: a first sync in clear cannot be taken back.
-        #[derive(Default, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct There {
-            #[serde(default)]
-            group: Vec<GroupText>,
-        }
-        let not_ours = |what: String| ConfigError::Value {
-            path: path.clone(),
-            what: format!(
-                "it would be overwritten, and holds more than settings of group {name}: move that to a file of its own ({what})"
-            ),
-        };
-        let there = match std::fs::read_to_string(&path) {
-            Ok(text) => toml::from_str::<There>(&text).map_err(|e| not_ours(e.message().to_owned()))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => There::default(),
-            Err(source) => return Err(ConfigError::Io { verb: "read", path, source }),
-        };
-        if let Some(other) = there.group.iter().find(|group| group.name != *name) {
-            return Err(not_ours(format!("group {}", other.name)));
-        }
-        // The last of several wins.
-        let stand_in_for = there.group.iter().rev().find_map(|group| group.stand_in_for.clone());
-        let hook_hold = there.group.iter().rev().find_map(|group| group.hook_hold.clone());
-        let cohort_hold = there.group.iter().rev().find_map(|group| group.cohort_hold.clone());
-        let sealed = there.group.into_iter().rfind(|group| group.encryption.is_some());
-        let (encryption, key) = sealed.map_or((None, None), |sealed| (sealed.encryption, sealed.key));
-        let text = GroupText {
-            name: name.clone(),
-            epoch_interval: Some(format!("{}ms", group.epoch_interval.as_millis())),
-            keep: group.policy_is_said.then_some(group.keep),
-            span: group.span_said.map(|span| format!("{}ms", span.as_millis())),
-            grid: group.policy_is_said.then(|| group.grid.to_string()),
-            encryption,
-            key,
-            rate: Some(group.rate.to_string()),
-            stand_in_for,
-            consistent_every: Some(hooks::words_of_every(group.consistent_every)),
-            hook_hold,
-            cohort_hold,
-        };
-        write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
-        Ok(path)
-    }
-
-    /// Writes the limits' own drop-in; it is read after the main file and wins, also where it says that there are none.
-    ///
-    /// # Errors
-    /// When it cannot be written; nothing has changed then.
-    pub fn write_bandwidth(&self, bandwidth: &Bandwidth) -> Result<PathBuf, ConfigError> {
-        #[derive(Serialize)]
-        struct File {
-            bandwidth: BandwidthText,
-        }
-        let text = |window: &RateWindow| WindowText { at: window.at.to_string(), rate: window.rate.to_string() };
-        let bandwidth = BandwidthText {
-            rate: bandwidth.rate.0.map(|rate| rate.to_string()),
-            window: bandwidth.windows.iter().map(text).collect(),
-        };
-        let path = self.drop_ins().join("bandwidth.toml");
-        write_atomically(&path, &toml::to_string(&File { bandwidth }).expect("plain data"))?;
-        Ok(path)
-    }
 }
 
 /// `encryption` and `key` of a group; or which of them is wrong, and how.
@@ -645,6 +525,23 @@ fn encryption(mode: &str, key: &str) -> Result<Encryption, (&'static str, String
     }
     let keeper = Keeper::for_service(key).map_err(|why| ("key", why))?;
     Ok(Encryption { mode: SealMode::EndToEnd, keeper })
+}
+
+/// What one file says of what is to be kept of groups.
+#[derive(Clone, Debug)]
+pub(crate) struct PoliciesSaid {
+    pub(crate) file: PathBuf,
+    /// It has not a word of anything: it is being written.
+    pub(crate) is_blank: bool,
+    pub(crate) groups: BTreeMap<Name, PolicySaid>,
+}
+
+/// What it says of one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PolicySaid {
+    pub(crate) keep: Option<u32>,
+    pub(crate) span: Option<Duration>,
+    pub(crate) grid: Option<Grid>,
 }
 
 /// What has been read so far, and where.
@@ -659,6 +556,7 @@ struct Merge {
     /// Groups that this host is to publish in another one's place.
     stand_ins: Vec<(Name, Faults)>,
     bandwidth: Bandwidth,
+    policies: Vec<PoliciesSaid>,
 }
 
 /// Says what is wrong with a volume, a hook or a group, and where it was written.
@@ -695,6 +593,7 @@ impl Merge {
             let old = self.limits.replace((limits, path.clone()));
             twice("[limits]", old.map(|x| x.1), &path)?;
         }
+        let mut policies = PoliciesSaid { file: path, is_blank: file.is_blank(), groups: BTreeMap::new() };
         let file = std::rc::Rc::new(file);
         for (at, g) in text.group.into_iter().enumerate() {
             let group = self.groups.entry(g.name.clone()).or_default();
@@ -705,17 +604,20 @@ impl Merge {
             if let Some(text) = &g.epoch_interval {
                 group.epoch_interval = parse_epoch_interval(text).map_err(|e| fault("epoch_interval", e.to_string()))?;
             }
+            let said = policies.groups.entry(g.name.clone()).or_default();
             if let Some(keep) = g.keep {
                 if keep == 0 {
                     return Err(fault("keep", "must be at least 1".into()).into());
                 }
-                group.keep = keep;
+                (group.keep, said.keep) = (keep, Some(keep));
             }
             if let Some(text) = &g.span {
-                group.span_said = Some(parse_span(text).map_err(|e| fault("span", e.to_string()))?);
+                said.span = Some(parse_span(text).map_err(|e| fault("span", e.to_string()))?);
+                group.span_said = said.span;
             }
             if let Some(text) = &g.grid {
                 group.grid = text.parse().map_err(|e: GridError| fault("grid", e.to_string()))?;
+                said.grid = Some(group.grid.clone());
             }
             if let Some(text) = &g.rate {
                 group.rate = text.parse().map_err(|e: RateError| fault("rate", e.to_string()))?;
@@ -761,6 +663,7 @@ impl Merge {
             }
             self.volumes.insert(v.name.clone(), (v, faults));
         }
+        self.policies.push(policies);
         Ok(())
     }
 
@@ -803,6 +706,7 @@ impl Merge {
             volumes: BTreeMap::new(),
             limits: self.limits.map(|x| x.0).unwrap_or_default(),
             bandwidth: self.bandwidth,
+            policies: self.policies,
         };
         let mut backings = BTreeSet::new();
         for (name, (v, fault)) in self.volumes {
@@ -1145,24 +1049,21 @@ mod tests {
             "[[group]]\nname='g'\nkeep=3\n[[group]]\nname='g'\nencryption='end-to-end'\nkey='passphrase:/etc/farside/words'\nstand_in_for='w'\nhook_hold='3s'\ncohort_hold='15ms'\n",
         )
         .expect("written");
-        c.write_group(
-            &v.group,
-            &GroupConfig {
-                epoch_interval: Duration::from_millis(250),
-                keep: 4,
-                span_said: Some(Duration::from_secs(90)),
-                grid: "every 5s keep 10m, every 1m keep 1y".parse().expect("a grid"),
-                policy_is_said: true,
-                rate: "5Mbit".parse().expect("a rate"),
-                consistent_every: Some(Duration::from_secs(900)),
-                ..GroupConfig::default()
-            },
-        )
-        .expect("written");
+        let said = GroupSaid {
+            epoch_interval: Some(Duration::from_millis(250)),
+            keep: Some(4),
+            span: Some(Duration::from_secs(90)),
+            grid: "every 5s keep 10m, every 1m keep 1y".parse().ok(),
+            rate: "5Mbit".parse().ok(),
+            consistent_every: Some(Some(Duration::from_secs(900))),
+        };
+        c.write_group(&v.group, &said).expect("written");
+        let other = GroupSaid { epoch_interval: said.epoch_interval, ..GroupSaid::default() };
+        c.write_group(&v.group, &other).expect("what was said before stays");
         // What is not the group's is nobody's to overwrite.
         let (other, text) = (c.drop_ins().join("group-h.toml"), "[[group]]\nname='i'\nkeep=3\n");
         std::fs::write(&other, text).expect("written");
-        let refused = c.write_group(&"h".parse().expect("a name"), &GroupConfig::default()).expect_err("it holds something else");
+        let refused = c.write_group(&"h".parse().expect("a name"), &said).expect_err("it holds something else");
         assert!(refused.to_string().contains("group i"), "{refused}");
         assert_eq!(std::fs::read_to_string(&other).expect("there"), text);
         std::fs::remove_file(&other).expect("removed");

@@ -34,6 +34,7 @@ mod metrics;
 mod mounted;
 mod node;
 mod queue;
+mod retention;
 mod sender;
 mod sentinel;
 mod showing;

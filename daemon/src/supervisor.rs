@@ -29,7 +29,7 @@ use tracing::{error, info, warn};
 
 use crate::bandwidth::{Bandwidth, RateWindow};
 use crate::boot::Backings;
-use crate::config::{Config, ConfigError, GroupConfig};
+use crate::config::{Config, ConfigError, GroupSaid};
 use crate::encode::Encoders;
 use crate::failback::Failbacks;
 use crate::group::{Ask, GroupHandle, Inbox, Note, Stopped};
@@ -167,7 +167,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     fn new(
-        config: Config,
+        mut config: Config,
         state: Arc<StateDir>,
         links: tokio::runtime::Handle,
         noticed: mpsc::UnboundedSender<Noticed>,
@@ -191,6 +191,7 @@ impl Daemon {
         };
         let mut instance = [0; 16];
         getrandom::fill(&mut instance).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+        let stale = reload::Stale::at_the_start(state.path(), &mut config);
         let shared = Arc::new(Mutex::new(config.clone()));
         let around = Surroundings {
             source: config.source.name.clone(),
@@ -226,7 +227,7 @@ impl Daemon {
             changes: tokio::sync::Mutex::new(()),
             failbacks: Failbacks::default(),
             pairing: tokio::sync::Mutex::new(()),
-            stale: Mutex::default(),
+            stale: Mutex::new(stale),
             hooks_left: Mutex::default(),
             started: Instant::now(),
         }))
@@ -615,32 +616,20 @@ impl Daemon {
         let read = |ms: u64, parse: fn(&str) -> Result<Duration, DurationError>| {
             parse(&format!("{ms}ms")).map_err(|e| wrong(&e.to_string()))
         };
-        let group = GroupConfig {
-            epoch_interval: settings.epoch_interval_ms.map_or(Ok(old.epoch_interval), |ms| read(ms, parse_epoch_interval))?,
-            keep: settings.keep.unwrap_or(old.keep),
-            span_said: settings.span_ms.map(|ms| read(ms, parse_span)).transpose()?.or(old.span_said),
-            grid: match &settings.grid {
-                Some(text) => text.parse().map_err(|e: GridError| wrong(&e.to_string()))?,
-                None => old.grid,
-            },
-            policy_is_said: old.policy_is_said
-                || settings.keep.is_some()
-                || settings.span_ms.is_some()
-                || settings.grid.is_some(),
-            encryption: old.encryption,
-            consistent_every: match &settings.consistent_every {
-                Some(text) => hooks::parse_every(text).map_err(|what| wrong(&what))?,
-                None => old.consistent_every,
-            },
-            hook_hold: old.hook_hold,
-            cohort_hold: old.cohort_hold,
-            hooks: old.hooks,
-            stand_in_for: old.stand_in_for,
-            rate: match &settings.rate {
-                Some(text) => text.parse().map_err(|e: RateError| wrong(&e.to_string()))?,
-                None => old.rate,
-            },
+        let said = GroupSaid {
+            epoch_interval: settings.epoch_interval_ms.map(|ms| read(ms, parse_epoch_interval)).transpose()?,
+            keep: settings.keep,
+            span: settings.span_ms.map(|ms| read(ms, parse_span)).transpose()?,
+            grid: settings.grid.as_ref().map(|text| text.parse().map_err(|e: GridError| wrong(&e.to_string()))).transpose()?,
+            rate: settings.rate.as_ref().map(|text| text.parse().map_err(|e: RateError| wrong(&e.to_string()))).transpose()?,
+            consistent_every: settings
+                .consistent_every
+                .as_ref()
+                .map(|text| hooks::parse_every(text).map_err(|what| wrong(&what)))
+                .transpose()?,
         };
+        let said = self.with_what_holds(&name, said);
+        let group = said.over(old);
         if group.keep == 0 {
             return Err(wrong("keep must be at least 1"));
         }
@@ -650,8 +639,9 @@ impl Daemon {
             return Err(ApiError::new(ErrorCode::Conflict, message, todo));
         }
         let config = locked(&self.config).clone();
-        config.write_group(&name, &group).map_err(|error| not_kept(&error))?;
+        config.write_group(&name, &said).map_err(|error| not_kept(&error))?;
         locked(&self.config).groups.insert(name, group.clone());
+        self.heed_what_is_kept(&config);
         self.tell_groups();
         Ok(GroupSettings {
             epoch_interval_ms: Some(group.epoch_interval.as_millis() as u64),

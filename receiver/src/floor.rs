@@ -1,8 +1,6 @@
 //! The floor of retention: what `[retention] at_least_*` keeps whatever a source says, remembered in the state directory.
 //!
-//! Invariant: † a floor that was in force gives way only to a word. A file that is not there for a moment (an editor or a tool puts another in
-//! its place, a folder is not mounted yet) says nothing, and points that are given up for that do not come back. So a lower floor counts if the
-//! file that said the higher one is there and says so, or if any file says it anew; else both hold, over restarts too, and status says so.
+//! Invariant: † a floor that was in force gives way only to a word ([`Kept`]), over restarts too, and status says what holds for want of one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use farside_ledger::{Grid, Policy};
+use farside_service::said::Kept;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Changes, Config};
@@ -32,38 +31,6 @@ pub(crate) struct KeptFloor {
     keep: Option<Kept<u32>>,
     span_ms: Option<Kept<u64>>,
     grid: Option<Kept<Grid>>,
-}
-
-/// One key of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept<T> {
-    value: T,
-    /// Which said it.
-    file: PathBuf,
-    /// What all files said of that key then.
-    said: BTreeMap<PathBuf, T>,
-}
-
-impl<T: Clone + PartialEq> Kept<T> {
-    /// What is kept now that the files say `said`, in their order, and of `before` what holds beside that.
-    fn next(
-        before: Option<Self>,
-        (said, default): (Vec<(&Path, T)>, T),
-        is_there: impl Fn(&Path) -> bool,
-        union: impl Fn(&T, &T) -> T,
-    ) -> (Option<Self>, bool) {
-        let now = said.last().map(|(file, value)| (file.to_path_buf(), value.clone()));
-        let said = said.into_iter().map(|(file, value)| (file.to_owned(), value)).collect();
-        if let Some(before) = before {
-            let value = now.as_ref().map_or(&default, |(_, value)| value);
-            let falls = union(&before.value, value) != *value;
-            let is_said_anew = now.as_ref().is_some_and(|(file, value)| before.said.get(file) != Some(value));
-            if falls && !is_there(&before.file) && !is_said_anew {
-                return (Some(before), true);
-            }
-        }
-        (now.map(|(file, value)| Self { value, file, said }), false)
-    }
 }
 
 /// What holds of an earlier configuration.

@@ -56,7 +56,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
 }
 
 /// A time in the fewest words that [`parse_duration`] takes for the same.
-pub(crate) fn duration_words(duration: Duration) -> String {
+pub fn duration_words(duration: Duration) -> String {
     let mut left_ms = duration.as_millis();
     let mut words = String::new();
     let units = [("y", YEAR.as_millis()), ("d", DAY.as_millis()), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];

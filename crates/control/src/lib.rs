@@ -29,7 +29,7 @@ mod window;
 
 pub use client::{Client, ClientError};
 pub use code::Code;
-pub use duration::{DurationError, parse_duration, parse_epoch_interval, parse_span};
+pub use duration::{DurationError, duration_words, parse_duration, parse_epoch_interval, parse_span};
 pub use error::{ApiError, ErrorCode, Reason, Severity};
 pub use grid::{Grid, GridError, GridRule};
 pub use pages::{POINT_PAGE_BYTES, POINTS_PAGE_MAX, PageCursor, PageCursorError, PageMaker, PointPage, TooManyGroups};

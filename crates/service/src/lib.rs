@@ -9,6 +9,7 @@ pub mod files;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod said;
 pub mod socket;
 pub mod systemd;
 

@@ -5,6 +5,7 @@
 //! says so: `farside volume remove`.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,8 +15,9 @@ use farside_service::systemd;
 use tracing::{error, info, warn};
 
 use super::Daemon;
-use crate::config::{Config, ConfigError, VolumeConfig};
+use crate::config::{Config, ConfigError, GroupSaid, VolumeConfig};
 use crate::locked;
+use crate::retention::{self, Held};
 
 /// In what the configuration on disk is not the one that runs.
 #[derive(Debug, Default)]
@@ -24,6 +26,17 @@ pub(super) struct Stale {
     said: Vec<String>,
     /// Volumes that no file has any more.
     kept: BTreeSet<Name>,
+    /// What holds of what is to be kept, for want of a word.
+    held: Held,
+}
+
+impl Stale {
+    /// With what was in force before this process and holds on.
+    pub(super) fn at_the_start(state_dir: &Path, config: &mut Config) -> Self {
+        let held = retention::take_up(state_dir, &config.policies, &mut config.groups);
+        held.words.iter().for_each(|what| warn!("{what}"));
+        Self { held, ..Self::default() }
+    }
 }
 
 impl Daemon {
@@ -78,9 +91,6 @@ impl Daemon {
         if !gone.is_empty() && !new.drop_ins().is_dir() {
             new.bandwidth = old.bandwidth.clone();
         }
-        let changes = old.changes(&new);
-        new.source = old.source.clone();
-        new.limits = old.limits.clone();
         if let Some((kept, volume)) = gone.iter().find_map(|kept| Some((kept, new.volumes.values().find(|v| kept.collides(v))?)))
         {
             let what = format!(
@@ -90,6 +100,12 @@ impl Daemon {
             let todo = format!("`farside volume remove {}`, or put it back into its file; then reload again", kept.name);
             return Err(ApiError::new(ErrorCode::Conflict, what, todo));
         }
+        let held = retention::take_up(self.state.path(), &new.policies, &mut new.groups);
+        held.words.iter().for_each(|what| warn!("{what}"));
+        locked(&self.stale).held = held;
+        let changes = old.changes(&new);
+        new.source = old.source.clone();
+        new.limits = old.limits.clone();
         let kept: BTreeSet<Name> = gone.iter().map(|volume| volume.name.clone()).collect();
         for (name, old) in &old.volumes {
             new.volumes.insert(name.clone(), old.clone());
@@ -104,6 +120,26 @@ impl Daemon {
         self.tell_groups();
         let failed = self.take_over_volumes(&new.volumes).await;
         Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, kept_volumes, failed })
+    }
+
+    /// What is to be said of a group through the API, and with it what held for want of a word: † its file would be there again, and say nothing of that.
+    pub(super) fn with_what_holds(&self, group: &Name, said: GroupSaid) -> GroupSaid {
+        let stale = locked(&self.stale);
+        let Some(held) = stale.held.groups.get(group) else { return said };
+        GroupSaid {
+            keep: said.keep.or(held.keep),
+            span: said.span.or(held.span),
+            grid: said.grid.or_else(|| held.grid.clone()),
+            ..said
+        }
+    }
+
+    /// What is to be kept of a group was said through the API.
+    pub(super) fn heed_what_is_kept(&self, config: &Config) {
+        // Of files that are not valid now, the next reload tells.
+        if let Ok(Config { policies, mut groups, .. }) = Config::load(&config.path) {
+            locked(&self.stale).held = retention::take_up(self.state.path(), &policies, &mut groups);
+        }
     }
 
     /// A volume was taken out of service by a person.
@@ -126,7 +162,15 @@ impl Daemon {
                 format!("put its file back, then: farside reload; or take it out of service: farside volume remove {name}");
             Reason::new(Severity::Warning, Code::ConfigurationStale, what, todo)
         });
-        said.chain(kept).collect()
+        let held = stale.held.words.iter().map(|what| {
+            Reason::new(
+                Severity::Warning,
+                Code::ConfigurationStale,
+                what,
+                "put the file back, then: farside reload; or say what is to be kept",
+            )
+        });
+        said.chain(kept).chain(held).collect()
     }
 }
 

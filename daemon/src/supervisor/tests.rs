@@ -2,11 +2,11 @@
 
 use farside_control::Reloaded;
 use farside_control::failback::{FailbackRequest, FailbackStep};
-use farside_control::source::{IfAbsent, VolumeAdd, VolumeStatus};
+use farside_control::source::{GroupSettings, IfAbsent, VolumeAdd, VolumeStatus};
 
 use super::*;
 use crate::boot::tests::SlowEnd;
-use crate::config::VolumeConfig;
+use crate::config::{VolumeConfig, default_group};
 use crate::group::{Farewell, Inbox};
 use crate::mounted::Mounted;
 use crate::state_dir::{Mark, StateDirError};
@@ -699,6 +699,40 @@ async fn what_came_to_be_added_meanwhile_is_not_removed() {
     locked(&daemon.volumes.adding).insert(late.name.clone(), late);
     drop(one);
     assert_eq!(removing.await.expect_err("it is being added").code, ErrorCode::Busy);
+    daemon.stop_groups().await;
+}
+
+/// The gateway was told to keep less, and gave points up at once, because a drop-in was away for the moment of a reload.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_without_a_groups_file_lets_the_gateway_keep_no_less() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    let name = default_group();
+    let year = GroupSettings { span_ms: Some(365 * 86_400_000), keep: Some(50), ..GroupSettings::default() };
+    daemon.set_group(name.as_str(), &year).await.expect("taken");
+    let said = locked(&daemon.config).group(&name);
+    let path = locked(&daemon.config).drop_ins().join(format!("group-{name}.toml"));
+    let text = std::fs::read_to_string(&path).expect("written");
+    let holds = async || daemon.status().await.reasons.iter().filter(|reason| reason.message.contains("holds on")).count();
+    for away in [None, Some("")] {
+        match away {
+            Some(blank) => std::fs::write(&path, blank).expect("written"),
+            None => std::fs::remove_file(&path).expect("removed"),
+        }
+        let reloaded = daemon.reload().await.expect("valid");
+        assert_eq!((locked(&daemon.config).group(&name), reloaded.changed.len()), (said.clone(), 0), "{reloaded:?}");
+        assert_eq!(holds().await, 2);
+        std::fs::write(&path, &text).expect("written");
+        daemon.reload().await.expect("valid");
+        assert_eq!(holds().await, 0);
+    }
+    std::fs::remove_file(&path).expect("removed");
+    daemon.reload().await.expect("valid");
+    let day = GroupSettings { span_ms: Some(86_400_000), ..GroupSettings::default() };
+    daemon.set_group(name.as_str(), &day).await.expect("taken");
+    daemon.reload().await.expect("valid");
+    let now = locked(&daemon.config).group(&name);
+    assert_eq!((now.span().as_secs(), now.keep, holds().await), (86_400, 50, 0), "the fifty points are written down again");
     daemon.stop_groups().await;
 }
 
