@@ -681,7 +681,11 @@ fn names(volume: &Name) -> String {
 /// Has everything of a volume compared; one whose folder is gone has no past.
 fn mark(state_dir: &Path, backing: &Backing) -> Result<(), ConfigError> {
     let dir = backing.folder(state_dir);
-    if dir.is_dir() { Mark::TrackingLost.put(&dir, true) } else { Ok(()) }
+    match dir.try_exists() {
+        Ok(false) => Ok(()),
+        // † What cannot be looked at is not gone.
+        Ok(true) | Err(_) => Mark::TrackingLost.put(&dir, true),
+    }
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ use crate::group::{Inbox, Note, Opening};
 use crate::intent_file::IntentFile;
 use crate::intent_thread::{Busy, IntentThread};
 use crate::keys::{GroupKeys, sentinel_key};
+use crate::locked;
 use crate::loss::{self, LossNote, Unkept};
 use crate::node::{self, Place};
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
@@ -241,6 +242,10 @@ impl Served {
             Mark::TrackingLost.put_because(&dir, WAS_LEAVING)?;
             Mark::Leaving.put(&dir, false)?;
         }
+        // What the name led to as it was opened.
+        let opened = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(device.fd())))
+            .context("/proc is not there")?;
+        refuse_file_of_the_system(&config.backing, &opened, around)?;
         // All marks come before anything is written that would make the next start forget the reason: the map grown, the
         // header `attached`, the new identity kept.
         let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
@@ -800,12 +805,32 @@ fn refuse_own_tap(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// † Who may have a file served writes to it as root, and by what lies there farsided, or the host, is told what to run. `file`: it, by whatever name.
+fn refuse_file_of_the_system(backing: &Path, file: &Path, around: &Surroundings) -> anyhow::Result<()> {
+    let ours = {
+        let running = locked(&around.config);
+        [running.source.state_dir.clone(), running.drop_ins(), running.path.clone()]
+    };
+    // What else there is the service may not write to.
+    let systems = ["/etc", "/proc", "/run", "/sys", "/var/lib/dpkg", "/var/spool"].map(PathBuf::from);
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let file = real(file);
+    match ours.iter().chain(&systems).find(|folder| file.starts_with(real(folder))) {
+        Some(folder) => bail!(
+            "{} lies in {}: a file there is no volume's data. Give the volume a block device, or a file in a folder of its own",
+            backing.display(),
+            folder.display()
+        ),
+        None => Ok(()),
+    }
+}
+
 /// What we need to serve a device must not lie on it: after a crash we would wait for ourselves.
 fn refuse_own_needs(config: &VolumeConfig, dir: &Path, around: &Surroundings) -> anyhow::Result<()> {
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
     let device = std::fs::metadata(&config.backing).with_context(|| format!("cannot open {}", config.backing.display()))?;
     if !device.file_type().is_block_device() {
-        return Ok(());
+        return refuse_file_of_the_system(&config.backing, &config.backing, around);
     }
     let number = DevNumber::of(device.rdev());
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin"));
@@ -917,7 +942,7 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
         Some((meta, has_checksum)) => {
             if meta.id != id {
                 let (config_path, state_dir) = {
-                    let config = crate::locked(&around.config);
+                    let config = locked(&around.config);
                     (config.path.clone(), config.source.state_dir.clone())
                 };
                 let name = source_name::of_volume(&state_dir, &config_path, &meta, &config.group);

@@ -456,6 +456,10 @@ impl Group {
             self.enter();
         }
         let is_bucket = self.is_bucket();
+        // † What a torn group has is read with its key as long as anybody keeps that.
+        if matches!(&self.place, Place::Here(here) if here.store.torn().is_some()) {
+            self.keep_key_as_configured();
+        }
         match &mut self.place {
             Place::Here(here) if self.receiver.vault.generation() != Some(here.generation) => self.leave(),
             // Perhaps somebody brought the file back.

@@ -200,7 +200,17 @@ impl Bucket {
     fn failed(&self, doing: &'static str, what: String, error: object_store::Error) -> Failed {
         let why = in_words(&error);
         let place = self.place.clone();
+        // One object that the service has put away, or whose own key is gone. The rest of the store goes on. † Of what is written that is a matter of the
+        // bucket; and a key that we may not use is one of our credentials.
+        let is_of_object = matches!(doing, "reading" | "looking at") && is_of_object(&why);
         Failed::Store(match error {
+            object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Generic { .. }
+            | object_store::Error::AlreadyExists { .. }
+                if is_of_object =>
+            {
+                StoreError::Unreadable { path: what.into(), source: std::io::Error::other(short(&why)) }
+            }
             // Of a listing, the kind of an error says nothing.
             object_store::Error::NotFound { .. } | object_store::Error::Generic { .. } if is_of_bucket(&why) => {
                 StoreError::NoBucket { place }
@@ -209,10 +219,6 @@ impl Bucket {
             object_store::Error::NotFound { .. } => return Failed::Missing,
             object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
                 return Failed::Exists(StoreError::Remote { doing, what, why: short(&why) });
-            }
-            // One object that the service has put away, or whose own key is gone. The rest of the store goes on.
-            object_store::Error::PermissionDenied { .. } if is_of_object(&why) => {
-                StoreError::Unreadable { path: what.into(), source: std::io::Error::other(short(&why)) }
             }
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                 StoreError::RemoteDenied { place, why: short(&why) }
@@ -525,7 +531,8 @@ fn is_denial(words: &str) -> bool {
 
 /// Whether we may not because of this one object: it lies in an archive, a key of its own is gone, or it is gone itself, where what was is read.
 fn is_of_object(words: &str) -> bool {
-    ["InvalidObjectState", "BlobArchived", "KMS.", "kms:", GONE].iter().any(|sign| words.contains(sign))
+    !words.contains("AccessDenied")
+        && ["InvalidObjectState", "BlobArchived", "KMS.", GONE].iter().any(|sign| words.contains(sign))
 }
 
 /// An error with all its causes.

@@ -166,6 +166,36 @@ fn a_service_that_lists_from_the_start_is_a_backend() {
     conformance::run(&conformance::Fixture { open: &open, local: local.path() });
 }
 
+/// A key of the service that we may not use was taken for a rotten disk: new credentials were not read before a restart. And one archived object, of a
+/// service that says so otherwise, ended the check of a whole store.
+#[test]
+fn what_is_one_objects_and_what_is_ours_are_told_apart() {
+    use object_store::Error::{AlreadyExists, Generic, PermissionDenied};
+    let bucket = Bucket::new(Arc::new(InMemory::new()), "site-1", "memory://".to_owned()).expect("threads");
+    let (path, of) = (|| "segments/1".to_owned(), |words: &str| words.to_owned().into());
+    let failed = |doing, error| match bucket.failed(doing, "segments/1".to_owned(), error) {
+        super::Failed::Store(error) => error,
+        super::Failed::Exists(error) => error,
+        super::Failed::Missing => panic!("it is there"),
+    };
+    let denied = "AccessDenied: User x is not authorized to perform: kms:GenerateDataKey on resource arn:aws:kms:y";
+    for doing in ["reading", "creating"] {
+        let error = failed(doing, PermissionDenied { path: path(), source: of(denied) });
+        assert!(matches!(error, StoreError::RemoteDenied { .. }), "{doing}: {error:?}");
+    }
+    let archived = [
+        PermissionDenied { path: path(), source: of("InvalidObjectState: it is archived") },
+        Generic { store: "S3", source: of("KMS.DisabledException: the key is disabled") },
+        AlreadyExists { path: path(), source: of("BlobArchived: this operation is not permitted on an archived blob") },
+    ];
+    for error in archived {
+        let error = failed("reading", error);
+        assert!(matches!(error, StoreError::Unreadable { .. }), "{error:?}");
+    }
+    let error = failed("creating", Generic { store: "S3", source: of("KMS.DisabledException: the key is disabled") });
+    assert!(matches!(error, StoreError::Remote { .. }), "{error:?}");
+}
+
 /// A group whose record waited behind the segments of another one heard nobody for minutes, and fenced a source that had come back meanwhile.
 #[test]
 fn a_record_does_not_wait_for_the_segments_of_another_group() {

@@ -19,7 +19,7 @@ use farside_insert::stack;
 
 use super::{Backing, List, Look, Places, have_udev_look};
 use crate::channel::channel;
-use crate::config::RUN_DIR;
+use crate::config::{ConfigError, RUN_DIR};
 use crate::state_dir::Mark;
 use crate::{node, tap};
 
@@ -111,7 +111,7 @@ fn decide(list: &Arc<List>, places: &Arc<Places>, until: Instant, bare: bool) ->
 fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: bool) -> anyhow::Result<Option<Ready>> {
     let disk = volume.path.display();
     let door = loop {
-        let found = look(volume, places)?;
+        let found = look(volume, places, bare)?;
         let late = Instant::now() >= until;
         match found {
             Found::Settled => return Ok(None),
@@ -121,10 +121,11 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
             Found::Missing if late => bail!("{disk} is not there"),
             Found::Taken(error) if late => {
                 if !is_used(&volume.path) {
-                    bail!("it is not served yet: {error}");
+                    let who = if bare { "; is farsided still there, or a process of it that cannot end?" } else { "" };
+                    bail!("it is not served yet: {error}{who}");
                 }
                 // † As a part of something that was put together before us, for one: LVM in the initramfs.
-                super::mark(&list.state_dir, volume).context("that its disk is used without Farside cannot be kept")?;
+                mark(volume, list, bare).context("that its disk is used without Farside cannot be kept")?;
                 if bare {
                     break None;
                 }
@@ -144,7 +145,7 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
     }
     if volume.if_absent == IfAbsent::Refuse && !bare {
         if volume.disk.is_none() {
-            super::mark(&list.state_dir, volume).context("that its disk, which cannot be hidden, may be used cannot be kept")?;
+            mark(volume, list, bare).context("that its disk, which cannot be hidden, may be used cannot be kept")?;
         }
         let seen = match volume.disk {
             Some(_) => "stays hidden, and what is to be mounted from it is not",
@@ -157,13 +158,7 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
         );
     }
     let dir = volume.folder(&list.state_dir);
-    let marked = match list.state_dir.is_dir() && bare {
-        // A person says so: of a volume whose folder is gone nothing is trusted.
-        true => super::mark(&list.state_dir, volume),
-        // Its folder is never made here: where it is missing, the state directory is not mounted, or lost.
-        false => Mark::TrackingLost.put(&dir, true),
-    };
-    marked.with_context(|| {
+    mark(volume, list, bare).with_context(|| {
         format!(
             "{disk} stays hidden: that it is used without Farside cannot be kept, and what changes would never be compared. Mend the \
              state directory; if it is lost for good, make {} anew and say `farsided --unserved --bare`: everything is compared then",
@@ -176,6 +171,15 @@ fn settle(volume: &Backing, list: &List, places: &Places, until: Instant, bare: 
         format!("{disk} stays hidden, for {} is used and nobody serves it", node::path(&volume.name).display())
     })?;
     Ok(Some(Ready(door)))
+}
+
+/// Has everything of a volume compared. † Its folder is never made here: where it is missing, the state directory is not mounted, or lost, unless a person
+/// says that it is there: of a volume whose folder is gone nothing is trusted.
+fn mark(volume: &Backing, list: &List, bare: bool) -> Result<(), ConfigError> {
+    match list.state_dir.is_dir() && bare {
+        true => super::mark(&list.state_dir, volume),
+        false => Mark::TrackingLost.put(&volume.folder(&list.state_dir), true),
+    }
 }
 
 /// Has a disk be its host's.
@@ -201,7 +205,7 @@ fn is_used(device: &Path) -> bool {
     is_mounted(device) || DevNumber::at(device).is_ok_and(held)
 }
 
-fn look(volume: &Backing, places: &Places) -> anyhow::Result<Found> {
+fn look(volume: &Backing, places: &Places, bare: bool) -> anyhow::Result<Found> {
     if places.is_bare(&volume.name) {
         return Ok(Found::Settled);
     }
@@ -210,10 +214,18 @@ fn look(volume: &Backing, places: &Places) -> anyhow::Result<Found> {
         // Its tap may be there; nobody serves it.
         Ok(door) => Ok(Found::Free(door)),
         Err(DeviceError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(Found::Missing),
-        Err(DeviceError::Busy { .. }) if node::path(&volume.name).exists() && !is_used(&volume.path) => Ok(Found::Settled),
-        Err(error @ DeviceError::Busy { .. }) => Ok(Found::Taken(error)),
+        Err(error @ DeviceError::Busy { .. }) => {
+            let has_tap = node::path(&volume.name).exists() && !is_used(&volume.path);
+            Ok(held(error, has_tap, bare))
+        }
         Err(error) => Err(error).context("its disk cannot be looked at"),
     }
+}
+
+/// Of a disk that somebody holds. † Who wants it bare must not take that for done: a daemon that was killed holds it as well, as long as a request to any of
+/// its disks does not end, and then it is used without a mark.
+fn held(error: DeviceError, has_tap: bool, bare: bool) -> Found {
+    if has_tap && !bare { Found::Settled } else { Found::Taken(error) }
 }
 
 /// Whether a device, or a part of it, is mounted as it is: what happens to it there passes no tap.
@@ -286,6 +298,28 @@ mod tests {
         assert!(!places.is_bare(&list.volumes[0].name));
         decide(&places, &list, true).expect_err("udev is not told of a file");
         assert!(places.is_bare(&list.volumes[0].name));
+    }
+
+    /// `apt remove` counted the disks of a killed daemon that could not end as settled: they were used bare, and nothing was compared.
+    #[test]
+    fn a_disk_that_is_held_is_settled_only_where_its_tap_may_serve_on() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let disk = dir.path().join("disk");
+        std::fs::write(&disk, vec![0; 1 << 20]).expect("written");
+        let _held = FileDevice::open(&disk, OpenOptions::at_once()).expect("free");
+        let busy = || FileDevice::open(&disk, OpenOptions::at_once()).expect_err("taken");
+        assert!(matches!(held(busy(), true, false), Found::Settled));
+        assert!(matches!(held(busy(), true, true), Found::Taken(_)) && matches!(held(busy(), false, false), Found::Taken(_)));
+    }
+
+    /// It was said that everything is compared, and nothing was marked.
+    #[test]
+    fn what_cannot_be_marked_is_not_called_compared() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (places, mut list) = place(dir.path(), IfAbsent::Refuse);
+        list.volumes[0].disk = None;
+        let error = format!("{:#}", decide(&places, &list, false).expect_err("there is no state directory"));
+        assert!(error.contains("cannot be kept") && !error.contains("compared in any case"), "{error}");
     }
 
     #[test]

@@ -702,6 +702,26 @@ async fn what_came_to_be_added_meanwhile_is_not_removed() {
     daemon.stop_groups().await;
 }
 
+/// Who may use the API had a file of the configuration served, wrote a hook to it through the tap, and reloaded: that ran as root.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_ours_or_of_the_system_is_no_volume() {
+    let running = Running::new().await;
+    let daemon = running.daemon.clone();
+    let drop_ins = locked(&daemon.config).drop_ins();
+    std::fs::create_dir_all(&drop_ins).expect("made");
+    let link = running.at.join("link");
+    std::os::unix::fs::symlink(&drop_ins, &link).expect("link");
+    for folder in [drop_ins, link, daemon.state.path().to_owned()] {
+        std::fs::write(folder.join("x.toml"), vec![b'\n'; 1 << 20]).expect("written");
+        let add = VolumeAdd { backing: folder.join("x.toml"), ..running.add("late") };
+        let error = daemon.add_volume(&add).await.expect_err("refused");
+        assert!(error.message.contains("is no volume's data"), "{error:?}");
+        std::fs::remove_file(folder.join("x.toml")).expect("removed");
+    }
+    assert!(daemon.find("late").is_err());
+    daemon.stop_groups().await;
+}
+
 /// The gateway was told to keep less, and gave points up at once, because a drop-in was away for the moment of a reload.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_without_a_groups_file_lets_the_gateway_keep_no_less() {

@@ -131,6 +131,11 @@ impl Group {
             self.at_rest.trouble = None;
             return self.answer_all(&Ok(None));
         }
+        if let (None, Some(torn)) = (&claimed.at_rest, here.store.torn()) {
+            // † Perhaps a record that cannot be read says which key it has: none is drawn beside that.
+            let words = torn.to_string();
+            return self.answer_all(&Err(words));
+        }
         self.at_rest.config = Some(Arc::clone(&config));
         let Some(mail) = self.at_rest.mail.upgrade() else { return };
         let with = self.receiver.keys.of(&config, &self.names);

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use farside_keys::{GroupKey, Secret};
-use farside_region::{DigestKey, SealMode, VolumeId};
+use farside_region::{DigestKey, SealMode, Slot, VolumeId};
 use farside_wire::{GroupKeyAnswer, ReadLedger, ReceiverMessage, RefusalCode, RequestId, SourceMessage};
 
 use crate::site::{Gateway, Session, wait_for, wait_until};
@@ -121,4 +121,29 @@ async fn a_key_that_nobody_keeps_is_not_given() {
     }
     assert!(gateway.log().contains("secret words"));
     assert!(!gateway.path("store/groups/host1/default/keys/0").exists());
+}
+
+/// Who is to keep the key since the ledger tore was never asked, and nobody said so: with the keeper of before all points were lost.
+#[tokio::test]
+async fn the_key_of_a_torn_group_is_kept_by_whoever_is_named_since() {
+    let mut gateway = gateway().await;
+    fs::write(gateway.path("go"), "").expect("written");
+    let host = gateway.pair("host1").await;
+    let mut session = host.connect("default").await;
+    session.send(SourceMessage::KeyWanted).await;
+    let key = given(&mut session).await;
+    for volume in ["data", "other"] {
+        session
+            .claim_raw(volume, |claim| claim.volume.digest_key = DigestKey::Sealed(key.seal(SealMode::AtRest, claim.volume.id)))
+            .await;
+        session.expect("a verdict", |m| matches!(m, ReceiverMessage::ClaimVerdict(_)).then_some(())).await;
+    }
+    gateway.stop();
+    gateway.start_torn(Slot(1)).await;
+    let (first, second) = (gateway.path("keeper"), gateway.path("another"));
+    fs::copy(&first, &second).expect("copied");
+    let text = format!("[[at_rest]]\nkeys = [\"command:{}\", \"command:{}\"]\n", first.display(), second.display());
+    fs::write(gateway.path("receiver.d/at-rest.toml"), text).expect("written");
+    gateway.client().reload().await.expect("read again");
+    wait_for("the key to be kept by both", || gateway.path("store/groups/host1/default/keys/1").exists()).await;
 }
