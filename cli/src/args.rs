@@ -856,6 +856,9 @@ Example:
 A folder is what farsided has of a group, in its state directory. It hands the gateway all that lie there when it
 connects, so wrapping there is enough. Restart farsided after changing `key` of the group.
 
+A new passphrase (--with passphrase) is asked for twice, or taken from FARSIDE_NEW_PASSPHRASE. Where --key is
+no passphrase that is asked for, FARSIDE_PASSPHRASE names it as well; where it is, FARSIDE_PASSPHRASE is the old one.
+
 Examples:
   farside key wrap /srv/farside --of web1/db --key file:/etc/farside/db.key --with passphrase
   farside key wrap /var/lib/farside/keys/db --key file:/etc/farside/db.key --with file:/etc/farside/db2.key")]

@@ -3,13 +3,14 @@
 //! A key itself is in no output and in no file that this makes: it is unwrapped, wrapped again, and forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use farside_control::Address;
-use farside_keys::{ARGON2_DEFAULT, GroupKey, Keeper, WrapError, Wrapping};
+use farside_keys::{ARGON2_DEFAULT, Argon2Cost, GroupKey, Keeper, WrapError, Wrapping};
 use farside_objects::Location;
 use farside_region::{KeyId, SealMode};
 use farside_store::{GroupNames, Listing, ObjectName, StoreReader, add_wrapping, wrappings};
@@ -22,6 +23,8 @@ use crate::store;
 
 /// Names a passphrase where nobody is to be asked.
 const PASSPHRASE_VARIABLE: &str = "FARSIDE_PASSPHRASE";
+/// Names the one that a key is wrapped with.
+const NEW_PASSPHRASE_VARIABLE: &str = "FARSIDE_NEW_PASSPHRASE";
 
 /// A wrapped key.
 #[derive(Debug, Serialize)]
@@ -83,14 +86,73 @@ pub(crate) fn with_passphrases(keepers: &[Keeper]) -> Result<Vec<Keeper>, Failur
 /// A passphrase that was not named is taken from the environment, or asked for. Whoever has a key leaves no core of its memory.
 pub(crate) fn with_passphrase(keeper: Keeper, question: &str) -> Result<Keeper, Failure> {
     farside_blockio::process::refuse_core_dumps().or_fail("a core dump of this would hold the key")?;
-    if !matches!(keeper, Keeper::Passphrase(None)) {
-        return Ok(keeper);
+    Passphrases::HERE.that_opens(keeper, question)
+}
+
+/// Where passphrases come from that no file holds.
+#[derive(Clone, Copy)]
+struct Passphrases<'p> {
+    variable: &'p dyn Fn(&str) -> Option<OsString>,
+    ask: &'p dyn Fn(&str) -> Result<Keeper, Failure>,
+}
+
+impl Passphrases<'static> {
+    const HERE: Self = Self { variable: &|name| std::env::var_os(name), ask: &ask };
+}
+
+impl Passphrases<'_> {
+    /// What opens something: a mistake is found out at once.
+    fn that_opens(&self, keeper: Keeper, question: &str) -> Result<Keeper, Failure> {
+        if keeper != Keeper::Passphrase(None) {
+            return Ok(keeper);
+        }
+        self.given(PASSPHRASE_VARIABLE)?.map_or_else(|| (self.ask)(question), Ok)
     }
-    if let Ok(given) = std::env::var(PASSPHRASE_VARIABLE) {
-        return Ok(Keeper::Passphrase(Some(given.into())));
+
+    /// What a key is to be wrapped with. † One with a slip in it is wrapped and verified against itself, and nobody knows it once the other
+    /// wrappings are gone: it is asked for twice. † Nor is it what opens the key now, which may be known to others.
+    fn that_wraps(&self, with: Keeper, opened_by: &Keeper) -> Result<Keeper, Failure> {
+        let is_asked = |keeper: &Keeper| *keeper == Keeper::Passphrase(None);
+        if !is_asked(&with) {
+            return Ok(with);
+        }
+        if let Some(given) = self.given(NEW_PASSPHRASE_VARIABLE)? {
+            return Ok(given);
+        }
+        match self.given(PASSPHRASE_VARIABLE)? {
+            Some(_) if is_asked(opened_by) => {
+                let message = format!("{PASSPHRASE_VARIABLE} is what opens the key now, and is not wrapped with once more");
+                let what_to_do =
+                    format!("set {NEW_PASSPHRASE_VARIABLE} to the new passphrase, or name a file: --with passphrase:FILE");
+                return Err(Failure::new(Exit::Usage, message, what_to_do));
+            }
+            Some(given) => return Ok(given),
+            None => {}
+        }
+        let first = (self.ask)("New passphrase: ")?;
+        if first != (self.ask)("The same again: ")? {
+            return Err(Failure::new(Exit::Usage, "the two passphrases differ: nothing was wrapped", "say this again"));
+        }
+        Ok(first)
     }
+
+    /// What a variable says.
+    fn given(&self, variable: &str) -> Result<Option<Keeper>, Failure> {
+        let Some(given) = (self.variable)(variable) else { return Ok(None) };
+        let text = given
+            .into_string()
+            .map_err(|_| Failure::new(Exit::Usage, format!("{variable} is not UTF-8"), "name a file: passphrase:FILE"))?;
+        Ok(Some(Keeper::Passphrase(Some(text.into()))))
+    }
+}
+
+/// Asks whoever sits at the terminal.
+fn ask(question: &str) -> Result<Keeper, Failure> {
     let none = || {
-        Failure::new(Exit::Usage, "there is no passphrase", format!("set {PASSPHRASE_VARIABLE}, or name a file: passphrase:FILE"))
+        let what_to_do = format!(
+            "set {PASSPHRASE_VARIABLE} (what a key is to be wrapped with: {NEW_PASSPHRASE_VARIABLE}), or name a file: passphrase:FILE"
+        );
+        Failure::new(Exit::Usage, "there is no passphrase", what_to_do)
     };
     if !std::io::stdin().is_terminal() {
         return Err(none());
@@ -311,7 +373,7 @@ fn wrap(global: &Global, place: &Place, of: Option<&Address>, key: Keeper, with:
     let made = match place {
         Place::Folder(folder) => {
             let there = in_folder(folder)?.into_iter().filter_map(|(.., wrapping)| wrapping.ok()).collect();
-            WrapAll { there, key, with }.put(|wrapping| {
+            WrapAll { there, key, with, cost: ARGON2_DEFAULT }.put(Passphrases::HERE, |wrapping| {
                 let path = farside_daemon::keys::add(folder, wrapping);
                 path.map(|path| path.display().to_string())
                     .map_err(|e| Failure::new(Exit::Failed, format!("{e:#}"), "run this as the user that runs farsided"))
@@ -324,7 +386,7 @@ fn wrap(global: &Global, place: &Place, of: Option<&Address>, key: Keeper, with:
             let is_its = |wrapping: &Wrapping| wrapping.group().is_none_or(|group| group == names.to_string());
             let all = wrappings(&**store.backend(), names)?.into_iter().filter_map(|stored| stored.wrapping.ok());
             let there = all.filter(is_its).collect();
-            WrapAll { there, key, with }.put(|wrapping| {
+            WrapAll { there, key, with, cost: ARGON2_DEFAULT }.put(Passphrases::HERE, |wrapping| {
                 let (_, number) = add_wrapping(&**store.backend(), names, &wrapping.encode())?;
                 if let Location::Dir(root) = location {
                     give_to_owner(root, &[names.keys(), names.key(number)]);
@@ -355,6 +417,8 @@ struct WrapAll {
     there: Vec<Wrapping>,
     key: Keeper,
     with: Keeper,
+    /// Of a passphrase.
+    cost: Argon2Cost,
 }
 
 /// What came of it.
@@ -366,15 +430,20 @@ struct WrappedAll {
 
 impl WrapAll {
     /// `put` keeps a wrapping, and says where.
-    fn put(self, put: impl Fn(&Wrapping) -> Result<String, Failure>) -> Result<WrappedAll, Failure> {
-        let keys = unwrap(self.there.iter(), &with_passphrase(self.key, "Passphrase: ")?)?;
-        let with = with_passphrase(self.with, "New passphrase: ")?;
+    fn put(
+        self,
+        passphrases: Passphrases<'_>,
+        put: impl Fn(&Wrapping) -> Result<String, Failure>,
+    ) -> Result<WrappedAll, Failure> {
+        farside_blockio::process::refuse_core_dumps().or_fail("a core dump of this would hold the key")?;
+        let keys = unwrap(self.there.iter(), &passphrases.that_opens(self.key.clone(), "Passphrase: ")?)?;
+        let with = passphrases.that_wraps(self.with, &self.key)?;
         let mut left: BTreeSet<KeyId> = self.there.iter().map(Wrapping::key).collect();
         let mut made = Vec::new();
         for (of, key) in &keys {
             // One at rest stays bound to its group.
             let wrapping = of
-                .again(key, &with, ARGON2_DEFAULT)
+                .again(key, &with, self.cost)
                 .map_err(|error| Failure::from_error(Exit::Refused, &error, "nothing was changed"))?;
             made.push(Made { path: put(&wrapping)?, key: Some(key.id().to_string()) });
             left.remove(&key.id());
@@ -390,5 +459,63 @@ fn give_to_owner(root: &Path, objects: &[ObjectName]) {
     for object in objects {
         // Whoever is not root is the owner already, or could not have made it.
         let _ = std::os::unix::fs::chown(root.join(object.as_str()), Some(owner.uid()), Some(owner.gid()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    const CHEAP: Argon2Cost = Argon2Cost { memory_kib: 64, passes: 1, lanes: 1 };
+
+    fn passphrase(text: &str) -> Keeper {
+        Keeper::Passphrase(Some(text.to_owned().into()))
+    }
+
+    /// Wraps a key that "old" opens, as somebody says it who has these variables set, and answers what he is asked.
+    fn wrapped(key: &Keeper, with: &str, set: &[(&str, &str)], answers: &[&str]) -> Result<Wrapping, Failure> {
+        let group_key = GroupKey::random().expect("randomness");
+        let there = vec![Wrapping::new(&group_key, &passphrase("old"), CHEAP).expect("wrapped")];
+        let answers = RefCell::new(answers.iter());
+        let made = RefCell::new(None);
+        let passphrases = Passphrases {
+            variable: &|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()),
+            ask: &|question| Ok(passphrase(answers.borrow_mut().next().unwrap_or_else(|| panic!("asked for {question}")))),
+        };
+        let all = WrapAll { there, key: key.clone(), with: with.parse().expect("a keeper"), cost: CHEAP };
+        all.put(passphrases, |wrapping| {
+            *made.borrow_mut() = Some(wrapping.clone());
+            Ok(String::new())
+        })?;
+        assert_eq!(answers.into_inner().next(), None, "not asked");
+        Ok(made.into_inner().expect("it was put somewhere"))
+    }
+
+    /// † What is wrapped with a slip in it is found out when it is needed, and nothing else may open the key by then.
+    #[test]
+    fn a_new_passphrase_is_asked_for_twice() {
+        let asked = Keeper::Passphrase(None);
+        let made = wrapped(&asked, "passphrase", &[], &["old", "new", "new"]).expect("wrapped");
+        assert!(made.unwrap(&passphrase("new")).is_ok());
+        let refused = wrapped(&asked, "passphrase", &[], &["old", "new", "nwe"]).expect_err("a slip");
+        assert!(refused.exit == Exit::Usage && refused.message.contains("differ"), "{refused:?}");
+    }
+
+    /// † A passphrase that others know is given up for another one: the same once more would be no change, and said to be one.
+    #[test]
+    fn one_variable_does_not_name_the_old_passphrase_and_the_new_one() {
+        let (asked, old) = (Keeper::Passphrase(None), (PASSPHRASE_VARIABLE, "old"));
+        let refused = wrapped(&asked, "passphrase", &[old], &[]).expect_err("it is the old one");
+        assert!(refused.exit == Exit::Usage && refused.what_to_do.contains(NEW_PASSPHRASE_VARIABLE), "{refused:?}");
+        let new = (NEW_PASSPHRASE_VARIABLE, "new");
+        let made = wrapped(&asked, "passphrase", &[old, new], &[]).expect("wrapped");
+        assert!(made.unwrap(&passphrase("new")).is_ok() && made.unwrap(&passphrase("old")).is_err());
+        // Where something else opens the key, either names the new one.
+        for set in [&[(PASSPHRASE_VARIABLE, "new")][..], &[(PASSPHRASE_VARIABLE, "other"), new]] {
+            let made = wrapped(&passphrase("old"), "passphrase", set, &[]).expect("wrapped");
+            assert!(made.unwrap(&passphrase("new")).is_ok(), "{set:?}");
+        }
     }
 }
