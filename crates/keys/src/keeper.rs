@@ -4,16 +4,18 @@
 //! wrapping or unwrapping is done.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -26,8 +28,8 @@ use crate::wrapping::WRAPPING_BYTES_MAX;
 const SECRET_BYTES_MAX: usize = 64 << 10;
 /// A key file with fewer bytes is a mistake: it could be guessed.
 const FILE_BYTES_MIN: usize = 16;
-/// A command that is not done by then is ended.
-const COMMAND_WAIT: Duration = Duration::from_secs(60);
+/// A command that is not done by then is ended; a file system that gives no file by then is waited for no longer.
+const ANSWER_WAIT: Duration = Duration::from_secs(60);
 /// Whether it has ended is looked at so often, once it has said all.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// What it started may hold its standard error open.
@@ -120,6 +122,23 @@ pub enum KeeperError {
         /// Why not.
         why: std::io::Error,
     },
+    /// It is a pipe, a device or a directory.
+    #[error("{path} is no regular file, and a key is read anew for each of its wrappings: keep it in a file, or name a command", path = path.display())]
+    NoRegularFile {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Whatever gives the file does not answer.
+    #[error(
+        "the key cannot be read from {path}: its file system gave no answer within {} s. See whether it is mounted and its server runs, or name \
+         another file or program", waited.as_secs(), path = path.display()
+    )]
+    Unanswered {
+        /// Which.
+        path: PathBuf,
+        /// What was enough.
+        waited: Duration,
+    },
     /// Too short or too long.
     #[error("{path} holds {bytes} bytes: a key file has {FILE_BYTES_MIN} to {SECRET_BYTES_MAX}, all of them random", path = path.display())]
     FileBytes {
@@ -178,9 +197,53 @@ impl Keeper {
     }
 }
 
+/// The files that gave no answer in time, and who waits for it still.
+static UNANSWERED: Mutex<Vec<(PathBuf, Weak<()>)>> = Mutex::new(Vec::new());
+
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+    read_within(ANSWER_WAIT, path, read_file)
+}
+
+/// † A file system whose server is gone answers never: whoever waits for a key holds what others need. What hangs cannot be ended, so while it
+/// does it is not tried again: each try would leave one more thread behind.
+pub(crate) fn read_within(
+    wait: Duration,
+    path: &Path,
+    read: impl FnOnce(&Path) -> Result<Zeroizing<Vec<u8>>, KeeperError> + Send + 'static,
+) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+    let unanswered = || KeeperError::Unanswered { path: path.to_owned(), waited: wait };
+    let waiting = || UNANSWERED.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_waited_for = {
+        let mut waiting = waiting();
+        waiting.retain(|(_, thread)| thread.strong_count() > 0);
+        waiting.iter().any(|(known, _)| known == path)
+    };
+    if is_waited_for {
+        return Err(unanswered());
+    }
+    let (done, answer) = mpsc::channel();
+    let (alive, of) = (Arc::new(()), path.to_owned());
+    let thread = Arc::downgrade(&alive);
+    let reading = move || {
+        let _ = done.send(read(&of)); // what nobody waits for any more is overwritten
+        drop(alive);
+    };
+    let started = thread::Builder::new().name("keeper".to_owned()).spawn(reading);
+    started.map_err(|why| KeeperError::File { path: path.to_owned(), why })?;
+    answer.recv_timeout(wait).unwrap_or_else(|_| {
+        waiting().push((path.to_owned(), thread));
+        Err(unanswered())
+    })
+}
+
+fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
     let failed = |why| KeeperError::File { path: path.to_owned(), why };
-    let file = File::open(path).map_err(failed)?;
+    // Nobody may ever write to a pipe.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(KeeperError::NoRegularFile { path: path.to_owned() });
+    }
     let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX + 1)); // so that it is not moved as it grows
     file.take(SECRET_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
@@ -207,7 +270,7 @@ pub(crate) fn run_with(
         command.process_group(0);
     }
     let mut child = Started { child: command.spawn().map_err(|e| failed(e.to_string()))?, own_group };
-    let until = Instant::now() + COMMAND_WAIT;
+    let until = Instant::now() + ANSWER_WAIT;
     let (done, end) = mpsc::channel();
     let (mut stdin, stdout, stderr) = (child.child.stdin.take(), child.child.stdout.take(), child.child.stderr.take());
     // One that reads nothing would make us wait for it.
@@ -228,18 +291,18 @@ pub(crate) fn run_with(
         let read = stdout.map_or(Ok(0), |from| from.take(WRAPPING_BYTES_MAX as u64 + 1).read_to_end(&mut output));
         let _ = done.send(read.map(|_| output));
     });
-    let output = match end.recv_timeout(COMMAND_WAIT) {
+    let output = match end.recv_timeout(ANSWER_WAIT) {
         Ok(Ok(output)) if output.len() <= WRAPPING_BYTES_MAX => output,
         Ok(Ok(_)) => return Err(failed(format!("it wrote more than {WRAPPING_BYTES_MAX} bytes{}", ended(&mut child)))),
         Ok(Err(error)) => return Err(failed(format!("{error}{}", ended(&mut child)))),
-        Err(_) => return Err(failed(format!("it was not done after {} s{}", COMMAND_WAIT.as_secs(), ended(&mut child)))),
+        Err(_) => return Err(failed(format!("it was not done after {} s{}", ANSWER_WAIT.as_secs(), ended(&mut child)))),
     };
     // It may close its output and go on.
     let status = loop {
         match child.has_ended() {
             Ok(true) => break child.end().map_err(|error| failed(error.to_string()))?,
             Ok(false) if Instant::now() < until => thread::sleep(LOOK_AGAIN),
-            Ok(false) => return Err(failed(format!("it was not done after {} s{}", COMMAND_WAIT.as_secs(), ended(&mut child)))),
+            Ok(false) => return Err(failed(format!("it was not done after {} s{}", ANSWER_WAIT.as_secs(), ended(&mut child)))),
             Err(error) => return Err(failed(format!("{error}{}", ended(&mut child)))),
         }
     };

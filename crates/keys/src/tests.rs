@@ -357,6 +357,38 @@ fn keepers_are_named_as_people_do() {
     }
 }
 
+/// † A hung file system, or a pipe that nobody writes to, held up whoever waits for the key for ever.
+#[test]
+fn a_file_that_does_not_answer_is_not_waited_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let pipe = dir.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    for path in [std::path::Path::new("/dev/zero"), dir.path(), &pipe] {
+        for keeper in [Keeper::File(path.to_owned()), Keeper::PassphraseFile(path.to_owned())] {
+            let error = Wrapping::new(&group(9), &keeper, CHEAP).expect_err("it is no file");
+            assert!(error.to_string().contains("no regular file"), "{error}");
+        }
+    }
+
+    let path = dir.path().join("hung");
+    std::fs::write(&path, [7; 32]).expect("written");
+    let (answer, server) = std::sync::mpsc::channel::<()>();
+    let hung = move |_: &std::path::Path| {
+        let _ = server.recv();
+        Ok(zeroize::Zeroizing::default())
+    };
+    let error = keeper::read_within(std::time::Duration::from_millis(1), &path, hung).expect_err("it hangs");
+    assert!(error.to_string().contains("hung") && error.to_string().contains("no answer"), "{error}");
+    // It is not tried again while it hangs, and is as soon as it does not.
+    let hangs = || Keeper::file(&path).is_err_and(|error| matches!(error, KeeperError::Unanswered { .. }));
+    assert!(hangs() && hangs());
+    drop(answer);
+    while hangs() {
+        std::thread::yield_now();
+    }
+    assert_eq!(Keeper::file(&path).expect("it answers")[..], [7; 32]);
+}
+
 /// A key program that is asked at every try must leave nothing behind at any, however it ends.
 #[test]
 fn what_a_program_started_ends_with_it() {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -178,7 +179,12 @@ pub struct Unlocking {
     keepers: Keepers,
     /// After so long no other wrapping is tried, until the next time.
     patience: Option<Duration>,
+    /// Held while somebody is asked, who may take his time.
     known: Mutex<Known>,
+    /// What could not be had is to be tried again.
+    is_mended: AtomicBool,
+    /// Those who keep the key at rest are to be asked again.
+    is_doubted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -205,17 +211,17 @@ struct Failed {
 impl Unlocking {
     /// Nothing is unwrapped before it is needed; then every wrapping is tried, however long that takes.
     pub fn new(given: Vec<Keeper>) -> Self {
-        Self { keepers: Keepers { given, at_rest: Vec::new() }, patience: None, known: Mutex::default() }
+        Self { keepers: Keepers { given, at_rest: Vec::new() }, ..Self::default() }
     }
 
     /// For a service, which nobody must hold up: where some wrappings take long, others are tried the next time.
     pub fn for_service(keepers: Keepers) -> Self {
-        Self { keepers, patience: Some(PATIENCE), known: Mutex::default() }
+        Self { keepers, patience: Some(PATIENCE), ..Self::default() }
     }
 
-    /// What could not be had is tried again as soon as it is asked for.
+    /// What could not be had is tried again as soon as it is asked for. Nobody is waited for.
     pub fn forget_failures(&self) {
-        self.lock().failed = None;
+        self.is_mended.store(true, Ordering::Relaxed);
     }
 
     /// Keys that are here as they are, and those of an encrypted volume where they are not.
@@ -248,7 +254,14 @@ impl Unlocking {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_mended.swap(false, Ordering::Relaxed) {
+            known.failed = None;
+        }
+        if self.is_doubted.swap(false, Ordering::Relaxed) {
+            known.kept = None;
+        }
+        known
     }
 
     /// The key with which new volumes of a group are encrypted at rest, drawn if there was none; `None`: they are not. Everybody in
@@ -290,9 +303,10 @@ impl Unlocking {
         Ok(Some(AtRestKey { key, is_new, unkept }))
     }
 
-    /// The next time all who are to keep the key are asked again whether they can give it: what one of them kept may be gone since.
+    /// The next time all who are to keep the key are asked again whether they can give it: what one of them kept may be gone since. Nobody is
+    /// waited for now.
     pub fn ask_keepers_again(&self) {
-        self.lock().kept = None;
+        self.is_doubted.store(true, Ordering::Relaxed);
     }
 
     /// A key that was drawn for the group before any volume was claimed with it.

@@ -429,6 +429,22 @@ fn a_wrapping_that_costs_more_than_ours_is_not_tried_for_a_key_at_rest() {
     assert!(kept.key.id() == id && kept.unkept.is_empty() && stored(&group) == [id, id, id]);
 }
 
+/// A configuration is read again, and a group goes on, while somebody who keeps a key does not answer.
+#[test]
+fn who_asks_anew_does_not_wait_for_who_is_being_asked() {
+    let unlocking = at_rest(&[]);
+    let mut known = unlocking.known.lock().expect("nobody asks");
+    unlocking.forget_failures();
+    unlocking.ask_keepers_again();
+    // What comes of it is of before.
+    let key = group_key(1).id();
+    known.kept = Some(key);
+    known.failed = Some(super::Failed { key, at: Instant::now(), stored: Vec::new(), why: String::new(), next: 0 });
+    drop(known);
+    let known = unlocking.lock();
+    assert!(known.kept.is_none() && known.failed.is_none());
+}
+
 #[test]
 fn programs_are_asked_last() {
     let keepers = ["command:/opt/kms --slow", "file:/a", "command:/opt/other", "file:/b"];

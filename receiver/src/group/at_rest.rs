@@ -1,6 +1,6 @@
 //! The key that the group is kept encrypted with at rest: had from the store, or drawn, and given to the group's hosts.
 //!
-//! Invariants: nothing is unwrapped or drawn on the group's own thread, and for one group once at a time, however many ask; a wrapping of a key is
+//! Invariants: nothing is unwrapped or drawn on the group's own thread, and for one group, as it is configured, once at a time, however many ask; a wrapping of a key is
 //! durable in the store before anybody is given it; a host that encrypts by itself does not ask, and is given nothing.
 
 use std::sync::Arc;
@@ -56,8 +56,8 @@ pub(super) struct AtRest {
     /// This group's own mailbox.
     mail: mpsc::WeakSender<Mail>,
     waiting: Vec<Asker>,
-    /// It is being asked for.
-    is_asked: bool,
+    /// With what it is being asked for. Who was asked by an older configuration may not have answered yet, and is not waited for.
+    asked: Option<Arc<Unlocking>>,
     /// With what it was had the last time: when that is another by now, others are to keep the key.
     had_with: Option<Arc<Unlocking>>,
     /// When it is asked for again: somebody does not keep it, or it cannot be had; or all who keep it are asked whether they do.
@@ -72,7 +72,7 @@ pub(super) struct AtRest {
 
 impl AtRest {
     pub(super) fn new(mail: mpsc::WeakSender<Mail>) -> Self {
-        Self { mail, waiting: Vec::new(), is_asked: false, had_with: None, again: None, config: None, trouble: None, had: None }
+        Self { mail, waiting: Vec::new(), asked: None, had_with: None, again: None, config: None, trouble: None, had: None }
     }
 
     /// Why the key cannot be had, or who does not keep it.
@@ -100,8 +100,8 @@ impl Group {
     /// Whoever is to keep the key since the configuration was read again has it wrapped, also while nobody asks.
     pub(super) fn keep_key_as_configured(&mut self) {
         let is_current = |with: &Arc<Unlocking>| self.receiver.keys.is_current(&self.receiver.config(), &self.names, with);
-        if self.at_rest.had_with.as_ref().is_some_and(|with| !is_current(with)) {
-            (self.at_rest.had_with, self.at_rest.had) = (None, None);
+        if [&self.at_rest.asked, &self.at_rest.had_with].into_iter().flatten().any(|with| !is_current(with)) {
+            (self.at_rest.asked, self.at_rest.had_with, self.at_rest.had) = (None, None, None);
             return self.obtain_key();
         }
         let config = self.receiver.config();
@@ -116,7 +116,9 @@ impl Group {
     }
 
     fn obtain_key(&mut self) {
-        if self.at_rest.is_asked {
+        let config = self.receiver.config();
+        let with = self.receiver.keys.of(&config, &self.names);
+        if self.at_rest.asked.as_ref().is_some_and(|asked| Arc::ptr_eq(asked, &with)) {
             return;
         }
         let here = match &self.place {
@@ -126,7 +128,7 @@ impl Group {
                 return self.answer_all(&Err(words));
             }
         };
-        let (claimed, config) = (here.store.claimed_keys(), self.receiver.config());
+        let claimed = here.store.claimed_keys();
         if claimed.at_rest.is_none() && config.at_rest_of(&self.names).is_empty() {
             self.at_rest.trouble = None;
             return self.answer_all(&Ok(None));
@@ -138,9 +140,8 @@ impl Group {
         }
         self.at_rest.config = Some(Arc::clone(&config));
         let Some(mail) = self.at_rest.mail.upgrade() else { return };
-        let with = self.receiver.keys.of(&config, &self.names);
         let (backend, names, generation) = (here.store.backend(), self.names.clone(), here.generation);
-        self.at_rest.is_asked = true;
+        self.at_rest.asked = Some(Arc::clone(&with));
         self.receiver.runtime.spawn_blocking(move || {
             let result = caught(&names, || with.at_rest_key(&*backend, &names, &claimed));
             drop(backend);
@@ -150,7 +151,9 @@ impl Group {
 
     pub(super) fn key_obtained(&mut self, obtained: Obtained) {
         let Obtained { generation, with, result } = obtained;
-        self.at_rest.is_asked = false;
+        if self.at_rest.asked.take_if(|asked| Arc::ptr_eq(asked, &with)).is_none() {
+            return; // another configuration has others asked since
+        }
         let is_here = matches!(&self.place, Place::Here(here) if here.generation == generation);
         let is_current = self.receiver.keys.is_current(&self.receiver.config(), &self.names, &with);
         if !is_here || !is_current {

@@ -105,6 +105,29 @@ async fn one_key_is_given_to_all_who_ask_and_nobody_is_held_up_by_who_keeps_it()
     gateway.check_store();
 }
 
+/// While one who keeps keys does not answer, another one is named, and the configuration is read again: he is asked, and nobody waits for the first.
+#[tokio::test]
+async fn who_does_not_answer_is_replaced_by_a_reload() {
+    let gateway = gateway().await;
+    let host = gateway.pair("host1").await;
+    let mut session = host.connect("default").await;
+    session.send(SourceMessage::KeyWanted).await;
+    wait_for("the program to be asked", || gateway.path("asked").exists()).await;
+    let file = gateway.path("key");
+    fs::write(&file, [7; 32]).expect("written");
+    let text = format!("[[at_rest]]\nkeys = [\"file:{}\"]\n", file.display());
+    fs::write(gateway.path("receiver.d").join("at-rest.toml"), text).expect("written");
+    gateway.client().reload().await.expect("read again");
+    let key = given(&mut session).await;
+    // What comes of the first is nobody's.
+    fs::write(gateway.path("go"), "").expect("written");
+    wait_for("what the program wrapped", || gateway.path("store/groups/host1/default/keys/1").exists()).await;
+    let mut second = host.connect_of_run("default", 1).await;
+    second.send(SourceMessage::KeyWanted).await;
+    assert_eq!(given(&mut second).await.id(), key.id());
+    gateway.check_store();
+}
+
 /// Who keeps the key fails: what is not wrapped is given to nobody, and what a program says stays on the gateway.
 #[tokio::test]
 async fn a_key_that_nobody_keeps_is_not_given() {
