@@ -798,13 +798,9 @@ impl Config {
             }))
         };
         let words = |kept: Vec<(&Option<GroupNames>, Vec<&Keeper>)>| {
-            let by = |keeper: &&Keeper| match keeper {
-                Keeper::Command(words) => format!("command:{}", words.first().map_or("", String::as_str)),
-                other => other.to_string(),
-            };
             let one = |(of, keepers): &(&Option<GroupNames>, Vec<&Keeper>)| {
                 let of = of.as_ref().map_or("*".to_owned(), ToString::to_string);
-                format!("{of} {}", keepers.iter().map(by).collect::<Vec<_>>().join(" and "))
+                format!("{of} {}", keepers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "))
             };
             listed(kept.iter().map(one))
         };
@@ -1042,7 +1038,7 @@ mod tests {
         let (next, changes) = config.take_over(&program);
         assert_eq!(next.at_rest, program.at_rest);
         assert!(changes.needs_restart.is_empty() && changes.live.len() == 1, "{changes:?}");
-        assert!(changes.live[0].ends_with("[* command:/kms] (changed)") && !changes.live[0].contains("hunter2"), "{changes:?}");
+        assert!(changes.live[0].ends_with("[* command:/kms …] (changed)") && !changes.live[0].contains("hunter2"), "{changes:?}");
     }
 
     #[test]

@@ -49,15 +49,24 @@ pub enum Keeper {
     Command(Vec<String>),
 }
 
-/// As people name it, without any passphrase.
+/// As people name it, without any passphrase. † Of a program only its name, for all logs and whoever reads a status: among its arguments may be a token.
 impl fmt::Display for Keeper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::PassphraseFile(path) => write!(f, "passphrase:{}", path.display()),
             Self::Passphrase(_) => f.write_str("passphrase"),
-            Self::Command(words) => write!(f, "command:{}", words.join(" ")),
+            Self::Command(words) => write!(f, "command:{}", program(words)),
         }
+    }
+}
+
+/// What is called, and whether with arguments.
+pub(crate) fn program(words: &[String]) -> String {
+    match words {
+        [] => String::new(),
+        [program] => program.clone(),
+        [program, ..] => format!("{program} …"),
     }
 }
 
@@ -156,7 +165,7 @@ pub enum KeeperError {
     /// The program could not be started, or failed.
     #[error("`{command} {verb}` failed: {why}")]
     Command {
-        /// Program and arguments.
+        /// The program, without what its arguments are.
         command: String,
         /// `wrap` or `unwrap`.
         verb: &'static str,
@@ -262,9 +271,9 @@ pub(crate) fn run_with(
     input: &[u8],
     own_group: bool,
 ) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
-    let failed = |why: String| KeeperError::Command { command: words.join(" "), verb, why };
-    let (program, arguments) = words.split_first().ok_or_else(|| failed("no program is named".into()))?;
-    let mut command = Command::new(program);
+    let failed = |why: String| KeeperError::Command { command: program(words), verb, why };
+    let (name, arguments) = words.split_first().ok_or_else(|| failed("no program is named".into()))?;
+    let mut command = Command::new(name);
     command.args(arguments).arg(verb).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if own_group {
         command.process_group(0);

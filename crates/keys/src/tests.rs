@@ -349,11 +349,26 @@ fn a_wrapping_that_was_changed_says_so() {
 
 #[test]
 fn keepers_are_named_as_people_do() {
-    for text in ["file:/etc/key", "passphrase:/etc/words", "passphrase", "command:kms --key alias/farside"] {
+    for text in ["file:/etc/key", "passphrase:/etc/words", "passphrase", "command:kms"] {
         assert_eq!(text.parse::<Keeper>().expect("a keeper").to_string(), text);
     }
     for text in ["", "file", "file:", "command: ", "http://x", "key:/etc/key"] {
         assert!(text.parse::<Keeper>().is_err(), "{text}");
+    }
+}
+
+/// † What is said of a keeper stands in logs, and in what everybody may read of a status.
+#[test]
+fn what_a_program_is_called_with_is_in_no_text() {
+    let keeper: Keeper = "command:sh -c false hunter2".parse().expect("a keeper");
+    assert_eq!(keeper.to_string(), "command:sh …");
+    assert_eq!(keeper, Keeper::Command(["sh", "-c", "false", "hunter2"].map(str::to_owned).to_vec()), "it is called with it");
+    let failed = Wrapping::new(&group(9), &keeper, CHEAP).expect_err("it fails");
+    assert!(failed.to_string().contains("`sh … wrap` failed"), "{failed}");
+    let leaks: Keeper = "command:sh -c cat hunter2".parse().expect("a keeper");
+    let leaked = Wrapping::new(&group(9), &leaks, CHEAP).expect_err("it gives the key back");
+    for text in [format!("{keeper:?}"), format!("{failed} {failed:?}"), format!("{leaked} {leaked:?}")] {
+        assert!(!text.contains("hunter2"), "{text}");
     }
 }
 

@@ -176,7 +176,7 @@ impl Wrapping {
                 let wrapped = keeper::run(words, "wrap", &told(key, group))?;
                 if wrapped.windows(32).any(|piece| piece == key.secret().bytes()) {
                     let why = "it gave back the key itself".to_owned();
-                    return Err(KeeperError::Command { command: words.join(" "), verb: "wrap", why }.into());
+                    return Err(KeeperError::Command { command: keeper::program(words), verb: "wrap", why }.into());
                 }
                 By::Command { wrapped: wrapped.to_vec() }
             }
