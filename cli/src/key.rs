@@ -56,9 +56,9 @@ struct Made {
 pub(crate) fn run(global: &Global, command: KeyCommand) -> Result<(), Failure> {
     match command {
         KeyCommand::New { file } => new(global, &file),
-        KeyCommand::List { url, of } => list(global, &Place::of(&url)?, of.as_ref()),
+        KeyCommand::List { url, of } => list(global, &Place::of(&url, of.as_ref())?, of.as_ref()),
         KeyCommand::Copy { url, of, to } => copy(global, &store::location_of(&url)?, of.as_ref(), &to),
-        KeyCommand::Wrap { url, of, key, with } => wrap(global, &Place::of(&url)?, of.as_ref(), key, with),
+        KeyCommand::Wrap { url, of, key, with } => wrap(global, &Place::of(&url, of.as_ref())?, of.as_ref(), key, with),
     }
 }
 
@@ -69,12 +69,22 @@ enum Place {
 }
 
 impl Place {
-    fn of(url: &str) -> Result<Self, Failure> {
-        let location = store::location_of(url)?;
-        Ok(match location {
-            Location::Dir(path) if path.is_dir() && !path.join("farside-store.json").exists() => Self::Folder(path),
-            location => Self::Store(location),
-        })
+    /// † A directory with neither in it is where a store is to be mounted, and says nothing of its keys.
+    fn of(url: &str, of: Option<&Address>) -> Result<Self, Failure> {
+        let folder = match store::location_of(url)? {
+            Location::Dir(path) if path.is_dir() && !path.join("farside-store.json").exists() => path,
+            location => return Ok(Self::Store(location)),
+        };
+        let message = match of {
+            _ if in_folder(&folder)?.is_empty() => {
+                format!("{} is neither a store nor a folder of wrapped keys (is it mounted?)", folder.display())
+            }
+            Some(of) => format!("{} is no store, and has no group {of}: it is a folder of wrapped keys", folder.display()),
+            None => return Ok(Self::Folder(folder)),
+        };
+        let what_to_do =
+            "name a store (mount it first), or what farsided has of a group: /var/lib/farside/keys/GROUP, without --of";
+        Err(Failure::new(Exit::NotFound, message, what_to_do))
     }
 }
 
@@ -491,6 +501,25 @@ mod tests {
         })?;
         assert_eq!(answers.into_inner().next(), None, "not asked");
         Ok(made.into_inner().expect("it was put somewhere"))
+    }
+
+    /// † "There are no wrapped keys", said of a store that is not mounted, has somebody take what is encrypted for lost, or for not encrypted.
+    #[test]
+    fn a_directory_without_keys_is_no_folder_of_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (url, group) = (dir.path().to_str().expect("text"), "web1/db".parse().expect("an address"));
+        std::fs::write(dir.path().join("notes"), "").expect("written");
+        for of in [None, Some(&group)] {
+            let refused = Place::of(url, of).err().expect("nothing is mounted there");
+            assert!(refused.exit == Exit::NotFound && refused.message.contains("is it mounted?"), "{refused:?}");
+        }
+        let wrapping = Wrapping::new(&GroupKey::random().expect("randomness"), &passphrase("old"), CHEAP).expect("wrapped");
+        farside_daemon::keys::add(dir.path(), &wrapping).expect("kept");
+        assert!(matches!(Place::of(url, None), Ok(Place::Folder(folder)) if folder == dir.path()));
+        let refused = Place::of(url, Some(&group)).err().expect("it has no groups");
+        assert!(refused.message.contains("no store"), "{refused:?}");
+        std::fs::write(dir.path().join("farside-store.json"), "{}").expect("written");
+        assert!(matches!(Place::of(url, Some(&group)), Ok(Place::Store(_))));
     }
 
     /// † What is wrapped with a slip in it is found out when it is needed, and nothing else may open the key by then.
