@@ -270,10 +270,16 @@ pub const PROCESS: &[Metric<Process>] = &[
         name: "log_lines",
         unit: In::Number,
         kind: Kind::Counter,
-        help: "Errors and warnings, and lines that were left out because their place said too many",
+        help: "Errors and warnings, lines that were left out because their place said too many, and those that standard error did not take",
         read: |p| {
             let count = |what: &str, n| (Some(("what", what.to_owned())), Value::Count(n));
-            vec![count("error", p.log.errors), count("warning", p.log.warnings), count("suppressed", p.log.suppressed)]
+            let log = p.log;
+            vec![
+                count("error", log.errors),
+                count("warning", log.warnings),
+                count("suppressed", log.suppressed),
+                count("lost", log.lost),
+            ]
         },
     },
 ];

@@ -6,18 +6,20 @@
 //! | a terminal, a file, a pipe | `2026-03-01T12:00:00.123Z WARN a switch took long group=default grace_us=12000` |
 //!
 //! Invariants: one event is one line, whatever a peer put into it; a call site in a loop cannot fill a disk, and what it was
-//! kept from saying is counted and said; a pairing token is never written; a log that cannot be written harms nobody.
+//! kept from saying is counted and said; a pairing token is never written; a log that cannot be written harms nobody, and who
+//! logs does not wait for who reads: what standard error does not take at once is lost, which is counted and said (`sink`).
 //!
 //! Secrets are kept out at their types (their `Debug` says nothing); here is only the second net, for tokens that a person
 //! pasted into the wrong place.
 
 mod limit;
 mod line;
+mod sink;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use nix::sys::stat::fstat;
@@ -27,6 +29,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use self::limit::{Limiter, Site, Verdict};
 use self::line::{Line, Style};
+use self::sink::Sink;
 
 /// What is logged unless `FARSIDE_LOG` says otherwise.
 const FILTER_DEFAULT: &str = "info";
@@ -42,14 +45,18 @@ pub struct Counts {
     pub warnings: u64,
     /// Lines that were left out because their call site said too many.
     pub suppressed: u64,
+    /// Lines that standard error did not take, or not in full.
+    pub lost: u64,
 }
 
 struct Log {
     style: Style,
+    sink: Mutex<Sink>,
     limiter: Mutex<Limiter>,
     errors: AtomicU64,
     warnings: AtomicU64,
     suppressed: AtomicU64,
+    lost: AtomicU64,
 }
 
 /// Logs to standard error from now on; `FARSIDE_LOG` filters (`debug`, `farside_daemon=trace,info`…).
@@ -68,31 +75,48 @@ pub fn to_stderr() {
     }
 }
 
-/// Has the log say what its limits left out, where nothing else was said since. Call it now and then.
+/// Has the log say what its limits left out and what was lost, where nothing else was said since. Call it now and then.
 pub fn report_suppressed() {
     let Some(log) = LOG.get() else { return };
     let reports = log.limiter.lock().unwrap_or_else(PoisonError::into_inner).sweep(Instant::now());
     for (level, text) in reports {
-        write(&log.style.line(level, &text));
+        log.write(&log.style.line(level, &text));
     }
+    log.sink().say_lost(|lost| log.of_lost(lost));
 }
 
 /// What was written and left out.
 pub fn counts() -> Counts {
     let Some(log) = LOG.get() else { return Counts::default() };
     let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
-    Counts { errors: load(&log.errors), warnings: load(&log.warnings), suppressed: load(&log.suppressed) }
+    Counts { errors: load(&log.errors), warnings: load(&log.warnings), suppressed: load(&log.suppressed), lost: load(&log.lost) }
 }
 
 impl Log {
-    fn new() -> Self {
+    fn new(style: Style, sink: Sink) -> Self {
         Self {
-            style: style(),
+            style,
+            sink: Mutex::new(sink),
             limiter: Mutex::default(),
             errors: AtomicU64::new(0),
             warnings: AtomicU64::new(0),
             suppressed: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
         }
+    }
+
+    fn sink(&self) -> MutexGuard<'_, Sink> {
+        self.sink.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, line: &str) {
+        if !self.sink().line(line, |lost| self.of_lost(lost)) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn of_lost(&self, lost: u64) -> String {
+        self.style.line(Level::WARN, &format!("the log was not taken for a time: what it said meanwhile is lost lines={lost}"))
     }
 
     /// The line of an event, unless its call site said too many.
@@ -123,15 +147,11 @@ struct ToStderr;
 
 impl<S: Subscriber> Layer<S> for ToStderr {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        if let Some(line) = LOG.get_or_init(Log::new).take(Instant::now(), event) {
-            write(&line);
+        let log = LOG.get_or_init(|| Log::new(style(), Sink::new(std::io::stderr())));
+        if let Some(line) = log.take(Instant::now(), event) {
+            log.write(&line);
         }
     }
-}
-
-/// A whole line in one call; where it cannot be written it is lost.
-fn write(line: &str) {
-    let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
 /// systemd names the journal's stream in the environment; what standard error really is decides (it may be redirected since).

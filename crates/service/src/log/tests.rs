@@ -23,7 +23,11 @@ impl<S: Subscriber> Layer<S> for Kept {
 
 impl Kept {
     fn new(style: Style) -> Self {
-        Self { log: Arc::new(Log { style, ..Log::new() }), now: Arc::new(Mutex::new(Instant::now())), lines: Arc::default() }
+        Self {
+            log: Arc::new(Log::new(style, Sink::new(std::io::stderr()))),
+            now: Arc::new(Mutex::new(Instant::now())),
+            lines: Arc::default(),
+        }
     }
 
     fn during(&self, f: impl FnOnce()) -> Vec<String> {
@@ -106,4 +110,27 @@ fn what_is_remembered_is_bounded() {
     let kept = Kept::new(Style::Journal);
     kept.during(|| (0..3 * SITES_MAX).for_each(|n| tracing::warn!(volume = n.to_string(), "flood")));
     assert!(kept.log.limiter.lock().expect("no panic").len() <= SITES_MAX + 1);
+}
+
+/// The first line that fits says how many did not, as the log's other lines look.
+#[test]
+fn a_log_that_nobody_reads_holds_up_no_thread() {
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    theirs.set_nonblocking(true).expect("a socket");
+    let log = Log::new(Style::Journal, Sink::new(std::os::fd::OwnedFd::from(ours)));
+    let lost = || log.lost.load(Ordering::Relaxed);
+    while lost() == 0 {
+        log.write("<6>filling\n");
+    }
+    std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(|| log.write("<6>lost\n")))));
+    assert_eq!(lost(), 4);
+    let mut read = || {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut theirs, &mut bytes).expect_err("there is no more");
+        String::from_utf8(bytes).expect("text")
+    };
+    assert!(read().lines().all(|line| line == "<6>filling"));
+    log.write("<6>again\n");
+    assert_eq!(read(), "<4>the log was not taken for a time: what it said meanwhile is lost lines=4\n<6>again\n");
+    assert_eq!(lost(), 4);
 }
