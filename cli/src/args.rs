@@ -33,7 +33,8 @@ Exit codes:
   4  refused: a safety rule, a state or this version says no
   5  no such volume, group or point
   6  damage was found: something in the store or on the target is not what it should be
-  7  status --check: something needs attention (behind, paused, not connected, a warning)
+  7  something needs attention: of status --check behind, paused, not connected, a warning; of volume verify
+     what could not be read and so was not compared
   8  status --check: not protected, or not advancing until somebody acts";
 
 /// Names the socket where `--socket` does not.
@@ -422,7 +423,8 @@ A tap that is a socket needs an NBD client, for example nbdfuse and a loop devic
     ///
     /// Replication goes on meanwhile, and so does the host. Regions that were called clean are read and held against the
     /// receiver's digests (4 MiB come for every GiB, so a slow line is enough); one that differs is an error of Farside's:
-    /// it is named, sent, and the command exits with 6. Regions that changed lately are left to ordinary comparing.
+    /// it is named, sent, and the command exits with 6; where the disk could not be read nothing is known, and it exits with 7.
+    /// Regions that changed lately are left to ordinary comparing.
     #[command(
         after_long_help = "Without --detach the command waits and shows how far it is; interrupting it does not stop the verify. A\nlost connection delays it, stopping farsided ends it. Its result stays in `farside volume show NAME`.\n\nExamples:\n  farside volume verify data\n  farside volume verify data --detach; farside volume show data\n  farside volume verify data --json | jq .differing_bytes"
     )]

@@ -144,6 +144,12 @@ fn failure_of(name: &str, result: &VerifyStatus) -> Option<Failure> {
     let early =
         |exit, why: &str, what_to_do: &str| Failure::new(exit, format!("the verify of {name} ended early: {why}"), what_to_do);
     match result.outcome {
+        // † What differs where nobody could read is not known: that is not a volume of which all is well.
+        VerifyOutcome::Done if result.differing_bytes == 0 && result.unreadable_bytes > 0 => Some(Failure::new(
+            Exit::Attention,
+            verified(name, result).trim_end(),
+            "the disk does not give them: `farside explain degraded`; then begin it again",
+        )),
         VerifyOutcome::Running | VerifyOutcome::Done if result.differing_bytes == 0 => None,
         VerifyOutcome::Running | VerifyOutcome::Done => {
             let text = verified(name, result);
@@ -218,7 +224,7 @@ pub(crate) async fn verify_group(global: &Global, hosts: &Hosts, wanted: PointRe
     if let Some(failure) = results.iter().find_map(|(name, result)| failure_of(name, result)) {
         return Err(failure);
     }
-    if global.json || results.iter().any(|(_, result)| result.unreadable_bytes > 0) {
+    if global.json {
         return Ok(());
     }
     print::out("the gateway puts it on record of the newest point that has all of this, which may be the next one\n")
@@ -239,7 +245,7 @@ fn verified(name: &str, v: &VerifyStatus) -> String {
         print::bytes(v.cold_bytes),
         print::bytes(v.hot_bytes)
     );
-    if v.differing_bytes == 0 && v.outcome == VerifyOutcome::Done {
+    if v.differing_bytes == 0 && v.unreadable_bytes == 0 && v.outcome == VerifyOutcome::Done {
         text += "everything that was called clean is what is published\n";
     }
     if v.differing_bytes > 0 {
@@ -318,4 +324,28 @@ fn show(volume: &VolumeStatus) -> String {
     let text: String = lines.iter().map(|(key, value)| format!("{key:width$}  {value}\n")).collect();
     let verified = volume.verify.as_ref().map_or_else(String::new, |v| verified(&volume.name, v));
     text + &verified + &print::reasons("", &volume.reasons)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It said that everything is what is published, and exited with 0.
+    #[test]
+    fn a_volume_that_could_not_be_read_in_full_is_not_called_equal() {
+        let done = VerifyStatus { outcome: VerifyOutcome::Done, cold_bytes: 1 << 20, ..VerifyStatus::default() };
+        let equal = "everything that was called clean is what is published";
+        assert!(failure_of("data", &done).is_none() && verified("data", &done).contains(equal));
+        let unreadable = VerifyStatus { unreadable_bytes: 4096, ..done.clone() };
+        let failure = failure_of("data", &unreadable).expect("nobody knows what is there");
+        assert_eq!(failure.exit, Exit::Attention);
+        assert!(failure.message.contains("4 KiB lie in regions that could not be read"), "{failure:?}");
+        assert!(!failure.message.contains(equal), "{failure:?}");
+        // What is known to differ counts for more.
+        let differs = VerifyStatus { differing_bytes: 4096, ..unreadable.clone() };
+        let failure = failure_of("data", &differs).expect("it differs");
+        assert!(failure.exit == Exit::Damaged && failure.message.contains("could not be read"), "{failure:?}");
+        let running = VerifyStatus { outcome: VerifyOutcome::Running, ..unreadable };
+        assert!(failure_of("data", &running).is_none(), "it is only begun");
+    }
 }

@@ -224,8 +224,11 @@ impl Control {
 fn tell(name: &str, result: &VerifyStatus) {
     let VerifyStatus { outcome, cold_bytes, hot_bytes, differing_bytes, unreadable_bytes, .. } = result;
     match outcome {
+        VerifyOutcome::Done if *differing_bytes == 0 && *unreadable_bytes > 0 => {
+            warn!(volume = %name, cold_bytes, hot_bytes, unreadable_bytes, "verified: what could be read is equal to what is published");
+        }
         VerifyOutcome::Done if *differing_bytes == 0 => {
-            info!(volume = %name, cold_bytes, hot_bytes, unreadable_bytes, "verified: equal to what is published");
+            info!(volume = %name, cold_bytes, hot_bytes, "verified: equal to what is published");
         }
         VerifyOutcome::Done => {
             error!(volume = %name, differing_bytes, ranges = ?result.differing, "verified: what was called clean differed; it is sent");
