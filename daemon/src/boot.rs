@@ -437,8 +437,13 @@ impl Backings {
             Self { places, source: source.clone(), list: Mutex::new(list), wanted, seen, host, lock: None }
         };
         let Some(places) = places else { return with(None, List::default()) };
-        let before = match List::load(&places.list) {
-            Ok(before) => before,
+        // † Rules that nobody can read are not gone: without their entries the next boot would have their disks mounted past their taps.
+        let rules = match std::fs::read(&places.rules) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            rules => rules.with_context(|| format!("cannot read {}", places.rules.display())),
+        };
+        let (before, rules) = match List::load(&places.list).and_then(|before| Ok((before, rules?))) {
+            Ok((before, rules)) => (before, String::from_utf8_lossy(&rules).into_owned()),
             Err(error) => {
                 let rules = places.rules.display();
                 warn!("{error:#}: which disks are hidden stays as it is, until that file and {rules} are removed");
@@ -448,7 +453,6 @@ impl Backings {
         // What is configured keeps its entry, whatever of it was edited, until it is served. † A rule that is not there any more is
         // not made again: the disk may be in use by now, and hiding it would have it unmounted. (A rule that another version
         // worded is one, too.)
-        let rules = std::fs::read_to_string(&places.rules).unwrap_or_default();
         let mut all = before.disks();
         all.extend(disks_of(config));
         let is_hidden = |backing: &Backing| backing.disk.is_none() || rules.contains(&names(&backing.name));
@@ -812,6 +816,30 @@ pub(crate) mod tests {
         let backings = Backings::at(Some(places(dir.path())), &two, HOST);
         two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("nothing is hidden"));
         assert_eq!(rules(), "as it was");
+    }
+
+    /// † They were taken for gone, and what is hidden was forgotten with them.
+    #[test]
+    fn rules_that_nobody_can_read_are_not_gone() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let two = config(dir.path(), TWO);
+        let backings = Backings::at(Some(places(dir.path())), &two, HOST);
+        two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("taken"));
+        drop(backings);
+        let list = || std::fs::read_to_string(dir.path().join(LIST)).expect("written");
+        let before = list();
+        assert!(before.contains("nothing-a"));
+        // A folder can be opened, and not be read: as a file whose disk gives an error.
+        std::fs::rename(dir.path().join("x.rules"), dir.path().join("kept")).expect("renamed");
+        std::fs::create_dir(dir.path().join("x.rules")).expect("made");
+        let _ = Backings::at(Some(places(dir.path())), &two, HOST);
+        assert_eq!(list(), before);
+        // Whatever a disk made of a comment in them.
+        std::fs::remove_dir(dir.path().join("x.rules")).expect("removed");
+        let rules = std::fs::read(dir.path().join("kept")).expect("there");
+        std::fs::write(dir.path().join("x.rules"), [b"# \xfc\n".as_slice(), &rules].concat()).expect("written");
+        let _ = Backings::at(Some(places(dir.path())), &two, HOST);
+        assert_eq!(list(), before);
     }
 
     /// The device that a tap is put under is its host's, but while a failback or a cutover holds it.

@@ -26,6 +26,7 @@ use crate::state_dir::{volume_path, volumes_path};
 use crate::tap::TapConfig;
 use crate::volume::{KnownDevice, device_of};
 
+mod append;
 mod fstab;
 
 /// Modules that every boot should load, one per line.
@@ -613,11 +614,8 @@ fn apply(remedy: &Remedy) -> anyhow::Result<()> {
         Remedy::Module(module) => {
             let status = Command::new("modprobe").arg(module).status()?;
             anyhow::ensure!(status.success(), "modprobe {module} failed");
-            let text = std::fs::read_to_string(MODULES_FILE).unwrap_or_default();
-            if !text.lines().any(|line| line.trim() == *module) {
-                std::fs::create_dir_all(Path::new(MODULES_FILE).parent().expect("a folder"))?;
-                std::fs::write(MODULES_FILE, format!("{text}{module}\n"))?;
-            }
+            let is_said = |text: &str| text.lines().any(|line| line.trim() == *module);
+            append::add_lines(Path::new(MODULES_FILE), &format!("{module}\n"), is_said)?;
         }
         Remedy::Device(device) => farside_insert::mend(device)?,
         Remedy::Sweep(kept, run_dir) => {
@@ -625,8 +623,7 @@ fn apply(remedy: &Remedy) -> anyhow::Result<()> {
         }
         Remedy::Configure(config, volume) => drop(Config::load(config)?.write_volume(volume)?),
         Remedy::Filter => {
-            let text = std::fs::read_to_string(LVM_CONFIG).unwrap_or_default();
-            std::fs::write(LVM_CONFIG, text + &lvm_lines())?;
+            append::add_lines(Path::new(LVM_CONFIG), &lvm_lines(), |text| text.contains(&lvm_lines()))?;
         }
     }
     Ok(())
