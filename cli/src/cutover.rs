@@ -13,6 +13,7 @@ use crate::failback::{self, ASK_AGAIN};
 use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print;
+use crate::status;
 
 /// `farside cutover`.
 #[derive(Args, Debug)]
@@ -165,7 +166,7 @@ async fn watch(
 
 /// Bytes of a group that are not published.
 async fn owed(client: &Client, group: &str) -> Result<Option<u64>, Failure> {
-    let status = client.source_status().await?;
+    let status = status::source_with(client, group).await?;
     let found = status.groups.iter().find(|found| found.name == group);
     Ok(found.map(|found| found.volumes.iter().map(|volume| volume.backlog_bytes).sum()))
 }

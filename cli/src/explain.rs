@@ -44,6 +44,7 @@ pages!(
     "not_served",
     "not_hidden",
     "starting",
+    "group_silent",
     "stopping",
     "door_held",
     "configuration_stale",

@@ -13,7 +13,7 @@ use crate::failure::{Exit, Failure};
 use crate::hosts::Hosts;
 use crate::print::{self, NOTHING, Table};
 use crate::progress::Progress;
-use crate::{confirm, cutover};
+use crate::{confirm, cutover, status};
 
 /// How often it is asked how far it is.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -185,7 +185,7 @@ async fn ended(client: &Client, last: &FailbackStatus, step: FailbackStep) -> Re
         let message = format!("the failback of group {group} was given up from elsewhere");
         return Err(Failure::new(Exit::Failed, message, "its volumes are served as their disks are, fenced: farside status"));
     }
-    let status = client.source_status().await?;
+    let status = status::source_with(client, group).await?;
     let volumes: Vec<_> = status.groups.iter().filter(|one| one.name == *group).flat_map(|one| &one.volumes).collect();
     let is_back = |member: &FailbackMember| {
         let state = volumes.iter().find(|volume| volume.name == member.volume).map(|volume| &volume.state);

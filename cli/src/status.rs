@@ -144,6 +144,12 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
     if matches!(status.connection, Connection::NotPaired) {
         return Verdict::new(Some(Error), "NOT PROTECTED: this host is not paired with a receiver");
     }
+    if volumes.is_empty() && !status.unanswered.is_empty() {
+        return Verdict::new(
+            Some(worst.unwrap_or(Warning)),
+            "NEEDS ATTENTION: no group answers, and how its volumes are is not known",
+        );
+    }
     if volumes.is_empty() {
         let words = match names_volumes(status) {
             _ if is_away(status) => "the volumes are not in use here: handed over, or being failed back",
@@ -156,7 +162,8 @@ fn source_verdict(status: &SourceStatus) -> Verdict {
     let without = || volumes.iter().filter(|volume| !volume.in_last_point && volume.state != VolumeState::Fenced);
     let never: Vec<&str> = without().filter(|volume| is_answered(volume)).map(|volume| volume.name.as_str()).collect();
     let lag = status.groups.iter().map(|group| group.lag_ms).try_fold(0, |worst, lag| lag.map(|lag| worst.max(lag)));
-    let lag = lag.filter(|_| without().next().is_none());
+    // † A group that does not answer may be the one that is behind.
+    let lag = lag.filter(|_| without().next().is_none() && status.unanswered.is_empty());
     let age = lag.map_or_else(
         || "how old a restore would be is not known".to_owned(),
         |lag| format!("a restore would bring back everything up to {} ago", print::duration_ms(lag)),
@@ -183,12 +190,22 @@ fn is_answered(volume: &VolumeStatus) -> bool {
 
 /// Whether there are volumes that are configured and not served.
 fn names_volumes(status: &SourceStatus) -> bool {
-    is_away(status) || [Code::NotServed, Code::Starting].into_iter().any(|code| says(status, code))
+    is_away(status) || [Code::NotServed, Code::Starting, Code::GroupSilent].into_iter().any(|code| says(status, code))
 }
 
 /// Whether volumes are kept from everybody, since their group was handed over or comes back.
 fn is_away(status: &SourceStatus) -> bool {
     says(status, Code::FailingBack)
+}
+
+/// How a host is, once this group of it has answered: what is said of it is not to rest on its silence.
+pub(crate) async fn source_with(client: &Client, group: &str) -> Result<SourceStatus, Failure> {
+    loop {
+        let status = client.source_status().await?;
+        if !status.unanswered.iter().any(|silent| silent == group) {
+            return Ok(status);
+        }
+    }
 }
 
 fn says(status: &SourceStatus, code: Code) -> bool {
@@ -595,6 +612,18 @@ mod tests {
         assert!(text.contains("Behind: first sync 25.0 %"), "{text}");
         assert!(text.contains("✗ volume data: the gateway is full\n    → free space on it\n"), "{text}");
         assert!(text.contains("more: farside explain gateway_full"), "{text}");
+    }
+
+    /// † What is told of the groups that answered is not told of all.
+    #[test]
+    fn of_a_group_that_does_not_answer_nothing_is_promised() {
+        let reason = Reason::new(Severity::Warning, Code::GroupSilent, "group db did not answer", "look");
+        let mut status = SourceStatus { unanswered: vec!["db".into()], reasons: vec![reason], ..protected() };
+        let verdict = source_verdict(&status);
+        assert_eq!(verdict.words, "NEEDS ATTENTION: how old a restore would be is not known");
+        status.groups.clear();
+        assert!(source_verdict(&status).words.starts_with("NEEDS ATTENTION: no group answers"));
+        assert!(!source(Look::PLAIN, &status).contains("volume add"));
     }
 
     fn protected() -> SourceStatus {

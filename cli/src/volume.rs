@@ -7,7 +7,7 @@ use std::time::Duration;
 use farside_control::source::{
     Accept, IfAbsent, ResyncRequest, VerifyOutcome, VerifyStatus, VolumeAdd, VolumeState, VolumeStatus,
 };
-use farside_control::{Address, Client, PointRef};
+use farside_control::{Address, Client, Code, PointRef};
 
 use crate::args::{AcceptArg, Global, IfAbsentArg, VolumeCommand};
 use crate::confirm::confirm;
@@ -129,6 +129,9 @@ async fn verify(global: &Global, client: &Client, name: &str, detach: bool) -> R
 /// How the verify is that was begun. † Where it ended with its daemon, or its volume was opened anew, the newest result is of another one, and may say that
 /// all is well.
 fn the_verify(begun: &VolumeStatus, now: &VolumeStatus) -> Result<VerifyStatus, Failure> {
+    // A group that does not answer says nothing of it: it is as it was.
+    let is_silent = now.reasons.iter().any(|reason| reason.code == Code::GroupSilent.word());
+    let now = if is_silent { begun } else { now };
     let started = begun.verify.as_ref().map(|verify| verify.started);
     now.verify.clone().filter(|verify| Some(verify.started) == started).ok_or_else(|| {
         let message = format!(
@@ -328,6 +331,8 @@ fn show(volume: &VolumeStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use farside_control::{Reason, Severity};
+
     use super::*;
 
     /// It said that everything is what is published, and exited with 0.
@@ -347,5 +352,15 @@ mod tests {
         assert!(failure.exit == Exit::Damaged && failure.message.contains("could not be read"), "{failure:?}");
         let running = VerifyStatus { outcome: VerifyOutcome::Running, ..unreadable };
         assert!(failure_of("data", &running).is_none(), "it is only begun");
+    }
+
+    #[test]
+    fn a_verify_goes_on_while_its_group_does_not_answer() {
+        let verify = Some(VerifyStatus { outcome: VerifyOutcome::Running, ..VerifyStatus::default() });
+        let begun = VolumeStatus { name: "data".into(), verify: verify.clone(), ..VolumeStatus::default() };
+        let reason = Reason::new(Severity::Warning, Code::GroupSilent, "group db did not answer", "look");
+        let silent = VolumeStatus { reasons: vec![reason], verify: None, ..begun.clone() };
+        assert_eq!(the_verify(&begun, &silent).ok(), verify);
+        assert!(the_verify(&begun, &VolumeStatus { verify: None, ..begun.clone() }).is_err(), "it is not known there");
     }
 }

@@ -169,16 +169,17 @@ async fn volumes(State(daemon): Here) -> Json<Vec<VolumeStatus>> {
 
 /// Those that are served, and those that are configured and are not.
 async fn all_volumes(daemon: &Daemon) -> Vec<VolumeStatus> {
-    let groups = daemon.status().await.groups;
-    let mut all = daemon.untold(&groups);
+    let SourceStatus { groups, unanswered, .. } = daemon.status().await;
+    let mut all = daemon.untold(&groups, &unanswered);
     all.extend(groups.into_iter().flat_map(|group| group.volumes));
     all.sort_by(|a, b| (&a.group, &a.name).cmp(&(&b.group, &b.name)));
     all
 }
 
 async fn one_volume(daemon: &Daemon, name: &str) -> Answer<VolumeStatus> {
-    let found = all_volumes(daemon).await.into_iter().find(|v| v.name == name);
-    Ok(Json(found.ok_or_else(|| ApiError::not_found("volume", name, "`farside volume list` shows them"))?))
+    Ok(Json(
+        daemon.volume_named(name).await.ok_or_else(|| ApiError::not_found("volume", name, "`farside volume list` shows them"))?,
+    ))
 }
 
 async fn volume(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeStatus> {

@@ -445,10 +445,9 @@ impl Daemon {
 
     async fn begin_failback(self: &Arc<Self>, request: &FailbackRequest) -> Result<FailbackStatus, ApiError> {
         let (group, volumes) = self.configured_group(&request.group)?;
-        let status = self.status().await;
-        let of_group = status.groups.iter().filter(|found| found.name == group.as_str());
+        let this = self.status_of(&group).await;
         let served: BTreeMap<&str, &VolumeStatus> =
-            of_group.flat_map(|found| &found.volumes).map(|volume| (volume.name.as_str(), volume)).collect();
+            this.iter().flat_map(|found| &found.volumes).map(|volume| (volume.name.as_str(), volume)).collect();
         let is_fenced = |name: &Name| served.get(name.as_str()).is_some_and(|volume| volume.state == VolumeState::Fenced);
         if let Some(other) = volumes.iter().find(|volume| !is_fenced(&volume.name)) {
             let message =
@@ -565,8 +564,8 @@ impl Daemon {
     }
 
     async fn refuse_clients(&self, group: &Name) -> Result<(), ApiError> {
-        let status = self.status().await;
-        let mut volumes = status.groups.iter().filter(|found| found.name == group.as_str()).flat_map(|found| &found.volumes);
+        let this = self.status_of(group).await;
+        let mut volumes = this.iter().flat_map(|found| &found.volumes);
         match volumes.find(|volume| volume.tap.clients > 0 && volume.tap.address.starts_with("nbd:")) {
             None => Ok(()),
             Some(used) => {

@@ -817,6 +817,8 @@ impl Control {
 
     fn answer(&mut self, ask: Ask) {
         match ask {
+            // Whoever wanted it has given up.
+            Ask::Status(reply) if reply.is_closed() => {}
             Ask::Status(reply) => {
                 self.tick(); // what was acknowledged before the question is in the answer
                 let _ = reply.send(self.status());

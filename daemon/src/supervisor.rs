@@ -42,12 +42,14 @@ use crate::source_name;
 use crate::state_dir::StateDir;
 use crate::volume::Surroundings;
 use crate::watch::Noticed;
+use told::Told;
 use volumes::Volumes;
 
 pub(crate) use volumes::{Claimed, HeldDevice, UsedByNobody};
 
 mod left;
 mod reload;
+mod told;
 mod volumes;
 
 /// How a host comes to its receiver.
@@ -482,18 +484,16 @@ impl Daemon {
     }
 
     pub(crate) async fn status(&self) -> SourceStatus {
-        let mut groups = Vec::new();
-        for name in self.group_names() {
-            let (reply, answer) = oneshot::channel();
-            if self.tell(&name, Ask::Status(reply)).is_ok()
-                && let Ok(status) = answer.await
-                // A group whose last volume was removed has nothing to say.
-                && !status.volumes.is_empty()
-            {
-                groups.push(status);
-            }
-        }
-        let mut reasons: Vec<Reason> = self.untold(&groups).into_iter().flat_map(|volume| volume.reasons).collect();
+        self.status_within(told::ANSWER_WITHIN).await
+    }
+
+    async fn status_within(&self, within: Duration) -> SourceStatus {
+        let Told { groups, silent } = self.told_within(within).await;
+        let unanswered: Vec<String> = silent.iter().map(ToString::to_string).collect();
+        let untold = self.untold(&groups, &unanswered).into_iter().flat_map(|volume| volume.reasons);
+        // Once for each group.
+        let mut reasons: Vec<Reason> = untold.filter(|reason| reason.code != Code::GroupSilent.word()).collect();
+        reasons.extend(unanswered.iter().map(|group| told::is_silent(group)));
         let stops = match *locked(&self.phase) {
             Phase::Serving => None,
             Phase::Ending => {
@@ -516,6 +516,7 @@ impl Daemon {
             connection: self.connection(&groups),
             limits: self.limits(),
             groups,
+            unanswered,
             reasons,
         }
     }

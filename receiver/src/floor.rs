@@ -2,7 +2,7 @@
 //!
 //! Invariant: † a floor that was in force gives way only to a word ([`Kept`]), over restarts too, and status says what holds for want of one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -47,6 +47,8 @@ codes! {
     NotHidden = "not_hidden",
     /// A configured volume was not opened yet.
     Starting = "starting",
+    /// The thread of a group does not answer.
+    GroupSilent = "group_silent",
     /// The daemon is stopping.
     Stopping = "stopping",
     /// A person paused it.
@@ -130,6 +132,7 @@ impl Code {
             | Self::VersionMismatch
             | Self::NotServed
             | Self::Starting
+            | Self::GroupSilent
             | Self::Stopping
             | Self::Paused
             | Self::Forked

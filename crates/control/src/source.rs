@@ -24,6 +24,8 @@ pub struct SourceStatus {
     pub limits: Limits,
     /// Every group, by name.
     pub groups: Vec<GroupStatus>,
+    /// Groups that did not answer in time: how they are is not known, so they are not among these. A reason says so, too.
+    pub unanswered: Vec<String>,
     /// What concerns no single group: privileges, state directory…
     pub reasons: Vec<Reason>,
 }
@@ -381,7 +383,7 @@ pub enum VolumeState {
     TargetRewound,
     /// Writes may have gone untracked; everything must be compared.
     TrackingLost,
-    /// Configured, and its tap is not there: it is being opened, or cannot be. A reason says which.
+    /// Configured, and its tap is not there: it is being opened, or cannot be; or its group does not answer. A reason says which.
     NotServed,
 }
 

@@ -91,8 +91,8 @@ impl Daemon {
             return self.resync(name, accept, None).await;
         }
         let _one = self.failbacks.turns.of(group.as_str(), turns::PATIENCE).await?;
-        let status = self.status().await;
-        let this = status.groups.iter().find(|found| found.name == group.as_str());
+        let this = self.status_of(&group).await;
+        let this = this.as_ref();
         refuse_for_good(&group, this)?;
         // † Only what was seen to be fenced: one that becomes so a moment later was not asked about.
         let volume = this.and_then(|this| this.volumes.iter().find(|volume| volume.name == name));
@@ -115,9 +115,9 @@ impl Daemon {
 
     /// The group of a volume that is served, and how it is.
     async fn served(&self, name: &str) -> Option<(Name, VolumeState)> {
-        let status = self.status().await;
-        let volume = status.groups.iter().flat_map(|group| &group.volumes).find(|volume| volume.name == name)?;
-        Some((volume.group.parse().ok()?, volume.state.clone()))
+        let (name, group, _) = self.find(name).ok()?;
+        let state = self.volume_state(&group, &name).await?;
+        Some((group, state))
     }
 
     /// The volumes of a group that would take their history back.
@@ -131,8 +131,8 @@ impl Daemon {
             let what = "farside volume resync NAME --accept fenced publishes its disks under the failover that stands, if it may";
             return Err(ApiError::new(ErrorCode::Refused, message, what));
         }
-        let status = self.status().await;
-        let this = status.groups.iter().find(|found| found.name == group.as_str());
+        let this = self.status_of(&group).await;
+        let this = this.as_ref();
         let served = |name: &Name| this?.volumes.iter().find(|volume| volume.name == name.as_str());
         let known: Vec<(Name, Option<&VolumeStatus>)> =
             configured.iter().map(|volume| (volume.name.clone(), served(&volume.name))).collect();
@@ -148,8 +148,8 @@ impl Daemon {
     async fn refuse_too_small(&self, group: &Name, fenced: &[Name]) -> Result<(), ApiError> {
         let asked = tokio::time::timeout(SIZED_WITHIN, self.asked_for_newest(group)).await;
         let Ok(Ok(point)) = asked else { return Ok(()) };
-        let status = self.status().await;
-        let volumes = status.groups.iter().filter(|found| found.name == group.as_str()).flat_map(|found| &found.volumes);
+        let this = self.status_of(group).await;
+        let volumes = this.iter().flat_map(|found| &found.volumes);
         let sizes: Vec<(&Name, u64)> =
             volumes.filter_map(|volume| Some((fenced.iter().find(|name| name.as_str() == volume.name)?, volume.bytes))).collect();
         match too_small(sizes, &point) {

@@ -2,7 +2,7 @@
 
 use farside_control::Reloaded;
 use farside_control::failback::{FailbackRequest, FailbackStep};
-use farside_control::source::{GroupSettings, IfAbsent, VolumeAdd, VolumeStatus};
+use farside_control::source::{GroupSettings, IfAbsent, VolumeAdd, VolumeState, VolumeStatus};
 
 use super::*;
 use crate::boot::tests::SlowEnd;
@@ -473,12 +473,12 @@ async fn a_volume_that_is_closed_to_be_opened_again_is_told_of_all_the_time() {
     assert!(status.groups.is_empty());
     let reason = status.reasons.iter().find(|reason| reason.code == Code::Starting.word()).expect("it is told of");
     assert!(reason.message.contains("volume data is being closed"), "{reason:?}");
-    assert!(daemon.untold(&status.groups).iter().map(|volume| volume.name.as_str()).eq(["data"]));
+    assert!(daemon.untold(&status.groups, &[]).iter().map(|volume| volume.name.as_str()).eq(["data"]));
     daemon.volumes.left(&data);
     let volume = locked(&daemon.config).volumes[&data].clone();
     daemon.open_until_served(volume).await;
     let status = daemon.status().await;
-    assert!(status.groups.len() == 1 && daemon.untold(&status.groups).is_empty());
+    assert!(status.groups.len() == 1 && daemon.untold(&status.groups, &[]).is_empty());
     daemon.stop_groups().await;
 }
 
@@ -534,7 +534,7 @@ async fn a_volume_that_is_taken_out_while_it_is_opened_again_ends() {
     Running::remove(&daemon, "data").await;
     tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("in order");
     assert!(!folder.exists(), "what it had is there still");
-    assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
+    assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[], &[]).is_empty());
     daemon.stop_groups().await;
 }
 
@@ -556,7 +556,7 @@ async fn an_inserted_volume_that_is_taken_out_while_its_tap_is_not_there_ends() 
     Running::remove(&daemon, "data").await;
     tokio::time::timeout(PATIENCE, inserting).await.expect("it ends");
     assert!(!folder.exists(), "what it had is there still");
-    assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[]).is_empty());
+    assert!(daemon.volumes.opening().is_empty() && daemon.untold(&[], &[]).is_empty());
     daemon.stop_groups().await;
 }
 
@@ -604,7 +604,7 @@ async fn what_a_failback_holds_is_tried_by_nobody_else() {
     }
     tokio::time::timeout(PATIENCE, daemon.serve_again(&data)).await.expect("it is left to who holds it");
     assert!(!daemon.volumes.is_served(&data) && !daemon.volumes.is_tried(&data));
-    let said = daemon.untold(&[]).remove(0).reasons.remove(0);
+    let said = daemon.untold(&[], &[]).remove(0).reasons.remove(0);
     assert_eq!(said.code, Code::FailingBack.word(), "{said:?}");
     over();
     daemon.stop_groups().await;
@@ -633,7 +633,7 @@ async fn a_note_that_cannot_be_read_keeps_its_own_group_out_and_no_other() {
         let (api, opened) = daemon.begin().await.expect("it begins");
         tokio::time::timeout(PATIENCE, opened.join_all()).await.expect("all was tried");
         assert!(daemon.volumes.is_served(&"data".parse().expect("a name")), "it is of another group, on another disk");
-        let said = daemon.untold(&daemon.status().await.groups);
+        let said = daemon.untold(&daemon.status().await.groups, &[]);
         assert_eq!(said.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), ["late", "same"]);
         for volume in said {
             let reason = &volume.reasons[0];
@@ -648,7 +648,7 @@ async fn a_note_that_cannot_be_read_keeps_its_own_group_out_and_no_other() {
         let failed = daemon.reload().await.expect("valid").failed;
         assert_eq!(daemon.volumes.is_served(&late), !is_put_back, "{failed:?}");
         let of_failback = |volume: &VolumeStatus| volume.name == "late" && volume.reasons[0].code == Code::FailingBack.word();
-        assert_eq!(daemon.untold(&[]).iter().any(of_failback), is_put_back, "it is held as it was");
+        assert_eq!(daemon.untold(&[], &[]).iter().any(of_failback), is_put_back, "it is held as it was");
         assert_eq!(daemon.show_failbacks().len(), usize::from(is_put_back));
         if let Some(over) = over {
             over();
@@ -1001,7 +1001,7 @@ async fn what_could_not_be_opened_is_tried_again_until_it_is_served_or_not_wante
     let failed = daemon.reload().await.expect("valid").failed;
     assert!(failed.len() == 1 && failed[0].contains("meta.json"), "{failed:?}");
     assert!(is_tried());
-    let told = daemon.untold(&[]).into_iter().find(|volume| volume.name == "late").expect("told").reasons;
+    let told = daemon.untold(&[], &[]).into_iter().find(|volume| volume.name == "late").expect("told").reasons;
     assert!(told[0].what_to_do.contains("tried again by itself"), "{told:?}");
     std::fs::remove_file(&meta).expect("removed");
     until("the volume", &|| daemon.volumes.is_served(&late)).await;
@@ -1159,4 +1159,45 @@ fn what_a_crash_left_on_a_disk_that_takes_no_write_is_served_and_lost_track_of()
     });
     drop(mounted);
     drop(dir); // not before: what is mounted stays
+}
+
+/// One whose disk hangs kept status, the list of volumes, the metrics and `resync --accept` of all groups waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_does_not_answer_keeps_the_others_from_nobody() {
+    let mut running = Running::new().await;
+    let at = running.at.display();
+    let text = format!("[[volume]]\nname='late'\ngroup='db'\nbacking='{at}/late'\ntap='nbd:unix:{at}/late-tap'\n");
+    std::fs::create_dir_all(running.at.join("farsided.d")).expect("made");
+    std::fs::write(running.at.join("farsided.d/late.toml"), text).expect("written");
+    let daemon = running.daemon.clone();
+    assert!(daemon.reload().await.expect("valid").failed.is_empty());
+    let db: Name = "db".parse().expect("a name");
+    // Nobody reads this one.
+    let (unread, notes) = Inbox::pair();
+    let real = std::mem::replace(&mut locked(&daemon.groups).get_mut(&db).expect("it runs").inbox, unread);
+    let first = async {
+        loop {
+            // However short that is for this machine: it is asked again until the other one was in time.
+            let status = daemon.status_within(Duration::from_millis(20)).await;
+            assert!(status.unanswered.iter().any(|group| group == "db"), "{status:?}");
+            if status.groups.iter().any(|group| group.name == "default") {
+                break status;
+            }
+        }
+    };
+    let status = tokio::time::timeout(PATIENCE, first).await.expect("the other one answers");
+    let silent: Vec<&Reason> = status.reasons.iter().filter(|reason| reason.code == Code::GroupSilent.word()).collect();
+    assert!(silent.len() == 1 && silent[0].message.contains("group db"), "{status:?}");
+    assert!(status.groups.len() == 1 && status.groups[0].volumes[0].name == "data", "{status:?}");
+    let untold = daemon.untold(&status.groups, &status.unanswered);
+    assert!(untold.len() == 1 && untold[0].name == "late" && untold[0].reasons[0].code == Code::GroupSilent.word(), "{untold:?}");
+    // What is said of another volume asks nobody else.
+    let one = tokio::time::timeout(PATIENCE, daemon.volume_named("data")).await.expect("it is answered");
+    assert!(one.is_some_and(|volume| volume.state != VolumeState::NotServed));
+    locked(&daemon.groups).get_mut(&db).expect("it runs").inbox = real;
+    drop(notes);
+    assert!(daemon.volume_named("late").await.is_some_and(|volume| volume.state != VolumeState::NotServed));
+    assert!(running.noticed.try_recv().is_err());
+    drop(daemon);
+    running.end().await;
 }

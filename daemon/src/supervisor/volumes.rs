@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use farside_blockio::DeviceError;
 use farside_blockio::dm::DevNumber;
-use farside_control::source::{BackingStatus, GroupStatus, TapStatus, VolumeAdd, VolumeState, VolumeStatus};
+use farside_control::source::VolumeAdd;
 use farside_control::{ApiError, Code, ErrorCode, Reason, Severity};
 use farside_insert::State;
 use farside_nbd::ListenError;
@@ -78,7 +78,7 @@ pub(super) struct Volumes {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Unserved {
+pub(super) enum Unserved {
     /// It is being opened.
     Starting,
     /// It is being opened again, after it could not be for this reason.
@@ -147,7 +147,7 @@ impl Volumes {
     }
 
     /// Why no group tells of a volume. `None`: nobody serves it, or opens it.
-    fn why_untold(&self, name: &Name) -> Option<Unserved> {
+    pub(super) fn why_untold(&self, name: &Name) -> Option<Unserved> {
         if self.is_leaving(name) {
             return Some(Unserved::Closing);
         }
@@ -277,7 +277,7 @@ impl Daemon {
         starts
     }
 
-    fn id_of(&self, volume: &VolumeConfig) -> VolumeId {
+    pub(super) fn id_of(&self, volume: &VolumeConfig) -> VolumeId {
         farside_ledger::volume_id(&self.source_of(&volume.group), &volume.group, &volume.name)
     }
 
@@ -634,40 +634,15 @@ impl Daemon {
         self.volumes.is_served(name)
     }
 
-    pub(super) fn find(&self, name: &str) -> Result<(Name, Name, VolumeId), ApiError> {
+    pub(crate) fn find(&self, name: &str) -> Result<(Name, Name, VolumeId), ApiError> {
         let missing = || ApiError::not_found("volume", name, "`farside volume list` shows them");
         let parsed: Name = name.parse().map_err(|_| missing())?;
         if let Some((group, id)) = locked(&self.volumes.served).get(&parsed).cloned() {
             return Ok((parsed, group, id));
         }
-        let reasons = self.untold(&[]).into_iter().find(|volume| volume.name == name).map(|volume| volume.reasons);
+        let reasons = self.untold(&[], &[]).into_iter().find(|volume| volume.name == name).map(|volume| volume.reasons);
         let reason = reasons.and_then(|mut reasons| reasons.pop());
         Err(reason.map_or_else(missing, |reason| ApiError::new(ErrorCode::Conflict, reason.message, reason.what_to_do)))
-    }
-
-    /// Volumes that are configured and of which these groups, which were asked before, do not tell: each with its reason. What is
-    /// opened or closed meanwhile is here, or there, and never missing.
-    pub(crate) fn untold(&self, groups: &[GroupStatus]) -> Vec<VolumeStatus> {
-        let configured = locked(&self.config).volumes.clone();
-        let told: BTreeSet<&str> = groups.iter().flat_map(|group| &group.volumes).map(|volume| volume.name.as_str()).collect();
-        let volumes = configured.into_values().filter(|v| !told.contains(v.name.as_str()));
-        let why = |name: &Name| match self.is_stopping() && self.volumes.is_served(name) {
-            true => Some(Unserved::Closing),
-            false => self.around.unkept.why(name).map(Unserved::Unkept).or_else(|| self.volumes.why_untold(name)),
-        };
-        volumes
-            .map(|v| VolumeStatus {
-                state: VolumeState::NotServed,
-                reasons: vec![not_served(&v.name, why(&v.name).as_ref(), self.state.path())],
-                tap: TapStatus { address: v.address(), ..TapStatus::default() },
-                if_absent: v.if_absent,
-                id: self.id_of(&v).to_string(),
-                group: v.group.to_string(),
-                name: v.name.to_string(),
-                backing: BackingStatus { path: v.backing, ..BackingStatus::default() },
-                ..VolumeStatus::default()
-            })
-            .collect()
     }
 
     pub(crate) async fn add_volume(self: &Arc<Self>, add: &VolumeAdd) -> Result<(), ApiError> {
@@ -1017,7 +992,7 @@ fn clear(folder: &Path) -> Result<(), ApiError> {
     })
 }
 
-fn not_served(name: &Name, why: Option<&Unserved>, state_dir: &Path) -> Reason {
+pub(super) fn not_served(name: &Name, why: Option<&Unserved>, state_dir: &Path) -> Reason {
     let meanwhile = "Until then its group's points are made without it";
     match why {
         Some(Unserved::Failed(why) | Unserved::TriedAgain(why)) => {

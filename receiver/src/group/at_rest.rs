@@ -135,7 +135,7 @@ impl Group {
         }
         if let (None, Some(torn)) = (&claimed.at_rest, here.store.torn()) {
             // † Perhaps a record that cannot be read says which key it has: none is drawn beside that.
-            let words = torn.to_string();
+            let words = torn.error(&self.names).to_string();
             return self.answer_all(&Err(words));
         }
         self.at_rest.config = Some(Arc::clone(&config));

@@ -6,13 +6,11 @@ use std::sync::Arc;
 use farside_control::source::{VolumeState, VolumeStatus};
 use farside_region::Name;
 use farside_transport::QuicDialer;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::{Claimed, LEAVE_WAIT, clear, names_of};
 use crate::config::{Config, GroupConfig, VolumeConfig};
-use crate::group::Ask;
 use crate::locked;
 use crate::loss::LossNote;
 use crate::supervisor::Daemon;
@@ -61,9 +59,7 @@ impl Daemon {
 
     /// What its group says of a volume, if it is served.
     pub(crate) async fn served_volume(&self, group: &Name, name: &Name) -> Option<VolumeStatus> {
-        let (reply, answer) = oneshot::channel();
-        self.tell(group, Ask::Status(reply)).ok()?;
-        answer.await.ok()?.volumes.into_iter().find(|volume| volume.name == name.as_str())
+        self.status_of(group).await?.volumes.into_iter().find(|volume| volume.name == name.as_str())
     }
 
     /// How a volume is, if it is served.
