@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use farside_keys::{GroupKey, Secret};
-use farside_region::{DigestKey, SealMode, Slot, VolumeId};
-use farside_wire::{GroupKeyAnswer, ReadLedger, ReceiverMessage, RefusalCode, RequestId, SourceMessage};
+use farside_region::{DigestKey, SealMode, VolumeId};
+use farside_wire::{
+    ClaimOutcome, ClaimVerdict, GroupKeyAnswer, ReadLedger, ReceiverMessage, RefusalCode, RequestId, SourceMessage,
+};
 
 use crate::site::{Gateway, Session, wait_for, wait_until};
 
@@ -33,6 +35,10 @@ async fn answer(session: &mut Session) -> GroupKeyAnswer {
         _ => None,
     };
     session.expect("an answer about the key", answer).await
+}
+
+fn sealed(key: &GroupKey, id: VolumeId) -> DigestKey {
+    DigestKey::Sealed(key.seal(SealMode::AtRest, id))
 }
 
 async fn given(session: &mut Session) -> GroupKey {
@@ -66,7 +72,6 @@ async fn one_key_is_given_to_all_who_ask_and_nobody_is_held_up_by_who_keeps_it()
     );
 
     // Its claim is taken without another word; a new volume in clear is not.
-    let sealed = |key: &GroupKey, id| DigestKey::Sealed(key.seal(SealMode::AtRest, id));
     first.claim_raw("data", |claim| claim.volume.digest_key = sealed(&key, claim.volume.id)).await;
     first.expect("a verdict", |m| matches!(m, ReceiverMessage::ClaimVerdict(_)).then_some(())).await;
     let status = gateway.status().await;
@@ -125,6 +130,8 @@ async fn who_does_not_answer_is_replaced_by_a_reload() {
     let mut second = host.connect_of_run("default", 1).await;
     second.send(SourceMessage::KeyWanted).await;
     assert_eq!(given(&mut second).await.id(), key.id());
+    second.claim_raw("data", |claim| claim.volume.digest_key = sealed(&key, claim.volume.id)).await;
+    second.expect("a verdict", |m| matches!(m, ReceiverMessage::ClaimVerdict(_)).then_some(())).await;
     gateway.check_store();
 }
 
@@ -155,17 +162,22 @@ async fn the_key_of_a_torn_group_is_kept_by_whoever_is_named_since() {
     let mut session = host.connect("default").await;
     session.send(SourceMessage::KeyWanted).await;
     let key = given(&mut session).await;
+    let mut newest = None;
     for volume in ["data", "other"] {
-        session
-            .claim_raw(volume, |claim| claim.volume.digest_key = DigestKey::Sealed(key.seal(SealMode::AtRest, claim.volume.id)))
-            .await;
-        session.expect("a verdict", |m| matches!(m, ReceiverMessage::ClaimVerdict(_)).then_some(())).await;
+        session.claim_raw(volume, |claim| claim.volume.digest_key = sealed(&key, claim.volume.id)).await;
+        let accepted = |m| match m {
+            ReceiverMessage::ClaimVerdict(ClaimVerdict { outcome: ClaimOutcome::Accepted { position }, .. }) => {
+                Some(position.slot)
+            }
+            _ => None,
+        };
+        newest = Some(session.expect("a verdict", accepted).await);
     }
     gateway.stop();
-    gateway.start_torn(Slot(1)).await;
-    let (first, second) = (gateway.path("keeper"), gateway.path("another"));
-    fs::copy(&first, &second).expect("copied");
-    let text = format!("[[at_rest]]\nkeys = [\"command:{}\", \"command:{}\"]\n", first.display(), second.display());
+    gateway.start_torn(newest.expect("claimed")).await;
+    let (program, file) = (gateway.path("keeper"), gateway.path("key"));
+    fs::write(&file, [7; 32]).expect("written");
+    let text = format!("[[at_rest]]\nkeys = [\"command:{}\", \"file:{}\"]\n", program.display(), file.display());
     fs::write(gateway.path("receiver.d/at-rest.toml"), text).expect("written");
     gateway.client().reload().await.expect("read again");
     wait_for("the key to be kept by both", || gateway.path("store/groups/host1/default/keys/1").exists()).await;
