@@ -149,7 +149,15 @@ fn rewrite(config: &farside_daemon::config::Config, path: &Path) {
     let _ = fs::remove_dir_all(&drop_ins);
     fs::create_dir(&drop_ins).expect("made");
     for (name, group) in config.groups.iter().take(2) {
-        config.write_group(name, group).expect("written");
+        let said = farside_daemon::config::GroupSaid {
+            epoch_interval: Some(group.epoch_interval),
+            keep: group.policy_is_said.then_some(group.keep),
+            span: group.span_said,
+            grid: group.policy_is_said.then(|| group.grid.clone()),
+            rate: Some(group.rate),
+            consistent_every: Some(group.consistent_every),
+        };
+        config.write_group(name, &said).expect("written");
     }
     for volume in config.volumes.values().take(2) {
         config.write_volume(volume).expect("written");
