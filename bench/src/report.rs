@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::process::{Command, Stdio};
 
 use farside_vm::INSTRUCTION_NS;
 use farside_vm::counted::{Counts, Load};
@@ -244,6 +245,8 @@ const WARM: &str = "this user may not drop the page cache: some find in it what 
 /// Everything.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
+    /// Where, of what, and beside which versions of others.
+    measured_on: BTreeMap<&'static str, String>,
     size_bytes: u64,
     /// Whether what was measured found nothing in it that the measure before had left there.
     page_cache_dropped: bool,
@@ -262,9 +265,36 @@ pub(crate) struct Report {
     left_out: Vec<String>,
 }
 
+/// What there is of the machine and its tools to say, each in a line; without those that are not there.
+fn versions() -> BTreeMap<&'static str, String> {
+    let line = |program: &str, arguments: &[&str]| {
+        let output =
+            Command::new(program).args(arguments).stdin(Stdio::null()).output().ok().filter(|output| output.status.success())?;
+        let said = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned();
+        (!said.is_empty()).then_some(said)
+    };
+    let here = env!("CARGO_MANIFEST_DIR");
+    let asked: [(&'static str, &str, &[&str]); 8] = [
+        ("farside", "git", &["-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]),
+        ("kernel", "uname", &["-srm"]),
+        ("rsync", "rsync", &["--version"]),
+        ("restic", "restic", &["version"]),
+        ("borg", "borg", &["--version"]),
+        ("qemu-img", "qemu-img", &["--version"]),
+        ("fio", "fio", &["--version"]),
+        ("nbdkit", "nbdkit", &["--version"]),
+    ];
+    let mut versions: BTreeMap<_, _> =
+        asked.into_iter().filter_map(|(what, program, arguments)| Some((what, line(program, arguments)?))).collect();
+    let processors = std::thread::available_parallelism().map_or_else(|error| error.to_string(), |count| count.to_string());
+    versions.insert("processors", processors);
+    versions
+}
+
 impl Report {
     pub(crate) fn new(size_bytes: u64, page_cache_dropped: bool) -> Self {
         Self {
+            measured_on: versions(),
             size_bytes,
             page_cache_dropped,
             rows: Vec::new(),
@@ -475,6 +505,8 @@ impl Report {
 
     pub(crate) fn print(&mut self) {
         self.judge();
+        let measured_on: Vec<_> = self.measured_on.iter().map(|(what, version)| format!("{what}: {version}")).collect();
+        println!("{}", measured_on.join("; "));
         if !self.rows.is_empty() {
             let cache = if self.page_cache_dropped { "page cache dropped before each line" } else { WARM };
             println!("\n{:.1} GiB; {cache}\n", self.size_bytes as f64 / f64::from(1 << 30));
@@ -620,6 +652,14 @@ mod tests {
         // A long one in one turn is one of 2000; of two it is the second.
         assert_eq!(share(&[[64, 999], [1024, 1], [64, 1000]]), Some(64.0 + 8.0 * 1998.0 / 1999.0));
         assert_eq!(share(&[[64, 998], [1024, 2], [64, 998], [2048, 2]]), Some(2048.0));
+    }
+
+    #[test]
+    fn a_report_says_what_was_measured_and_where() {
+        let report = serde_json::to_value(Report::new(0, true)).expect("plain data");
+        for what in ["kernel", "processors"] {
+            assert!(report["measured_on"][what].as_str().is_some_and(|said| !said.is_empty()), "{what}: {report}");
+        }
     }
 
     #[test]

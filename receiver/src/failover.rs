@@ -928,10 +928,16 @@ impl Failovers {
                     failover.stage = Stage::Fenced { point: point.map(|point| point.slot) };
                 }
                 Stage::Fenced { point } => {
-                    if let Some(point) = point {
-                        let found = look(receiver, &group, Some(point))?.point;
-                        let members: Vec<String> =
-                            found.into_iter().flat_map(|point| point.members).map(|(name, _)| name).collect();
+                    let found = match point.map(|point| look(receiver, &group, Some(point))) {
+                        // An older store was put back. There is no other way on: whoever wants another point says `--again`.
+                        Some(Err(error)) if error.code == ErrorCode::NotFound => {
+                            tracing::error!(group = %names, %error, "the point of a failover is gone: no follower is brought to it");
+                            None
+                        }
+                        look => look.transpose()?.and_then(|look| look.point),
+                    };
+                    if let (Some(point), Some(found)) = (point, found) {
+                        let members: Vec<String> = found.members.into_iter().map(|(name, _)| name).collect();
                         receiver.followers.promote(receiver, names, (point, &members), failover.generation).map_err(unnoted)?;
                     }
                     // This one has what that left aside, and outranks it while it stands; at its end it is tried again.

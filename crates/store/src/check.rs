@@ -514,6 +514,19 @@ impl GroupCheck<'_> {
         let (mut above, mut above_bytes) = (0_u64, 0);
         // The receiver may have appended since the ledger was read: a claim counts as lost only if it is still not there.
         let end = Slots::list(backend, &self.names)?.end().max(self.image.state().next_slot().0);
+        // † A name tells where a batch begins, and not how many slots it takes: what lies beyond the names may be before the next record.
+        let mut exact = None;
+        let mut is_beyond = |this: &Self, slot: u64| -> Result<bool> {
+            if slot <= end {
+                return Ok(false);
+            }
+            let next = match exact {
+                Some(next) => next,
+                None => this.state_now()?.map_or(end, |state| state.next_slot().0).max(end),
+            };
+            exact = Some(next);
+            Ok(slot > next)
+        };
         // What came last says how late it is there, at least.
         let now_ms = listed.iter().map(|object| object.created_ms).max().unwrap_or(0);
         for object in listed {
@@ -547,7 +560,7 @@ impl GroupCheck<'_> {
                     above_bytes += object.bytes;
                     continue;
                 }
-                let (severity, problem, what) = if pack.slot().0 > end {
+                let (severity, problem, what) = if is_beyond(self, pack.slot().0)? {
                     let what = "was put for a slot beyond the ledger's end: its newest records are lost";
                     (Severity::Error, Problem::LedgerTorn, what)
                 } else if pack.is_decided(Slot(end)) {
@@ -586,7 +599,7 @@ impl GroupCheck<'_> {
                     Problem::Staged,
                     "is of a merge that is under way, or was cut short: the receiver decrees it away",
                 )
-            } else if !term.is_merge() && term.0 >= end {
+            } else if !term.is_merge() && is_beyond(self, term.0.saturating_add(1))? {
                 (Severity::Error, Problem::LedgerTorn, "is of a claim that is not in the ledger: its newest records are lost")
             } else if strange && !since {
                 (Severity::Warning, Problem::Strange, "is of a claim that the ledger does not hold; it is kept")

@@ -383,6 +383,30 @@ fn a_ledger_that_lost_its_newest_records_is_known_by_a_pack() {
     assert!(site.group().torn().is_none() && site.group().state().next_slot() >= second);
 }
 
+/// Several records are one object, whose name tells only where they begin: what was put for the slot behind them was called a lost end of the ledger.
+#[test]
+fn a_pack_of_a_publication_under_way_is_no_lost_end_of_the_ledger() {
+    let mut site = Site::new();
+    site.publish(&[(0, 64, 1), (3, 7, 2)]);
+    let store = StoreReader::open_bucket(site.backend()).expect("open");
+    let goes_on = std::sync::Mutex::new(Some(&mut site));
+    let report = check(&store, &|_| {
+        // The ledger was read.
+        if let Some(site) = goes_on.lock().expect("whole").take() {
+            site.publish(&[(0, 9, 3), (3, 7, 4), (5, 6, 5)]);
+            let said = site.land(&[(0, 33, 6), (3, 7, 7)]);
+            let bodies: Vec<&Body> = said.iter().map(|said| &said.body).collect();
+            let upload = site.group().plan_upload(&bodies).expect("planned").expect("something is to be put");
+            upload.run();
+        }
+        true
+    });
+    assert!(goes_on.lock().expect("whole").is_none());
+    let findings = report.expect("checked").findings;
+    assert!(findings.iter().any(|f| f.problem == Problem::Staged && f.text.contains("pack ")), "{findings:?}");
+    assert!(findings.iter().all(|f| f.severity != crate::Severity::Error), "{findings:?}");
+}
+
 /// One that is put under its own name by an attempt that failed, and lies in a pack then, is there twice.
 #[test]
 fn a_part_that_lies_in_a_pack_needs_no_object_of_its_own() {
