@@ -224,7 +224,9 @@ impl Followers {
             let read = definition.and_then(|definition| Ok((state_dir.follower_holds(&name)?.unwrap_or_default(), definition)));
             match read {
                 Ok((holds, definition)) => {
-                    let kept = (definition.names(), holds.following.stage.points().collect());
+                    let is_its_hosts = definition.promoted.is_some_and(|promoted| promoted.released);
+                    let points = if is_its_hosts { BTreeSet::new() } else { holds.following.stage.points().collect() };
+                    let kept = (definition.names(), points);
                     lock(&self.kept).insert(name.clone(), kept);
                     let stage = holds.following.stage.clone();
                     let ask = FollowAsk::new(&name, definition.volume.clone(), definition.follows, stage);
@@ -1001,7 +1003,13 @@ impl Runner {
             Err(StoreError::NoSuchPoint { .. }) => self.with_follower(None, |follower| follower.recognise()),
             other => {
                 let reader = other.map_err(of_store)?;
-                let progress = |_: FollowProgress| goes_on(&receiver, &entry) && is_given(&receiver, group, &reader);
+                let progress = |progress: FollowProgress| {
+                    // All of it, for one after the machine was booted: nothing tells who wrote to it.
+                    let mut view = lock(&entry.view);
+                    (view.state, view.progress) = (FollowerState::Verifying, progress);
+                    drop(view);
+                    goes_on(&receiver, &entry) && is_given(&receiver, group, &reader)
+                };
                 let again = |slot: Slot| open_base(&receiver, group, &volume, slot);
                 self.with_follower(None, |follower| follower.inspect(&reader, &again, &progress))
             }
@@ -1065,6 +1073,8 @@ impl Runner {
         if !kept.map_err(|error| Trouble::Words(error.to_string()))? {
             return Err(Trouble::Stopped);
         }
+        // Its target is its host's: what it held stays no longer than policy says.
+        self.receiver.followers.keep(&self.entry.name, BTreeSet::new());
         let in_doubt = self.holds.as_ref().is_some_and(|holds| holds.following.is_in_doubt());
         tracing::warn!(follower = %self.entry.name, target = %definition.target.display(), in_doubt, "the target of a follower was promoted");
         Ok(())

@@ -326,6 +326,45 @@ async fn a_target_that_diverged_is_promoted_once_it_is_healed() {
     assert!(std::fs::read(&target).expect("read") == image(&content));
 }
 
+/// What a target holds that was handed over is its host's: its point stayed for as long as the follower was there.
+#[tokio::test]
+async fn a_target_that_was_handed_over_keeps_no_point() {
+    let mut gateway = Gateway::new("[retention]\ninterval = \"0s\"\n");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let volume = source.claim("data").await;
+    source.set_keep(1).await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let target = gateway.path("data.img");
+    gateway.client().follower_add(&add("data", &target)).await.expect("added");
+    gateway.client().failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    promoted(&gateway).await;
+    let mut source = host.connect("default").await;
+    let mut volume = source.claim_back("data", &volume, Generation(3)).await;
+    wait_until("the failover to be over", async || gateway.client().failovers().await.is_ok_and(|all| all.is_empty())).await;
+    let mut newest = source.publish(&volume, 1, &granules(0, 30), LayerKind::Point).await;
+    for is_anew in [false, true] {
+        if is_anew {
+            drop(source);
+            gateway.kill();
+            gateway.start().await;
+            source = host.connect("default").await;
+            volume = source.claim_back("data", &volume, Generation(3)).await;
+            newest = source.publish(&volume, 1, &granules(0, 40), LayerKind::Point).await;
+        }
+        wait_until("its point to go", async || gateway.points(None).await.len() == 1).await;
+    }
+    gateway.client().follower_tell(routes::FOLLOWER_RESUME, "data").await.expect("goes on");
+    wait_until("it to follow again", async || {
+        let one = gateway.client().follower("data").await;
+        one.is_ok_and(|one| one.holds.is_some_and(|point| point.id.slot == newest.slot.0))
+    })
+    .await;
+    assert!(std::fs::read(&target).expect("read") == image(&granules(0, 40)));
+}
+
 /// One that never came to the point of a failover follows as before when the source has its history back, and is a copy of the next failover.
 #[tokio::test]
 async fn a_target_that_was_never_handed_over_follows_again_when_the_failover_is_over() {
