@@ -334,6 +334,9 @@ pub(crate) fn plan(planned: &FailbackStatus, discard_branch: bool) -> String {
     if let Some(other) = &planned.other {
         text.push_str(&format!("{other} serves the copy now, and goes on until --finish\n"));
     }
+    if let Some(why) = &planned.why {
+        text.push_str(&format!("! {why}; without --force this is refused\n"));
+    }
     text
 }
 

@@ -271,9 +271,20 @@ pub(crate) fn choose(store: &StoreReader, of: &Address, wanted: PointRef) -> Res
     say_torn(&group);
     let missing = || not_there([(&group, Some(volume))].into_iter(), wanted, Some(of));
     let point = search(&group, Some(volume), wanted).ok_or_else(missing)?;
+    if let Some(words) = in_the_future(wanted, jiff::Timestamp::now()) {
+        eprintln!("! {words}");
+    }
     let slot = Slot(point.id.slot);
     let hidden = newer_hidden(&group, wanted, point.id);
     Ok(Chosen { group, volume, slot, point, hidden })
+}
+
+/// A year or a time zone that was mistyped, perhaps.
+fn in_the_future(wanted: PointRef, now: jiff::Timestamp) -> Option<String> {
+    match wanted {
+        PointRef::At(at) if at > now => Some(format!("{at} is in the future: the newest point there is is taken")),
+        _ => None,
+    }
 }
 
 /// The one volume that an address names.
@@ -741,6 +752,15 @@ mod tests {
     use farside_ledger::{Body, Pin};
 
     use super::*;
+
+    /// A mistyped year restored the newest point without a word.
+    #[test]
+    fn a_time_that_has_not_come_is_said() {
+        let now: jiff::Timestamp = "2026-03-01T12:00:00Z".parse().expect("a time");
+        let said = |text: &str| in_the_future(text.parse().expect("a point"), now);
+        assert!(said("2062-03-01T12:00:00Z").is_some_and(|words| words.contains("is in the future")));
+        assert_eq!((said("2026-03-01T12:00:00Z"), said("latest"), said("-5m")), (None, None, None));
+    }
 
     /// The advice was to remove it, and with it the torn record and all after that were given up.
     #[test]

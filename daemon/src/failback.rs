@@ -492,7 +492,8 @@ impl Daemon {
             }
         }
         if request.plan {
-            return Ok(FailbackStatus { stage: FailbackStage::Planned, ..failback.show() });
+            let why = refuse_unpublished(&group, &point, request.force).err().map(|error| error.message);
+            return Ok(FailbackStatus { stage: FailbackStage::Planned, why, ..failback.show() });
         }
         refuse_unpublished(&group, &point, request.force)?;
         let claimed = self.claim_all(&group, &volumes).await?;

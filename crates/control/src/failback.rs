@@ -133,7 +133,7 @@ pub struct FailbackStatus {
     pub branch: Option<String>,
     /// The point that it lies over, or would.
     pub over: Option<LastPoint>,
-    /// Why it does not go on.
+    /// Why it does not go on; of a plan, why it would be refused without `force`.
     pub why: Option<String>,
     /// That is because the gateway is not there: it goes on by itself when it is.
     pub without_gateway: bool,

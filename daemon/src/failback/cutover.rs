@@ -393,7 +393,8 @@ impl Daemon {
         self.keys_to(failback, &puller, &point, &names_of(&held)).await.map_err(super::unreachable)?;
         drop(puller);
         if request.plan {
-            return Ok(FailbackStatus { stage: FailbackStage::Planned, generation: promoted.0, ..failback.show() });
+            let why = super::refuse_unpublished(group, &point, request.force).err().map(|error| error.message);
+            return Ok(FailbackStatus { stage: FailbackStage::Planned, generation: promoted.0, why, ..failback.show() });
         }
         super::refuse_unpublished(group, &point, request.force)?;
         // Nobody opens them meanwhile; a kill in between has them compared, whatever is said next.
