@@ -275,7 +275,7 @@ fn versions() -> BTreeMap<&'static str, String> {
     };
     let here = env!("CARGO_MANIFEST_DIR");
     let asked: [(&'static str, &str, &[&str]); 8] = [
-        ("farside", "git", &["-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]),
+        ("source tree", "git", &["-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]),
         ("kernel", "uname", &["-srm"]),
         ("rsync", "rsync", &["--version"]),
         ("restic", "restic", &["version"]),

@@ -14,7 +14,7 @@ use farside_region::Name;
 use farside_service::said::Kept;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{GroupConfig, PoliciesSaid, PolicySaid, write_atomically};
+use crate::config::{Config, GroupConfig, GroupSaid, PoliciesSaid, VolumeConfig, write_atomically};
 
 const VERSION: u32 = 1;
 
@@ -41,28 +41,61 @@ impl KeptPolicy {
 /// What holds for want of a word.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
-    pub(crate) groups: BTreeMap<Name, PolicySaid>,
+    groups: BTreeMap<Name, HeldPolicy>,
+    /// It cannot be read what was in force.
+    pub(crate) is_unknown: bool,
     /// What there is to say about it.
     pub(crate) words: Vec<String>,
 }
 
-/// Takes up what the files say, and lays over `groups` what was in force and holds. † Before that configuration is in force.
-pub(crate) fn take_up(state_dir: &Path, said: &[PoliciesSaid], groups: &mut BTreeMap<Name, GroupConfig>) -> Held {
+/// What holds of one group, and the file that said it.
+#[derive(Debug, Default)]
+struct HeldPolicy {
+    keep: Option<(u32, PathBuf)>,
+    span: Option<(Duration, PathBuf)>,
+    grid: Option<(Grid, PathBuf)>,
+}
+
+impl Held {
+    /// What is to be said of a group in that file, and with it what that very file said of it before: † it is there again then, and would say nothing
+    /// of that.
+    pub(crate) fn with(&self, group: &Name, said: GroupSaid, file: &Path) -> GroupSaid {
+        fn of<T: Clone>(held: &Option<(T, PathBuf)>, file: &Path) -> Option<T> {
+            held.as_ref().filter(|(_, said_it)| said_it == file).map(|(value, _)| value.clone())
+        }
+        let Some(held) = self.groups.get(group) else { return said };
+        GroupSaid {
+            keep: said.keep.or(of(&held.keep, file)),
+            span: said.span.or(of(&held.span, file)),
+            grid: said.grid.clone().or_else(|| of(&held.grid, file)),
+            ..said
+        }
+    }
+}
+
+/// Takes up what the files of a configuration say, and lays over its groups what was in force and holds, where a volume that is `served` is of the group. † Before
+/// that configuration is in force. `anew`: what a person has just said of a group, which the files say by now.
+pub(crate) fn take_up(
+    state_dir: &Path,
+    config: &mut Config,
+    served: &BTreeMap<Name, VolumeConfig>,
+    anew: Option<(&Name, &GroupSaid)>,
+) -> Held {
     let path = path(state_dir);
     let before = match read(&path) {
         Ok(before) => before,
         Err(why) => {
             // The receiver goes on with what it was told last.
-            groups.values_mut().for_each(|group| group.policy_is_said = false);
+            config.groups.values_mut().for_each(|group| group.policy_is_said = false);
             let words = vec![format!(
                 "{}: {why}; what is to be kept of groups was in force by it, and receivers are told nothing new of that until it is mended; remove it if the \
                  configuration says all that is to be kept, and reload",
                 path.display()
             )];
-            return Held { words, ..Held::default() };
+            return Held { words, is_unknown: true, ..Held::default() };
         }
     };
-    let (now, mut held) = next(&before, said, groups);
+    let (now, mut held) = next(&before, config, served, anew);
     if now != before
         && let Err(error) = write_atomically(&path, &serde_json::to_string(&now).expect("plain data"))
     {
@@ -88,14 +121,25 @@ fn read(path: &Path) -> Result<Known, String> {
     }
 }
 
-fn next(before: &Known, said: &[PoliciesSaid], groups: &mut BTreeMap<Name, GroupConfig>) -> (Known, Held) {
+fn next(
+    before: &Known,
+    config: &mut Config,
+    served: &BTreeMap<Name, VolumeConfig>,
+    anew: Option<(&Name, &GroupSaid)>,
+) -> (Known, Held) {
+    let Config { policies: said, groups, volumes, .. } = config;
     let there: BTreeSet<&Path> = said.iter().filter(|said| !said.is_blank).map(|said| said.file.as_path()).collect();
     let is_there = |file: &Path| there.contains(file);
     let names: BTreeSet<&Name> = before.groups.keys().chain(said.iter().flat_map(|said| said.groups.keys())).collect();
     let (mut now, mut all) = (Known { version: VERSION, ..Known::default() }, Held::default());
     for name in names {
         let of = |file: &'_ PoliciesSaid| file.groups.get(name).cloned().unwrap_or_default();
-        let before = before.groups.get(name).cloned().unwrap_or_default();
+        let mut before = before.groups.get(name).cloned().unwrap_or_default();
+        if let Some((_, said)) = anew.filter(|(group, _)| *group == name) {
+            before.keep.take_if(|_| said.keep.is_some());
+            before.span_ms.take_if(|_| said.span.is_some());
+            before.grid.take_if(|_| said.grid.is_some());
+        }
         let group = groups.get(name).cloned().unwrap_or_default();
         let span_default = GroupConfig { span_said: None, ..group.clone() }.span();
         let keeps = values(said, |file| of(file).keep);
@@ -104,30 +148,27 @@ fn next(before: &Known, said: &[PoliciesSaid], groups: &mut BTreeMap<Name, Group
         let (keep, holds_keep) = Kept::next(before.keep, (keeps, GroupConfig::default().keep), is_there, |a, b| *a.max(b));
         let (span_ms, holds_span) = Kept::next(before.span_ms, (spans, ms(span_default)), is_there, |a, b| *a.max(b));
         let (grid, holds_grid) = Kept::next(before.grid, (grids, Grid::default().to_string()), is_there, both);
-        let mut held = PolicySaid::default();
-        let mut hold = |key: &str, value: &str, file: &Path| {
-            all.words.push(format!(
-                "group {name}: {key} = {value} holds on: {} said it, and is not there (or is empty); put it back, or say what is to be kept: farside group set \
-                 {name} --{key} …",
-                file.display()
-            ));
+        let held = HeldPolicy {
+            keep: keep.as_ref().filter(|_| holds_keep).map(|kept| (kept.value, kept.file.clone())),
+            span: span_ms.as_ref().filter(|_| holds_span).map(|kept| (Duration::from_millis(kept.value), kept.file.clone())),
+            grid: grid.as_ref().filter(|_| holds_grid).and_then(|kept| Some((kept.value.parse().ok()?, kept.file.clone()))),
         };
-        if let Some(kept) = keep.as_ref().filter(|_| holds_keep) {
-            held.keep = Some(kept.value);
-            hold("keep", &kept.value.to_string(), &kept.file);
-        }
-        if let Some(kept) = span_ms.as_ref().filter(|_| holds_span) {
-            let span = Duration::from_millis(kept.value);
-            held.span = Some(span);
-            hold("span", &duration_words(span), &kept.file);
-        }
-        if let Some(kept) = grid.as_ref().filter(|_| holds_grid) {
-            held.grid = kept.value.parse().ok();
-            hold("grid", &kept.value, &kept.file);
-        }
-        if held.keep.is_some() || held.span.is_some() || held.grid.is_some() {
-            groups.insert(name.clone(), over(group, &held));
-            all.groups.insert(name.clone(), held);
+        // Of a group that is gone it is remembered, and nobody need be told.
+        if volumes.values().chain(served.values()).any(|volume| volume.group == *name) {
+            let mut hold = |key: &str, value: &str, file: &Path| {
+                all.words.push(format!(
+                    "group {name}: {key} = {value} holds on: {} said it, and is not there (or is empty); put it back, or say what is to be kept: farside group \
+                     set {name} --{key} …",
+                    file.display()
+                ));
+            };
+            held.keep.iter().for_each(|(keep, file)| hold("keep", &keep.to_string(), file));
+            held.span.iter().for_each(|(span, file)| hold("span", &duration_words(*span), file));
+            held.grid.iter().for_each(|(grid, file)| hold("grid", &grid.to_string(), file));
+            if holds_keep || holds_span || holds_grid {
+                groups.insert(name.clone(), over(group, &held));
+                all.groups.insert(name.clone(), held);
+            }
         }
         let kept = KeptPolicy { keep, span_ms, grid };
         if !kept.is_nothing() {
@@ -143,11 +184,11 @@ fn values<T>(said: &[PoliciesSaid], of: impl Fn(&PoliciesSaid) -> Option<T>) -> 
 }
 
 /// A group with what holds beside what is said of it now; of two grids the one that was in force.
-fn over(group: GroupConfig, held: &PolicySaid) -> GroupConfig {
+fn over(group: GroupConfig, held: &HeldPolicy) -> GroupConfig {
     GroupConfig {
-        keep: group.keep.max(held.keep.unwrap_or(0)),
-        span_said: held.span.map(|span| span.max(group.span())).or(group.span_said),
-        grid: held.grid.clone().unwrap_or(group.grid),
+        keep: held.keep.as_ref().map_or(group.keep, |(keep, _)| group.keep.max(*keep)),
+        span_said: held.span.as_ref().map(|(span, _)| group.span().max(*span)).or(group.span_said),
+        grid: held.grid.as_ref().map_or_else(|| group.grid.clone(), |(grid, _)| grid.clone()),
         policy_is_said: true,
         ..group
     }
@@ -169,7 +210,6 @@ fn ms(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, GroupSaid};
 
     /// A folder of configuration, and the state directory of a host that reads it.
     struct Host(tempfile::TempDir);
@@ -188,7 +228,12 @@ mod tests {
         }
 
         fn says(&self, file: &str, keys: &str) {
-            let source = if file == "farsided.toml" { "[source]\nname = \"web1\"\n" } else { "" };
+            let source = match file {
+                "farsided.toml" => {
+                    "[source]\nname = \"web1\"\n[[volume]]\nname = \"data\"\ngroup = \"db\"\nbacking = \"/dev/x\"\n"
+                }
+                _ => "",
+            };
             std::fs::write(self.path(file), format!("{source}[[group]]\nname = \"db\"\n{keys}\n")).expect("written");
         }
 
@@ -199,7 +244,7 @@ mod tests {
         /// A reload or a start: keep, seconds of span, rules of the grid; and how many keys hold on.
         fn reads(&self) -> ((u32, u64, usize), usize) {
             let mut config = self.config();
-            let words = take_up(&self.path("state"), &config.policies, &mut config.groups).words;
+            let words = take_up(&self.path("state"), &mut config, &BTreeMap::new(), None).words;
             assert!(words.iter().all(|words| words.contains("farsided.d/x.toml said it")), "{words:?}");
             let db = config.group(&"db".parse().expect("a name"));
             ((db.keep, db.span().as_secs(), db.grid.pairs().count()), words.len())
@@ -263,7 +308,7 @@ mod tests {
         for text in ["{", r#"{"version": 2, "groups": {}}"#] {
             std::fs::write(path(&host.path("state")), text).expect("written");
             let mut config = host.config();
-            let words = take_up(&host.path("state"), &config.policies, &mut config.groups).words;
+            let words = take_up(&host.path("state"), &mut config, &BTreeMap::new(), None).words;
             assert!(words[0].contains("retention.json") && words.len() == 1, "{words:?}");
             assert!(config.groups.values().all(|group| !group.policy_is_said));
         }

@@ -488,7 +488,7 @@ impl Daemon {
     }
 
     async fn status_within(&self, within: Duration) -> SourceStatus {
-        let Told { groups, silent } = self.told_within(within).await;
+        let Told { groups, without_volumes, silent } = self.told_within(within).await;
         let unanswered: Vec<String> = silent.iter().map(ToString::to_string).collect();
         let untold = self.untold(&groups, &unanswered).into_iter().flat_map(|volume| volume.reasons);
         // Once for each group.
@@ -513,7 +513,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: self.around.source.to_string(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
-            connection: self.connection(&groups),
+            connection: self.connection(groups.iter().chain(&without_volumes)),
             limits: self.limits(),
             groups,
             unanswered,
@@ -534,7 +534,7 @@ impl Daemon {
         unpaired.then(|| Reason::new(Severity::Error, Code::NotPaired, message, todo))
     }
 
-    fn connection(&self, groups: &[GroupStatus]) -> Connection {
+    fn connection<'g>(&self, groups: impl Iterator<Item = &'g GroupStatus> + Clone) -> Connection {
         let Some(pin) = self.pin.borrow().clone() else { return Connection::NotPaired };
         let receiver = pin.receiver.to_string();
         // A gateway that is full ends connections; one that is and does not is connected.
@@ -542,11 +542,11 @@ impl Daemon {
             CONNECTION_CODES.iter().any(|code| code.word() == reason.code)
                 || (!group.link.connected && reason.code == Code::GatewayFull.word())
         };
-        let trouble = groups.iter().find_map(|group| group.reasons.iter().find(|reason| is_apart(group, reason)));
+        let trouble = groups.clone().find_map(|group| group.reasons.iter().find(|reason| is_apart(group, reason)));
         match trouble {
             Some(reason) => Connection::Disconnected { receiver, error: reason.message.clone() },
             // That nothing is wrong yet does not say that it answers.
-            None if groups.iter().any(|group| group.link.connected) => Connection::Connected { receiver },
+            None if { groups }.any(|group| group.link.connected) => Connection::Connected { receiver },
             None => Connection::Connecting { receiver },
         }
     }
@@ -629,20 +629,17 @@ impl Daemon {
                 .map(|text| hooks::parse_every(text).map_err(|what| wrong(&what)))
                 .transpose()?,
         };
-        let said = self.with_what_holds(&name, said);
-        let group = said.over(old);
-        if group.keep == 0 {
+        if said.keep == Some(0) {
             return Err(wrong("keep must be at least 1"));
         }
-        if group.consistent_every.is_some() && group.hooks.is_empty() {
+        if said.consistent_every.unwrap_or(old.consistent_every).is_some() && old.hooks.is_empty() {
             let message = format!("group {name} has no hooks that would quiesce anything");
             let todo = "name them in farsided.toml, as [[hook]], and reload (docs/operate.md, \"Application-consistent points\")";
             return Err(ApiError::new(ErrorCode::Conflict, message, todo));
         }
         let config = locked(&self.config).clone();
-        config.write_group(&name, &said).map_err(|error| not_kept(&error))?;
+        let group = self.write_group(&config, &name, said)?;
         locked(&self.config).groups.insert(name, group.clone());
-        self.heed_what_is_kept(&config);
         self.tell_groups();
         Ok(GroupSettings {
             epoch_interval_ms: Some(group.epoch_interval.as_millis() as u64),

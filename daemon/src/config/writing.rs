@@ -74,7 +74,7 @@ impl Config {
         struct File {
             group: [GroupText; 1],
         }
-        let path = self.drop_ins().join(format!("group-{name}.toml"));
+        let path = self.group_path(name);
         #[derive(Default, Deserialize)]
         #[serde(deny_unknown_fields)]
         struct There {
@@ -109,6 +109,10 @@ impl Config {
         });
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
         Ok(path)
+    }
+
+    pub(crate) fn group_path(&self, name: &Name) -> PathBuf {
+        self.drop_ins().join(format!("group-{name}.toml"))
     }
 
     /// Writes the limits' own drop-in; it is read after the main file and wins, also where it says that there are none.

@@ -4,7 +4,7 @@
 //! a volume that is not wanted any more look the same from here, and what a volume loses with its map cannot be brought back. Who wants one to go
 //! says so: `farside volume remove`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,8 +14,8 @@ use farside_region::Name;
 use farside_service::systemd;
 use tracing::{error, info, warn};
 
-use super::Daemon;
-use crate::config::{Config, ConfigError, GroupSaid, VolumeConfig};
+use super::{Daemon, not_kept};
+use crate::config::{Config, ConfigError, GroupConfig, GroupSaid, VolumeConfig};
 use crate::locked;
 use crate::retention::{self, Held};
 
@@ -33,7 +33,7 @@ pub(super) struct Stale {
 impl Stale {
     /// With what was in force before this process and holds on.
     pub(super) fn at_the_start(state_dir: &Path, config: &mut Config) -> Self {
-        let held = retention::take_up(state_dir, &config.policies, &mut config.groups);
+        let held = retention::take_up(state_dir, config, &BTreeMap::new(), None);
         held.words.iter().for_each(|what| warn!("{what}"));
         Self { held, ..Self::default() }
     }
@@ -100,7 +100,7 @@ impl Daemon {
             let todo = format!("`farside volume remove {}`, or put it back into its file; then reload again", kept.name);
             return Err(ApiError::new(ErrorCode::Conflict, what, todo));
         }
-        let held = retention::take_up(self.state.path(), &new.policies, &mut new.groups);
+        let held = retention::take_up(self.state.path(), &mut new, &old.volumes, None);
         held.words.iter().for_each(|what| warn!("{what}"));
         locked(&self.stale).held = held;
         let changes = old.changes(&new);
@@ -122,24 +122,42 @@ impl Daemon {
         Ok(Reloaded { changed: changes.live, needs_restart: changes.needs_restart, kept_volumes, failed })
     }
 
-    /// What is to be said of a group through the API, and with it what held for want of a word: † its file would be there again, and say nothing of that.
-    pub(super) fn with_what_holds(&self, group: &Name, said: GroupSaid) -> GroupSaid {
-        let stale = locked(&self.stale);
-        let Some(held) = stale.held.groups.get(group) else { return said };
-        GroupSaid {
-            keep: said.keep.or(held.keep),
-            span: said.span.or(held.span),
-            grid: said.grid.or_else(|| held.grid.clone()),
-            ..said
+    /// Writes what a person says of a group, and returns how it is then: what is kept of it as the files say, and what holds beside them.
+    ///
+    /// # Errors
+    /// The files are not valid, or cannot be written; nothing has changed then.
+    pub(super) fn write_group(&self, running: &Config, name: &Name, said: GroupSaid) -> Result<GroupConfig, ApiError> {
+        let invalid = |error: ConfigError| {
+            ApiError::new(
+                ErrorCode::Conflict,
+                error.to_string(),
+                "mend that file first: what holds by the others cannot be told without it",
+            )
+        };
+        let take_up = |anew: Option<(&Name, &GroupSaid)>| {
+            let mut on_disk = Config::load(&running.path)?;
+            let held = retention::take_up(self.state.path(), &mut on_disk, &running.volumes, anew);
+            Ok((on_disk.group(name), held))
+        };
+        // † As they are now: what one said that is away, or empty, since the last reload would be forgotten with what is written.
+        let (_, held) = take_up(None).map_err(invalid)?;
+        if held.is_unknown && (said.keep.is_some() || said.span.is_some() || said.grid.is_some()) {
+            return Err(ApiError::new(ErrorCode::Conflict, held.words.concat(), "mend it, or remove it, then: farside reload"));
         }
-    }
-
-    /// What is to be kept of a group was said through the API.
-    pub(super) fn heed_what_is_kept(&self, config: &Config) {
-        // Of files that are not valid now, the next reload tells.
-        if let Ok(Config { policies, mut groups, .. }) = Config::load(&config.path) {
-            locked(&self.stale).held = retention::take_up(self.state.path(), &policies, &mut groups);
-        }
+        let written = held.with(name, said.clone(), &running.group_path(name));
+        running.write_group(name, &written).map_err(|error| not_kept(&error))?;
+        let group = written.over(running.group(name));
+        let (on_disk, held) = take_up(Some((name, &said))).map_err(invalid)?;
+        locked(&self.stale).held = held;
+        // Another file may be read after it, and say it otherwise.
+        let policy_is_said = group.policy_is_said;
+        Ok(GroupConfig {
+            keep: if said.keep.is_some() { on_disk.keep } else { group.keep },
+            span_said: if said.span.is_some() { on_disk.span_said } else { group.span_said },
+            grid: if said.grid.is_some() { on_disk.grid } else { group.grid.clone() },
+            policy_is_said,
+            ..group
+        })
     }
 
     /// A volume was taken out of service by a person.

@@ -452,14 +452,14 @@ async fn a_host_that_has_heard_nothing_of_its_gateway_is_not_connected() {
     let dir = tempfile::tempdir_in(".").expect("temp dir");
     let at = dir.path().canonicalize().expect("there");
     let (daemon, _noticed) = not_begun(&at, "name='h1'", Backings::of);
-    assert_eq!(daemon.connection(&[]), Connection::NotPaired);
+    assert_eq!(daemon.connection([].iter()), Connection::NotPaired);
     let (receiver, fingerprint) = ("gw".parse().expect("a name"), farside_transport::Fingerprint([7; 32]));
     daemon.pin.send_replace(Some(Pin::new(receiver, fingerprint, Vec::new())));
     let mut group = GroupStatus::default();
     let connecting = Connection::Connecting { receiver: "gw".to_owned() };
-    assert_eq!([daemon.connection(&[]), daemon.connection(std::slice::from_ref(&group))], [connecting.clone(), connecting]);
+    assert_eq!([daemon.connection([].iter()), daemon.connection([&group].into_iter())], [connecting.clone(), connecting]);
     group.link.connected = true;
-    assert_eq!(daemon.connection(&[group]), Connection::Connected { receiver: "gw".to_owned() });
+    assert_eq!(daemon.connection([&group].into_iter()), Connection::Connected { receiver: "gw".to_owned() });
     end(daemon).await;
 }
 

@@ -11,8 +11,8 @@ use farside_control::{Code, Reason, Severity};
 use farside_region::Name;
 use tokio::sync::oneshot;
 
+use super::Daemon;
 use super::volumes::{Unserved, not_served};
-use super::{Daemon, SILENCE_MAX};
 use crate::config::VolumeConfig;
 use crate::group::Ask;
 use crate::locked;
@@ -24,6 +24,8 @@ pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct Told {
     pub(super) groups: Vec<GroupStatus>,
+    /// Of those without a volume that is served only whether they are connected, and why not, is of interest.
+    pub(super) without_volumes: Vec<GroupStatus>,
     /// Those that did not answer in time.
     pub(super) silent: Vec<Name>,
 }
@@ -38,7 +40,8 @@ impl Daemon {
         for (name, answer) in asked {
             // An answer that is there counts, whatever the time is.
             match tokio::time::timeout_at(until, answer).await {
-                Ok(status) => told.groups.extend(status.ok().filter(has_volumes)),
+                Ok(Ok(status)) if has_volumes(&status) => told.groups.push(status),
+                Ok(status) => told.without_volumes.extend(status.ok()),
                 Err(_) => told.silent.push(name),
             }
         }
@@ -106,9 +109,6 @@ fn has_volumes(status: &GroupStatus) -> bool {
 /// Said of a group that did not answer in time.
 pub(super) fn is_silent(group: &str) -> Reason {
     let what = format!("group {group} did not answer within {} s: how its volumes are is not known", ANSWER_WITHIN.as_secs());
-    let todo = format!(
-        "see whether the disk of the state directory hangs: journalctl -k | tail. After {} s systemd starts farsided again",
-        SILENCE_MAX.as_secs()
-    );
+    let todo = "see whether the disk of the state directory hangs: journalctl -k | tail. After a minute and a half systemd starts farsided again";
     Reason::new(Severity::Warning, Code::GroupSilent, what, todo)
 }

@@ -214,24 +214,25 @@ async fn parts_are_merged_however_seldom_points_are_given_up() {
     let host = gateway.pair("host1").await;
     let mut source = host.connect("default").await;
     let volume = source.claim("data").await;
-    source.set_keep(3).await;
     // Of each part half is written over by the next.
     let halves = |seq: u64| granules(0, 20).into_iter().chain(granules(20 * seq, 20)).collect::<Vec<_>>();
     for seq in 1..=8 {
         source.publish(&volume, seq, &halves(seq), LayerKind::Point).await;
     }
-    assert_eq!(gateway.points(None).await.len(), 8, "the prune of its start is over, and the next one is in an hour");
+    // It is remembered before what comes after it is published.
+    source.set_keep(3).await;
+    source.publish(&volume, 9, &halves(9), LayerKind::Point).await;
     gateway.kill();
     gateway.start().await;
-    site::wait_until("the prune of its start", async || gateway.points(None).await.len() == 3).await;
     let mut source = host.connect("default").await;
     let volume = source.claim_above("data", &volume).await;
+    site::wait_until("the prune of its start", async || gateway.points(None).await.len() == 3).await;
     for seq in 1..=3 {
-        source.publish(&volume, seq, &halves(8 + seq), LayerKind::Point).await;
+        source.publish(&volume, seq, &halves(9 + seq), LayerKind::Point).await;
     }
     site::wait_until("parts to be merged", async || gateway.status().await.sources[0].groups[0].counters.merges > 0).await;
-    source.publish(&volume, 4, &halves(12), LayerKind::Point).await;
-    assert_eq!(gateway.points(None).await.len(), 7);
+    source.publish(&volume, 4, &halves(13), LayerKind::Point).await;
+    assert_eq!(gateway.points(None).await.len(), 7, "the next prune is in an hour");
     gateway.stop();
     gateway.check_store();
 }

@@ -54,7 +54,34 @@ async fn a_reload_without_a_groups_file_lets_the_gateway_keep_no_less() {
     let day = GroupSettings { span_ms: Some(86_400_000), ..GroupSettings::default() };
     daemon.set_group(name.as_str(), &day).await.expect("taken");
     daemon.reload().await.expect("valid");
-    let now = locked(&daemon.config).group(&name);
-    assert_eq!((now.span().as_secs(), now.keep, holds().await), (86_400, 50, 0), "the fifty points are written down again");
+    let now = || locked(&daemon.config).group(&name);
+    assert_eq!((now().span().as_secs(), now().keep, holds().await), (86_400, 50, 0), "the fifty points are written down again");
+
+    // Nor by what is said of something else, while nobody has noticed that the file is away.
+    daemon.set_group(name.as_str(), &year).await.expect("taken");
+    std::fs::remove_file(&path).expect("removed");
+    let rate = GroupSettings { keep: Some(60), ..GroupSettings::default() };
+    daemon.set_group(name.as_str(), &rate).await.expect("taken");
+    daemon.reload().await.expect("valid");
+    assert_eq!((now().span().as_secs(), now().keep, holds().await), (365 * 86_400, 60, 0));
+
+    // What another file said gives way to the same words as before.
+    daemon.set_group(name.as_str(), &day).await.expect("taken");
+    let other = path.with_file_name("x.toml");
+    std::fs::write(&other, format!("[[group]]\nname = \"{name}\"\nspan = \"30d\"\n")).expect("written");
+    daemon.reload().await.expect("valid");
+    std::fs::remove_file(&other).expect("removed");
+    daemon.reload().await.expect("valid");
+    assert_eq!((now().span().as_secs(), holds().await), (30 * 86_400, 1));
+    daemon.set_group(name.as_str(), &GroupSettings { keep: Some(60), ..GroupSettings::default() }).await.expect("taken");
+    assert_eq!((now().span().as_secs(), holds().await), (30 * 86_400, 1));
+    daemon.set_group(name.as_str(), &day).await.expect("taken");
+    assert_eq!((now().span().as_secs(), holds().await), (86_400, 0));
+    daemon.reload().await.expect("valid");
+    assert_eq!((now().span().as_secs(), holds().await), (86_400, 0));
+    // And a later file goes on winning.
+    std::fs::write(&other, format!("[[group]]\nname = \"{name}\"\nspan = \"30d\"\n")).expect("written");
+    let settings = daemon.set_group(name.as_str(), &day).await.expect("taken");
+    assert_eq!((settings.span_ms, now().span().as_secs()), (Some(30 * 86_400_000), 30 * 86_400));
     daemon.stop_groups().await;
 }
