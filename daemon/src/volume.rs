@@ -941,9 +941,9 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
     match known {
         Some((meta, has_checksum)) => {
             if meta.id != id {
-                let (config_path, state_dir) = {
+                let (config_path, state_dir, own) = {
                     let config = locked(&around.config);
-                    (config.path.clone(), config.source.state_dir.clone())
+                    (config.path.clone(), config.source.state_dir.clone(), config.source.name.clone())
                 };
                 let name = source_name::of_volume(&state_dir, &config_path, &meta, &config.group);
                 if name.as_ref() == Some(&around.source) {
@@ -951,6 +951,16 @@ fn load_meta(dir: &Path, config: &VolumeConfig, around: &Surroundings, geometry:
                         "{} is that of volume {}: put this volume's own file back; without a copy move it away, and it is made anew",
                         path.display(),
                         meta.name
+                    );
+                }
+                if name.as_ref() == Some(&own) {
+                    bail!(
+                        "{} is of this host's own history of group {}, from before it was to stand in for {}: take `stand_in_for` out of that group and restart \
+                         farsided; or remove the volume and add it, and it publishes under {}",
+                        path.display(),
+                        config.group,
+                        around.source,
+                        around.source
                     );
                 }
                 if let Some(name) = name {

@@ -85,3 +85,14 @@ async fn a_reload_without_a_groups_file_lets_the_gateway_keep_no_less() {
     assert_eq!((settings.span_ms, now().span().as_secs()), (Some(30 * 86_400_000), 30 * 86_400));
     daemon.stop_groups().await;
 }
+
+/// A host that was to stand in for another after its volume had begun was told to call itself what it was called.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_from_before_its_host_stood_in_for_another_is_said_to_be_that() {
+    let dir = Running::new().await.end().await;
+    std::fs::create_dir_all(dir.path().join("farsided.d")).expect("made");
+    std::fs::write(dir.path().join("farsided.d/group.toml"), "[[group]]\nname = \"default\"\nstand_in_for = \"web9\"\n")
+        .expect("written");
+    let Err((_dir, why)) = Running::begin(dir, "name='h1'", Backings::of).await else { panic!("it is served as another's") };
+    assert!(why.contains("from before it was to stand in for web9") && why.contains("take `stand_in_for` out"), "{why}");
+}
