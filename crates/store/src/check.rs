@@ -37,6 +37,8 @@ const READ_BYTES: u64 = 1 << 20;
 const BATCH: usize = 32;
 /// Findings kept per group; a store in worse shape than that needs no longer list.
 const FINDINGS_MAX: usize = 10_000;
+/// How often checkpoints are looked at again where the ledger went on so far meanwhile.
+const CHECKPOINT_TURNS: usize = 3;
 
 /// Where a wrapped key may be as well.
 const KEY_COPIES: &str = "a copy of the store (or, if the host keeps its key itself, from /var/lib/farside/keys/GROUP there)";
@@ -459,7 +461,14 @@ impl GroupCheck<'_> {
     fn state_now(&self) -> Result<Option<State>> {
         let state = self.image.state();
         let now = replay(&*self.segments.backend, &self.names, state.group(), |_| {})?.image;
-        let goes_on = state.position().is_some_and(|position| now.state().holds(&position));
+        let Some(position) = state.position() else { return Ok(None) };
+        // † Where records go, so much may have been written meanwhile that replay has forgotten ours.
+        let number = CheckpointPlace::covering(position.slot, checkpoint::span()).number;
+        let goes_on = now.state().holds(&position)
+            || match checkpoint::digests(&*self.segments.backend, &self.names, state.group(), number)? {
+                Some(Ok(digests)) => digests.at(position.slot) == Some(position.digest),
+                Some(Err(_)) | None => false,
+            };
         Ok(goes_on.then(|| now.state().clone()))
     }
 
@@ -621,8 +630,25 @@ impl GroupCheck<'_> {
         self.findings.push(Finding { severity: Severity::Warning, object: Some(object), text, ..base });
     }
 
-    /// Holds every checkpoint against what replay from slot 0 gives, as far as the records are whole.
+    /// Holds every checkpoint against what replay from slot 0 gives, as far as the records are whole. † Whoever writes the ledger goes on, and deletes what
+    /// newer checkpoints stand for: what is found is said only of a ledger that still has the anchor by which it was looked at.
     fn check_checkpoints(&mut self) -> Result<()> {
+        let (before, mut state) = (self.findings.len(), self.image.state().clone());
+        for _ in 0..CHECKPOINT_TURNS {
+            self.check_checkpoints_of(&state)?;
+            if self.findings.len() == before {
+                return Ok(());
+            }
+            match self.state_now()? {
+                Some(now) if checkpoint::anchor(&now) != checkpoint::anchor(&state) => state = now,
+                _ => return Ok(()),
+            }
+            self.findings.truncate(before);
+        }
+        self.check_checkpoints_of(&state)
+    }
+
+    fn check_checkpoints_of(&mut self, state: &State) -> Result<()> {
         let backend = &*self.segments.backend;
         let group = self.image.state().group();
         let slots = Slots::list(backend, &self.names)?;
@@ -675,12 +701,12 @@ impl GroupCheck<'_> {
         // † Deleting a checkpoint is of use only to who has every record that it covers.
         let has_all = whole.torn.is_none() && whole.image.state().next_slot() >= self.image.state().next_slot();
         if let Some(torn) = &whole.torn
-            && let Some((image, root)) = self.gone_below(torn.slot)?
+            && let Some((image, root)) = self.gone_below(torn.slot, state)?
         {
             let kept_from = image.state().next_slot();
             previous.set(Some(root));
             whole = replay_all_slots(backend, &self.names, image, &mut made_anew)?;
-            self.check_single_records(kept_from)?;
+            self.check_single_records(kept_from, state)?;
         }
         for slot in &whole.strays {
             let object = self.names.record(*slot).to_string();
@@ -777,8 +803,8 @@ impl GroupCheck<'_> {
     }
 
     /// Where a record is not there since it is asked for by nobody: the checkpoint from whose end on all are there, and its root's digest.
-    fn gone_below(&self, torn: Slot) -> Result<Option<(GroupImage, [u8; 32])>> {
-        let (backend, state) = (&*self.segments.backend, self.image.state());
+    fn gone_below(&self, torn: Slot, state: &State) -> Result<Option<(GroupImage, [u8; 32])>> {
+        let backend = &*self.segments.backend;
         let number = CheckpointPlace::covering(torn, checkpoint::span()).number;
         let Some(newest) = checkpoint::anchor(state).filter(|anchor| number <= *anchor) else { return Ok(None) };
         let is_there = block_on(backend.size(&self.names.record(torn)))?.is_some();
@@ -796,8 +822,8 @@ impl GroupCheck<'_> {
     }
 
     /// Of the records below a slot, most of which are gone, those that replay remembers.
-    fn check_single_records(&mut self, below: Slot) -> Result<()> {
-        let (backend, state) = (&*self.segments.backend, self.image.state());
+    fn check_single_records(&mut self, below: Slot, state: &State) -> Result<()> {
+        let backend = &*self.segments.backend;
         let remembered: Vec<Slot> = state.remembers_singly().take_while(|slot| *slot < below).collect();
         let found = parallel(backend, &remembered, |slot| find_record(backend, &self.names, *slot));
         let mut bad = Vec::new();

@@ -267,3 +267,36 @@ fn a_bucket_is_trimmed_as_well() {
     drop(group);
     assert_eq!(open().state(), &before);
 }
+
+/// What a ledger's writer deleted while the store was looked at was called lost.
+#[test]
+fn what_goes_while_a_bucket_is_checked_is_no_finding() {
+    crate::testkit::forget_soon();
+    let dir = tempfile::tempdir().expect("temp dir");
+    let bucket = Arc::new(Memory::default());
+    let backend = || Arc::clone(&bucket) as Arc<dyn Backend>;
+    Store::init_bucket(&backend()).expect("init");
+    let store = Store::open_bucket(backend(), &dir.path().join("staging")).expect("open");
+    let mut group = store.group(&name("host"), &name("default")).expect("group");
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    go_on(&mut group, &mut volume, 40);
+    let reader = StoreReader::open_bucket(backend()).expect("open");
+    let goes_on = std::sync::Mutex::new(Some((&mut group, &mut volume)));
+    let findings = check(&reader, &|_| {
+        // The ledger was read.
+        if let Some((group, volume)) = goes_on.lock().expect("whole").take() {
+            go_on(group, volume, 300);
+            assert!(trim(group) > 100);
+        }
+        true
+    })
+    .expect("checked")
+    .findings;
+    assert!(goes_on.lock().expect("whole").is_none());
+    let of_ledger: Vec<_> = findings
+        .iter()
+        .filter(|f| matches!(f.problem, Problem::LedgerTorn | Problem::Checkpoint) || f.severity == Severity::Error)
+        .collect();
+    assert!(of_ledger.is_empty(), "{of_ledger:?}");
+}

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use farside_control::{ApiError, Code, ErrorCode, Reason, Reloaded, Severity};
 use farside_region::Name;
+use farside_service::files::FileError;
 use farside_service::systemd;
 use tracing::{error, info, warn};
 
@@ -127,12 +128,13 @@ impl Daemon {
     /// # Errors
     /// The files are not valid, or cannot be written; nothing has changed then.
     pub(super) fn write_group(&self, running: &Config, name: &Name, said: GroupSaid) -> Result<GroupConfig, ApiError> {
-        let invalid = |error: ConfigError| {
-            ApiError::new(
+        let invalid = |error: ConfigError| match &error {
+            ConfigError::File(FileError::Io { .. }) => not_kept(&error),
+            _ => ApiError::new(
                 ErrorCode::Conflict,
                 error.to_string(),
                 "mend that file first: what holds by the others cannot be told without it",
-            )
+            ),
         };
         let take_up = |anew: Option<(&Name, &GroupSaid)>| {
             let mut on_disk = Config::load(&running.path)?;
