@@ -216,11 +216,11 @@ fn nothing_goes_without_what_stands_for_it() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
 
     /// Whatever is published, pruned and claimed, and whenever it is trimmed: what opens afterwards is what was there.
     #[test]
-    fn what_is_trimmed_is_what_it_was(steps in prop::collection::vec((0u8..12, 0u64..16, 1u64..40), 20..60)) {
+    fn what_is_trimmed_is_what_it_was(steps in prop::collection::vec((0u8..12, 0u64..16, 1u64..36), 20..50)) {
         let store = TempStore::new();
         let mut group = store.group();
         let mut volumes = two_volumes(&mut group);
