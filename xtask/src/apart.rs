@@ -33,6 +33,9 @@ pub(crate) struct Plan {
 
 /// A machine may be three times as slow as another one, and all of it is to end within its time there, too.
 const LONG: Duration = Duration::from_secs(20 * 60);
+/// After so long, counted from the start of all steps, none begins any more: whoever runs this waits for 90 minutes at most, and of those that are not begun
+/// first the longest takes 8 on such a machine.
+const ALL: Duration = Duration::from_secs(70 * 60);
 
 /// Emulated machines.
 pub(crate) const MACHINES: Plan = Plan {
@@ -195,11 +198,11 @@ impl Queue {
     }
 }
 
-/// Runs them all; `whole`: however long that takes.
+/// Runs them all; `whole`: however long that takes. `begun`: when the first of all steps did.
 ///
 /// # Errors
 /// When they cannot be built or listed.
-pub(crate) fn run(plan: &Plan, hours: Option<f64>, whole: bool) -> anyhow::Result<Count> {
+pub(crate) fn run(plan: &Plan, hours: Option<f64>, whole: bool, begun: Instant) -> anyhow::Result<Count> {
     let tests = tests(plan)?;
     let named = || plan.alone.iter().chain(plan.first).chain(plan.spare);
     if let Some(title) = named().find(|title| !tests.iter().any(|test| test.title().starts_with(**title))) {
@@ -207,12 +210,17 @@ pub(crate) fn run(plan: &Plan, hours: Option<f64>, whole: bool) -> anyhow::Resul
     }
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
     let (spare, tests): (Vec<Test>, Vec<Test>) = tests.into_iter().partition(|test| test.is_spare(plan));
-    let until = (hours.is_none() && !whole).then(|| Instant::now() + LONG);
-    let (count, _) = run_all(plan, tests, workers, hours, None);
-    let (more, left) = run_all(plan, spare, workers, hours, until);
-    if !left.is_empty() {
-        println!("{} more were left out, since it took {} min without them; --whole runs them:", left.len(), LONG.as_secs() / 60);
-        left.iter().for_each(|test| println!("  {}", test.title()));
+    let is_limited = hours.is_none() && !whole;
+    let (all, long) = (begun + ALL, Instant::now() + LONG);
+    let (count, late) = run_all(plan, tests, workers, hours, is_limited.then_some(all));
+    let (more, left) = run_all(plan, spare, workers, hours, is_limited.then_some(all.min(long)));
+    for (left, after, which) in
+        [(late, ALL, "tests were left out, since all steps"), (left, LONG, "more were left out, since it")]
+    {
+        if !left.is_empty() {
+            println!("{} {which} took {} min without them; --whole runs them:", left.len(), after.as_secs() / 60);
+            left.iter().for_each(|test| println!("  {}", test.title()));
+        }
     }
     let count = count.plus(more);
     if count.passed == 0 { Err(anyhow!("no test ran")) } else { Ok(count) }

@@ -163,7 +163,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
             Turn::Beside => {
                 say(&step);
-                beside.push(std::thread::spawn(move || vec![carry_out(step, None, false)]));
+                beside.push(std::thread::spawn(move || vec![carry_out(step, None, false, begun)]));
                 continue;
             }
             // Alone, it has the whole machine.
@@ -178,7 +178,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             _ => {}
         }
         say(&step);
-        report.push(carry_out(step, args.hours, args.whole));
+        report.push(carry_out(step, args.hours, args.whole, begun));
     }
     report.extend(beside.drain(..).flat_map(ended));
     println!();
@@ -204,14 +204,14 @@ fn ended(beside: Beside) -> Vec<Line> {
     beside.join().unwrap_or_else(|_| vec![("beside", Duration::ZERO, Count::FAILED)]) // it said why as it panicked
 }
 
-fn carry_out(step: Step, hours: Option<f64>, whole: bool) -> Line {
+fn carry_out(step: Step, hours: Option<f64>, whole: bool, all_begun: Instant) -> Line {
     let begun = Instant::now();
     let result = match step.work {
         Work::Here(function) => function().map(|()| Count::PASSED),
         Work::Program(mut command) => run_program(&mut command).map(|()| Count::PASSED),
         Work::Tests(command) => run_all(vec![command]),
         Work::Of(is_meant) => tests_of(is_meant).and_then(run_all),
-        Work::Apart(plan) => apart::run(plan, hours, whole),
+        Work::Apart(plan) => apart::run(plan, hours, whole, all_begun),
     };
     let count = judged(result);
     println!("==> {}: {} in {}", step.name, count.words(), seconds(begun.elapsed()));
