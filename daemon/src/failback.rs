@@ -491,11 +491,12 @@ impl Daemon {
                 return Err(cannot(format!("{why}, from before the failover")));
             }
         }
+        let refused = refuse_unpublished(&group, &point, request.force);
         if request.plan {
-            let why = refuse_unpublished(&group, &point, request.force).err().map(|error| error.message);
+            let why = refused.err().map(|error| error.message);
             return Ok(FailbackStatus { stage: FailbackStage::Planned, why, ..failback.show() });
         }
-        refuse_unpublished(&group, &point, request.force)?;
+        refused?;
         let claimed = self.claim_all(&group, &volumes).await?;
         let note = locked(&failback.note).clone();
         if let Err(error) = note.keep(&self.state_path()) {

@@ -10,6 +10,7 @@
 //! `attached` durable; only then the tap (L2, L11, T2).
 
 use std::fmt;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -219,6 +220,7 @@ impl Served {
             }
             device => device?,
         };
+        refuse_file_of_the_system(&config.backing, &device, around)?;
         around.backings.take(&config, &around.source)?;
         let geometry = Geometry::new(device.size()).with_context(|| config.backing.display().to_string())?;
         let meta = load_meta(&dir, &config, around, geometry)?;
@@ -242,10 +244,6 @@ impl Served {
             Mark::TrackingLost.put_because(&dir, WAS_LEAVING)?;
             Mark::Leaving.put(&dir, false)?;
         }
-        // What the name led to as it was opened.
-        let opened = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(device.fd())))
-            .context("/proc is not there")?;
-        refuse_file_of_the_system(&config.backing, &opened, around)?;
         // All marks come before anything is written that would make the next start forget the reason: the map grown, the
         // header `attached`, the new identity kept.
         let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
@@ -805,16 +803,17 @@ fn refuse_own_tap(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// † Who may have a file served writes to it as root, and by what lies there farsided, or the host, is told what to run. `file`: it, by whatever name.
-fn refuse_file_of_the_system(backing: &Path, file: &Path, around: &Surroundings) -> anyhow::Result<()> {
+/// † Who may have a file served writes to it as root, and by what lies there farsided, or the host, is told what to run. By what was opened: a name may lead
+/// elsewhere a moment later.
+fn refuse_file_of_the_system(backing: &Path, opened: &FileDevice, around: &Surroundings) -> anyhow::Result<()> {
     let ours = {
         let running = locked(&around.config);
         [running.source.state_dir.clone(), running.drop_ins(), running.path.clone()]
     };
     // What else there is the service may not write to.
     let systems = ["/etc", "/proc", "/run", "/sys", "/var/lib/dpkg", "/var/spool"].map(PathBuf::from);
+    let file = std::fs::read_link(format!("/proc/self/fd/{}", opened.fd().as_raw_fd())).context("/proc is not there")?;
     let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let file = real(file);
     match ours.iter().chain(&systems).find(|folder| file.starts_with(real(folder))) {
         Some(folder) => bail!(
             "{} lies in {}: a file there is no volume's data. Give the volume a block device, or a file in a folder of its own",
@@ -830,7 +829,7 @@ fn refuse_own_needs(config: &VolumeConfig, dir: &Path, around: &Surroundings) ->
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
     let device = std::fs::metadata(&config.backing).with_context(|| format!("cannot open {}", config.backing.display()))?;
     if !device.file_type().is_block_device() {
-        return refuse_file_of_the_system(&config.backing, &config.backing, around);
+        return Ok(());
     }
     let number = DevNumber::of(device.rdev());
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin"));

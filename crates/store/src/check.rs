@@ -633,22 +633,24 @@ impl GroupCheck<'_> {
     /// Holds every checkpoint against what replay from slot 0 gives, as far as the records are whole. † Whoever writes the ledger goes on, and deletes what
     /// newer checkpoints stand for: what is found is said only of a ledger that still has the anchor by which it was looked at.
     fn check_checkpoints(&mut self) -> Result<()> {
-        let (before, mut state) = (self.findings.len(), self.image.state().clone());
+        let (before, mut now) = (self.findings.len(), None);
         for _ in 0..CHECKPOINT_TURNS {
-            self.check_checkpoints_of(&state)?;
+            self.check_checkpoints_by(now.as_ref())?;
             if self.findings.len() == before {
                 return Ok(());
             }
+            let anchor = checkpoint::anchor(now.as_ref().unwrap_or_else(|| self.image.state()));
             match self.state_now()? {
-                Some(now) if checkpoint::anchor(&now) != checkpoint::anchor(&state) => state = now,
+                Some(newer) if checkpoint::anchor(&newer) != anchor => now = Some(newer),
                 _ => return Ok(()),
             }
             self.findings.truncate(before);
         }
-        self.check_checkpoints_of(&state)
+        self.check_checkpoints_by(now.as_ref())
     }
 
-    fn check_checkpoints_of(&mut self, state: &State) -> Result<()> {
+    /// The same, once. `now`: the ledger as it is, if it went on.
+    fn check_checkpoints_by(&mut self, now: Option<&State>) -> Result<()> {
         let backend = &*self.segments.backend;
         let group = self.image.state().group();
         let slots = Slots::list(backend, &self.names)?;
@@ -701,12 +703,12 @@ impl GroupCheck<'_> {
         // † Deleting a checkpoint is of use only to who has every record that it covers.
         let has_all = whole.torn.is_none() && whole.image.state().next_slot() >= self.image.state().next_slot();
         if let Some(torn) = &whole.torn
-            && let Some((image, root)) = self.gone_below(torn.slot, state)?
+            && let Some((image, root)) = self.gone_below(torn.slot, now)?
         {
             let kept_from = image.state().next_slot();
             previous.set(Some(root));
             whole = replay_all_slots(backend, &self.names, image, &mut made_anew)?;
-            self.check_single_records(kept_from, state)?;
+            self.check_single_records(kept_from, now)?;
         }
         for slot in &whole.strays {
             let object = self.names.record(*slot).to_string();
@@ -803,8 +805,8 @@ impl GroupCheck<'_> {
     }
 
     /// Where a record is not there since it is asked for by nobody: the checkpoint from whose end on all are there, and its root's digest.
-    fn gone_below(&self, torn: Slot, state: &State) -> Result<Option<(GroupImage, [u8; 32])>> {
-        let backend = &*self.segments.backend;
+    fn gone_below(&self, torn: Slot, now: Option<&State>) -> Result<Option<(GroupImage, [u8; 32])>> {
+        let (backend, state) = (&*self.segments.backend, now.unwrap_or_else(|| self.image.state()));
         let number = CheckpointPlace::covering(torn, checkpoint::span()).number;
         let Some(newest) = checkpoint::anchor(state).filter(|anchor| number <= *anchor) else { return Ok(None) };
         let is_there = block_on(backend.size(&self.names.record(torn)))?.is_some();
@@ -822,8 +824,8 @@ impl GroupCheck<'_> {
     }
 
     /// Of the records below a slot, most of which are gone, those that replay remembers.
-    fn check_single_records(&mut self, below: Slot, state: &State) -> Result<()> {
-        let backend = &*self.segments.backend;
+    fn check_single_records(&mut self, below: Slot, now: Option<&State>) -> Result<()> {
+        let (backend, state) = (&*self.segments.backend, now.unwrap_or_else(|| self.image.state()));
         let remembered: Vec<Slot> = state.remembers_singly().take_while(|slot| *slot < below).collect();
         let found = parallel(backend, &remembered, |slot| find_record(backend, &self.names, *slot));
         let mut bad = Vec::new();

@@ -95,18 +95,22 @@ impl Config {
         if let Some(other) = there.group.iter().find(|group| group.name != *name) {
             return Err(not_ours(format!("group {}", other.name)));
         }
-        let mut text = GroupText::of(name.clone());
-        there.group.into_iter().for_each(|later| text.lay(later));
         let ms = |time: &Duration| format!("{}ms", time.as_millis());
-        text.lay(GroupText {
+        let now = GroupText {
+            name: name.clone(),
             epoch_interval: said.epoch_interval.as_ref().map(ms),
             keep: said.keep,
             span: said.span.as_ref().map(ms),
             grid: said.grid.as_ref().map(Grid::to_string),
+            encryption: None,
+            key: None,
             rate: said.rate.as_ref().map(RateLimit::to_string),
+            stand_in_for: None,
             consistent_every: said.consistent_every.map(hooks::words_of_every),
-            ..GroupText::of(name.clone())
-        });
+            hook_hold: None,
+            cohort_hold: None,
+        };
+        let text = there.group.into_iter().rev().fold(now, GroupText::over);
         write_atomically(&path, &toml::to_string(&File { group: [text] }).expect("plain data"))?;
         Ok(path)
     }
@@ -153,6 +157,11 @@ pub struct GroupSaid {
 }
 
 impl GroupSaid {
+    /// Whether it says anything of what is kept.
+    pub fn is_of_policy(&self) -> bool {
+        self.keep.is_some() || self.span.is_some() || self.grid.is_some()
+    }
+
     /// Its settings with that.
     pub fn over(&self, group: GroupConfig) -> GroupConfig {
         GroupConfig {
@@ -160,7 +169,7 @@ impl GroupSaid {
             keep: self.keep.unwrap_or(group.keep),
             span_said: self.span.or(group.span_said),
             grid: self.grid.clone().unwrap_or(group.grid),
-            policy_is_said: group.policy_is_said || self.keep.is_some() || self.span.is_some() || self.grid.is_some(),
+            policy_is_said: group.policy_is_said || self.is_of_policy(),
             rate: self.rate.unwrap_or(group.rate),
             consistent_every: self.consistent_every.unwrap_or(group.consistent_every),
             ..group
@@ -169,55 +178,21 @@ impl GroupSaid {
 }
 
 impl GroupText {
-    /// Nothing is said of it.
-    fn of(name: Name) -> Self {
-        Self {
-            name,
-            epoch_interval: None,
-            keep: None,
-            span: None,
-            grid: None,
-            encryption: None,
-            key: None,
-            rate: None,
-            stand_in_for: None,
-            consistent_every: None,
-            hook_hold: None,
-            cohort_hold: None,
-        }
-    }
-
     /// What a later table says of the group wins.
-    fn lay(&mut self, later: Self) {
-        let Self {
-            name: _,
-            epoch_interval,
-            keep,
-            span,
-            grid,
-            encryption,
-            key,
-            rate,
-            stand_in_for,
-            consistent_every,
-            hook_hold,
-            cohort_hold,
-        } = later;
-        fn lay<T>(under: &mut Option<T>, later: Option<T>) {
-            if later.is_some() {
-                *under = later;
-            }
+    fn over(self, earlier: Self) -> Self {
+        Self {
+            name: self.name,
+            epoch_interval: self.epoch_interval.or(earlier.epoch_interval),
+            keep: self.keep.or(earlier.keep),
+            span: self.span.or(earlier.span),
+            grid: self.grid.or(earlier.grid),
+            encryption: self.encryption.or(earlier.encryption),
+            key: self.key.or(earlier.key),
+            rate: self.rate.or(earlier.rate),
+            stand_in_for: self.stand_in_for.or(earlier.stand_in_for),
+            consistent_every: self.consistent_every.or(earlier.consistent_every),
+            hook_hold: self.hook_hold.or(earlier.hook_hold),
+            cohort_hold: self.cohort_hold.or(earlier.cohort_hold),
         }
-        lay(&mut self.epoch_interval, epoch_interval);
-        lay(&mut self.keep, keep);
-        lay(&mut self.span, span);
-        lay(&mut self.grid, grid);
-        lay(&mut self.encryption, encryption);
-        lay(&mut self.key, key);
-        lay(&mut self.rate, rate);
-        lay(&mut self.stand_in_for, stand_in_for);
-        lay(&mut self.consistent_every, consistent_every);
-        lay(&mut self.hook_hold, hook_hold);
-        lay(&mut self.cohort_hold, cohort_hold);
     }
 }

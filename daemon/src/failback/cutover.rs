@@ -392,11 +392,12 @@ impl Daemon {
         }
         self.keys_to(failback, &puller, &point, &names_of(&held)).await.map_err(super::unreachable)?;
         drop(puller);
+        let refused = super::refuse_unpublished(group, &point, request.force);
         if request.plan {
-            let why = super::refuse_unpublished(group, &point, request.force).err().map(|error| error.message);
+            let why = refused.err().map(|error| error.message);
             return Ok(FailbackStatus { stage: FailbackStage::Planned, generation: promoted.0, why, ..failback.show() });
         }
-        super::refuse_unpublished(group, &point, request.force)?;
+        refused?;
         // Nobody opens them meanwhile; a kill in between has them compared, whatever is said next.
         let disks = failback.disks.lock().await;
         // † Who was told to abort may have begun to serve them while the gateway was asked: nobody would serve them any more.

@@ -143,7 +143,7 @@ impl Daemon {
         };
         // † As they are now: what one said that is away, or empty, since the last reload would be forgotten with what is written.
         let (_, held) = take_up(None).map_err(invalid)?;
-        if held.is_unknown && (said.keep.is_some() || said.span.is_some() || said.grid.is_some()) {
+        if held.is_unknown && said.is_of_policy() {
             return Err(ApiError::new(ErrorCode::Conflict, held.words.concat(), "mend it, or remove it, then: farside reload"));
         }
         let written = held.with(name, said.clone(), &running.group_path(name));
@@ -152,12 +152,10 @@ impl Daemon {
         let (on_disk, held) = take_up(Some((name, &said))).map_err(invalid)?;
         locked(&self.stale).held = held;
         // Another file may be read after it, and say it otherwise.
-        let policy_is_said = group.policy_is_said;
         Ok(GroupConfig {
             keep: if said.keep.is_some() { on_disk.keep } else { group.keep },
             span_said: if said.span.is_some() { on_disk.span_said } else { group.span_said },
-            grid: if said.grid.is_some() { on_disk.grid } else { group.grid.clone() },
-            policy_is_said,
+            grid: if said.grid.is_some() { on_disk.grid } else { group.grid },
             ..group
         })
     }
