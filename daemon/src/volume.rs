@@ -51,7 +51,7 @@ use crate::source_name;
 use crate::state_dir::{Mark, MetaError, damaged_meta_path, is_read_only, keep_volume_meta, kept_volume_meta, meta_path};
 use crate::tap::{self, Ended, Prepared};
 use crate::threads::Threads;
-use crate::watch::{Left, Noticed};
+use crate::watch::{Left, Noticed, OpenedNote};
 
 /// How long a disk that was there before may take to appear: less than the service has to be ready.
 const DISK_WAIT: Duration = Duration::from_secs(30);
@@ -143,6 +143,7 @@ pub(crate) struct Served {
     /// By an attach before this one.
     flush_failed_this_boot: bool,
     flushes: Arc<FlushNote>,
+    opened: OpenedNote,
     boot: BootId,
 }
 
@@ -257,7 +258,10 @@ impl Served {
         // The door is ours: what a predecessor wrote has landed, and we have written nothing yet.
         let writes = WriteWatch::new(&device);
         let kept = Sentinels::kept(&dir);
-        let now = Left::now(writes.as_ref(), around.boot);
+        let written = writes.as_ref().and_then(WriteWatch::written);
+        let now = Left::now(written, around.boot);
+        let in_this_boot = OpenedNote::of(&around.runtime_dir, meta.id);
+        let mut too_late = false;
         let mut used = None;
         let mut touched = false;
         let opening = Opening { id: meta.id, name: name.clone(), dir: dir.clone() };
@@ -272,12 +276,14 @@ impl Served {
             if header.volume_bytes < geometry.volume_bytes() {
                 inbox.attaches(opening.clone())?; // a larger map is not `clean`
             }
+            too_late = in_this_boot.is_too_late(written.as_ref());
             let why = match (bypassed, known, touched, used) {
                 (true, ..) => "its device was used without a tap",
                 (_, Known::Another, ..) => return Ok(()), // marked already
                 (_, Known::Unknown, ..) => "it is not known whether this is the backing that the volume had before",
                 (_, _, true, _) => "the backing changed while nobody served it",
                 (.., Some(used)) => used,
+                _ if too_late => "its backing was written before it was opened in this boot, or since it was plugged in again",
                 _ => return Ok(()),
             };
             warn!(volume = %name, "{why}: everything will be compared");
@@ -291,13 +297,14 @@ impl Served {
             Mark::TrackingLost.put(&dir, true)?;
             note.remove();
         }
+        in_this_boot.put(written.as_ref());
         match backing::keep(&identity, &dir) {
             // † L1: which boot it was, and by which number, says nothing that the next start must know.
             Err(error) if known == Known::Same => warn!(volume = %name, %error, "what is known of the backing cannot be kept"),
             kept => kept?,
         }
         let before = found.header.as_ref();
-        let touched = touched || known != Known::Same || bypassed || used.is_some();
+        let touched = touched || known != Known::Same || bypassed || used.is_some() || too_late;
         // † A flush that failed may have lost what the drive's cache still showed when it was compared: no clean stop of the
         // same boot vouches for that, only a compare in the next one (T14).
         let noted = FlushNote::open(&around.runtime_dir, meta.id);
@@ -486,6 +493,7 @@ impl Served {
             threads,
             flush_failed_this_boot,
             flushes,
+            opened: in_this_boot,
             boot: around.boot,
         };
         let (inbox, volume, tap_lost) = (inbox.clone(), served.config.name.clone(), served.tap_lost.clone());
@@ -687,7 +695,7 @@ impl Served {
             return false;
         }
         // † Before the look: what somebody writes after that is more than this, and the next start sees it.
-        let left = Left::now(self.writes.as_ref(), self.boot);
+        let left = Left::now(self.writes.as_ref().and_then(WriteWatch::written), self.boot);
         if self.writes.as_mut().and_then(WriteWatch::look).is_some() {
             error!(volume = %self.config.name, "past its tap: its backing was written as it stopped; everything will be compared");
             let marked = Mark::TrackingLost.put_because(&self.dir, "the backing was written by somebody else as it stopped");
@@ -721,8 +729,9 @@ impl Served {
     /// When the folder cannot be removed.
     pub(crate) fn close_and_remove(mut self) -> anyhow::Result<()> {
         self.finish();
-        let Self { dir, device, insertion, flushes, .. } = self;
+        let Self { dir, device, insertion, flushes, opened, .. } = self;
         flushes.remove();
+        opened.remove();
         std::fs::remove_dir_all(&dir).with_context(|| format!("{} cannot be removed", dir.display()))?;
         drop(device);
         insertion.map_or(Ok(()), |insertion| insertion.remove_twin()).context("its device's twin cannot be removed")

@@ -3,7 +3,8 @@
 //! | Looked at | Notices |
 //! |---|---|
 //! | the table of the device that the tap is under | `lvextend`, `lvchange --refresh`, `pvmove`, `dmsetup reload` |
-//! | what the kernel counts as written on the backing, against what we gave to it ([`WriteWatch`]) | a mount of the backing, `dd` |
+//! | what the kernel counts as written on the backing, against what we gave to it ([`farside_blockio::WriteWatch`]) | a mount of the backing, `dd` |
+//! | what it has counted there before the first opening of this boot, or since the disk was plugged in again ([`OpenedNote`]) | an emergency shell |
 //! | what the kernel counts as written on the tap, against what the shim carried out ([`crate::canary`]) | a tap that does not track |
 //!
 //! Invariants: no heartbeat and no point speaks for a moment at which something may have been written past a tap. So the taps
@@ -15,11 +16,11 @@
 //!
 //! It puts nothing back by itself: [`crate::supervisor`] does, as soon as the device can carry a tap.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use farside_blockio::{WriteWatch, Written};
+use farside_blockio::Written;
 use farside_region::{BootId, EpochId, Name, VolumeId};
 use farside_replication::source::DemoteCause;
 use serde::{Deserialize, Serialize};
@@ -213,8 +214,8 @@ impl Left {
     const FILE: &str = "left.json";
 
     /// `None`: the kernel counts nothing there, or cannot tell whose count it is.
-    pub(crate) fn now(watch: Option<&WriteWatch>, boot: BootId) -> Option<Self> {
-        let Written { sectors, disk } = watch?.written()?;
+    pub(crate) fn now(written: Option<Written>, boot: BootId) -> Option<Self> {
+        let Written { sectors, disk } = written?;
         Some(Self { boot: boot.to_string(), disk: disk?, sectors })
     }
 
@@ -242,9 +243,67 @@ impl Left {
     }
 }
 
+/// Whether somebody wrote on a backing before it was opened here: an emergency shell, or who had a disk before it was plugged in again. The kernel
+/// counts from zero when it finds a device, so what it has counted before the first opening was none of ours.
+///
+/// A note in the runtime directory, which outlives the process and not the boot, of the disk that was opened last. It is put when what was found is
+/// durable, and before anything of ours is written.
+#[derive(Debug)]
+pub(crate) struct OpenedNote {
+    path: PathBuf,
+}
+
+impl OpenedNote {
+    pub(crate) fn of(runtime_dir: &Path, volume: VolumeId) -> Self {
+        Self { path: runtime_dir.join(format!("opened-{volume}")) }
+    }
+
+    fn words(written: &Written) -> String {
+        written.disk.map_or_else(|| "unknown".to_owned(), |disk| disk.to_string())
+    }
+
+    /// Whether anything was written on a device, of which this is known, and which nobody opened here since it was found.
+    pub(crate) fn is_too_late(&self, now: Option<&Written>) -> bool {
+        let is_ours = |now: &Written| std::fs::read_to_string(&self.path).is_ok_and(|disk| disk == Self::words(now));
+        now.is_some_and(|now| now.sectors > 0 && !is_ours(now))
+    }
+
+    /// It is opened.
+    pub(crate) fn put(&self, now: Option<&Written>) {
+        let Some(now) = now else { return };
+        if let Err(error) = std::fs::write(&self.path, Self::words(now)) {
+            warn!(note = %self.path.display(), %error, "cannot be written: the next start may compare everything");
+        }
+    }
+
+    /// Its volume leaves.
+    pub(crate) fn remove(&self) {
+        let _ = std::fs::remove_file(&self.path); // one that stays is of a volume that is not there
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_before_a_backing_was_opened_in_this_boot_is_noticed() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let note = OpenedNote::of(dir.path(), VolumeId([7; 16]));
+        let found = |sectors, disk| Some(Written { sectors, disk });
+        assert!(!note.is_too_late(None), "a file, or nothing is counted");
+        assert!(!note.is_too_late(found(0, Some(3)).as_ref()));
+        assert!(note.is_too_late(found(8, Some(3)).as_ref()), "in an emergency shell, for one");
+        note.put(found(8, Some(3)).as_ref());
+        assert!(!note.is_too_late(found(80, Some(3)).as_ref()), "ours, or seen by other means");
+        assert!(!note.is_too_late(found(0, Some(4)).as_ref()), "plugged in again");
+        assert!(note.is_too_late(found(8, Some(4)).as_ref()), "and written before it was");
+        assert!(!OpenedNote::of(dir.path(), VolumeId([7; 16])).is_too_late(found(80, Some(3)).as_ref()), "another process");
+        note.remove();
+        assert!(note.is_too_late(found(8, None).as_ref()));
+        note.put(found(8, None).as_ref());
+        assert!(!note.is_too_late(found(9, None).as_ref()), "a kernel that does not number disks");
+    }
 
     #[test]
     fn what_was_left_is_held_against_the_same_device_of_the_same_boot_only() {

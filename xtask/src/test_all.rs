@@ -54,15 +54,16 @@ enum Turn {
     Own,
     /// From its turn on, beside the steps that follow: it mostly waits for a network.
     Beside,
-    /// Beside [`PROCESSES`], one after another, while nobody else wants the processors: it computes, and hurries nowhere.
+    /// Beside the [`WAITING`], one after another, while nobody else wants the processors: it computes, and hurries nowhere.
     Idle,
 }
 
 /// Builds everything, of whatever package, in one go. † Cargo would build most of it again for every choice of packages, since each turns
 /// on other features of the same libraries: that was half of the time.
 const BUILD: &str = "build";
-/// Whose tests mostly wait: beside them there is time for others.
 const PROCESSES: &str = "processes";
+/// Whose tests wait more than they compute, for a disk or for each other: beside the first of them there begins what has time.
+const WAITING: &[&str] = &["tests", PROCESSES];
 /// Makes packages of the programs that were built; emulated machines install them.
 const PACKAGES: &str = "packages";
 /// Before it everything has ended that runs beside others.
@@ -150,32 +151,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let needed: Vec<&str> = steps.iter().filter(|step| is_meant(step)).flat_map(Step::needs).copied().collect();
     let is_chosen = |step: &Step| is_meant(step) || (needed.contains(&step.name) && !is_left_out(step));
     let steps: Vec<Step> = steps.into_iter().filter(is_chosen).collect();
-    let has_waits = steps.iter().any(|step| step.name == PROCESSES);
+    let (mut idle, steps): (Vec<Step>, Vec<Step>) = match steps.iter().any(|step| WAITING.contains(&step.name)) {
+        true => steps.into_iter().partition(|step| step.turn == Turn::Idle),
+        // Alone, they have the whole machine.
+        false => (Vec::new(), steps),
+    };
     let begun = Instant::now();
     let mut report: Vec<Line> = Vec::new();
     let mut beside: Vec<Beside> = Vec::new();
-    let mut idle: Vec<Step> = Vec::new();
     for step in steps {
-        match step.turn {
-            Turn::Idle if has_waits => {
-                idle.push(step);
-                continue;
-            }
-            Turn::Beside => {
-                say(&step);
-                beside.push(std::thread::spawn(move || vec![carry_out(step, None, false, begun)]));
-                continue;
-            }
-            // Alone, it has the whole machine.
-            Turn::Own | Turn::Idle => {}
+        if step.turn == Turn::Beside {
+            say(&step);
+            beside.push(std::thread::spawn(move || vec![carry_out(step, None, false, begun)]));
+            continue;
         }
-        match step.name {
-            PROCESSES => {
-                let idle = std::mem::take(&mut idle);
-                beside.push(std::thread::spawn(move || idle.into_iter().map(carry_out_idle).collect()));
-            }
-            VM => report.extend(beside.drain(..).flat_map(ended)),
-            _ => {}
+        if WAITING.contains(&step.name) && !idle.is_empty() {
+            let idle = std::mem::take(&mut idle);
+            beside.push(std::thread::spawn(move || idle.into_iter().map(carry_out_idle).collect()));
+        }
+        if step.name == VM {
+            report.extend(beside.drain(..).flat_map(ended));
         }
         say(&step);
         report.push(carry_out(step, args.hours, args.whole, begun));
