@@ -374,6 +374,9 @@ impl BlockQueue for ShimQueue {
         };
         match self.queue.start(op) {
             Ok(token) => {
+                if let Some(bell) = self.bell.as_ref().filter(|_| rings) {
+                    bell.write_begins();
+                }
                 let active = Active { id, token, data, io: None, rings, changes: if writes { extent.len } else { 0 } };
                 let index = match self.free.pop() {
                     Some(index) => {

@@ -16,19 +16,22 @@
 //! digest alone. A file is told by its times (T2).
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use data_encoding::HEXLOWER;
 use farside_blockio::{Buffer, DeviceKind, FileDevice};
-use farside_region::{ByteOffset, Geometry, GranuleIndex};
+use farside_region::{ByteOffset, Geometry, GranuleIndex, VolumeId};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::{ConfigError, write_atomically};
+use crate::locked;
 
 const BLOCK: u64 = Geometry::GRANULE_BYTES;
 const FILE: &str = "sentinels.json";
@@ -296,6 +299,87 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
 }
 
+/// Whether the host has written where a file system begins, and the marks of that are not kept yet: then a successor that finds other ones cannot tell
+/// that from a use of the disk by somebody else.
+///
+/// A note in the runtime directory, which outlives the process and not the boot: how many such writes began, and how many had ended when marks were
+/// looked at that are kept. Invariant: one that the kernel may have got is counted as begun.
+#[derive(Debug)]
+pub(crate) struct MarksNote {
+    file: File,
+    counts: Mutex<MarkCounts>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct MarkCounts {
+    begun: u64,
+    ended: u64,
+    settled: u64,
+}
+
+impl MarksNote {
+    fn path(runtime_dir: &Path, volume: VolumeId) -> PathBuf {
+        runtime_dir.join(format!("marks-{volume}"))
+    }
+
+    /// Whether every mark that the host changed in this boot is kept, as a predecessor left it. False where nobody knows.
+    pub(crate) fn is_settled(runtime_dir: &Path, volume: VolumeId) -> bool {
+        let words = std::fs::read(Self::path(runtime_dir, volume)).unwrap_or_default();
+        matches!(words.as_chunks::<8>(), ([begun, settled], []) if begun == settled)
+    }
+
+    /// Begins anew. `is_kept`: what is on the device now.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub(crate) fn begin(runtime_dir: &Path, volume: VolumeId, is_kept: bool) -> std::io::Result<Self> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(Self::path(runtime_dir, volume))?;
+        let counts = MarkCounts { begun: u64::from(!is_kept), ..MarkCounts::default() };
+        file.write_all_at(&counts.words(), 0)?;
+        Ok(Self { file, counts: Mutex::new(counts) })
+    }
+
+    /// Its volume leaves.
+    pub(crate) fn remove(runtime_dir: &Path, volume: VolumeId) {
+        let _ = std::fs::remove_file(Self::path(runtime_dir, volume)); // one that stays is of a volume that is not there
+    }
+
+    fn write_begins(&self) {
+        self.change(|counts| counts.begun += 1);
+    }
+
+    fn write_ended(&self) {
+        locked(&self.counts).ended += 1;
+    }
+
+    fn ended(&self) -> u64 {
+        locked(&self.counts).ended
+    }
+
+    /// So many had ended when somebody looked, and what was found is kept.
+    fn kept(&self, ended: u64) {
+        self.change(|counts| counts.settled = counts.settled.max(ended));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut MarkCounts)) {
+        let mut counts = locked(&self.counts);
+        change(&mut counts);
+        // A place in memory, written before: on the queue's own thread, and only where a file system begins.
+        if let Err(error) = self.file.write_all_at(&counts.words(), 0) {
+            warn!(%error, "that a superblock is written cannot be noted: a successor may take it for somebody else's");
+        }
+    }
+}
+
+impl MarkCounts {
+    fn words(self) -> [u8; 16] {
+        let mut words = [0; 16];
+        words[..8].copy_from_slice(&self.begun.to_le_bytes());
+        words[8..].copy_from_slice(&self.settled.to_le_bytes());
+        words
+    }
+}
+
 /// Keeps the marks as the host changes them, on a thread of its own: the device may be slow.
 #[derive(Debug)]
 pub(crate) struct Guard {
@@ -307,6 +391,7 @@ pub(crate) struct Guard {
 #[derive(Clone, Debug)]
 pub(crate) struct Bell {
     starts: Arc<Starts>,
+    note: Arc<MarksNote>,
     written: Sender<()>,
 }
 
@@ -344,8 +429,14 @@ impl Bell {
         self.starts.meets(offset, bytes)
     }
 
-    /// Such a write has ended.
+    /// Such a write begins: before the kernel gets it.
+    pub(crate) fn write_begins(&self) {
+        self.note.write_begins();
+    }
+
+    /// It has ended.
     pub(crate) fn ring(&self) {
+        self.note.write_ended();
         let _ = self.written.send_if_empty(()); // it is going to look
     }
 }
@@ -355,8 +446,17 @@ impl Guard {
     ///
     /// # Errors
     /// When there is no thread.
-    pub(crate) fn start(device: &FileDevice, dir: &Path, key: [u8; 32], kept: Sentinels, name: &str) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        device: &FileDevice,
+        dir: &Path,
+        key: [u8; 32],
+        kept: Sentinels,
+        note: MarksNote,
+        name: &str,
+    ) -> std::io::Result<Self> {
         let (written, writes) = channel();
+        let note = Arc::new(note);
+        let kept_note = note.clone();
         let starts = Arc::new(Starts::new(&kept.starts));
         let (device, dir, volume, of_bell) = (device.clone(), dir.to_owned(), name.to_owned(), starts.clone());
         let mut look = move || {
@@ -364,9 +464,9 @@ impl Guard {
             found.iter().for_each(|found| of_bell.set(&found.starts));
             Ok(found)
         };
-        let watch = move || keep_up(&writes, kept, &volume, &dir, &mut look);
+        let watch = move || keep_up(&writes, kept, &kept_note, &volume, &dir, &mut look);
         let thread = std::thread::Builder::new().name(format!("marks-{}", name.get(..8).unwrap_or(name))).spawn(watch)?;
-        Ok(Self { bell: Bell { starts, written }, thread })
+        Ok(Self { bell: Bell { starts, note, written }, thread })
     }
 
     /// For the queue.
@@ -385,11 +485,13 @@ impl Guard {
 fn keep_up(
     writes: &Receiver<()>,
     mut kept: Sentinels,
+    note: &MarksNote,
     volume: &str,
     dir: &Path,
     look: &mut dyn FnMut() -> std::io::Result<Option<Sentinels>>,
 ) {
     while writes.recv().is_ok() {
+        let ended = note.ended();
         match look() {
             Ok(Some(found)) if found.marks != kept.marks => {
                 let found = Sentinels { before: Some(kept.marks.clone()), ..found };
@@ -397,13 +499,14 @@ fn keep_up(
                     Ok(()) => {
                         info!(%volume, "a file system on it was mounted, unmounted or checked by the host");
                         kept = found;
+                        note.kept(ended);
                     }
                     Err(error) => {
                         warn!(%volume, %error, "what a mount changed cannot be kept: the next start may compare everything");
                     }
                 }
             }
-            Ok(_) => {}
+            Ok(_) => note.kept(ended),
             Err(error) => warn!(%volume, %error, "superblocks cannot be read"),
         }
     }
@@ -605,7 +708,9 @@ mod tests {
     #[test]
     fn a_write_where_a_file_system_begins_is_told() {
         let (written, writes) = channel();
-        let bell = Bell { starts: Arc::new(Starts::new(&[0, 1 << 20])), written };
+        let runtime = tempfile::tempdir().expect("temp dir");
+        let note = Arc::new(MarksNote::begin(runtime.path(), VolumeId([7; 16]), true).expect("a note"));
+        let bell = Bell { starts: Arc::new(Starts::new(&[0, 1 << 20])), note, written };
         for (offset, bytes, told) in
             [(0, 512, true), (512, 512, true), (4096, 4096, false), (0, 1 << 30, true), (1 << 20, 512, true)]
         {
@@ -618,16 +723,46 @@ mod tests {
     }
 
     #[test]
+    fn what_the_host_changes_is_told_from_what_somebody_else_does_once_it_is_kept() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let volume = VolumeId([7; 16]);
+        let is_settled = || MarksNote::is_settled(dir.path(), volume);
+        assert!(!is_settled(), "nobody knows");
+        let note = MarksNote::begin(dir.path(), volume, false).expect("a note");
+        assert!(!is_settled(), "what is there could not be kept");
+        drop(note);
+        let note = MarksNote::begin(dir.path(), volume, true).expect("a note");
+        assert!(is_settled());
+        note.write_begins();
+        assert!(!is_settled(), "the kernel may have it");
+        note.kept(note.ended());
+        assert!(!is_settled(), "it has not ended");
+        note.write_ended();
+        let ended = note.ended();
+        note.write_begins();
+        note.kept(ended);
+        assert!(!is_settled(), "another one began");
+        note.write_ended();
+        note.kept(note.ended());
+        assert!(is_settled());
+        std::fs::write(MarksNote::path(dir.path(), volume), [0; 8]).expect("written");
+        assert!(!is_settled(), "torn");
+        MarksNote::remove(dir.path(), volume);
+        assert!(!is_settled());
+    }
+
+    #[test]
     fn marks_are_kept_as_the_host_changes_them() {
         let dir = tempfile::tempdir().expect("temp dir");
         let (written, writes) = channel();
         let before = found(&ext(1, 0));
+        let note = MarksNote::begin(dir.path(), VolumeId([7; 16]), true).expect("a note");
         let mut states = [ext(1, 0), ext(2, 4)].into_iter();
         let (seen, looks) = channel();
         let thread = std::thread::spawn({
             let dir = dir.path().to_owned();
             move || {
-                keep_up(&writes, before, "data", &dir, &mut || {
+                keep_up(&writes, before, &note, "data", &dir, &mut || {
                     let state = states.next().map(|state| found(&state));
                     let _ = seen.send(());
                     Ok(state)

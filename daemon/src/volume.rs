@@ -46,7 +46,7 @@ use crate::loss::{self, LossNote, Unkept};
 use crate::node::{self, Place};
 use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
-use crate::sentinel::{Guard, Sentinels};
+use crate::sentinel::{Guard, MarksNote, Sentinels};
 use crate::source_name;
 use crate::state_dir::{Mark, MetaError, damaged_meta_path, is_read_only, keep_volume_meta, kept_volume_meta, meta_path};
 use crate::tap::{self, Ended, Prepared};
@@ -144,6 +144,7 @@ pub(crate) struct Served {
     flush_failed_this_boot: bool,
     flushes: Arc<FlushNote>,
     opened: OpenedNote,
+    runtime_dir: PathBuf,
     boot: BootId,
 }
 
@@ -263,6 +264,7 @@ impl Served {
         let in_this_boot = OpenedNote::of(&around.runtime_dir, meta.id);
         let mut too_late = false;
         let mut used = None;
+        let mut is_certain = false;
         let mut touched = false;
         let opening = Opening { id: meta.id, name: name.clone(), dir: dir.clone() };
         let opened = IntentFile::open(&dir, &geometry, MapId(fresh), &mut |header| {
@@ -272,6 +274,7 @@ impl Served {
             let again = kept.as_ref().map(|kept| kept.look_again(&device, header.volume_bytes, &sentinel_key));
             if let (Some(kept), Some(Ok(Some(now)))) = (&kept, again) {
                 used = now.differ(kept, was_clean);
+                is_certain = was_clean || MarksNote::is_settled(&around.runtime_dir, meta.id);
             }
             if header.volume_bytes < geometry.volume_bytes() {
                 inbox.attaches(opening.clone())?; // a larger map is not `clean`
@@ -296,6 +299,9 @@ impl Served {
         if is_noted && !file.has_failed() {
             Mark::TrackingLost.put(&dir, true)?;
             note.remove();
+        }
+        if let Some(used) = used.filter(|_| is_certain) {
+            refuse_whoever_waits(used, &name, insertion.as_deref())?;
         }
         in_this_boot.put(written.as_ref());
         match backing::keep(&identity, &dir) {
@@ -335,7 +341,8 @@ impl Served {
             })?;
         }
         // Only now: what an opening that failed found is what a clean stop left.
-        if let Err(error) = Sentinels::keep_or_forget(sentinels.as_ref(), &dir, false) {
+        let marks_kept = Sentinels::keep_or_forget(sentinels.as_ref(), &dir, false);
+        if let Err(error) = &marks_kept {
             warn!(volume = %name, %error, "superblocks cannot be kept: the next start may compare everything");
         }
 
@@ -382,7 +389,11 @@ impl Served {
         });
 
         let (counters, sent) = (Arc::new(Counters::default()), Arc::new(SentCounters::default()));
-        let guard = sentinels.map(|kept| Guard::start(&device, &dir, sentinel_key, kept, name.as_str())).transpose()?;
+        let guard = sentinels.map(|kept| {
+            let note = MarksNote::begin(&around.runtime_dir, id, marks_kept.is_ok())?;
+            Guard::start(&device, &dir, sentinel_key, kept, note, name.as_str())
+        });
+        let guard = guard.transpose()?;
         // The first queue's: a flush of the backing covers what all of them have completed.
         let orders = Arc::new(Orders::default());
         let client = prepared.has_one_client().then(|| volume.connect());
@@ -494,6 +505,7 @@ impl Served {
             flush_failed_this_boot,
             flushes,
             opened: in_this_boot,
+            runtime_dir: around.runtime_dir.clone(),
             boot: around.boot,
         };
         let (inbox, volume, tap_lost) = (inbox.clone(), served.config.name.clone(), served.tap_lost.clone());
@@ -729,9 +741,10 @@ impl Served {
     /// When the folder cannot be removed.
     pub(crate) fn close_and_remove(mut self) -> anyhow::Result<()> {
         self.finish();
-        let Self { dir, device, insertion, flushes, opened, .. } = self;
+        let Self { dir, device, insertion, flushes, opened, runtime_dir, meta, .. } = self;
         flushes.remove();
         opened.remove();
+        MarksNote::remove(&runtime_dir, meta.id);
         std::fs::remove_dir_all(&dir).with_context(|| format!("{} cannot be removed", dir.display()))?;
         drop(device);
         insertion.map_or(Ok(()), |insertion| insertion.remove_twin()).context("its device's twin cannot be removed")
@@ -800,6 +813,32 @@ impl fmt::Display for AnotherDisk {
             f,
             "{ANOTHER_DISK}, and whoever uses its device would go on over it: give the volume the disk or file that it had, or stop \
              what uses the device; then farside reload (everything is compared then)"
+        )
+    }
+}
+
+/// † A file system that is mounted from the volume's device, and waits for a daemon, has in memory what its disk was: where somebody mounted or checked
+/// the disk itself meanwhile, what it writes next tears both apart.
+fn refuse_whoever_waits(used: &'static str, name: &Name, insertion: Option<&Insertion>) -> anyhow::Result<()> {
+    let device = insertion.map_or_else(|| node::path(name), |insertion| insertion.device().to_owned());
+    let is_there = |number| insertion.is_some() || stack::is_own_tap(number);
+    match DevNumber::at(&device).is_ok_and(is_there) {
+        true => tap::awaited_by_nobody(&device).context(UsedMeanwhile(used)),
+        false => Ok(()),
+    }
+}
+
+/// Why a volume is not served whose disk was used meanwhile. It is tried again: whoever waits may go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UsedMeanwhile(&'static str);
+
+impl fmt::Display for UsedMeanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, and whoever uses its device since before that would write over it what he remembers: stop what uses the device, or reboot where that \
+             hangs. It is served by itself as soon as nobody does, and everything is compared",
+            self.0
         )
     }
 }

@@ -216,6 +216,34 @@ fn whoever_writes_on_the_disk_is_noticed_beside_a_load() {
     host.start_daemon();
     host.wait_for_group("everything to be published", is_quiet);
     host.assert_newest_point_is_the_disk();
+    no_mount_goes_on_over_what_somebody_else_mounted(host);
+}
+
+/// A mount that waits for a daemon remembers what its disk was. It gets no tap back once the disk itself was mounted, until nobody waits any more.
+fn no_mount_goes_on_over_what_somebody_else_mounted(mut host: Host) {
+    let start = "mount -t ext4 /dev/farside/data /mnt && echo ours >/mnt/ours && sync";
+    let marks = |bytes: &str| format!("$({bytes} -c 8 /run/marks-* | od -An -tx1)");
+    host.guest.run(start);
+    // A kill before that is known would look the same, and is nobody's fault.
+    host.guest.wait_until(&format!("test \"{}\" = \"{}\"", marks("head"), marks("tail")));
+    host.kill_daemon();
+    host.guest.run(
+        "mkdir /run/other && mount -t ext4 $(cat /run/backing) /run/other && echo theirs >/run/other/theirs && umount /run/other",
+    );
+    host.daemon_without_its_disks();
+    let refused = |group: &Value| group.to_string().contains("would write over it");
+    farside_tests::wait_for("the volume to be refused", || host.status().filter(refused));
+    // Only a reboot ends it.
+    let wide = host.guest.disk("wide");
+    host.guest.run(&format!("dd if=/dev/urandom of={wide} bs=4k count=64 oflag=direct 2>/dev/null"));
+    let mut host = host.cut_power(&mut farside_tests::verify::Rng(5), 8).0;
+    host.start_daemon();
+    host.wait_for_group("everything to be published", is_quiet);
+    host.assert_newest_point_is_the_disk();
+    host.guest.run(
+        "/bin/e2fsck -fp /dev/farside/data && mount -t ext4 /dev/farside/data /mnt && cat /mnt/ours /mnt/theirs && umount /mnt",
+    );
+    host.wait_for_group("everything to be published", is_quiet);
     host.shut_down();
 }
 
