@@ -450,6 +450,22 @@ impl Backings {
                 return with(None, List::default());
             }
         };
+        // † One that was started by hand with another configuration would have them shown at the next boot, and nobody would compare them.
+        let is_known = |name: &&str| {
+            before.volumes.iter().any(|backing| backing.name.as_str() == *name)
+                || config.volumes.keys().any(|volume| volume.as_str() == *name)
+        };
+        let strangers: Vec<&str> = named_in(&rules).filter(|name| !is_known(name)).collect();
+        if !strangers.is_empty() {
+            let (file, list) = (places.rules.display(), places.list.display());
+            warn!(
+                "{file} hides the disks of volumes that neither {} nor {list} knows ({}): which disks are hidden is another configuration's \
+                 matter. If there is none any more, remove that file",
+                config.path.display(),
+                strangers.join(", ")
+            );
+            return with(None, List::default());
+        }
         // What is configured keeps its entry, whatever of it was edited, until it is served. † A rule that is not there any more is
         // not made again: the disk may be in use by now, and hiding it would have it unmounted. (A rule that another version
         // worded is one, too.)
@@ -682,6 +698,12 @@ fn names(volume: &Name) -> String {
     format!("ENV{{FARSIDE_BACKING}}=\"{volume}\"")
 }
 
+/// Whose disks these rules hide.
+fn named_in(rules: &str) -> impl Iterator<Item = &str> {
+    let lines = rules.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once("ENV{FARSIDE_BACKING}=\"")?.1.split('"').next())
+}
+
 /// Has everything of a volume compared; one whose folder is gone has no past.
 fn mark(state_dir: &Path, backing: &Backing) -> Result<(), ConfigError> {
     let dir = backing.folder(state_dir);
@@ -816,6 +838,27 @@ pub(crate) mod tests {
         let backings = Backings::at(Some(places(dir.path())), &two, HOST);
         two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("nothing is hidden"));
         assert_eq!(rules(), "as it was");
+    }
+
+    /// † A daemon that was started by hand, with a configuration elsewhere, had all of them shown at the next boot, and nothing compared.
+    #[test]
+    fn disks_that_another_configuration_hides_stay_hidden() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let rules = || std::fs::read_to_string(dir.path().join("x.rules")).expect("written");
+        let two = config(dir.path(), TWO);
+        let backings = Backings::at(Some(places(dir.path())), &two, HOST);
+        two.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("taken"));
+        let before = rules();
+        assert_eq!(named_in(&before).collect::<Vec<_>>(), ["a", "b"], "{before}");
+        let elsewhere = Places { list: dir.path().join("elsewhere.json"), ..places(dir.path()) };
+        let third = config(dir.path(), "[[volume]]\nname='e'\nbacking='/dev/nothing-e'\ntap='ublk'\n");
+        let backings = Backings::at(Some(elsewhere), &third, HOST);
+        third.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("its own matter"));
+        assert_eq!(rules(), before);
+        assert!(!backings.is_of_the_host() && !dir.path().join("elsewhere.json").exists());
+        // Its list was lost: what is configured is its own.
+        std::fs::remove_file(dir.path().join(LIST)).expect("removed");
+        assert!(Backings::at(Some(places(dir.path())), &two, HOST).is_of_the_host());
     }
 
     /// † They were taken for gone, and what is hidden was forgotten with them.

@@ -636,7 +636,11 @@ mod tests {
     #[test]
     fn what_lvm_was_told_goes_with_the_package() {
         let postrm = include_str!("../../debian/farsided.postrm");
-        let purge = postrm.split("# What `farside doctor --fix` told LVM.").nth(1).expect("it has such a part");
+        let purge = postrm
+            .split_once("# What `farside doctor --fix` told LVM")
+            .and_then(|(_, part)| part.split_once('\n'))
+            .expect("it has such a part")
+            .1;
         let dir = tempfile::tempdir().expect("temp dir");
         let file = dir.path().join("lvmlocal.conf");
         let purge = purge.replace(LVM_CONFIG, file.to_str().expect("plain text"));
@@ -650,9 +654,20 @@ mod tests {
         std::fs::write(&file, format!("{others}{}{others}", lvm_lines())).expect("written");
         run();
         assert_eq!(std::fs::read_to_string(&file).expect("it stays"), format!("{others}{others}"));
+        // † All up to the next such line went with it, or up to the end.
+        let end = lvm_lines().rfind('}').expect("it has an end");
+        let edited = format!("{}  }}\n", &lvm_lines()[..end]);
+        std::fs::write(&file, format!("{edited}{others}")).expect("written");
+        run();
+        assert_eq!(std::fs::read_to_string(&file).expect("it stays"), others);
+        let open = format!("{others}{}", &lvm_lines()[..end]);
+        std::fs::write(&file, &open).expect("written");
+        run();
+        assert_eq!(std::fs::read_to_string(&file).expect("it stays"), open);
         std::fs::write(&file, lvm_lines()).expect("written");
         run();
         assert!(!file.exists(), "nothing else was in it");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 0);
     }
 
     /// Of a device that was handed over it was said that its tap is missing, and to start farsided again.

@@ -225,6 +225,7 @@ impl Served {
         refuse_file_of_the_system(&config.backing, &device, around)?;
         around.backings.take(&config, &around.source)?;
         let geometry = Geometry::new(device.size()).with_context(|| config.backing.display().to_string())?;
+        let is_new = !meta_path(&dir).exists();
         let meta = load_meta(&dir, &config, around, geometry)?;
         let sentinel_key = sentinel_key(meta.id);
         let mut fresh = [0; 16];
@@ -255,6 +256,13 @@ impl Served {
             warn!(volume = %name, "{ANOTHER_DISK}: everything will be compared");
             Mark::TrackingLost.put_because(&dir, ANOTHER_DISK)?;
             end_device_of_another_disk(&dir, &meta, around)?;
+        }
+        if is_new && known == Known::Unknown {
+            // † The kernel's NBD clients go by the volume's name: one of that name, with a state directory of its own, would be served over this disk.
+            tap::end(&dir, meta.id, &meta.name, &around.runtime_dir).context(
+                "a device of a volume of this name is used, and this state directory does not know over which disk: stop what uses it, or serve \
+                 it with the state directory that it had",
+            )?;
         }
         // The door is ours: what a predecessor wrote has landed, and we have written nothing yet.
         let writes = WriteWatch::new(&device);

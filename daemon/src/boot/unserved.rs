@@ -7,7 +7,7 @@
 //!
 //! It needs neither a valid configuration nor a daemon: only the list that the last good start left.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use farside_insert::stack;
 use super::{Backing, List, Look, Places, have_udev_look};
 use crate::channel::channel;
 use crate::config::{ConfigError, RUN_DIR};
-use crate::state_dir::Mark;
+use crate::state_dir::{Mark, volumes_path};
 use crate::{node, tap};
 
 /// How long a daemon that is being started again and again, or is still at it, may take to serve a volume.
@@ -56,13 +56,39 @@ pub fn run(config: &Path, bare: bool) -> anyhow::Result<()> {
     let places = Arc::new(Places::of(config));
     let list = Arc::new(List::load(&places.list)?);
     let until = Instant::now() + if bare { Duration::ZERO } else { PATIENCE };
-    let shown = decide(&list, &places, until, bare);
+    let shown = decide(&list, &places, until, bare).and_then(|()| if bare { mark_others(&list) } else { Ok(()) });
     if !bare && !list.volumes.is_empty() {
         let folder = Path::new(RUN_DIR);
         let noted = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(folder.join(DECIDED), ""));
         noted.unwrap_or_else(|error| eprintln!("<4>that this boot is decided cannot be noted: {error}"));
     }
     shown
+}
+
+/// Has the volumes compared of which no disk is hidden, too: whoever used them through a socket may write to their disks or files from now on.
+fn mark_others(list: &List) -> anyhow::Result<()> {
+    let of_lists: Vec<PathBuf> = list.volumes.iter().map(|volume| volume.folder(&list.state_dir)).collect();
+    let mut volumes = Vec::new();
+    for group in folders_in(&volumes_path(&list.state_dir))? {
+        volumes.extend(folders_in(&group)?);
+    }
+    for folder in volumes.iter().filter(|folder| !of_lists.contains(folder)) {
+        Mark::TrackingLost
+            .put(folder, true)
+            .with_context(|| format!("that the volume of {} may be used without Farside cannot be kept", folder.display()))?;
+    }
+    Ok(())
+}
+
+/// None where it is not there.
+fn folders_in(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let listed = match std::fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()),
+    };
+    let mut paths = listed.with_context(|| format!("cannot list {}", path.display()))?;
+    paths.retain(|path| path.is_dir());
+    Ok(paths)
 }
 
 fn decide(list: &Arc<List>, places: &Arc<Places>, until: Instant, bare: bool) -> anyhow::Result<()> {
@@ -310,6 +336,20 @@ mod tests {
         let busy = || FileDevice::open(&disk, OpenOptions::at_once()).expect_err("taken");
         assert!(matches!(held(busy(), true, false), Found::Settled));
         assert!(matches!(held(busy(), true, true), Found::Taken(_)) && matches!(held(busy(), false, false), Found::Taken(_)));
+    }
+
+    /// `apt remove` said of all volumes that they will be compared, and marked those alone whose taps are devices.
+    #[test]
+    fn volumes_of_which_no_disk_is_hidden_are_compared_too() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let (_, list) = place(dir.path(), IfAbsent::Bare);
+        mark_others(&list).expect("there is no state directory, and so no volume");
+        let (name, group) = ("socket".parse().expect("a name"), "default".parse().expect("a name"));
+        let folders = [list.volumes[0].folder(&list.state_dir), crate::state_dir::volume_path(&list.state_dir, &group, &name)];
+        folders.iter().for_each(|folder| std::fs::create_dir_all(folder).expect("made"));
+        mark_others(&list).expect("marked");
+        let marked = folders.map(|folder| Mark::TrackingLost.is_set(&folder).expect("readable"));
+        assert_eq!(marked, [false, true], "whose disk is hidden is marked by who shows it");
     }
 
     /// It was said that everything is compared, and nothing was marked.
