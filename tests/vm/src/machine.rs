@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farside_tests::forgetful::{self, Flush, Platter};
 use farside_tests::verify::Rng;
@@ -30,6 +30,8 @@ use crate::toolbox::{self, Toolbox};
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_net"];
 /// How long a guest whose test has failed may take to say why.
 const LAST_WORDS: Duration = Duration::from_secs(30);
+/// Set, it has each guest say how long it took for what it was asked.
+const TRACE: &str = "FARSIDE_VM_TRACE";
 /// The ends of the logs, and where in the kernel each thread of ours is.
 const ASK_LAST_WORDS: &str = r#"for log in /run/*.log; do echo "== $log"; tail -n 40 "$log"; done
 for task in /proc/[0-9]*/task/*; do
@@ -462,7 +464,12 @@ impl Guest {
     }
 
     fn ask(&mut self, request: &Request, payload: &[u8]) -> (Reply, Vec<u8>) {
+        let begun = Instant::now();
         let answer = send(&mut self.agent, request, payload).and_then(|()| receive(&mut self.agent));
+        if std::env::var_os(TRACE).is_some() {
+            let asked: String = format!("{request:?}").chars().take(160).collect();
+            eprintln!("{} {:.1} s: {asked}", self.name, begun.elapsed().as_secs_f64());
+        }
         match answer {
             Ok((Reply::Failed { why }, _)) => self.fail(&format!("cannot do {request:?}: {why}")),
             Ok(answer) => answer,
