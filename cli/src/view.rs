@@ -38,7 +38,7 @@ const INDEXING_LOOKS: Duration = Duration::from_millis(5);
 /// A request of the looking up that is under way is waited for so long.
 const INDEXING_ENDS: Duration = Duration::from_secs(5);
 
-/// At least as many as a flush and a fetch may keep busy while somebody reads what is in the cache.
+/// So many requests wait for the store at once.
 const THREADS: (usize, usize) = (4, 16);
 
 /// One whose owner is gone is not taken away by force before that: what it has to flush is little.

@@ -6,7 +6,7 @@
 //! It does not fetch ([`crate::View`]) and has no threads ([`crate::ViewQueue`]).
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -41,8 +41,6 @@ pub(crate) struct Ahead {
     wanted: (Sender<RegionIndex>, Receiver<RegionIndex>),
     /// Nobody fetches any more.
     is_over: AtomicBool,
-    /// How often a fetch failed.
-    failures: AtomicU64,
 }
 
 impl Ahead {
@@ -53,7 +51,6 @@ impl Ahead {
             room: cache_regions / CACHE_PART,
             wanted: bounded(WANTED_MAX),
             is_over: AtomicBool::new(false),
-            failures: AtomicU64::new(0),
         }
     }
 
@@ -65,17 +62,6 @@ impl Ahead {
 
     pub(crate) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
-    }
-
-    /// How often a fetch failed so far.
-    pub(crate) fn failures(&self) -> u64 {
-        self.failures.load(Ordering::SeqCst)
-    }
-
-    /// A fetch failed; gives what [`Ahead::failures`] is now.
-    pub(crate) fn failed(&self) -> u64 {
-        self.give_up();
-        self.failures.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     /// What is to be fetched.
@@ -115,7 +101,7 @@ impl Ahead {
     }
 
     /// The store does not answer: who reads on shall not wait for what was only guessed, too.
-    fn give_up(&self) {
+    pub(crate) fn give_up(&self) {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).clear();
         while self.wanted.1.try_recv().is_ok() {}
     }
@@ -171,7 +157,7 @@ mod tests {
         ahead.heard(RegionIndex(70), all);
         assert_eq!(ahead.wanted().try_iter().map(|region| region.0).collect::<Vec<_>>(), (71..87).collect::<Vec<_>>());
         ahead.heard(RegionIndex(71), all);
-        assert_eq!((ahead.failures(), ahead.failed(), ahead.failures()), (0, 1, 1));
+        ahead.give_up();
         ahead.heard(RegionIndex(72), all);
         assert!(ahead.wanted().is_empty());
         ahead.heard(RegionIndex(73), all);

@@ -15,6 +15,7 @@
 
 mod ahead;
 mod cache;
+mod fetches;
 mod fill;
 mod map;
 mod medium;

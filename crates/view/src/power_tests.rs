@@ -11,8 +11,9 @@ use nix::errno::Errno;
 
 use crate::map::{Map, MapError};
 use crate::medium::Medium;
-use crate::queue::carry_out;
+use crate::queue::Job;
 use crate::tests::{BYTES, Fake, below, extent, read};
+use crate::view::Turn;
 use crate::{Overlay, View};
 
 const SECTOR: usize = 512;
@@ -231,7 +232,7 @@ fn ask(view: &View<Fake>, op: Op, extent: ByteExtent, fua: bool, byte: u8) -> Re
         buffer.fill(byte);
         Payload::Buffer(buffer)
     });
-    carry_out(view, Request { id: RequestId(1), client: 1, op, extent, fua, payload }).result
+    Job::new(Request { id: RequestId(1), client: 1, op, extent, fua, payload }, Turn::waiting()).carry_out(view)
 }
 
 /// Four lives of an overlay, each ended by a power cut or a kill.

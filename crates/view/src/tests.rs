@@ -85,7 +85,7 @@ impl Base for Fake {
     }
 }
 
-fn origin(point: &str) -> Origin {
+pub(crate) fn origin(point: &str) -> Origin {
     Origin {
         store: "5e".into(),
         volume: "web1/default/data".into(),

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use crate::Overlay;
 use crate::ahead::Ahead;
 use crate::cache::Cache;
+use crate::fetches::{Fetch, Fetches};
 
 /// Locks by region, so that whoever works at different places seldom meets.
 const SHARDS: usize = 64;
@@ -123,14 +124,33 @@ impl Region {
     }
 }
 
+/// What a request does where something has to be fetched: nothing, at first.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    pub(crate) may_wait: bool,
+    /// For what it would have waited.
+    fetch: Option<Fetch>,
+}
+
+impl Turn {
+    /// Of who waits whenever he has to.
+    pub(crate) fn waiting() -> Self {
+        Self { may_wait: true, fetch: None }
+    }
+
+    /// Whether it need not wait any more for what it would have waited for.
+    pub(crate) fn has_come(&self) -> bool {
+        self.fetch.as_ref().is_some_and(Fetch::is_over)
+    }
+}
+
 /// A point, opened.
 pub struct View<B> {
     base: B,
     overlay: Option<Overlay>,
     cache: Mutex<Cache>,
-    /// Held by who fetches a region, so that nobody else fetches it too. In it, what could not be fetched ahead last, and how many had
-    /// failed then.
-    fetches: [Mutex<Option<(RegionIndex, u64)>>; SHARDS],
+    /// For clients, or ahead of them.
+    fetches: Fetches,
     /// Held by who writes into a region: two that write parts of one granule must not both begin with what the point holds.
     writes: [Mutex<()>; SHARDS],
     /// Regions that clients have read from the base lately, for who fills the overlay.
@@ -162,7 +182,7 @@ impl<B: Base> View<B> {
             base,
             overlay,
             cache: Mutex::new(Cache::new(regions)),
-            fetches: [const { Mutex::new(None) }; SHARDS],
+            fetches: Fetches::default(),
             writes: [const { Mutex::new(()) }; SHARDS],
             asked: bounded(ASKED_MAX),
             ahead: Ahead::new(regions),
@@ -232,10 +252,22 @@ impl<B: Base> View<B> {
         self.fetching.load(Ordering::Relaxed) > 0
     }
 
-    /// Reads a region for clients.
-    fn fetch(&self, region: RegionIndex) -> Result<Region, StoreError> {
+    /// Reads a region for clients, and keeps it. What goes wrong is said here, and so to nobody twice.
+    fn fetch(&self, region: RegionIndex) -> Option<Arc<Region>> {
         let _under_way = UnderWay::begin(&self.fetching);
-        self.base.read(region)
+        let content = self.base.read(region).inspect_err(|error| {
+            self.ahead.give_up();
+            self.tell_once(region, error);
+        });
+        let content = Arc::new(content.ok()?);
+        content.lost.iter().for_each(|lost| self.tell_once(region, &lost.why));
+        lock(&self.cache).put(region, content.clone());
+        let _ = self.asked.0.try_send(region); // who fills finds it in the cache; enough are known, or nobody fills
+        Some(content)
+    }
+
+    fn cached(&self, region: RegionIndex, run: GranuleRun) -> Option<Arc<Region>> {
+        lock(&self.cache).get(region).filter(|content| !content.has_lost(run))
     }
 
     /// One more queue serves it. Whether it is the first.
@@ -251,6 +283,11 @@ impl<B: Base> View<B> {
     }
 
     #[cfg(test)]
+    pub(crate) fn waiting_for(&self, region: RegionIndex) -> usize {
+        self.fetches.waiting_for(region)
+    }
+
+    #[cfg(test)]
     pub(crate) fn fetches_ahead(&self) -> bool {
         !self.ahead.is_over()
     }
@@ -262,21 +299,11 @@ impl<B: Base> View<B> {
         if self.ahead.is_over() || self.overlay.as_ref().is_some_and(is_written) {
             return;
         }
-        let mut failed = lock(&self.fetches[region.0 as usize % SHARDS]);
         if lock(&self.cache).get(region).is_some() {
             return;
         }
-        match self.fetch(region) {
-            Ok(content) if content.lost.is_none() => {
-                lock(&self.cache).put(region, Arc::new(content));
-                let _ = self.asked.0.try_send(region); // who fills finds it in the cache now
-            }
-            Ok(_) => {}
-            Err(error) => {
-                *failed = Some((region, self.ahead.failed()));
-                self.tell_once(region, &error);
-            }
-        }
+        let fetch = self.fetches.of(region);
+        self.fetches.join(&fetch, || self.cached(region, run).or_else(|| self.fetch(region)));
     }
 
     /// The region after this one that has to be fetched, unless it is far.
@@ -332,15 +359,23 @@ impl<B: Base> View<B> {
     /// # Errors
     /// `EIO` where the source or the store could not be read; `EINVAL` beyond the end.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Errno> {
+        self.read_in(&mut Turn::waiting(), offset, out)
+    }
+
+    /// [`View::read`].
+    ///
+    /// # Errors
+    /// `EAGAIN` also, where it would wait out of turn.
+    pub(crate) fn read_in(&self, turn: &mut Turn, offset: u64, out: &mut [u8]) -> Result<(), Errno> {
         let mut rest = out;
         self.in_regions(ByteExtent { offset: ByteOffset(offset), len: rest.len() as u64 }, &mut |region, piece| {
             let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len as usize);
             rest = later;
-            self.read_piece(region, piece, now)
+            self.read_piece(turn, region, piece, now)
         })
     }
 
-    fn read_piece(&self, region: RegionIndex, piece: ByteExtent, out: &mut [u8]) -> Result<(), Errno> {
+    fn read_piece(&self, turn: &mut Turn, region: RegionIndex, piece: ByteExtent, out: &mut [u8]) -> Result<(), Errno> {
         let geometry = self.base.geometry();
         let mut content: Option<Arc<Region>> = None;
         let mut at = piece.offset.0;
@@ -354,7 +389,7 @@ impl<B: Base> View<B> {
                 _ if self.base.is_zero(region) => out.fill(0),
                 _ => {
                     let known = content.take().filter(|content| !content.has_lost(run));
-                    let content = content.insert(known.map_or_else(|| self.region(region, run), Ok)?);
+                    let content = content.insert(known.map_or_else(|| self.region(turn, region, run), Ok)?);
                     if content.is_missing(run) {
                         return Err(Errno::EIO);
                     }
@@ -383,8 +418,17 @@ impl<B: Base> View<B> {
     /// # Errors
     /// `EROFS` without an overlay; what that says; `EIO` where a granule that is written in part cannot be read.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        self.write_in(&mut Turn::waiting(), offset, bytes)
+    }
+
+    /// [`View::write`].
+    ///
+    /// # Errors
+    /// `EAGAIN` also, where it would wait out of turn. Nothing was written then.
+    pub(crate) fn write_in(&self, turn: &mut Turn, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         let mut rest = bytes;
-        self.change(ByteExtent { offset: ByteOffset(offset), len: bytes.len() as u64 }, false, &mut |overlay, piece| {
+        let extent = ByteExtent { offset: ByteOffset(offset), len: bytes.len() as u64 };
+        self.change(turn, extent, false, &mut |overlay, piece| {
             let (now, later) = rest.split_at(piece.len as usize);
             rest = later;
             overlay.write_at(piece.offset.0, now)
@@ -396,7 +440,15 @@ impl<B: Base> View<B> {
     /// # Errors
     /// As [`View::write`].
     pub fn zero(&self, extent: ByteExtent, no_hole: bool) -> Result<(), Errno> {
-        self.change(extent, !no_hole, &mut |overlay, piece| overlay.zero_at(piece, no_hole))
+        self.zero_in(&mut Turn::waiting(), extent, no_hole)
+    }
+
+    /// [`View::zero`].
+    ///
+    /// # Errors
+    /// As [`View::write_in`].
+    pub(crate) fn zero_in(&self, turn: &mut Turn, extent: ByteExtent, no_hole: bool) -> Result<(), Errno> {
+        self.change(turn, extent, !no_hole, &mut |overlay, piece| overlay.zero_at(piece, no_hole))
     }
 
     /// The content of an extent is not needed any more: its whole granules become zeroes. Parts of granules are left as they are, since
@@ -415,12 +467,15 @@ impl<B: Base> View<B> {
     /// `zeroes`: what is zeroes already may be left alone.
     fn change(
         &self,
+        turn: &mut Turn,
         extent: ByteExtent,
         zeroes: bool,
         put: &mut dyn FnMut(&Overlay, ByteExtent) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let overlay = self.overlay.as_ref().filter(|_| !self.is_read_only).ok_or(Errno::EROFS)?;
         let geometry = *self.base.geometry();
+        // Before the lock: whole granules are written meanwhile. And before anything is: a request that has to be tried anew has changed nothing.
+        let below = self.below_parts(turn, overlay, extent)?;
         self.in_regions(extent, &mut |region, piece| {
             let _only = self.hold_writes(region);
             let run = geometry.granules_of(piece).expect("it is inside the volume, and not empty");
@@ -428,20 +483,34 @@ impl<B: Base> View<B> {
             if zeroes && self.base.is_zero(region) && untouched() {
                 return Ok(());
             }
-            let last = GranuleIndex(run.end().0 - 1);
-            for granule in [run.start, last] {
-                let whole = geometry.bytes_of(GranuleRun { start: granule, count: 1 });
-                let covered = piece.offset <= whole.offset && piece.offset.0 + piece.len >= whole.offset.0 + whole.len;
-                if !covered && !overlay.has(granule) {
-                    let mut below = vec![0; whole.len as usize];
-                    self.read_piece(region, whole, &mut below)?;
-                    overlay.write_at(whole.offset.0, &below)?;
+            for (granule, below) in below.iter().filter(|(granule, _)| (run.start..run.end()).contains(granule)) {
+                if !overlay.has(*granule) {
+                    let whole = geometry.bytes_of(GranuleRun { start: *granule, count: 1 });
+                    overlay.write_at(whole.offset.0, below)?;
                 }
             }
             put(overlay, piece)?;
             overlay.set(run);
             Ok(())
         })
+    }
+
+    /// What the point holds in the granules of which only a part lies in an extent, unless they were written.
+    fn below_parts(&self, turn: &mut Turn, overlay: &Overlay, extent: ByteExtent) -> Result<Vec<(GranuleIndex, Vec<u8>)>, Errno> {
+        let geometry = self.base.geometry();
+        let Some(run) = geometry.granules_of(extent).filter(|run| run.count > 0) else { return Ok(Vec::new()) };
+        let last = GranuleIndex(run.end().0 - 1);
+        let mut below = Vec::new();
+        for granule in [Some(run.start), Some(last).filter(|last| *last != run.start)].into_iter().flatten() {
+            let whole = geometry.bytes_of(GranuleRun { start: granule, count: 1 });
+            let covered = extent.offset <= whole.offset && extent.offset.0 + extent.len >= whole.offset.0 + whole.len;
+            if !covered && !overlay.has(granule) {
+                let mut bytes = vec![0; whole.len as usize];
+                self.read_piece(turn, geometry.region_of(granule), whole, &mut bytes)?;
+                below.push((granule, bytes));
+            }
+        }
+        Ok(below)
     }
 
     /// What was written is durable.
@@ -513,32 +582,18 @@ impl<B: Base> View<B> {
     }
 
     /// A region, to read `run` of it. What was lost when it was read last is looked for again: it may have been put back.
-    fn region(&self, region: RegionIndex, run: GranuleRun) -> Result<Arc<Region>, Errno> {
+    fn region(&self, turn: &mut Turn, region: RegionIndex, run: GranuleRun) -> Result<Arc<Region>, Errno> {
         self.ahead.heard(region, |region| self.next_to_fetch(region));
-        let cached = || lock(&self.cache).get(region).filter(|content| !content.has_lost(run));
-        if let Some(content) = cached() {
+        if let Some(content) = self.cached(region, run) {
             return Ok(content);
         }
-        let failures = self.ahead.failures();
-        let failed = lock(&self.fetches[region.0 as usize % SHARDS]);
-        if let Some(content) = cached() {
-            return Ok(content);
+        let fetch = turn.fetch.take().filter(|fetch| fetch.region() == region).unwrap_or_else(|| self.fetches.of(region));
+        if !turn.may_wait && !fetch.is_over() {
+            turn.fetch = Some(fetch);
+            return Err(Errno::EAGAIN);
         }
-        // Waited for, and in vain: to wait once more by oneself would be twice as long.
-        if failed.is_some_and(|(other, at)| other == region && at > failures) {
-            return Err(Errno::EIO);
-        }
-        let content = self.fetch(region).map_err(|error| {
-            self.tell_once(region, &error);
-            Errno::EIO
-        })?;
-        if let Some(lost) = &content.lost {
-            self.tell_once(region, &lost.why);
-        }
-        let content = Arc::new(content);
-        lock(&self.cache).put(region, content.clone());
-        let _ = self.asked.0.try_send(region); // enough are known, or nobody fills
-        Ok(content)
+        // Whoever waited for it, and in vain, does not wait once more by himself.
+        self.fetches.join(&fetch, || self.cached(region, run).or_else(|| self.fetch(region))).ok_or(Errno::EIO)
     }
 
     fn tell_once(&self, region: RegionIndex, error: &StoreError) {
