@@ -524,12 +524,36 @@ fn stop(path: &Path, id: Option<&str>, force: bool) -> Result<Vec<String>, Failu
     Ok(found.iter().map(|one| one.id.clone()).collect())
 }
 
+/// Refuses to end one server of a drill while somebody uses that drill, or one that ends with it: it is not less than `drill stop`.
+///
+/// † For that server, which must not wait for its own device: whether that one is used it knows as it takes it away.
+pub(crate) fn refuse_end_of(socket: &Path) -> Result<(), Failure> {
+    let place = socket.parent().and_then(Path::parent).filter(|place| Folder::is_one(place));
+    let found = place.map_or(Ok(Vec::new()), |place| Folder::open(place)?.find())?;
+    let drills = || found.iter().filter(|one| !one.is_interrupted).filter_map(|one| one.drill.as_ref());
+    let Some(of) = drills().find(|drill| drill.volumes.iter().any(|device| device.socket == socket)) else { return Ok(()) };
+    let ends = ended_by(&of.id, place.unwrap_or(Path::new("")));
+    let mut together = drills().filter(|drill| drill.pid == of.pid);
+    together.try_for_each(|drill| refuse_used_but(drill, Some(socket))).map_err(|used| Failure {
+        message: format!(
+            "all of drill {} ends with it, and {}. Unmount and disconnect it, or end the drill: {ends}",
+            of.id, used.message
+        ),
+        ..used
+    })
+}
+
 fn refuse_used(drill: &Drill) -> Result<(), Failure> {
+    refuse_used_but(drill, None)
+}
+
+/// `own`: the socket of who asks, whose device is not looked at.
+fn refuse_used_but(drill: &Drill, own: Option<&Path>) -> Result<(), Failure> {
     for device in &drill.volumes {
         let Device { volume, socket, node, .. } = device;
         let clients = farside_nbd::clients_of(socket).or_fail("whether a device is in use is not known")?;
         let used = match node {
-            Some(node) if device::is_used(node)? => Some(node),
+            Some(node) if own != Some(socket) && device::is_used(node)? => Some(node),
             _ => Some(socket).filter(|_| clients > 0),
         };
         if let Some(used) = used {
@@ -542,8 +566,10 @@ fn refuse_used(drill: &Drill) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use farside_blockio::{MemQueue, QueueInfo, Waker};
     use farside_control::PointId;
     use farside_control::cohort::CohortPoint;
+    use farside_nbd::{Limits, Server};
 
     use super::*;
 
@@ -573,5 +599,69 @@ mod tests {
         let none = choose(cuts()[..2].to_vec(), None);
         assert!(none.0.is_none() && none.1.len() == 2);
         assert!(choose(cuts(), Some("9")).0.is_none());
+    }
+
+    #[test]
+    fn no_server_of_a_drill_ends_while_a_client_is_connected_to_one_that_ends_with_it() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let place = dir.path().join("drills");
+        let folder = Folder::open(&place).expect("a folder");
+        let point: Point = serde_json::from_value(serde_json::json!({
+            "id": PointId { slot: 7, tag: 1 }, "source": "host1", "group": "db", "cut_wall": Timestamp::UNIX_EPOCH,
+            "cut_mono_before_ns": 0, "cut_mono_after_ns": 0, "boot": "", "ledger_time_ms": 0, "members": [],
+        }))
+        .expect("a point");
+        let begin = |volumes: &[&str]| {
+            let device = |dir: &Path, volume: &str| Device {
+                volume: volume.to_owned(),
+                socket: dir.join(format!("{volume}.nbd")),
+                node: Some("/dev/no-such-device".into()),
+                overlay: dir.join("overlay"),
+            };
+            let of = |id, dir: &Path| Drill {
+                id,
+                group: "host1/db".into(),
+                cohort: None,
+                point: point.clone(),
+                created: Timestamp::now(),
+                expires: Timestamp::now(),
+                pid: std::process::id(),
+                stage: Stage::Ready,
+                volumes: volumes.iter().map(|volume| device(dir, volume)).collect(),
+            };
+            folder.begin(of).expect("begun")
+        };
+        // Of a cohort: they have one owner.
+        let (one, two) = (begin(&["log", "data"]), begin(&["other"]));
+        drop(folder);
+        let socket = |owned: &Owned, at: usize| owned.drill.volumes[at].socket.clone();
+        let (log, data, other) = (socket(&one, 0), socket(&one, 1), socket(&two, 0));
+        let options = farside_nbd::SocketOptions { path: data.clone(), group: None };
+        let listener = farside_nbd::Listener::bind(&options).expect("it listens");
+        let (server, handle) = Server::new(listener, "data", "", Limits::default(), Waker::new().expect("a waker"));
+        let info =
+            QueueInfo { size: 4096, block_min: 512, block_preferred: 4096, readonly: false, zeroes_fast: false, trims: false };
+        let server = std::thread::spawn(move || server.run(MemQueue::new(info)).map(drop));
+        let has_clients = |count| {
+            while farside_nbd::clients_of(&data).expect("known") != count {
+                std::thread::yield_now();
+            }
+        };
+        for socket in [&log, &data, &other] {
+            refuse_end_of(socket).expect("nobody uses it");
+        }
+        let client = std::os::unix::net::UnixStream::connect(&data).expect("connected");
+        has_clients(1);
+        for (socket, owned) in [(&log, &one), (&data, &one), (&other, &two)] {
+            let refused = refuse_end_of(socket).expect_err("it is in use").message;
+            let ends = format!("farside drill stop {} --dir {}", owned.drill.id, place.display());
+            assert!(refused.contains("data of drill") && refused.ends_with(&ends), "{refused}");
+        }
+        refuse_end_of(&place.join("elsewhere.nbd")).expect("it is of no drill");
+        drop(client);
+        has_clients(0);
+        refuse_end_of(&log).expect("nobody uses it any more");
+        handle.stop();
+        server.join().expect("no panic").expect("it ends");
     }
 }

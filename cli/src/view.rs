@@ -23,7 +23,7 @@ use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::hydrate::{self, Hydration};
 use crate::opened::{self, Door, Ended, Opened};
-use crate::{print, restore, store};
+use crate::{drill, print, restore, store};
 
 /// One that was killed is waited for so long.
 const PREDECESSOR_ENDS: Duration = Duration::from_secs(5);
@@ -362,7 +362,9 @@ impl Serving<'_> {
                 Asked::Kindly(by) => (by, false),
                 Asked::Firmly => (None, true),
             };
-            let Err(failure) = detach(&mut device, force).await else {
+            // With one server of a drill all of it ends.
+            let of_drill = (owner.is_some() && !force).then_some(self.socket);
+            let Err(failure) = detach(&mut device, of_drill, force).await else {
                 *caller = by;
                 return Ok(None);
             };
@@ -407,7 +409,10 @@ fn serve<Q: BlockQueue>(
 }
 
 /// In a thread of its own: what the device keeps is written by the server meanwhile.
-async fn detach(device: &mut Option<Device>, force: bool) -> Result<(), Failure> {
+async fn detach(device: &mut Option<Device>, of_drill: Option<&Path>, force: bool) -> Result<(), Failure> {
+    if let Some(socket) = of_drill.map(Path::to_owned) {
+        tokio::task::spawn_blocking(move || drill::refuse_end_of(&socket)).await.or_fail("cannot end")??;
+    }
     let Some(mut leaving) = device.take() else { return Ok(()) };
     let left = tokio::task::spawn_blocking(move || {
         let left = leaving.detach(force);

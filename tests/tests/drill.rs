@@ -135,10 +135,18 @@ fn a_drill_ends_with_its_time_and_as_a_whole() {
     wait_for("its end", || (!short.owner.is_running()).then_some(()));
     assert!(!dir.join(short.id()).exists(), "nobody had to ask for it");
 
-    // A volume that is not there any more ends the others.
+    // A volume that is not there any more ends the others, and so is closed only when nobody uses them either.
     let mut whole = start(&site, &dir, &[]);
-    let closed = program("farside").args(["point", "close"]).arg(whole.socket("log")).output().expect("it starts");
-    assert!(closed.status.success(), "{closed:?}");
+    let log = whole.socket("log");
+    let close = || program("farside").args(["point", "close"]).arg(&log).output().expect("it starts");
+    let client = connect(&whole.socket("data"));
+    let refused = close();
+    let says = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(4), "{says}");
+    assert!(says.contains("stays open") && says.contains(&format!("farside drill stop {}", whole.id())), "{says}");
+    assert!(whole.owner.is_running());
+    drop(client);
+    wait_for("the client's end", || close().status.success().then_some(()));
     wait_for("its end", || (!whole.owner.is_running()).then_some(()));
     assert!(!dir.join(whole.id()).exists() && list(&dir).is_empty());
 
