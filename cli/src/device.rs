@@ -11,9 +11,11 @@ mod nbd;
 mod ublk;
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use farside_blockio::{open_still, openers};
@@ -26,6 +28,8 @@ use crate::failure::{Exit, Failure, OrFail as _};
 
 /// The first argument of a process that does only that.
 const WRITE_BACK: &str = "write-back-for-farside";
+/// How soon its end is seen, or that nobody waits for it any more.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A point that is served.
 pub(crate) type PointView = View<Arc<LazyPointReader>>;
@@ -89,26 +93,60 @@ impl Device {
         }
     }
 
-    /// Takes it away, if nobody uses it; or, by `force`, from whoever does. What was written to it has reached its server then.
+    /// Takes it away. What was written to it has reached its server then.
     ///
     /// # Errors
-    /// Refused where somebody uses it: then it stays.
-    pub(crate) fn detach(&mut self, force: bool) -> Result<(), Failure> {
+    /// Refused where somebody uses it and [`How::Kindly`] is all that is wanted: then it stays. With [`How::AtOnce`] it is gone, and what it
+    /// kept may be lost.
+    pub(crate) fn detach(&mut self, how: &Pressed) -> Result<(), Failure> {
         if matches!(self, Self::Ublk(device) if device.is_over()) {
             return Ok(()); // its name may be another one's by now
         }
-        write_back(self.path())?;
-        let claim = match claim_unused(self.path()) {
-            Ok(claim) => Some(claim),
-            Err(_) if force => None,
-            Err(failure) => return Err(failure),
+        let path = self.path().to_owned();
+        let mut is_written = write_back(&path, how)?;
+        // † Not opened here as long as it keeps anything.
+        let claim = match is_written.then(|| claim_unused(&path)) {
+            Some(Err(failure)) if how.now() == How::Kindly => return Err(failure),
+            claim => claim.and_then(Result::ok),
         };
         // † Who had it open until a moment ago may have written since.
-        write_back(self.path())?;
+        is_written &= write_back(&path, how)?;
         match self {
             Self::Ublk(device) => device.end(claim),
             Self::Nbd(device) => device.end(claim),
-        }
+        }?;
+        let message = || format!("{} was taken away before what was written to it had reached its server", path.display());
+        if is_written { Ok(()) } else { Err(Failure::new(Exit::Failed, message(), "")) }
+    }
+}
+
+/// How firmly a device is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum How {
+    /// If nobody uses it.
+    Kindly,
+    /// From whoever uses it.
+    Firmly,
+    /// And what it keeps is not waited for.
+    AtOnce,
+}
+
+/// The same of one that is under way: others may make it firmer.
+#[derive(Debug)]
+pub(crate) struct Pressed(Mutex<How>);
+
+impl Pressed {
+    pub(crate) fn new(how: How) -> Self {
+        Self(Mutex::new(how))
+    }
+
+    pub(crate) fn now(&self) -> How {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn press(&self, how: How) {
+        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *now = how.max(*now);
     }
 }
 
@@ -134,16 +172,33 @@ fn load(module: &str) {
     let _ = Command::new("modprobe").arg(module).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
 }
 
-/// What the page cache of a device holds.
-fn write_back(device: &Path) -> Result<(), Failure> {
+/// What the page cache of a device holds. Says no if that was given up.
+fn write_back(device: &Path, how: &Pressed) -> Result<bool, Failure> {
     // Whatever has become of its file meanwhile.
     let mut helper = Command::new("/proc/self/exe");
-    let said = helper.arg(WRITE_BACK).arg(device).stdin(Stdio::null()).output().or_fail("a helper cannot be started")?;
+    helper.arg(WRITE_BACK).arg(device);
+    let Some(said) = said_by(helper, how).or_fail("a helper cannot be started")? else { return Ok(false) };
     if said.status.success() {
-        return Ok(());
+        return Ok(true);
     }
     let message = format!("{} cannot be written back: {}", device.display(), String::from_utf8_lossy(&said.stderr).trim());
     Err(Failure::new(Exit::Failed, message, "is there room for what is written? end it by SIGTERM to lose it"))
+}
+
+/// What a helper said, unless it was given up.
+fn said_by(mut helper: Command, how: &Pressed) -> io::Result<Option<Output>> {
+    if how.now() == How::AtOnce {
+        return Ok(None);
+    }
+    let mut helper = helper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    while helper.try_wait()?.is_none() {
+        if how.now() == How::AtOnce {
+            let _ = helper.kill(); // † and is not waited for: it may end only when the device is gone
+            return Ok(None);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    helper.wait_with_output().map(Some)
 }
 
 /// Claims a device that nobody has mounted, built upon or open.
@@ -240,6 +295,25 @@ mod tests {
         for by in By::value_variants() {
             assert_eq!(By::from_str(by.as_str(), false), Ok(*by));
         }
+    }
+
+    #[test]
+    fn a_helper_that_does_not_end_is_given_up() {
+        let helper = |what: &str| {
+            let mut helper = Command::new("sh");
+            helper.args(["-c", what]);
+            helper
+        };
+        let how = Pressed::new(How::Kindly);
+        let said = said_by(helper("echo full >&2; exit 3"), &how).expect("it starts").expect("it ended");
+        assert_eq!((said.status.code(), said.stderr.as_slice()), (Some(3), b"full\n".as_slice()));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| said_by(helper("exec sleep 1000"), &how));
+            how.press(How::AtOnce);
+            assert!(waits.join().expect("no panic").expect("it starts").is_none());
+        });
+        how.press(How::Kindly);
+        assert_eq!(how.now(), How::AtOnce, "nobody takes that back");
     }
 
     #[test]

@@ -88,20 +88,26 @@ pub(crate) struct Door {
     listener: NamedTempFile<UnixListener>,
     opened: Opened,
     written_bytes: Box<dyn Fn() -> u64 + Send + Sync>,
+    ask: mpsc::Sender<UnixStream>,
+    asked: mpsc::Receiver<UnixStream>,
 }
 
 impl Door {
     /// `written_bytes`: what is in the overlay now.
     pub(crate) fn new(opened: &Opened, written_bytes: Box<dyn Fn() -> u64 + Send + Sync>) -> Result<Self, Failure> {
-        let folder = folder();
+        Self::of(&folder(), opened, written_bytes)
+    }
+
+    pub(crate) fn of(folder: &Path, opened: &Opened, written_bytes: Box<dyn Fn() -> u64 + Send + Sync>) -> Result<Self, Failure> {
         let failed = |what| format!("{} cannot be {what}", folder.display());
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).or_fail(failed("made"))?;
-        if !is_ours(&folder).or_fail(failed("looked at"))? {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).or_fail(failed("made"))?;
+        if !is_ours(folder).or_fail(failed("looked at"))? {
             let message = format!("{} is not a folder of this user alone", folder.display());
             return Err(Failure::new(Exit::Refused, message, "remove it"));
         }
-        let listener = tempfile::Builder::new().prefix("").suffix(".sock").make_in(&folder, |path| UnixListener::bind(path));
-        Ok(Self { listener: listener.or_fail(failed("used"))?, opened: opened.clone(), written_bytes })
+        let listener = tempfile::Builder::new().prefix("").suffix(".sock").make_in(folder, |path| UnixListener::bind(path));
+        let (ask, asked) = mpsc::channel(1);
+        Ok(Self { listener: listener.or_fail(failed("used"))?, opened: opened.clone(), written_bytes, ask, asked })
     }
 
     fn says(&self) -> String {
@@ -109,14 +115,13 @@ impl Door {
         serde_json::to_string(&now).expect("it is JSON") + "\n"
     }
 
-    /// The first who asks for its end, to be told of that.
-    pub(crate) async fn is_asked(&self) -> UnixStream {
-        let (ask, mut asked) = mpsc::channel(1);
+    /// The next who asks for its end, to be told of that. Given up, it loses nobody.
+    pub(crate) async fn is_asked(&mut self) -> UnixStream {
         loop {
             tokio::select! {
-                Some(caller) = asked.recv() => return caller,
+                Some(caller) = self.asked.recv() => return caller,
                 caller = self.listener.as_file().accept() => match caller {
-                    Ok((caller, _)) => drop(tokio::spawn(hear(caller, self.says(), ask.clone()))),
+                    Ok((caller, _)) => drop(tokio::spawn(hear(caller, self.says(), self.ask.clone()))),
                     // Perhaps there is no descriptor left for it just now.
                     Err(_) => tokio::time::sleep(DEAF_FOR).await,
                 }
@@ -130,7 +135,7 @@ async fn hear(mut caller: UnixStream, says: String, ask: mpsc::Sender<UnixStream
     let said = caller.write_all(says.as_bytes()).await;
     let mut limited = tokio::io::BufReader::new(&mut caller).take(CLOSE.len() as u64);
     if said.is_ok() && limited.read_line(&mut word).await.is_ok() && word == CLOSE {
-        let _ = ask.try_send(caller); // who comes second hears nothing, and sees that it is gone
+        let _ = ask.send(caller).await; // whose end is not heard any more sees that it is gone
     }
 }
 

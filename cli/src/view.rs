@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::args::{Global, OpenArgs};
-use crate::device::{By, Device, PointView};
+use crate::device::{By, Device, How, PointView, Pressed};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::hydrate::{self, Hydration};
@@ -242,14 +243,95 @@ struct Serving<'a> {
 /// A server that runs.
 type Running = JoinHandle<Result<(), ServeError>>;
 
+/// How it ended.
+type Served = Result<Result<(), ServeError>, JoinError>;
+
 /// Why it is to end.
 enum Asked {
     /// It has, by itself.
-    Ended(Result<Result<(), ServeError>, JoinError>),
-    /// Somebody wants it who can be told that it is in use; he waits, if it is not the one at the keyboard.
-    Kindly(Option<UnixStream>),
-    /// Whoever uses it.
-    Firmly,
+    Ended(Served),
+    /// Somebody wants it, and waits to be told.
+    AtDoor(UnixStream),
+    By(SignalKind),
+    /// Its time is over, or its owner is gone.
+    Over,
+}
+
+/// All who may ask for its end.
+struct Asks<'a> {
+    server: &'a mut Running,
+    door: Door,
+    signals: &'a mut Signals,
+    /// None once that was heard.
+    over: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
+}
+
+impl Asks<'_> {
+    /// Not after its server has ended.
+    async fn next(&mut self) -> Asked {
+        let is_over = async {
+            match &mut self.over {
+                Some(over) => over.await,
+                None => std::future::pending().await,
+            }
+        };
+        let asked = tokio::select! {
+            ended = &mut *self.server => Asked::Ended(ended),
+            asked = self.door.is_asked() => Asked::AtDoor(asked),
+            _ = self.signals.interrupted.recv() => Asked::By(SignalKind::interrupt()),
+            _ = self.signals.terminated.recv() => Asked::By(SignalKind::terminate()),
+            _ = self.signals.hung_up.recv(), if !self.signals.is_hangup_ignored => Asked::By(SignalKind::hangup()),
+            () = is_over => Asked::Over,
+        };
+        if matches!(asked, Asked::Over) {
+            self.over = None;
+        }
+        asked
+    }
+
+    /// Hears them while something is taken away, which becomes firmer thereby: by a signal that is among `heard` already, what is kept is
+    /// given up, and by one more the program ends (`exit`). Gives what came of it, and how the server ended if that was by itself meanwhile.
+    async fn while_leaving<T>(
+        &mut self,
+        mut leaving: JoinHandle<T>,
+        (how, heard): (&Pressed, &mut Vec<SignalKind>),
+        refuse: impl Fn(&str) -> Ended,
+        exit: impl Fn(),
+    ) -> (Result<T, JoinError>, Option<Served>) {
+        loop {
+            let asked = tokio::select! {
+                left = &mut leaving => return (left, None),
+                asked = self.next() => asked,
+            };
+            match asked {
+                Asked::Ended(ended) => {
+                    how.press(How::AtOnce); // nobody takes what is kept
+                    return (leaving.await, Some(ended));
+                }
+                Asked::AtDoor(by) => {
+                    let ended = refuse("it is being closed already");
+                    drop(tokio::spawn(async move { opened::tell(by, &ended).await }));
+                }
+                // † Never one that comes beside another: at the end of a session SIGHUP does.
+                Asked::By(signal) if heard.contains(&signal) && signal != SignalKind::hangup() => {
+                    if how.now() == How::AtOnce {
+                        exit();
+                    }
+                    how.press(How::AtOnce);
+                }
+                Asked::By(signal) => {
+                    heard.push(signal);
+                    how.press(firmness(signal));
+                }
+                Asked::Over => how.press(How::Firmly),
+            }
+        }
+    }
+}
+
+/// Who is at the keyboard can be told that it is in use.
+fn firmness(signal: SignalKind) -> How {
+    if signal == SignalKind::interrupt() { How::Kindly } else { How::Firmly }
 }
 
 impl Serving<'_> {
@@ -288,10 +370,7 @@ impl Serving<'_> {
                 let ended = tokio::select! {
                     ended = &mut server => ended,
                     // Twice is meant.
-                    _ = signals.interrupted.recv() => {
-                        let _ = std::fs::remove_file(self.socket);
-                        std::process::exit(Exit::Failed as i32)
-                    }
+                    _ = signals.interrupted.recv() => self.exit(),
                 };
                 over?;
                 ended
@@ -313,10 +392,10 @@ impl Serving<'_> {
         view: &Arc<PointView>,
         mut device: Option<Device>,
         server: &mut Running,
-        mut owner: Option<oneshot::Receiver<()>>,
+        owner: Option<oneshot::Receiver<()>>,
         signals: &mut Signals,
         (caller, behind): (&mut Option<UnixStream>, &mut Option<Behind>),
-    ) -> Result<Option<Result<Result<(), ServeError>, JoinError>>, Failure> {
+    ) -> Result<Option<Served>, Failure> {
         let opened = Opened { device: device.as_ref().map(|device| device.path().to_owned()), ..self.opened.clone() };
         let overlaid = view.clone();
         let written_bytes = move || overlaid.overlay().map_or(0, Overlay::written_bytes);
@@ -334,54 +413,94 @@ impl Serving<'_> {
             None if self.is_indexed => None,
             None => Some(Behind::Indexing(Indexing::start(self.base.clone(), view)?)),
         };
-        let over = async {
-            match self.ttl {
-                Some(ttl) => tokio::time::sleep(ttl).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(over);
-        loop {
+        let (is_of_drill, ttl) = (owner.is_some(), self.ttl);
+        let over = async move {
+            let is_late = async {
+                match ttl {
+                    Some(ttl) => tokio::time::sleep(ttl).await,
+                    None => std::future::pending().await,
+                }
+            };
             let is_owner_gone = async {
-                match &mut owner {
+                match owner {
                     Some(owner) => drop(owner.await),
                     None => std::future::pending().await,
                 }
             };
-            let asked = tokio::select! {
-                ended = &mut *server => Asked::Ended(ended),
-                asked = door.is_asked() => Asked::Kindly(Some(asked)),
-                _ = signals.interrupted.recv() => Asked::Kindly(None),
-                _ = signals.terminated.recv() => Asked::Firmly,
-                _ = signals.hung_up.recv(), if !signals.is_hangup_ignored => Asked::Firmly,
-                () = &mut over => Asked::Firmly,
-                () = is_owner_gone => Asked::Firmly,
-            };
-            let (by, force) = match asked {
+            tokio::select! {
+                () = is_late => {}
+                () = is_owner_gone => {}
+            }
+        };
+        let mut asks = Asks { server, door, signals, over: Some(Box::pin(over)) };
+        let refuse =
+            |why: &str| Ended { refused: Some(why.to_owned()), failed: None, written_bytes: written_bytes(), is_whole: false };
+        loop {
+            let mut heard = Vec::new();
+            let (by, mut how) = match asks.next().await {
                 Asked::Ended(ended) => return Ok(Some(ended)), // a device goes with it
-                Asked::Kindly(by) => (by, false),
-                Asked::Firmly => (None, true),
+                Asked::AtDoor(by) => (Some(by), How::Kindly),
+                Asked::By(signal) => {
+                    heard.push(signal);
+                    (None, firmness(signal))
+                }
+                Asked::Over => (None, How::Firmly),
             };
-            // With one server of a drill all of it ends.
-            let of_drill = (owner.is_some() && !force).then_some(self.socket);
-            let Err(failure) = detach(&mut device, of_drill, force).await else {
+            let failure = loop {
+                let pressed = Arc::new(Pressed::new(how));
+                let leaving = self.leave(device, is_of_drill, pressed.clone());
+                let (left, ended) = asks.while_leaving(leaving, (&pressed, &mut heard), refuse, || self.exit()).await;
+                let left = left.or_fail("cannot end");
+                if let Some(ended) = ended {
+                    *caller = by;
+                    return Ok(Some(ended));
+                }
+                match left? {
+                    (_, Ok(())) => {
+                        *caller = by;
+                        return Ok(None);
+                    }
+                    (stays, Err(failure)) => {
+                        let is_final = how == How::Firmly || pressed.now() != How::Firmly;
+                        (device, how) = (stays, pressed.now());
+                        if is_final {
+                            break failure;
+                        }
+                    }
+                }
+            };
+            if how > How::Kindly {
                 *caller = by;
-                return Ok(None);
-            };
-            if force {
                 return Err(failure); // it is taken away all the same, and what it kept is lost
             }
             match by {
-                Some(by) => {
-                    let ended =
-                        Ended { refused: Some(said_of(&failure)), failed: None, written_bytes: written_bytes(), is_whole: false };
-                    opened::tell(by, &ended).await;
-                }
+                Some(by) => opened::tell(by, &refuse(&said_of(&failure))).await,
                 None => {
                     let _ = writeln!(std::io::stderr(), "farside: it stays open: {}", said_of(&failure));
                 }
             }
         }
+    }
+
+    /// In a thread of its own: what the device keeps is written by the server meanwhile. With one server of a drill all of it ends.
+    fn leave(
+        &self,
+        mut device: Option<Device>,
+        is_of_drill: bool,
+        how: Arc<Pressed>,
+    ) -> JoinHandle<(Option<Device>, Result<(), Failure>)> {
+        let socket = self.socket.to_owned();
+        tokio::task::spawn_blocking(move || {
+            let may = if is_of_drill && how.now() == How::Kindly { drill::refuse_end_of(&socket) } else { Ok(()) };
+            let left = may.and_then(|()| device.as_mut().map_or(Ok(()), |device| device.detach(&how)));
+            (device, left)
+        })
+    }
+
+    /// Whatever is not over: somebody does not want to wait any longer.
+    fn exit(&self) -> ! {
+        let _ = std::fs::remove_file(self.socket);
+        std::process::exit(Exit::Failed as i32)
     }
 }
 
@@ -406,23 +525,6 @@ fn serve<Q: BlockQueue>(
             Ok(())
         }
     }
-}
-
-/// In a thread of its own: what the device keeps is written by the server meanwhile.
-async fn detach(device: &mut Option<Device>, of_drill: Option<&Path>, force: bool) -> Result<(), Failure> {
-    if let Some(socket) = of_drill.map(Path::to_owned) {
-        tokio::task::spawn_blocking(move || drill::refuse_end_of(&socket)).await.or_fail("cannot end")??;
-    }
-    let Some(mut leaving) = device.take() else { return Ok(()) };
-    let left = tokio::task::spawn_blocking(move || {
-        let left = leaving.detach(force);
-        (leaving, left)
-    });
-    let (leaving, left) = left.await.or_fail("cannot end")?;
-    if left.is_err() {
-        *device = Some(leaving);
-    }
-    left
 }
 
 struct Signals {
@@ -531,9 +633,64 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader};
+
     use farside_blockio::MemQueue;
+    use nix::sys::signal::{self as sent, raise};
 
     use super::*;
+
+    /// What it does waits for a store, perhaps, that does not answer.
+    #[tokio::test]
+    async fn who_asks_while_a_device_is_taken_away_is_heard() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let opened: Opened = serde_json::from_value(serde_json::json!({
+            "point": {
+                "id": farside_control::PointId { slot: 7, tag: 1 }, "source": "host1", "group": "db",
+                "cut_wall": jiff::Timestamp::UNIX_EPOCH, "cut_mono_before_ns": 0, "cut_mono_after_ns": 0, "boot": "",
+                "ledger_time_ms": 0, "members": [],
+            },
+            "volume": "host1/db/data", "volume_bytes": 4096, "export": "nbd:unix:/data.nbd", "writable": true, "written_bytes": 0,
+            "unreadable_bytes": 0, "pid": 1,
+        }))
+        .expect("as it is said");
+        let doors = dir.path().join("doors");
+        let door = Door::of(&doors, &opened, Box::new(|| 0)).expect("a door");
+        let at = std::fs::read_dir(&doors).expect("there").next().expect("one").expect("read").path();
+        let mut signals = Signals::new().expect("received");
+        let mut server: Running = tokio::spawn(std::future::pending());
+        let over = Box::pin(std::future::ready(()));
+        let mut asks = Asks { server: &mut server, door, signals: &mut signals, over: Some(over) };
+
+        let how = Arc::new(Pressed::new(How::Kindly));
+        let of = how.clone();
+        let leaving = tokio::task::spawn_blocking(move || {
+            while of.now() != How::AtOnce {
+                std::thread::yield_now();
+            }
+        });
+        let of = how.clone();
+        let others = std::thread::spawn(move || {
+            let mut at_door = BufReader::new(std::os::unix::net::UnixStream::connect(at).expect("it listens"));
+            let mut said = String::new();
+            at_door.read_line(&mut said).expect("said");
+            at_door.get_mut().write_all(b"close\n").expect("heard");
+            said.clear();
+            at_door.read_line(&mut said).expect("said");
+            while of.now() != How::Firmly {
+                std::thread::yield_now(); // its time is over
+            }
+            raise(sent::Signal::SIGTERM).expect("raised");
+            raise(sent::Signal::SIGINT).expect("raised");
+            serde_json::from_str::<Ended>(&said).expect("as it is said")
+        });
+        let mut heard = vec![SignalKind::interrupt()];
+        let refuse = |why: &str| Ended { refused: Some(why.to_owned()), failed: None, written_bytes: 0, is_whole: false };
+        let (left, ended) = asks.while_leaving(leaving, (&how, &mut heard), refuse, || panic!("twice, not more")).await;
+        left.expect("no panic");
+        assert!(ended.is_none() && asks.over.is_none());
+        assert_eq!(others.join().expect("no panic").refused.as_deref(), Some("it is being closed already"));
+    }
 
     /// Memory that the kernel gave the server of a device could be what it wanted to write to that device first.
     #[test]
