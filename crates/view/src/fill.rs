@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use farside_region::{GranuleIndex, GranuleRun, RegionIndex, mutation};
 use nix::errno::Errno;
 
-use crate::view::{Base, View};
+use crate::view::{Base, View, is_outage};
 use crate::{Overlay, Region};
 
 /// What was filled is made durable after so many regions: so much at most is fetched again after a kill.
@@ -24,6 +24,23 @@ const FLUSH_REGIONS: u64 = 64;
 /// A store that does not answer is asked again after so long, and whoever wants an end is heard so often.
 const AGAIN: Duration = if cfg!(test) { Duration::from_millis(2) } else { Duration::from_secs(10) };
 const HEARD: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_millis(100) };
+
+/// What became of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filled {
+    /// All of it was there, or cannot be read.
+    Nothing,
+    Some,
+    /// The store does not answer.
+    Away,
+}
+
+/// Once through the volume: what was seen of regions.
+#[derive(Debug, Default)]
+struct Pass {
+    is_away: AtomicBool,
+    has_filled: AtomicBool,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -49,16 +66,17 @@ impl<B: Base> View<B> {
     pub fn fill(&self, threads: usize, go_on: &(dyn Fn(u64) -> bool + Sync)) -> Result<u64, Errno> {
         let overlay = self.overlay().expect("it is an overlay that is filled");
         loop {
-            let (before, is_away) = (overlay.written_bytes(), AtomicBool::new(false));
-            let is_over = self.fill_once(threads, go_on, &is_away)?;
+            let pass = Pass::default();
+            let is_over = self.fill_once(threads, go_on, &pass)?;
             self.flush()?;
             let missing = overlay.missing_bytes();
-            let is_stuck = overlay.written_bytes() == before;
-            if is_over || missing == 0 || (is_stuck && (!is_away.into_inner() || self.is_deleted() || self.is_merged())) {
+            let (is_away, has_filled) = (pass.is_away.into_inner(), pass.has_filled.into_inner());
+            if is_over || missing == 0 || self.is_deleted() || self.is_merged() || !(is_away || has_filled) {
                 return Ok(missing);
             }
+            // Whatever clients write meanwhile.
             let until = Instant::now() + AGAIN;
-            while is_stuck && Instant::now() < until {
+            while is_away && Instant::now() < until {
                 if !go_on(overlay.written_bytes().min(self.bytes())) {
                     return Ok(missing);
                 }
@@ -68,8 +86,8 @@ impl<B: Base> View<B> {
     }
 
     /// Says whether it ended early.
-    fn fill_once(&self, threads: usize, go_on: &(dyn Fn(u64) -> bool + Sync), is_away: &AtomicBool) -> Result<bool, Errno> {
-        let (next, filled, end) = (AtomicU64::new(0), AtomicU64::new(0), self.geometry().region_count());
+    fn fill_once(&self, threads: usize, go_on: &(dyn Fn(u64) -> bool + Sync), pass: &Pass) -> Result<bool, Errno> {
+        let (next, tried, end) = (AtomicU64::new(0), AtomicU64::new(0), self.geometry().region_count());
         let outcome = Mutex::new(Ok(false));
         let is_going_on = || *outcome.lock().unwrap_or_else(PoisonError::into_inner) == Ok(false);
         let one = || -> Result<bool, Errno> {
@@ -82,10 +100,12 @@ impl<B: Base> View<B> {
                     (region < end).then_some(RegionIndex(region))
                 });
                 let Some(region) = region else { break };
-                if !self.fill_region(region)? {
-                    is_away.store(true, Ordering::Relaxed);
+                match self.fill_region(region)? {
+                    Filled::Nothing => {}
+                    Filled::Some => pass.has_filled.store(true, Ordering::Relaxed),
+                    Filled::Away => pass.is_away.store(true, Ordering::Relaxed),
                 }
-                if (filled.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(FLUSH_REGIONS) {
+                if (tried.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(FLUSH_REGIONS) {
                     self.flush()?;
                 }
             }
@@ -104,21 +124,22 @@ impl<B: Base> View<B> {
         outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fills what of a region is not there and can be read. Says no when the store did not answer.
-    pub(crate) fn fill_region(&self, region: RegionIndex) -> Result<bool, Errno> {
+    /// Fills what of a region is not there and can be read.
+    pub(crate) fn fill_region(&self, region: RegionIndex) -> Result<Filled, Errno> {
         let overlay = self.overlay().expect("it is an overlay that is filled");
         let geometry = *self.geometry();
         let whole = geometry.region_run(region);
         let is_there = |granule: GranuleIndex| overlay.has(granule) && !mutation::on("a fill lies over what was written");
         if (whole.start.0..whole.end().0).all(|granule| is_there(GranuleIndex(granule))) {
-            return Ok(true);
+            return Ok(Filled::Nothing);
         }
         // Before the lock: a client's write does not wait for the store.
         let content = match self.is_zero(region) {
             true => None,
             false => match self.region_to_fill(region) {
-                Some(content) => Some(content),
-                None => return Ok(false),
+                Ok(content) => Some(content),
+                Err(error) if is_outage(&error) => return Ok(Filled::Away),
+                Err(_) => return Ok(Filled::Nothing), // it is said, and missing
             },
         };
         let start = geometry.bytes_of(whole).offset.0;
@@ -142,7 +163,7 @@ impl<B: Base> View<B> {
             }
         };
         let _only = self.hold_writes(region);
-        let mut at = whole.start.0;
+        let (mut at, mut filled) = (whole.start.0, Filled::Nothing);
         while at < whole.end().0 {
             let kind = kind_of(GranuleIndex(at));
             let same = (at + 1..whole.end().0).take_while(|granule| kind_of(GranuleIndex(*granule)) == kind).count() as u64;
@@ -153,16 +174,18 @@ impl<B: Base> View<B> {
                 (Kind::Data, Some(content)) => {
                     overlay.write_at(extent.offset.0, &content.bytes[bytes_of(content, run)])?;
                     overlay.set(run);
+                    filled = Filled::Some;
                 }
                 (Kind::Zero | Kind::Data, _) => {
                     if !mutation::on("a fill takes it for zeroes where no bit is") {
                         overlay.zero_at(extent, false)?;
                     }
                     overlay.set(run);
+                    filled = Filled::Some;
                 }
             }
             at = run.end().0;
         }
-        Ok(true)
+        Ok(filled)
     }
 }

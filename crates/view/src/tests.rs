@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use farside_blockio::{Extent, ExtentKind, Waker};
-use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex, mutation};
+use farside_region::{ByteExtent, ByteOffset, Geometry, GranuleIndex, GranuleRun, RegionIndex, Slot, mutation};
 use farside_store::{AlignedBytes, StoreError};
 use nix::errno::Errno;
 use proptest::prelude::*;
@@ -19,6 +19,8 @@ pub(crate) struct Fake {
     pub(crate) geometry: Geometry,
     reads: Arc<AtomicU64>,
     is_away: Arc<AtomicBool>,
+    /// For ever.
+    fails: fn(RegionIndex) -> Option<StoreError>,
     unreadable: Vec<GranuleRun>,
     lost: Arc<Mutex<Vec<GranuleRun>>>,
     /// Done in the midst of the next read.
@@ -42,6 +44,7 @@ impl Fake {
             geometry,
             reads: Arc::default(),
             is_away: Arc::default(),
+            fails: |_| None,
             unreadable: Vec::new(),
             lost: Arc::default(),
             meanwhile: Arc::default(),
@@ -68,7 +71,10 @@ impl Base for Fake {
         let meanwhile = self.meanwhile.lock().expect("not poisoned").take();
         meanwhile.into_iter().for_each(|meanwhile| meanwhile());
         if self.is_away.load(Ordering::SeqCst) {
-            return Err(StoreError::Stopped);
+            return Err(StoreError::Remote { doing: "reading", what: "an object".into(), why: "no answer".into() });
+        }
+        if let Some(error) = (self.fails)(region) {
+            return Err(error);
         }
         let extent = self.geometry.bytes_of(self.geometry.region_run(region));
         let mut bytes = AlignedBytes::default();
@@ -442,6 +448,55 @@ fn a_store_that_does_not_answer_is_waited_for() {
         true
     };
     assert_eq!(view.fill(2, &go_on), Ok(0));
+}
+
+/// It would be asked without end otherwise, and without a pause while somebody writes.
+#[test]
+fn what_is_no_outage_is_not_waited_for() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let denied = |region: RegionIndex| (region.0 == 2).then(|| StoreError::Denied { path: "/store/part".into() });
+    let fake = Fake { fails: denied, ..Fake::new() };
+    let reads = fake.reads.clone();
+    let view = fake.view(Some(dir.path()));
+    let heard = AtomicU64::new(0);
+    let missing = view.fill(2, &|_| heard.fetch_add(1, Ordering::SeqCst) < 1000);
+    assert!(missing == Ok(16 * 4096) && heard.into_inner() < 1000, "{missing:?}");
+    assert_eq!(reads.load(Ordering::SeqCst), 4, "that one is tried again, since others could be read");
+
+    let dir = tempfile::tempdir().expect("temp dir");
+    let deleted = |_| Some(StoreError::PointDeleted { volume: "data".into(), point: Slot(1), slot: Slot(2) });
+    let fake = Fake { fails: deleted, ..Fake::new() };
+    let reads = fake.reads.clone();
+    let view = fake.view(Some(dir.path()));
+    let heard = AtomicU64::new(0);
+    let missing = view.fill(1, &|_| {
+        let so_far = heard.fetch_add(1, Ordering::SeqCst);
+        view.write((32 + so_far) * 4096, &[1; 4096]).expect("written");
+        so_far < 15
+    });
+    assert_eq!(missing, Ok((49 - 16 - 5) * 4096), "but for the zeroes, and what was written");
+    assert_eq!((reads.load(Ordering::SeqCst), view.is_deleted()), (3, true));
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_left_alone_for_a_while_whoever_writes() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let fake = Fake::new();
+    fake.is_away.store(true, Ordering::SeqCst);
+    let reads = fake.reads.clone();
+    let view = fake.view(Some(dir.path()));
+    // Through the volume it hears of each region, and of its end; and at least once before it begins anew.
+    let (each, heard) = (5, AtomicU64::new(0));
+    let missing = view.fill(1, &|_| {
+        let so_far = heard.fetch_add(1, Ordering::SeqCst);
+        if so_far.is_multiple_of(each) {
+            view.write((32 + so_far / each) * 4096, &[1; 4096]).expect("written");
+        }
+        so_far < 60
+    });
+    assert!(missing.is_ok_and(|missing| missing > 0));
+    let turns = reads.load(Ordering::SeqCst).div_ceil(3);
+    assert!(turns <= 10, "{turns}");
 }
 
 #[test]

@@ -220,26 +220,24 @@ impl<B: Base> View<B> {
         self.asked.1.try_recv().ok()
     }
 
-    /// A region for whom nobody waits: it takes nobody's place in the cache. `None`: the store does not answer, or not any more.
-    pub(crate) fn region_to_fill(&self, region: RegionIndex) -> Option<Arc<Region>> {
+    /// A region for whom nobody waits: it takes nobody's place in the cache.
+    ///
+    /// # Errors
+    /// What was said of it: whether it may be there later tells [`is_outage`].
+    pub(crate) fn region_to_fill(&self, region: RegionIndex) -> Result<Arc<Region>, StoreError> {
         if let Some(content) = lock(&self.cache).get(region).filter(|content| content.lost.is_none()) {
-            return Some(content);
+            return Ok(content);
         }
-        match self.base.read(region) {
-            Ok(content) => {
-                content.lost.iter().for_each(|lost| self.tell_once(region, &lost.why));
-                Some(Arc::new(content))
+        let content = self.base.read(region).inspect_err(|error| {
+            self.tell_once(region, error);
+            match error {
+                StoreError::PointDeleted { .. } => self.is_deleted.store(true, Ordering::Relaxed),
+                StoreError::PartMerged { .. } => self.is_merged.store(true, Ordering::Relaxed),
+                _ => {}
             }
-            Err(error) => {
-                self.tell_once(region, &error);
-                match error {
-                    StoreError::PointDeleted { .. } => self.is_deleted.store(true, Ordering::Relaxed),
-                    StoreError::PartMerged { .. } => self.is_merged.store(true, Ordering::Relaxed),
-                    _ => {}
-                }
-                None
-            }
-        }
+        })?;
+        content.lost.iter().for_each(|lost| self.tell_once(region, &lost.why));
+        Ok(Arc::new(content))
     }
 
     /// Regions that somebody may be about to read, for [`View::fetch_ahead`].
@@ -602,6 +600,11 @@ impl<B: Base> View<B> {
             (self.tell)(error);
         }
     }
+}
+
+/// Whether nothing is wrong with what was read, as far as is known: the store, or the way to it, is away.
+pub(crate) fn is_outage(error: &StoreError) -> bool {
+    matches!(error, StoreError::Remote { .. } | StoreError::Vanished { .. } | StoreError::Io { .. })
 }
 
 /// One more of something, as long as this lives.
