@@ -245,6 +245,32 @@ fn what_the_store_has_lost_is_an_error_in_its_granules_and_looked_for_again() {
     assert_eq!(reads.load(Ordering::SeqCst), so_far + 1);
 }
 
+/// An outage of a large part of a volume is no reason to say nothing of its damage.
+#[test]
+fn damage_is_said_also_after_an_outage_and_the_next_outage_too() {
+    let region = 16 * 4096;
+    let fake = Fake { geometry: Geometry::with_shape(1100 * region, 12, 4).expect("valid"), ..Fake::new() };
+    let (is_away, lost) = (fake.is_away.clone(), fake.lost.clone());
+    let told = Arc::new(AtomicU64::new(0));
+    let tell = told.clone();
+    let count = move |_: &StoreError| {
+        tell.fetch_add(1, Ordering::SeqCst);
+    };
+    let view = View::new(fake, None, 1, Box::new(count));
+    let read = |at: u64| view.read(at * region, &mut [0]);
+    let said = || told.swap(0, Ordering::SeqCst);
+    is_away.store(true, Ordering::SeqCst);
+    (2..1100).for_each(|at| assert_eq!(read(at), Err(Errno::EIO)));
+    assert_eq!((read(0), read(0), said()), (Err(Errno::EIO), Err(Errno::EIO), 1000), "not of more, and of none twice");
+    is_away.store(false, Ordering::SeqCst);
+    *lost.lock().expect("not poisoned") = vec![GranuleRun { start: GranuleIndex(2 * 16), count: 1 }];
+    assert_eq!((read(2), read(2), said()), (Err(Errno::EIO), Err(Errno::EIO), 1));
+    lost.lock().expect("not poisoned").clear();
+    assert_eq!((read(2), read(3), said()), (Ok(()), Ok(()), 0));
+    is_away.store(true, Ordering::SeqCst);
+    assert_eq!((read(2), read(2), said()), (Err(Errno::EIO), Err(Errno::EIO), 1), "that is another outage");
+}
+
 #[test]
 fn an_overlay_belongs_to_one_point_and_one_process() {
     let dir = tempfile::tempdir().expect("temp dir");

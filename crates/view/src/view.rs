@@ -22,7 +22,7 @@ const SHARDS: usize = 64;
 const ASKED_MAX: usize = 64;
 /// Whoever reads in sequence is believed to go on beyond so many regions of zeroes, not more.
 const ZEROES_MAX: usize = 64;
-/// Of so many regions it is said that they cannot be read; not of more.
+/// Of so many regions it is said that they are damaged, and of so many that they are away; not of more.
 const TOLD_MAX: usize = 1000;
 
 /// The content of a region.
@@ -161,7 +161,7 @@ pub struct View<B> {
     /// Reads of the base that are under way for clients, or ahead of them.
     fetching: AtomicUsize,
     is_read_only: bool,
-    told: Mutex<HashSet<RegionIndex>>,
+    told: Mutex<Told>,
     is_deleted: AtomicBool,
     is_merged: AtomicBool,
     tell: Box<dyn Fn(&StoreError) + Send + Sync>,
@@ -175,7 +175,7 @@ impl<B: fmt::Debug> fmt::Debug for View<B> {
 
 impl<B: Base> View<B> {
     /// A view of `base`, to be written if there is an overlay. `cache_bytes`: for decoded regions; at least one is kept. `tell` hears,
-    /// from any thread and once for each region, what cannot be read.
+    /// from any thread, what cannot be read: once for each region, and each outage of it.
     pub fn new(base: B, overlay: Option<Overlay>, cache_bytes: u64, tell: Box<dyn Fn(&StoreError) + Send + Sync>) -> Self {
         let regions = usize::try_from(cache_bytes / base.geometry().region_bytes()).unwrap_or(usize::MAX);
         Self {
@@ -228,15 +228,11 @@ impl<B: Base> View<B> {
         if let Some(content) = lock(&self.cache).get(region).filter(|content| content.lost.is_none()) {
             return Ok(content);
         }
-        let content = self.base.read(region).inspect_err(|error| {
-            self.tell_once(region, error);
-            match error {
-                StoreError::PointDeleted { .. } => self.is_deleted.store(true, Ordering::Relaxed),
-                StoreError::PartMerged { .. } => self.is_merged.store(true, Ordering::Relaxed),
-                _ => {}
-            }
+        let content = self.read_base(region).inspect_err(|error| match error {
+            StoreError::PointDeleted { .. } => self.is_deleted.store(true, Ordering::Relaxed),
+            StoreError::PartMerged { .. } => self.is_merged.store(true, Ordering::Relaxed),
+            _ => {}
         })?;
-        content.lost.iter().for_each(|lost| self.tell_once(region, &lost.why));
         Ok(Arc::new(content))
     }
 
@@ -250,15 +246,11 @@ impl<B: Base> View<B> {
         self.fetching.load(Ordering::Relaxed) > 0
     }
 
-    /// Reads a region for clients, and keeps it. What goes wrong is said here, and so to nobody twice.
+    /// Reads a region for clients, and keeps it.
     fn fetch(&self, region: RegionIndex) -> Option<Arc<Region>> {
         let _under_way = UnderWay::begin(&self.fetching);
-        let content = self.base.read(region).inspect_err(|error| {
-            self.ahead.give_up();
-            self.tell_once(region, error);
-        });
+        let content = self.read_base(region).inspect_err(|_| self.ahead.give_up());
         let content = Arc::new(content.ok()?);
-        content.lost.iter().for_each(|lost| self.tell_once(region, &lost.why));
         lock(&self.cache).put(region, content.clone());
         let _ = self.asked.0.try_send(region); // who fills finds it in the cache; enough are known, or nobody fills
         Some(content)
@@ -594,12 +586,31 @@ impl<B: Base> View<B> {
         self.fetches.join(&fetch, || self.cached(region, run).or_else(|| self.fetch(region))).ok_or(Errno::EIO)
     }
 
-    fn tell_once(&self, region: RegionIndex, error: &StoreError) {
-        let mut told = lock(&self.told);
-        if told.len() < TOLD_MAX && told.insert(region) {
-            (self.tell)(error);
+    /// What goes wrong is said here.
+    fn read_base(&self, region: RegionIndex) -> Result<Region, StoreError> {
+        let content = self.base.read(region);
+        let (wrong, mut told) =
+            (content.as_ref().map_or_else(Some, |content| content.lost.as_ref().map(|lost| &lost.why)), lock(&self.told));
+        let is_news = match wrong {
+            Some(error) if is_outage(error) => told.away.len() < TOLD_MAX && told.away.insert(region),
+            Some(_) => told.damaged.len() < TOLD_MAX && told.damaged.insert(region),
+            None => false,
+        };
+        if content.is_ok() {
+            told.away.remove(&region);
         }
+        drop(told);
+        wrong.filter(|_| is_news).into_iter().for_each(|error| (self.tell)(error));
+        content
     }
+}
+
+/// What was said, of which regions.
+#[derive(Debug, Default)]
+struct Told {
+    /// Until they were read after all: the next outage is another one.
+    away: HashSet<RegionIndex>,
+    damaged: HashSet<RegionIndex>,
 }
 
 /// Whether nothing is wrong with what was read, as far as is known: the store, or the way to it, is away.
