@@ -1,11 +1,13 @@
 //! The listening Unix socket: who may connect, and what happens to the file that a dead server left.
 //!
-//! Invariant: the socket appears under its name with its final mode and owner, never before; a live server's is not taken over.
+//! Invariant: the socket appears under its name with its final mode and owner, never before; a live server's is not taken over, nor is one
+//! that is just being made.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,6 +81,7 @@ impl Listener {
     pub fn bind(options: &SocketOptions) -> Result<Self, ListenError> {
         let path = &options.path;
         let failed = |what| move |source: io::Error| ListenError::Io { path: path.clone(), what, source };
+        let _alone = Making::begin(path)?;
         remove_stale(path)?;
         let gid = options.group.as_deref().map(|group| group_id(path, group)).transpose()?;
         let young = young_name(path);
@@ -164,9 +167,47 @@ fn bind_only(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Held by who makes a socket, since nothing tells one that is being made from one that was left. Its file goes with it.
+struct Making {
+    file: PathBuf,
+    _lock: File,
+}
+
+impl Making {
+    fn begin(path: &Path) -> Result<Self, ListenError> {
+        let failed = |source| ListenError::Io { path: path.to_owned(), what: "lock", source };
+        let file = with_ending(path, ".lock");
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
+        loop {
+            let lock = options.open(&file).map_err(failed)?;
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(ListenError::InUse { path: path.to_owned() }),
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+            }
+            let locked = lock.metadata().map_err(failed)?;
+            // Its last holder may have removed it meanwhile.
+            if std::fs::symlink_metadata(&file).is_ok_and(|is| (is.dev(), is.ino()) == (locked.dev(), locked.ino())) {
+                return Ok(Self { file, _lock: lock });
+            }
+        }
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file); // while it is locked
+    }
+}
+
 fn young_name(path: &Path) -> PathBuf {
+    with_ending(path, ".new")
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".new");
+    name.push(ending);
     PathBuf::from(name)
 }
 
@@ -197,6 +238,8 @@ fn group_id(path: &Path, group: &str) -> Result<u32, ListenError> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
+    use std::sync::Barrier;
+    use std::thread;
 
     use super::*;
 
@@ -255,5 +298,35 @@ mod tests {
         std::fs::write(&path, b"mine").unwrap();
         assert!(matches!(Listener::bind(&options(path.clone())), Err(ListenError::NotASocket { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    }
+
+    /// Each could take the other's, not listening yet, for one that was left.
+    #[test]
+    fn of_two_who_listen_at_once_one_does_and_the_other_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nbd");
+        for round in 0..300 {
+            if round % 2 == 0 {
+                drop(UnixListener::bind(&path).unwrap());
+            }
+            let begin = Barrier::new(2);
+            let bind = || {
+                begin.wait();
+                Listener::bind(&options(path.clone()))
+            };
+            let (one, other) = thread::scope(|scope| {
+                let other = scope.spawn(bind);
+                (bind(), other.join().unwrap())
+            });
+            let (Ok(listener), Err(refused)) = (if one.is_ok() { (one, other) } else { (other, one) }) else {
+                panic!("round {round}: both, or none");
+            };
+            assert!(matches!(refused, ListenError::InUse { .. }), "round {round}: {refused:?}");
+            let is = std::fs::metadata(&path).unwrap();
+            assert_eq!((is.dev(), is.ino()), listener.identity, "round {round}");
+            assert!(UnixStream::connect(&path).is_ok(), "round {round}");
+            drop(listener);
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "round {round}");
+        }
     }
 }
