@@ -72,7 +72,8 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     for upgrades in 1..=2 {
         load.gets_on(&mut host, 16);
         let pid = host.run("systemctl show --property MainPID farsided");
-        install(&mut host, &["farside", "farsided"]);
+        // The command line's package is large, and an emulated machine takes long to unpack it.
+        install(&mut host, if upgrades == 1 { &["farside", "farsided"] } else { &["farsided"] });
         assert_ne!(host.run("systemctl show --property MainPID farsided"), pid, "an upgrade runs the new program");
         load.gets_on(&mut host, 16);
         // The map was handed over: what is owed is known to the granule, and no hot region is compared for it.
@@ -84,7 +85,7 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     let nonsense = "/etc/farside/farsided.d/nonsense.toml";
     host.run(&format!("mkdir -p /etc/farside/farsided.d && echo 'nonsense = 1' >{nonsense}"));
     let pid = host.run("systemctl show --property MainPID farsided");
-    let files = upload(&mut host, &["farside", "farsided"]);
+    let files = upload(&mut host, &["farsided"]);
     let upgraded = host.attempt(&format!("dpkg --install {}", files.join(" ")));
     assert!(upgraded.code == 0 && upgraded.stderr.contains("farsided: not restarted"), "{upgraded:?}");
     assert_eq!(host.run("systemctl show --property MainPID farsided"), pid, "whoever uses the tap would wait for ever");
@@ -92,7 +93,7 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     host.run(&format!("rm {nonsense}"));
     // The gateway too, and the host hears nothing of it.
     let pid = receiver.run("systemctl show --property MainPID farside-receiver");
-    install(&mut receiver, &["farside", "farside-receiver"]);
+    install(&mut receiver, &["farside-receiver"]);
     assert_ne!(receiver.run("systemctl show --property MainPID farside-receiver"), pid, "an upgrade runs the new program");
     load.gets_on(&mut host, 16);
     is_frozen_for_a_point_and_never_left_so(&mut host, &load);
@@ -114,7 +115,7 @@ fn a_disk_is_protected_with_what_the_packages_bring() {
     host.run("dpkg --remove farsided && test -d /var/lib/farside && ! systemctl is-active farsided");
     is_the_hosts_own(&mut host);
     // Installed again it takes the disk back, and compares it.
-    install(&mut host, &["farside", "farsided"]);
+    install(&mut host, &["farsided"]);
     host.wait_until("test -e /dev/farside/data");
     host.run("systemctl restart farsided && test -e /var/lib/farside/volumes/default/data/backing.json");
     let branch = "/var/lib/farside/branches/default/20260301T120000Z-9f3c2a/data";
