@@ -308,7 +308,8 @@ impl Served {
             Mark::TrackingLost.put(&dir, true)?;
             note.remove();
         }
-        if let Some(used) = used.filter(|_| is_certain) {
+        // Whose device does not rest on its tap waits for nobody.
+        if let Some(used) = used.filter(|_| is_certain && !bypassed) {
             refuse_whoever_waits(used, &name, insertion.as_deref())?;
         }
         in_this_boot.put(written.as_ref());
