@@ -527,3 +527,40 @@ fn unpair_forgets_the_receiver_and_another_pairing_goes_on() {
     site.wait_quiet();
     site.daemon.take().expect("it runs").stop();
 }
+
+/// What `docs/operate.md` says of a host that is no more.
+#[test]
+fn the_points_of_a_retired_host_go_while_the_receiver_is_stopped() {
+    let mut site = site();
+    site.start_all();
+    let mut retired = site.another_host("host2", "200ms", 8);
+    retired.start_daemon();
+    retired.pair();
+    write(&retired, 1, 50);
+    retired.wait_quiet();
+    retired.daemon.take().expect("it runs").stop();
+    let unpair = |name: &str| {
+        run(program("farside-receiver").args(["unpair", name, "--config"]).arg(site.path("gateway/receiver.toml")));
+    };
+    unpair("host2");
+    site.receiver.take().expect("it runs").stop();
+    for folder in ["groups", "landing"] {
+        let of_it = site.store().join(folder).join("host2");
+        assert!(of_it.exists() || folder == "landing", "it had points");
+        let _ = std::fs::remove_dir_all(of_it);
+    }
+    site.start_receiver();
+    write(&site, 2, 50);
+    site.wait_quiet();
+    run(&mut site.farside_at_store(&["store", "check", "--data"]));
+    let shown = json(&mut site.gateway(&["status", "--json"])).to_string();
+    assert!(shown.contains("host1") && !shown.contains("host2"), "{shown}");
+    // It comes back after all: nothing of it passes for what there was.
+    retired.start_daemon();
+    retired.pair();
+    wait_for("its volume to be refused", || retired.status().to_string().contains("\"target_rewound\"").then_some(()));
+    run(retired.farside().args(["volume", "resync", "data", "--accept", "rewound"]));
+    retired.wait_quiet();
+    run(&mut site.farside_at_store(&["store", "check", "--data"]));
+    retired.daemon.take().expect("it runs").stop();
+}
