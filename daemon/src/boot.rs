@@ -252,7 +252,17 @@ impl Places {
         if std::fs::read_to_string(&self.list).is_ok_and(|found| found == text) && self.holds_rules_of(list) {
             return Ok(());
         }
+        // † No rule is ever there of which neither the list before nor the one to come knows: by such a one, a daemon takes them for another's.
+        let rules = std::fs::read_to_string(&self.rules).unwrap_or_default();
+        let goes = named_in(&rules).any(|name| list.volumes.iter().all(|backing| backing.name.as_str() != name));
+        if goes {
+            self.write_rules(list)?;
+        }
         write_atomically(&self.list, &text)?;
+        self.write_rules(list)
+    }
+
+    fn write_rules(&self, list: &List) -> anyhow::Result<()> {
         if self.holds_rules_of(list) || !self.rules.parent().is_some_and(Path::is_dir) {
             return Ok(()); // or there is no udev
         }
@@ -856,6 +866,17 @@ pub(crate) mod tests {
         third.volumes.values().for_each(|volume| backings.take(volume, &named()).expect("its own matter"));
         assert_eq!(rules(), before);
         assert!(!backings.is_of_the_host() && !dir.path().join("elsewhere.json").exists());
+        // † A rule that has no entry any more would be taken for another's for ever: it goes first, and comes last.
+        let mut list = List::load(&dir.path().join(LIST)).expect("readable");
+        list.volumes.retain(|backing| backing.name.as_str() == "b");
+        std::fs::write(dir.path().join("no-folder"), "").expect("written");
+        let stuck = Places { list: dir.path().join("no-folder/boot.json"), ..places(dir.path()) };
+        stuck.write(&list).expect_err("the list cannot be written");
+        assert_eq!(named_in(&rules()).collect::<Vec<_>>(), ["b"]);
+        std::fs::remove_file(dir.path().join("x.rules")).expect("removed");
+        stuck.write(&list).expect_err("the list cannot be written");
+        assert!(!dir.path().join("x.rules").exists());
+        std::fs::write(dir.path().join("x.rules"), &before).expect("written");
         // Its list was lost: what is configured is its own.
         std::fs::remove_file(dir.path().join(LIST)).expect("removed");
         assert!(Backings::at(Some(places(dir.path())), &two, HOST).is_of_the_host());

@@ -27,6 +27,9 @@ use crate::state_dir::{Mark, is_read_only};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub(crate) enum IntentFileError {
+    /// Whoever judged what was found does not want it opened, and knows why.
+    #[error("it is not to be opened")]
+    Refused,
     /// It cannot be opened, or another process has it.
     #[error(transparent)]
     Device(#[from] DeviceError),

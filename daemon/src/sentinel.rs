@@ -66,6 +66,9 @@ pub(crate) struct Sentinels {
     before: Option<BTreeMap<u64, String>>,
     #[serde(default)]
     rules: u32,
+    /// Every block that was looked at could be read.
+    #[serde(default)]
+    is_whole: bool,
     /// Where a file system begins, or may begin.
     #[serde(skip)]
     starts: Vec<u64>,
@@ -132,6 +135,11 @@ impl Sentinels {
         }
     }
 
+    /// Whether a dead sector cannot pass for what somebody did.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
     /// What somebody did who is not us, since `kept` was kept.
     pub(crate) fn differ(&self, kept: &Self, was_clean: bool) -> Option<&'static str> {
         let as_before = !was_clean && kept.before.as_ref() == Some(&self.marks);
@@ -193,7 +201,8 @@ fn look(disk: Disk, key: &[u8; 32], read: &mut dyn FnMut(u64) -> std::io::Result
         all.extend_from_slice(&farside_layer::granule_digest(key, GranuleIndex(at / BLOCK), content).0);
     }
     let digest = farside_layer::granule_digest(key, GranuleIndex(0), &all);
-    Ok(Sentinels { digest: Some(HEXLOWER.encode(&digest.0)), marks, before: None, rules: disk.rules, starts })
+    let is_whole = blocks.values().all(|block| block != UNREADABLE);
+    Ok(Sentinels { digest: Some(HEXLOWER.encode(&digest.0)), marks, before: None, rules: disk.rules, is_whole, starts })
 }
 
 /// A block's worth of bytes from anywhere on, of the two blocks that it lies in; less at the end, nothing beyond it or where the first
@@ -720,6 +729,22 @@ mod tests {
         bell.ring();
         bell.ring();
         assert_eq!((writes.try_recv(), writes.try_recv()), (Ok(()), Err(Nothing::Yet)));
+    }
+
+    #[test]
+    fn a_dead_sector_proves_no_use_of_the_disk() {
+        let mut disk = vec![0; 1 << 20];
+        disk[..4096].copy_from_slice(&ext(3, 4));
+        let kept = found(&disk);
+        let shape = Disk { bytes: disk.len() as u64, unit: SECTOR, rules: RULES };
+        let mut read = |at: u64| Ok(if at == 0 { UNREADABLE.to_vec() } else { disk[at as usize..][..BLOCK as usize].to_vec() });
+        let now = look(shape, &KEY, &mut read).expect("the rest can be read");
+        assert!(
+            now.differ(&kept, false).is_some() && !now.is_whole() && kept.is_whole(),
+            "it is compared, and nobody is refused"
+        );
+        let old: Sentinels = serde_json::from_str(r#"{"marks":{}}"#).expect("of an earlier version");
+        assert!(!old.is_whole());
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::config::{Config, ConfigError, LimitsConfig, OnTrackingLost, STATE_DIR
 use crate::encode::Encoders;
 use crate::flush_note::FlushNote;
 use crate::group::{Inbox, Note, Opening};
-use crate::intent_file::IntentFile;
+use crate::intent_file::{IntentFile, IntentFileError};
 use crate::intent_thread::{Busy, IntentThread};
 use crate::keys::{GroupKeys, sentinel_key};
 use crate::locked;
@@ -225,7 +225,14 @@ impl Served {
         refuse_file_of_the_system(&config.backing, &device, around)?;
         around.backings.take(&config, &around.source)?;
         let geometry = Geometry::new(device.size()).with_context(|| config.backing.display().to_string())?;
-        let is_new = !meta_path(&dir).exists();
+        let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
+        let known = backing::known(&identity, &dir);
+        if known == Known::Unknown && !meta_path(&dir).exists() {
+            // † The kernel's NBD clients go by the volume's name: one of that name, with a state directory of its own, would be served over this disk.
+            // Before anything is kept by which the next opening would take the volume for a known one.
+            let id = farside_ledger::volume_id(&around.source, &config.group, &config.name);
+            tap::end(&dir, id, &config.name, &around.runtime_dir).context(AnotherDisk::Unknown)?;
+        }
         let meta = load_meta(&dir, &config, around, geometry)?;
         let sentinel_key = sentinel_key(meta.id);
         let mut fresh = [0; 16];
@@ -249,20 +256,11 @@ impl Served {
         }
         // All marks come before anything is written that would make the next start forget the reason: the map grown, the
         // header `attached`, the new identity kept.
-        let identity = Identity::of(&device).with_context(|| format!("cannot look at {}", config.backing.display()))?;
-        let known = backing::known(&identity, &dir);
         if known == Known::Another {
             // † Before anything else: wherever this ends, nothing is believed of what is there.
             warn!(volume = %name, "{ANOTHER_DISK}: everything will be compared");
             Mark::TrackingLost.put_because(&dir, ANOTHER_DISK)?;
             end_device_of_another_disk(&dir, &meta, around)?;
-        }
-        if is_new && known == Known::Unknown {
-            // † The kernel's NBD clients go by the volume's name: one of that name, with a state directory of its own, would be served over this disk.
-            tap::end(&dir, meta.id, &meta.name, &around.runtime_dir).context(
-                "a device of a volume of this name is used, and this state directory does not know over which disk: stop what uses it, or serve \
-                 it with the state directory that it had",
-            )?;
         }
         // The door is ours: what a predecessor wrote has landed, and we have written nothing yet.
         let writes = WriteWatch::new(&device);
@@ -272,7 +270,7 @@ impl Served {
         let in_this_boot = OpenedNote::of(&around.runtime_dir, meta.id);
         let mut too_late = false;
         let mut used = None;
-        let mut is_certain = false;
+        let mut refused = None;
         let mut touched = false;
         let opening = Opening { id: meta.id, name: name.clone(), dir: dir.clone() };
         let opened = IntentFile::open(&dir, &geometry, MapId(fresh), &mut |header| {
@@ -280,9 +278,11 @@ impl Served {
             let was_clean = header.state == HeaderState::Clean;
             touched = was_clean && !as_left;
             let again = kept.as_ref().map(|kept| kept.look_again(&device, header.volume_bytes, &sentinel_key));
+            let mut is_certain = false;
             if let (Some(kept), Some(Ok(Some(now)))) = (&kept, again) {
                 used = now.differ(kept, was_clean);
-                is_certain = was_clean || MarksNote::is_settled(&around.runtime_dir, meta.id);
+                let is_kept = was_clean || MarksNote::is_settled(&around.runtime_dir, meta.id);
+                is_certain = is_kept && now.is_whole() && kept.is_whole();
             }
             if header.volume_bytes < geometry.volume_bytes() {
                 inbox.attaches(opening.clone())?; // a larger map is not `clean`
@@ -298,8 +298,15 @@ impl Served {
                 _ => return Ok(()),
             };
             warn!(volume = %name, "{why}: everything will be compared");
-            Ok(Mark::TrackingLost.put_because(&dir, why)?)
+            Mark::TrackingLost.put_because(&dir, why)?;
+            // Before the map is grown, which the next opening could not tell from a crash. Whose device does not rest on its tap waits for nobody.
+            let waits = used.filter(|_| is_certain && !bypassed);
+            refused = waits.and_then(|used| refuse_whoever_waits(used, &name, insertion.as_deref()).err());
+            if refused.is_some() { Err(IntentFileError::Refused) } else { Ok(()) }
         });
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
         let (mut file, found) = match opened {
             Err(error) if passes && error.is_read_only() => IntentFile::open_unwritable(&dir, &geometry).map_err(|_| error)?,
             opened => opened?,
@@ -307,10 +314,6 @@ impl Served {
         if is_noted && !file.has_failed() {
             Mark::TrackingLost.put(&dir, true)?;
             note.remove();
-        }
-        // Whose device does not rest on its tap waits for nobody.
-        if let Some(used) = used.filter(|_| is_certain && !bypassed) {
-            refuse_whoever_waits(used, &name, insertion.as_deref())?;
         }
         in_this_boot.put(written.as_ref());
         match backing::keep(&identity, &dir) {
@@ -809,15 +812,26 @@ pub(crate) fn could_be_opened_again(config: &VolumeConfig, dir: &Path, around: &
 /// # Errors
 /// Who uses it, or why that cannot be known in time.
 fn end_device_of_another_disk(dir: &Path, meta: &VolumeMeta, around: &Surroundings) -> anyhow::Result<()> {
-    tap::end(dir, meta.id, &meta.name, &around.runtime_dir).context(AnotherDisk)
+    tap::end(dir, meta.id, &meta.name, &around.runtime_dir).context(AnotherDisk::Found)
 }
 
 /// Why a volume is not served whose device is used over another disk. A person decides which of them goes: it is not tried again.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct AnotherDisk;
+pub(crate) enum AnotherDisk {
+    /// In the place of the one that it had.
+    Found,
+    /// Nobody knows which one it had.
+    Unknown,
+}
 
 impl fmt::Display for AnotherDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if matches!(self, Self::Unknown) {
+            return f.write_str(
+                "a device of a volume of this name is used, and this state directory does not know over which disk: stop what uses it, then \
+                 farside reload; or serve it with the state directory that it had",
+            );
+        }
         write!(
             f,
             "{ANOTHER_DISK}, and whoever uses its device would go on over it: give the volume the disk or file that it had, or stop \

@@ -170,13 +170,13 @@ fn bind_only(path: &Path) -> io::Result<OwnedFd> {
 /// Held by who makes a socket, since nothing tells one that is being made from one that was left. Its file goes with it.
 struct Making {
     file: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Making {
     fn begin(path: &Path) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Io { path: path.to_owned(), what: "lock", source };
-        let file = with_ending(path, ".lock");
+        let file = with_ending(path, ".farside-making");
         let mut options = File::options();
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
         loop {
@@ -189,7 +189,7 @@ impl Making {
             let locked = lock.metadata().map_err(failed)?;
             // Its last holder may have removed it meanwhile.
             if std::fs::symlink_metadata(&file).is_ok_and(|is| (is.dev(), is.ino()) == (locked.dev(), locked.ino())) {
-                return Ok(Self { file, _lock: lock });
+                return Ok(Self { file, lock });
             }
         }
     }
@@ -197,7 +197,9 @@ impl Making {
 
 impl Drop for Making {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.file); // while it is locked
+        if self.lock.metadata().is_ok_and(|lock| lock.is_file() && lock.len() == 0) {
+            let _ = std::fs::remove_file(&self.file); // while it is locked
+        }
     }
 }
 

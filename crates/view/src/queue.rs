@@ -15,7 +15,7 @@ use farside_blockio::{BlockQueue, Buffer, Completion, Done, Extent, Op, QueueInf
 use farside_region::{ByteExtent, mutation};
 use nix::errno::Errno;
 
-use crate::view::Turn;
+use crate::view::{Hears, Turn};
 use crate::{Base, View};
 
 /// Fetch what somebody may be about to read. That is waiting for a store, more than it is work.
@@ -51,6 +51,8 @@ impl<B: Base + 'static> ViewQueue<B> {
     /// When the system gives no threads.
     pub fn new(view: Arc<View<B>>, threads: usize, waker: &Waker) -> io::Result<Self> {
         let jobs = Arc::new(Jobs { state: Mutex::default(), come: Condvar::new(), waiting_max: threads.max(1) });
+        let hears: Arc<dyn Hears> = jobs.clone();
+        view.tell(Arc::downgrade(&hears));
         let (finished, done) = unbounded();
         let (ahead, ended) = bounded(0);
         let is_first = view.begin_queue();
@@ -218,6 +220,15 @@ impl Jobs {
     }
 }
 
+impl Hears for Jobs {
+    fn fetch_is_over(&self) {
+        // Who is parked after this look sees for himself that it is over.
+        if self.state().unpark() {
+            self.come.notify_all();
+        }
+    }
+}
+
 fn in_turn(mut job: Job) -> Job {
     job.turn.may_wait = true;
     job
@@ -376,6 +387,61 @@ mod tests {
         all.sort_by_key(|(id, _)| *id);
         assert_eq!(all, (0..8).map(|id| (id, Err(Errno::EIO))).collect::<Vec<_>>());
         assert_eq!(reads.load(Ordering::SeqCst), 1);
+    }
+
+    /// One region is held by itself.
+    struct Apart {
+        geometry: Geometry,
+        held: [Receiver<()>; 2],
+    }
+
+    impl Base for Apart {
+        fn geometry(&self) -> &Geometry {
+            &self.geometry
+        }
+
+        fn is_zero(&self, _: RegionIndex) -> bool {
+            false
+        }
+
+        fn read(&self, region: RegionIndex) -> Result<Region, StoreError> {
+            let _ = self.held[region.0 as usize].recv();
+            Err(StoreError::Stopped)
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_fetched_is_heard_of_while_all_who_may_wait_do() {
+        let geometry = Geometry::with_shape(2 * REGION, 12, 4).expect("valid");
+        let ((first, held), (second, held_too)) = (bounded(0), bounded(0));
+        let base = Apart { geometry, held: [held, held_too] };
+        let view = Arc::new(View::new(base, None, 8 * REGION, Box::new(|_| {})));
+        let queue = ViewQueue::new(view.clone(), 1, &Waker::new().expect("a waker")).expect("threads");
+        let put = |id: u64| {
+            let payload = Some(Payload::Buffer(Buffer::alone(512).expect("memory")));
+            let extent = extent(id * REGION, 512);
+            queue.put(Request { id: RequestId(id), client: 1, op: Op::Read, extent, fua: false, payload });
+        };
+        let state = || {
+            let state = queue.jobs.state();
+            (state.waiting, state.parked.len(), state.ready.len())
+        };
+        put(0);
+        thread::scope(|scope| {
+            let elsewhere = scope.spawn(|| view.read(REGION, &mut [0; 512]));
+            while (state(), view.waiting_for(RegionIndex(1))) != ((1, 0, 0), 1) {
+                thread::yield_now();
+            }
+            put(1);
+            while state() != (1, 1, 0) {
+                thread::yield_now();
+            }
+            drop(second);
+            assert_eq!(queue.done.recv().expect("its threads live").id.0, 1, "the first is waited for still");
+            assert_eq!(elsewhere.join().expect("no panic"), Err(Errno::EIO));
+        });
+        drop(first);
+        assert_eq!(queue.done.recv().expect("its threads live").id.0, 0);
     }
 
     #[test]

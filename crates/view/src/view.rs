@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use farside_blockio::{Extent, ExtentKind};
@@ -124,6 +124,12 @@ impl Region {
     }
 }
 
+/// A queue of a view.
+pub(crate) trait Hears: Send + Sync {
+    /// Somebody may have waited for it.
+    fn fetch_is_over(&self);
+}
+
 /// What a request does where something has to be fetched: nothing, at first.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
@@ -151,6 +157,8 @@ pub struct View<B> {
     cache: Mutex<Cache>,
     /// For clients, or ahead of them.
     fetches: Fetches,
+    /// They hear of these.
+    hearing: Mutex<Vec<Weak<dyn Hears>>>,
     /// Held by who writes into a region: two that write parts of one granule must not both begin with what the point holds.
     writes: [Mutex<()>; SHARDS],
     /// Regions that clients have read from the base lately, for who fills the overlay.
@@ -183,6 +191,7 @@ impl<B: Base> View<B> {
             overlay,
             cache: Mutex::new(Cache::new(regions)),
             fetches: Fetches::default(),
+            hearing: Mutex::default(),
             writes: [const { Mutex::new(()) }; SHARDS],
             asked: bounded(ASKED_MAX),
             ahead: Ahead::new(regions),
@@ -293,7 +302,7 @@ impl<B: Base> View<B> {
             return;
         }
         let fetch = self.fetches.of(region);
-        self.fetches.join(&fetch, || self.cached(region, run).or_else(|| self.fetch(region)));
+        self.join(&fetch, run);
     }
 
     /// The region after this one that has to be fetched, unless it is far.
@@ -583,7 +592,28 @@ impl<B: Base> View<B> {
             return Err(Errno::EAGAIN);
         }
         // Whoever waited for it, and in vain, does not wait once more by himself.
-        self.fetches.join(&fetch, || self.cached(region, run).or_else(|| self.fetch(region))).ok_or(Errno::EIO)
+        self.join(&fetch, run).ok_or(Errno::EIO)
+    }
+
+    fn join(&self, fetch: &Fetch, run: GranuleRun) -> Option<Arc<Region>> {
+        let (region, mut is_ours) = (fetch.region(), false);
+        let fetched = self.fetches.join(fetch, || {
+            is_ours = true;
+            self.cached(region, run).or_else(|| self.fetch(region))
+        });
+        if is_ours {
+            // Whoever was not let wait for it may be in any queue.
+            let queues: Vec<Arc<dyn Hears>> = lock(&self.hearing).iter().filter_map(Weak::upgrade).collect();
+            queues.iter().for_each(|queue| queue.fetch_is_over());
+        }
+        fetched
+    }
+
+    /// Tells a queue of every fetch that is over.
+    pub(crate) fn tell(&self, queue: Weak<dyn Hears>) {
+        let mut queues = lock(&self.hearing);
+        queues.retain(|queue| queue.strong_count() > 0);
+        queues.push(queue);
     }
 
     /// What goes wrong is said here.

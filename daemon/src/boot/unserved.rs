@@ -56,7 +56,10 @@ pub fn run(config: &Path, bare: bool) -> anyhow::Result<()> {
     let places = Arc::new(Places::of(config));
     let list = Arc::new(List::load(&places.list)?);
     let until = Instant::now() + if bare { Duration::ZERO } else { PATIENCE };
-    let shown = decide(&list, &places, until, bare).and_then(|()| if bare { mark_others(&list) } else { Ok(()) });
+    if bare {
+        mark_others(&list)?; // † before any disk is shown: all are, or none
+    }
+    let shown = decide(&list, &places, until, bare);
     if !bare && !list.volumes.is_empty() {
         let folder = Path::new(RUN_DIR);
         let noted = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(folder.join(DECIDED), ""));

@@ -293,7 +293,29 @@ fn a_use_of_the_disk_between_two_boots_is_noticed() {
     host.guest.run(&format!("grep '{USED}' /run/daemon.log"));
     host.wait_for_group("everything to be published", is_quiet);
     host.assert_newest_point_is_the_disk();
+    another_state_directory_gets_no_device_that_is_used(&mut host);
     host.shut_down();
+}
+
+/// A configuration with the same names, a state directory of its own and another disk: the device that waits is not its.
+fn another_state_directory_gets_no_device_that_is_used(host: &mut Host) {
+    host.guest.run("mount -t ext4 /dev/farside/data /mnt");
+    host.kill_daemon();
+    let (wide, other) = (host.guest.disk("wide"), "/run/other");
+    host.guest.run(&format!(
+        "mkdir -p {other}/farsided.d && sed 's,/state/farside,{other}/state,' /state/farsided.toml >{other}/farsided.toml && \
+         sed 's,^backing = .*,backing = \"{wide}\",' /state/farsided.d/volume-data.toml >{other}/farsided.d/volume-data.toml && \
+         grep -q {wide} {other}/farsided.d/volume-data.toml"
+    ));
+    let daemon = host.guest.start_command(&format!("exec farsided --config {other}/farsided.toml"), "/run/other.log");
+    host.guest.wait_until("grep -q 'does not know over which disk' /run/other.log");
+    host.guest.attempt(&format!("{CLI} reload")); // nor when it is asked once more
+    host.guest.run(&format!("! grep 'served volume=' /run/other.log; kill {daemon}"));
+    host.guest.wait_for_end(daemon);
+    host.start_daemon();
+    host.guest.run("umount /mnt");
+    host.wait_for_group("everything to be published", is_quiet);
+    host.assert_newest_point_is_the_disk();
 }
 
 #[test]
