@@ -552,7 +552,7 @@ fn the_points_of_a_retired_host_go_while_the_receiver_is_stopped() {
     site.start_receiver();
     write(&site, 2, 50);
     site.wait_quiet();
-    run(&mut site.farside_at_store(&["store", "check", "--data"]));
+    run(&mut site.farside_at_store(&["store", "check"]));
     let shown = json(&mut site.gateway(&["status", "--json"])).to_string();
     assert!(shown.contains("host1") && !shown.contains("host2"), "{shown}");
     // It comes back after all: nothing of it passes for what there was.
@@ -561,6 +561,6 @@ fn the_points_of_a_retired_host_go_while_the_receiver_is_stopped() {
     wait_for("its volume to be refused", || retired.status().to_string().contains("\"target_rewound\"").then_some(()));
     run(retired.farside().args(["volume", "resync", "data", "--accept", "rewound"]));
     retired.wait_quiet();
-    run(&mut site.farside_at_store(&["store", "check", "--data"]));
+    run(&mut site.farside_at_store(&["store", "check"]));
     retired.daemon.take().expect("it runs").stop();
 }

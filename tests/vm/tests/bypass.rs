@@ -299,6 +299,7 @@ fn a_use_of_the_disk_between_two_boots_is_noticed() {
 
 /// A configuration with the same names, a state directory of its own and another disk: the device that waits is not its.
 fn another_state_directory_gets_no_device_that_is_used(host: &mut Host) {
+    host.guest.announce("block nbd");
     host.guest.run("mount -t ext4 /dev/farside/data /mnt");
     host.kill_daemon();
     let (wide, other) = (host.guest.disk("wide"), "/run/other");
