@@ -553,7 +553,7 @@ fn the_points_of_a_retired_host_go_while_the_receiver_is_stopped() {
     write(&site, 2, 50);
     site.wait_quiet();
     run(&mut site.farside_at_store(&["store", "check"]));
-    let shown = json(&mut site.gateway(&["status", "--json"])).to_string();
+    let shown = json(&mut site.gateway(&["status"])).to_string();
     assert!(shown.contains("host1") && !shown.contains("host2"), "{shown}");
     // It comes back after all: nothing of it passes for what there was.
     retired.start_daemon();
