@@ -203,6 +203,12 @@ struct View {
     unlocked: Option<String>,
     /// Somebody else may have written to the target beside an apply that was cut short, and all of it was not compared since.
     in_doubt: bool,
+    /// The target holds something of points, and not just anything.
+    has_content: bool,
+}
+
+fn has_content(following: &Following) -> bool {
+    matches!(following.stage, FollowStage::At(_) | FollowStage::Applying { between: Some(_), .. })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -236,7 +242,8 @@ impl Followers {
                     let entry = Entry::new(name.clone(), definition);
                     {
                         let mut view = lock(&entry.view);
-                        (view.in_doubt, view.locked) = (holds.following.is_in_doubt(), holds.locked);
+                        (view.in_doubt, view.has_content) = (holds.following.is_in_doubt(), has_content(&holds.following));
+                        view.locked = holds.locked;
                     }
                     lock(&self.all).insert(name, Arc::new(entry));
                 }
@@ -650,10 +657,11 @@ impl Entry {
         definition.names() == *names && definition.volume.as_str() == volume
     }
 
-    /// Why another one is rather promoted: the least is the best. One that cannot go on as it is holds no point; one that is in doubt may.
+    /// Why another one is rather promoted: the least is the best. One that cannot go on as it is holds no point; one that is filled for the first
+    /// time will in hours, perhaps; one that is in doubt may.
     fn shortcoming(&self) -> impl Ord + use<> {
         let view = lock(&self.view);
-        (matches!(view.state, FollowerState::Diverged | FollowerState::Failed), view.in_doubt)
+        (matches!(view.state, FollowerState::Diverged | FollowerState::Failed), !view.has_content, view.in_doubt)
     }
 
     /// What was wrong with it before is not said of what it does from here on.
@@ -816,7 +824,8 @@ impl FollowKeeper for Keeper<'_> {
     fn keep(&self, following: &Following) -> std::io::Result<()> {
         let holds = Holds { version: FOLLOWER_VERSION, following: following.clone(), ..self.holds.clone() };
         self.state_dir.remember_follower_holds(&self.entry.name, &holds).map_err(std::io::Error::other)?;
-        lock(&self.entry.view).in_doubt = following.is_in_doubt();
+        let mut view = lock(&self.entry.view);
+        (view.in_doubt, view.has_content) = (following.is_in_doubt(), has_content(following));
         Ok(())
     }
 }

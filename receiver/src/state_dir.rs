@@ -284,11 +284,12 @@ impl StateDir {
         write(&self.follower_holds_path(name), holds)
     }
 
-    /// † What its target holds goes first: it would be taken for what the next one's of that name does.
+    /// † What its target holds goes last: one of which that alone is gone would be taken for new, and be overwritten without a look. (What is left of
+    /// it is not taken for what the next one's of that name holds: whoever begins one removes it.)
     pub(crate) fn forget_follower(&self, name: &Name) -> Result<(), StateError> {
-        self.forget_follower_holds(name)?;
         let path = self.follower(name);
-        remove(&path).map_err(|source| StateError::Io { path, source })
+        remove(&path).map_err(|source| StateError::Io { path, source })?;
+        self.forget_follower_holds(name)
     }
 
     /// What its target holds.

@@ -126,7 +126,8 @@ impl GroupStore {
 
     /// Whether it goes all the same: a full store takes no other record.
     fn needs_room(&self) -> bool {
-        self.is_short || !self.space().is_ok_and(|space| space.grantable() >= room())
+        // What cannot be looked at is no reason to delete.
+        self.is_short || self.space().is_ok_and(|space| space.grantable() < room())
     }
 
     /// In a bucket: a few at a time.

@@ -1,5 +1,6 @@
 //! Followers of whose targets nobody can be sure.
 
+use farside_region::RecordDigest;
 use farside_store::FollowKeeper as _;
 
 use super::*;
@@ -80,4 +81,42 @@ fn one_that_is_in_doubt_is_promoted_where_there_is_no_better_one() {
     assert_eq!(best(), "a", "what cannot go on is worse than a doubt");
     lock(&followers.entry("a").expect("it is there").view).state = FollowerState::Diverged;
     assert_eq!(best(), "c");
+}
+
+/// The failover waited for hours, beside one that held the point.
+#[test]
+fn one_that_is_filled_for_the_first_time_is_promoted_where_there_is_no_better_one() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let state_dir = StateDir::open(directory.path()).expect("free");
+    let followers = three(&state_dir);
+    let names = GroupNames { source: name("web1"), group: name("db") };
+    let best = || followers.of_volume(&names, "data", 2).expect("there are three").name;
+    let keep = |follower: &str, stage: FollowStage| {
+        let entry = followers.entry(follower).expect("it is there");
+        let mut following = following(follower != "b");
+        following.stage = stage;
+        Keeper { state_dir: &state_dir, entry: &entry, holds: Holds::default() }.keep(&following).expect("written");
+    };
+    let point = LedgerPosition { slot: Slot(7), digest: RecordDigest([7; 32]) };
+    keep("b", FollowStage::Applying { between: None, to: point });
+    assert_eq!(best(), "b", "none holds anything, and it is in no doubt");
+    keep("c", FollowStage::At(point));
+    assert_eq!(best(), "c", "it may hold the point");
+    keep("a", FollowStage::Applying { between: Some((point, point)), to: point });
+    assert_eq!(best(), "a", "as good, and first by name");
+}
+
+/// † After a kill in the middle, what its owner had written to its target was overwritten: nothing said any more that it had diverged.
+#[test]
+fn of_one_that_is_being_removed_nothing_is_left_but_what_its_target_holds() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let state_dir = StateDir::open(directory.path()).expect("free");
+    drop(three(&state_dir));
+    // In the place of what its target holds: what cannot be removed.
+    let holds = directory.path().join("followers/a~holds.json");
+    std::fs::remove_file(&holds).expect("it was there");
+    std::fs::create_dir(&holds).expect("made");
+    state_dir.forget_follower(&name("a")).expect_err("a folder is no file");
+    let left: Vec<_> = state_dir.followers().expect("listed").into_iter().map(|(follower, _)| follower).collect();
+    assert_eq!(left, [name("b"), name("c")]);
 }

@@ -184,12 +184,16 @@ impl DirBackend {
     /// # Errors
     /// [`StoreError::Vanished`], [`StoreError::Latched`].
     pub fn present(&self) -> Result<()> {
-        match fs::metadata(&self.root) {
-            Ok(m) if (m.dev(), m.ino()) == self.root_id => {}
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(StoreError::from_io("looking at", &self.root, 0, e)),
-            _ => return Err(StoreError::Vanished { path: self.root.clone() }),
-        }
+        self.in_place()?;
         self.not_latched()
+    }
+
+    fn in_place(&self) -> Result<()> {
+        match fs::metadata(&self.root) {
+            Ok(m) if (m.dev(), m.ino()) == self.root_id => Ok(()),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(StoreError::from_io("looking at", &self.root, 0, e)),
+            _ => Err(StoreError::Vanished { path: self.root.clone() }),
+        }
     }
 
     fn not_latched(&self) -> Result<()> {
@@ -569,6 +573,8 @@ impl Backend for DirBackend {
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {
         let path = self.path(name)?;
+        // † What this store needs no more, an older copy of it may need: one that was put in its place since the last look, among thousands of deletions.
+        self.in_place()?;
         self.lock().open.retain(|open| open.name != *name);
         if self.unless_missing("removing", &path, fs::remove_file(&path))?.is_none() {
             return Ok(());

@@ -32,6 +32,8 @@ use crate::Fingerprint;
 
 /// Bytes of packets that wait each way before the side that makes them has to.
 const QUEUE_BYTES: usize = 256 << 10;
+/// What a packet that waits takes beside its bytes: † a peer that is nobody yet may send them as short as it likes.
+const PACKET_COSTS: usize = 64;
 /// Bytes that the kernel holds and TCP has not sent: more would only be delay.
 const UNSENT_BYTES: u32 = 128 << 10;
 /// Asked of the stream at once.
@@ -239,7 +241,7 @@ async fn read(ends: &Ends, mut input: impl AsyncRead + Unpin) -> String {
             }
             buffer.advance(2);
             queues.incoming.push_back(buffer.split_to(bytes).freeze());
-            queues.incoming_bytes += bytes;
+            queues.incoming_bytes += bytes + PACKET_COSTS;
         }
         let reader = if queues.incoming.is_empty() { None } else { queues.reader.take() };
         drop(queues);
@@ -305,7 +307,7 @@ impl AsyncUdpSocket for Tunnel {
         let mut received = 0;
         for (buffer, meta) in bufs.iter_mut().zip(meta) {
             let Some(packet) = queues.incoming.pop_front() else { break };
-            queues.incoming_bytes -= packet.len();
+            queues.incoming_bytes -= packet.len() + PACKET_COSTS;
             let len = packet.len().min(buffer.len()); // all fits: it is the endpoint's limit, too
             buffer[..len].copy_from_slice(&packet[..len]);
             *meta = RecvMeta { addr: self.peer, len, stride: len.max(1), ecn: None, dst_ip: None };
@@ -353,6 +355,20 @@ impl UdpPoller for Writable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Bytes alone were counted: thirty times as much was held of packets of one.
+    #[tokio::test]
+    async fn short_packets_are_held_in_little_memory_too() {
+        let ends = Ends::default();
+        let packets = [1, 0, 7].repeat(300_000);
+        tokio::select! {
+            biased;
+            ended = read(&ends, &packets[..]) => panic!("all were read: {ended}"),
+            () = std::future::ready(()) => {}
+        }
+        let held = ends.lock().incoming.len();
+        assert!((1..=QUEUE_BYTES / PACKET_COSTS + READ_BYTES).contains(&held), "{held} packets");
+    }
 
     #[test]
     fn an_end_that_tls_did_not_announce_is_said_without_its_manual() {
