@@ -268,6 +268,7 @@ impl Served {
         let written = writes.as_ref().and_then(WriteWatch::written);
         let now = Left::now(written, around.boot);
         let in_this_boot = OpenedNote::of(&around.runtime_dir, meta.id);
+        let since_found = written.filter(|_| writes.as_ref().is_some_and(WriteWatch::begins_at_zero));
         let mut too_late = false;
         let mut used = None;
         let mut refused = None;
@@ -287,7 +288,7 @@ impl Served {
             if header.volume_bytes < geometry.volume_bytes() {
                 inbox.attaches(opening.clone())?; // a larger map is not `clean`
             }
-            too_late = in_this_boot.is_too_late(written.as_ref());
+            too_late = in_this_boot.is_too_late(since_found.as_ref());
             let why = match (bypassed, known, touched, used) {
                 (true, ..) => "its device was used without a tap",
                 (_, Known::Another, ..) => return Ok(()), // marked already
@@ -315,7 +316,7 @@ impl Served {
             Mark::TrackingLost.put(&dir, true)?;
             note.remove();
         }
-        in_this_boot.put(written.as_ref());
+        in_this_boot.put(since_found.as_ref());
         match backing::keep(&identity, &dir) {
             // † L1: which boot it was, and by which number, says nothing that the next start must know.
             Err(error) if known == Known::Same => warn!(volume = %name, %error, "what is known of the backing cannot be kept"),

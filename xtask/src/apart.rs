@@ -7,9 +7,11 @@
 //! long one is left to the end, and that none waits for another one only because they are of one file.
 
 use std::collections::VecDeque;
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -146,17 +148,30 @@ impl Test {
             command.args(["--exact", name]);
         }
         endure(&mut command, hours);
-        let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?} does not start"))?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let (status, said) = said_by(&mut command).with_context(|| format!("{command:?} does not start"))?;
         let count = said.lines().filter_map(parse_result).fold(Count::default(), Count::plus);
         let ran = self.name.is_none() || count != Count::default();
-        match output.status.success() {
+        match status.success() {
             true if ran => Ok((count, if hours.is_some() { said } else { String::new() })),
             true => bail!("{}: it did not run\n{said}", self.title()),
             false if count.failed > 0 => Ok((count, said)),
-            false => bail!("{}: {}\n{said}", self.title(), output.status),
+            false => bail!("{}: {status}\n{said}", self.title()),
         }
     }
+}
+
+/// How a program ended, and what it said. † Through a file: a test that is aborted leaves daemons behind, which hold a pipe open for as long as they live.
+fn said_by(command: &mut Command) -> io::Result<(ExitStatus, String)> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let name = format!("xtask-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let path = std::env::temp_dir().join(name);
+    let mut file = File::options().read(true).append(true).create_new(true).open(&path)?;
+    std::fs::remove_file(&path)?;
+    let status = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file.try_clone()?).status()?;
+    let mut said = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut said)?;
+    Ok((status, String::from_utf8_lossy(&said).into_owned()))
 }
 
 /// Who waits when there are fewer processors than threads that want one.
@@ -336,6 +351,16 @@ fn names(program: &Path) -> anyhow::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What it left behind would be waited for: a step never ended.
+    #[test]
+    fn a_test_that_leaves_somebody_behind_has_ended() {
+        let (status, said) =
+            said_by(Command::new("sh").args(["-c", "sleep 1000 & echo $!; echo wrong >&2; exit 3"])).expect("it starts");
+        let (left, rest) = said.split_once('\n').expect("its number");
+        assert!(Command::new("kill").arg(left).status().expect("it starts").success(), "it lives");
+        assert_eq!((status.code(), rest), (Some(3), "wrong\n"));
+    }
 
     #[test]
     fn programs_of_tests_are_told_from_what_they_need() {

@@ -104,6 +104,12 @@ impl WriteWatch {
         Some(Written { sectors: sectors(&self.folder)?, disk })
     }
 
+    /// Whether the kernel began to count when it found the device. † Loop devices and its NBD clients stay, and their counts with them, when they are
+    /// given something else.
+    pub fn begins_at_zero(&self) -> bool {
+        begins_at_zero(&self.folder)
+    }
+
     /// Whether it counts at all: a person may have told it not to (`queue/iostats`).
     pub fn is_counted(&self) -> bool {
         is_switched_on(&self.folder)
@@ -158,6 +164,13 @@ fn is_older(release: &str) -> bool {
     }
     let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().ok());
     matches!((numbers.next().flatten(), numbers.next().flatten()), (Some(major), Some(minor)) if (major, minor) < (6, 2))
+}
+
+fn begins_at_zero(folder: &Path) -> bool {
+    let is_one =
+        |part: &str, kind: &str| part.strip_prefix(kind).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let is_kept = |part: &std::ffi::OsStr| part.to_str().is_some_and(|part| is_one(part, "loop") || is_one(part, "nbd"));
+    std::fs::canonicalize(folder).is_ok_and(|folder| !folder.iter().any(is_kept))
 }
 
 fn is_switched_on(folder: &Path) -> bool {
@@ -224,6 +237,20 @@ mod tests {
         }
         switch("1\n");
         assert!(counts_writes_by(device.path(), "7.3.4"));
+    }
+
+    /// † A loop device that had been another file's was taken for one that somebody had written to.
+    #[test]
+    fn devices_that_stay_as_they_are_given_something_else_do_not_count_from_zero() {
+        let devices = tempfile::tempdir_in(".").unwrap();
+        let from_zero = |name: &str| {
+            let folder = devices.path().join("virtual/block").join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            begins_at_zero(&folder)
+        };
+        assert!(from_zero("sda") && from_zero("sda/sda1") && from_zero("dm-0") && from_zero("loopback"));
+        assert!(!from_zero("loop0") && !from_zero("loop7/loop7p1") && !from_zero("nbd12"));
+        assert!(!begins_at_zero(&devices.path().join("gone")), "nothing is known");
     }
 
     #[test]
