@@ -143,7 +143,6 @@ pub(crate) struct Served {
     /// By an attach before this one.
     flush_failed_this_boot: bool,
     flushes: Arc<FlushNote>,
-    opened: OpenedNote,
     runtime_dir: PathBuf,
     boot: BootId,
 }
@@ -517,7 +516,6 @@ impl Served {
             threads,
             flush_failed_this_boot,
             flushes,
-            opened: in_this_boot,
             runtime_dir: around.runtime_dir.clone(),
             boot: around.boot,
         };
@@ -754,9 +752,9 @@ impl Served {
     /// When the folder cannot be removed.
     pub(crate) fn close_and_remove(mut self) -> anyhow::Result<()> {
         self.finish();
-        let Self { dir, device, insertion, flushes, opened, runtime_dir, meta, .. } = self;
+        let Self { dir, device, insertion, flushes, runtime_dir, meta, .. } = self;
         flushes.remove();
-        opened.remove();
+        OpenedNote::of(&runtime_dir, meta.id).remove();
         MarksNote::remove(&runtime_dir, meta.id);
         std::fs::remove_dir_all(&dir).with_context(|| format!("{} cannot be removed", dir.display()))?;
         drop(device);

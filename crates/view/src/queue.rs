@@ -297,10 +297,10 @@ mod tests {
 
     const REGION: u64 = 16 * 4096;
 
-    /// It answers nobody as long as somebody has the other end, and then fails.
+    /// It answers nobody as long as somebody has the other end, and then fails: one end for each of the first regions, the last for all that follow.
     struct Held {
         geometry: Geometry,
-        held: Receiver<()>,
+        held: Vec<Receiver<()>>,
         reads: Arc<AtomicU64>,
     }
 
@@ -313,20 +313,25 @@ mod tests {
             false
         }
 
-        fn read(&self, _: RegionIndex) -> Result<Region, StoreError> {
+        fn read(&self, region: RegionIndex) -> Result<Region, StoreError> {
             self.reads.fetch_add(1, Ordering::SeqCst);
-            let _ = self.held.recv();
+            let _ = self.held[(region.0 as usize).min(self.held.len() - 1)].recv();
             Err(StoreError::Stopped)
         }
     }
 
     /// Of a hundred regions; with what ends the wait, and the count of reads.
     fn held(overlay: Option<&std::path::Path>) -> (Arc<View<Held>>, Sender<()>, Arc<AtomicU64>) {
+        let (holds, held) = bounded(0);
+        let (view, reads) = held_by(vec![held], overlay);
+        (view, holds, reads)
+    }
+
+    fn held_by(held: Vec<Receiver<()>>, overlay: Option<&std::path::Path>) -> (Arc<View<Held>>, Arc<AtomicU64>) {
         let (geometry, reads) = (Geometry::with_shape(100 * REGION, 12, 4).expect("valid"), Arc::default());
         let overlay = overlay.map(|dir| Overlay::open(dir, &origin("1-aaaa"), &geometry).expect("an overlay"));
-        let (holds, held) = bounded(0);
         let base = Held { geometry, held, reads: Arc::clone(&reads) };
-        (Arc::new(View::new(base, overlay, 8 * REGION, Box::new(|_| {}))), holds, reads)
+        (Arc::new(View::new(base, overlay, 8 * REGION, Box::new(|_| {}))), reads)
     }
 
     /// Two may wait. Given back is what ends their wait, which so goes before the queue does, also if a test fails.
@@ -389,59 +394,26 @@ mod tests {
         assert_eq!(reads.load(Ordering::SeqCst), 1);
     }
 
-    /// One region is held by itself.
-    struct Apart {
-        geometry: Geometry,
-        held: [Receiver<()>; 2],
-    }
-
-    impl Base for Apart {
-        fn geometry(&self) -> &Geometry {
-            &self.geometry
-        }
-
-        fn is_zero(&self, _: RegionIndex) -> bool {
-            false
-        }
-
-        fn read(&self, region: RegionIndex) -> Result<Region, StoreError> {
-            let _ = self.held[region.0 as usize].recv();
-            Err(StoreError::Stopped)
-        }
-    }
-
     #[test]
     fn what_somebody_else_fetched_is_heard_of_while_all_who_may_wait_do() {
-        let geometry = Geometry::with_shape(2 * REGION, 12, 4).expect("valid");
         let ((first, held), (second, held_too)) = (bounded(0), bounded(0));
-        let base = Apart { geometry, held: [held, held_too] };
-        let view = Arc::new(View::new(base, None, 8 * REGION, Box::new(|_| {})));
+        let (view, _) = held_by(vec![held, held_too], None);
         let queue = ViewQueue::new(view.clone(), 1, &Waker::new().expect("a waker")).expect("threads");
-        let put = |id: u64| {
-            let payload = Some(Payload::Buffer(Buffer::alone(512).expect("memory")));
-            let extent = extent(id * REGION, 512);
-            queue.put(Request { id: RequestId(id), client: 1, op: Op::Read, extent, fua: false, payload });
-        };
-        let state = || {
-            let state = queue.jobs.state();
-            (state.waiting, state.parked.len(), state.ready.len())
-        };
-        put(0);
+        put(&queue, 0, Op::Read, 0, 512);
         thread::scope(|scope| {
             let elsewhere = scope.spawn(|| view.read(REGION, &mut [0; 512]));
-            while (state(), view.waiting_for(RegionIndex(1))) != ((1, 0, 0), 1) {
+            settle(&queue, 1, 0);
+            while view.waiting_for(RegionIndex(1)) != 1 {
                 thread::yield_now();
             }
-            put(1);
-            while state() != (1, 1, 0) {
-                thread::yield_now();
-            }
+            put(&queue, 1, Op::Read, REGION, 512);
+            settle(&queue, 1, 1);
             drop(second);
-            assert_eq!(queue.done.recv().expect("its threads live").id.0, 1, "the first is waited for still");
+            assert_eq!(done(&queue), (1, Err(Errno::EIO)), "the first is waited for still");
             assert_eq!(elsewhere.join().expect("no panic"), Err(Errno::EIO));
         });
         drop(first);
-        assert_eq!(queue.done.recv().expect("its threads live").id.0, 0);
+        assert_eq!(done(&queue), (0, Err(Errno::EIO)));
     }
 
     #[test]

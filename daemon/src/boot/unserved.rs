@@ -70,6 +70,9 @@ pub fn run(config: &Path, bare: bool) -> anyhow::Result<()> {
 
 /// Has the volumes compared of which no disk is hidden, too: whoever used them through a socket may write to their disks or files from now on.
 fn mark_others(list: &List) -> anyhow::Result<()> {
+    if list.state_dir.as_os_str().is_empty() {
+        return Ok(()); // there is no list
+    }
     let of_lists: Vec<PathBuf> = list.volumes.iter().map(|volume| volume.folder(&list.state_dir)).collect();
     let mut volumes = Vec::new();
     for group in folders_in(&volumes_path(&list.state_dir))? {
@@ -346,6 +349,7 @@ mod tests {
     fn volumes_of_which_no_disk_is_hidden_are_compared_too() {
         let dir = tempfile::tempdir_in(".").expect("temp dir");
         let (_, list) = place(dir.path(), IfAbsent::Bare);
+        mark_others(&List::default()).expect("no daemon ever started here");
         mark_others(&list).expect("there is no state directory, and so no volume");
         let (name, group) = ("socket".parse().expect("a name"), "default".parse().expect("a name"));
         let folders = [list.volumes[0].folder(&list.state_dir), crate::state_dir::volume_path(&list.state_dir, &group, &name)];
