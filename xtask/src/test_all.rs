@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// (FARSIDE_TEST_HOURS), and show what each did.
     #[arg(long, value_name = "N")]
     hours: Option<f64>,
-    /// Run all tests of emulated machines, also those much like others, which are left out where it takes long without them.
+    /// Run all tests of emulated machines. Without it those that not every run has begin as long as there is time, others with each commit.
     #[arg(long)]
     whole: bool,
     /// Name the steps and do nothing.

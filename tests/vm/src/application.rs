@@ -44,12 +44,12 @@ pub enum Application {
 }
 
 impl Application {
-    /// How many promises are worth a cut.
+    /// How many promises are worth a cut. A run of fio takes an emulated processor ten seconds or more.
     pub fn enough(self, rng: &mut Rng) -> u64 {
         match self {
-            Self::Records => 10 + rng.below(30),
-            Self::Postgres => 5 + rng.below(25),
-            Self::Fio => 2 + rng.below(6),
+            Self::Records => 5 + rng.below(15),
+            Self::Postgres => 3 + rng.below(12),
+            Self::Fio => 1 + rng.below(3),
         }
     }
 
