@@ -163,6 +163,8 @@ struct TokenEntry {
 pub struct PairingBook {
     path: PathBuf,
     book: Mutex<Book>,
+    /// Who changes it.
+    changing: Mutex<()>,
 }
 
 impl PairingBook {
@@ -185,7 +187,7 @@ impl PairingBook {
         if !keys_valid || !book.sources.iter().enumerate().all(|(i, s)| unique(i, s)) {
             return Err(damaged("a key is damaged, or a name or certificate appears twice".to_owned()));
         }
-        Ok(Self { path: path.to_owned(), book: Mutex::new(book) })
+        Ok(Self { path: path.to_owned(), book: Mutex::new(book), changing: Mutex::default() })
     }
 
     /// Makes a token and remembers it durably.
@@ -295,12 +297,17 @@ impl PairingBook {
 
     /// Changes a copy, writes it, and only then lets it be seen.
     fn change<T>(&self, change: impl FnOnce(&mut Book) -> Result<T, BookError>) -> Result<T, BookError> {
-        let mut current = self.lock();
+        // † Whoever only looks does not wait for a disk: runtimes' threads do.
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.lock().clone();
         let mut next = current.clone();
         let outcome = change(&mut next)?;
-        let bytes = serde_json::to_vec_pretty(&next).expect("a book is plain data");
-        write_secret(&self.path, &bytes)?;
-        *current = next;
+        let [before, after] = [&current, &next].map(|book| serde_json::to_vec_pretty(book).expect("a book is plain data"));
+        // A token that is tried again and again is no reason to write.
+        if before != after {
+            write_secret(&self.path, &after)?;
+            *self.lock() = next;
+        }
         Ok(outcome)
     }
 }
@@ -337,7 +344,8 @@ impl Book {
         }
         token.used_by = Some(fingerprint);
         let gone = |s: &PairedSource| s.name == *name || s.fingerprint == fingerprint;
-        let replaced = self.sources.iter().filter(|s| gone(s) && s.fingerprint != fingerprint).map(|s| s.fingerprint).collect();
+        // Also what this machine was under another name.
+        let replaced = self.sources.iter().filter(|s| gone(s) && !same(s)).map(|s| s.fingerprint).collect();
         self.sources.retain(|s| !gone(s));
         self.sources.push(PairedSource { name: name.clone(), fingerprint, paired_unix_s: now_unix_s });
         Ok(replaced)

@@ -1,6 +1,6 @@
 //! The book: what a token is good for, and what survives a restart.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
 use crate::memory::name;
@@ -59,9 +59,12 @@ fn a_token_pairs_one_machine_once_and_the_book_remembers() {
     assert_eq!(f.book.name_of(&machine(1)), Some(name("db1")));
     assert_eq!(f.book.name_of(&machine(2)), None);
     assert!(f.book.tokens(NOW).is_empty());
+    let written = || std::fs::metadata(f.directory.path().join("pairings.json")).expect("the book").ino();
+    let before = written();
     assert!(matches!(f.redeem(&token, "db2", machine(2), NOW + 1), Err(PairingRefusal::Used)));
     // The answer was lost and the machine repeats itself, even after the token's time.
     f.redeem(&token, "db1", machine(1), NOW + 2 * HOUR).expect("paired already");
+    assert_eq!(written(), before, "what changes nothing is not written");
     assert!(f.book.remove(&name("db1")).expect("written"));
     assert!(matches!(f.redeem(&token, "db1", machine(1), NOW + 1), Err(PairingRefusal::Used)), "removed means removed");
 }
@@ -99,7 +102,7 @@ fn names_and_machines_are_taken_over_only_on_purpose() {
     assert_eq!(f.redeem(&f.token(None, false), "db1", machine(1), NOW).expect("the same again"), []);
     assert_eq!(f.redeem(&f.token(Some("db1"), true), "db1", machine(2), NOW).expect("replaced"), [machine(1)]);
     assert_eq!(f.book.name_of(&machine(1)), None);
-    assert_eq!(f.redeem(&f.token(None, true), "db3", machine(2), NOW).expect("renamed"), []);
+    assert_eq!(f.redeem(&f.token(None, true), "db3", machine(2), NOW).expect("renamed"), [machine(2)]);
     let sources = f.reopened().book.sources();
     assert_eq!(sources.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["db3"]);
 }

@@ -70,6 +70,11 @@ pub struct Limits {
     pub socket_buffer_bytes: usize,
 }
 
+/// The window of a connection to a receiver, until it is known whose it is.
+pub(super) const FIRST_WINDOW_BYTES: u32 = 64 << 10;
+/// What every connection may have, however many there are.
+const WINDOW_BYTES_MIN: u32 = 256 << 10;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -96,16 +101,19 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The window of each of `connections` connections under the common budget.
-    pub(super) fn share_bytes(&self, connections: usize) -> u32 {
-        let connections = u32::try_from(connections.max(1)).unwrap_or(u32::MAX);
-        (self.receive_budget_bytes / connections).max(256 << 10).min(self.connection_window_bytes)
+    /// The window of each of the `mine` connections of a source, of `all` and of so many `sources`: what every connection has, and an equal
+    /// part of the rest for each source. † By connections alone, a source that makes many took from all others.
+    pub(super) fn share_bytes(&self, all: usize, sources: usize, mine: usize) -> u32 {
+        let rest = u64::from(self.receive_budget_bytes).saturating_sub(u64::from(WINDOW_BYTES_MIN) * all.max(1) as u64);
+        let share = u64::from(WINDOW_BYTES_MIN) + rest / (sources.max(1) as u64 * mine.max(1) as u64);
+        u32::try_from(share).unwrap_or(u32::MAX).min(self.connection_window_bytes)
     }
 
-    /// The part streams that each of `connections` connections may have open.
-    pub(super) fn share_parts(&self, connections: usize) -> u32 {
-        let connections = u32::try_from(connections.max(1)).unwrap_or(u32::MAX);
-        (self.parts_open_all / connections).clamp(1, self.parts_open.max(1))
+    /// The part streams that each of them may have open.
+    pub(super) fn share_parts(&self, all: usize, sources: usize, mine: usize) -> u32 {
+        let rest = u64::from(self.parts_open_all).saturating_sub(all.max(1) as u64);
+        let share = 1 + rest / (sources.max(1) as u64 * mine.max(1) as u64);
+        u32::try_from(share).unwrap_or(u32::MAX).min(self.parts_open.max(1))
     }
 }
 
@@ -256,7 +264,7 @@ pub(super) fn server(identity: &Identity, limits: &Limits, carrier: Carrier) -> 
     config.migration(false).max_incoming(incoming).incoming_buffer_size(64 << 10).incoming_buffer_size_total(buffered);
     // The first share is small: it grows when the source turns out to be known.
     let mut transport = transport(limits, limits.answer_window_bytes, carrier);
-    transport.receive_window(VarInt::from_u32(64 << 10)).max_concurrent_uni_streams(VarInt::from_u32(0));
+    transport.receive_window(VarInt::from_u32(FIRST_WINDOW_BYTES)).max_concurrent_uni_streams(VarInt::from_u32(0));
     config.transport_config(Arc::new(transport));
     Ok(config)
 }
@@ -329,11 +337,23 @@ mod tests {
     #[test]
     fn windows_share_the_budget() {
         let limits = Limits::default();
-        assert_eq!(limits.share_bytes(0), 16 << 20);
-        assert_eq!(limits.share_bytes(4), 16 << 20);
-        assert_eq!(limits.share_bytes(16), 4 << 20);
-        assert_eq!(limits.share_bytes(1000), 256 << 10);
-        assert_eq!((limits.share_parts(0), limits.share_parts(4), limits.share_parts(1000)), (32, 16, 1));
+        assert_eq!(limits.share_bytes(0, 0, 0), 16 << 20);
+        assert_eq!(limits.share_bytes(4, 4, 1), (256 << 10) + (63 << 20) / 4);
+        assert_eq!(limits.share_bytes(16, 1, 16), 4 << 20);
+        assert_eq!(limits.share_bytes(1000, 1000, 1), 256 << 10);
+        let parts = |all, sources, mine| limits.share_parts(all, sources, mine);
+        assert_eq!((parts(0, 0, 0), parts(4, 4, 1), parts(1000, 1000, 1)), (32, 16, 1));
+        // However they are spread: no more than all, and whoever has one is not less for another's many.
+        for many in 1..100 {
+            let (all, sources) = (many + 1, 2);
+            let (theirs, mine) = (limits.share_bytes(all, sources, many), limits.share_bytes(all, sources, 1));
+            assert!(u64::from(theirs) * many as u64 + u64::from(mine) <= u64::from(limits.receive_budget_bytes), "{many}");
+            assert!(mine >= limits.receive_budget_bytes / 4, "{many}: {mine}");
+            assert!(
+                parts(all, sources, many) * many as u32 + parts(all, sources, 1) <= limits.parts_open_all.max(all as u32),
+                "{many}"
+            );
+        }
         let bandwidth_delay = 125_000_000 / 20;
         assert!(limits.stream_window_bytes >= bandwidth_delay);
     }

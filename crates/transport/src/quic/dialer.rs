@@ -358,13 +358,16 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
         let last = route.reached();
         let was_it = |address: &&String| last.as_ref().is_some_and(|(known, _)| known == *address);
         for address in addresses.iter().filter(was_it).chain(addresses.iter().filter(|address| !was_it(address))) {
-            let mut resolved = match tokio::net::lookup_host(address).await {
-                Ok(resolved) => resolved.take(8).collect::<Vec<_>>(),
-                Err(error) => {
-                    worst = Some(telling(worst, DialError::Unresolved { address: address.clone(), reason: error.to_string() }));
-                    continue;
-                }
+            let found = match timeout(self.limits.handshake_timeout, tokio::net::lookup_host(address)).await {
+                Ok(Ok(resolved)) => Ok(resolved.take(8).collect::<Vec<_>>()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("the name service does not answer".to_owned()),
             };
+            let mut resolved = found.unwrap_or_else(|reason| {
+                worst = Some(telling(worst.take(), DialError::Unresolved { address: address.clone(), reason }));
+                // Where it was last: whoever answers there must have the certificate that was paired.
+                last.iter().filter(|(known, _)| known == address).map(|(_, at)| *at).collect()
+            });
             resolved.sort_by_key(|at| last.as_ref().is_none_or(|(_, known)| known != at));
             for socket_address in resolved {
                 match timeout(self.limits.handshake_timeout, self.reach_one(socket_address, route)).await {

@@ -18,8 +18,10 @@ use quinn::{ConnectionError as QuinnError, ReadError, RecvStream, SendStream, Va
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 use tokio::time::{sleep, timeout};
 
+use super::configuration::FIRST_WINDOW_BYTES;
 use super::frames::{FrameError, FrameReader, FrameTooLong, write_frame};
 use super::tunnel::{self, Tunnel};
+use super::window::Window;
 use crate::connection::{bounded, readable};
 use crate::{
     Carrier, CloseCode, Closed, Connection, ConnectionError, FRAME_BYTES_MAX, HEADER_BYTES_MAX, IncomingPart, PartError,
@@ -83,6 +85,10 @@ pub(super) struct Core {
     led: OnceLock<Weak<Core>>,
     /// A part went over it, or is about to. Looked at and set under `lanes` of the one that it is a lane of.
     carried: AtomicBool,
+    /// What its peer may send unread, for who shares it out.
+    window: StdMutex<Window>,
+    /// It owes what is to be read first.
+    owes: AtomicBool,
 }
 
 /// Another lane.
@@ -105,7 +111,29 @@ impl Core {
             lanes: StdMutex::default(),
             led: OnceLock::new(),
             carried: AtomicBool::new(false),
+            window: StdMutex::new(Window::new(FIRST_WINDOW_BYTES)),
+            owes: AtomicBool::new(false),
         })
+    }
+
+    /// Its peer may have so much sent and not read.
+    pub(super) fn share(&self, bytes: u32) {
+        self.with_window(|window| window.want(bytes));
+    }
+
+    /// So much of a part was read.
+    fn was_read(&self, bytes: usize) {
+        if self.owes.load(Ordering::Relaxed) {
+            self.with_window(|window| window.read(bytes));
+        }
+    }
+
+    fn with_window(&self, change: impl FnOnce(&mut Window) -> Option<u32>) {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = change(&mut window) {
+            self.connection.set_receive_window(VarInt::from_u32(bytes));
+        }
+        self.owes.store(window.is_owing(), Ordering::Relaxed);
     }
 
     fn lanes(&self) -> MutexGuard<'_, Vec<Joined>> {
@@ -552,7 +580,10 @@ impl PartReceiver for QuicPartReceiver {
             return Ok(None);
         }
         match self.stream.read_chunk(bytes_max.max(1), true).await {
-            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
+            Ok(Some(chunk)) => {
+                self.core.was_read(chunk.bytes.len());
+                Ok(Some(chunk.bytes))
+            }
             Ok(None) => {
                 self.finished = true;
                 Ok(None)

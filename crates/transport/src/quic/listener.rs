@@ -483,8 +483,12 @@ impl Shared {
         }
         self.register(core, fingerprint).map_err(named)?;
         // Perhaps it was sent away since it was looked up; from here on whoever does that finds its connection.
-        if self.book.name_of(&fingerprint).is_none() {
-            return Err(named(Refusal::new(CloseCode::NotPaired, "this source was unpaired")));
+        match self.book.name_of(&fingerprint) {
+            Some(now) if now == name => {}
+            Some(now) => {
+                return Err(named(Refusal::new(CloseCode::WrongName, format!("this machine was paired as {now} meanwhile"))));
+            }
+            None => return Err(named(Refusal::new(CloseCode::NotPaired, "this source was unpaired"))),
         }
         let answer = Answer { receiver: self.name.clone(), proof: None };
         write_frame(&mut send, answer.encode()).await.map_err(|_| named(Refusal::new(CloseCode::Protocol, "gone")))?;
@@ -530,7 +534,7 @@ impl Shared {
     }
 
     /// Makes room for a connection: closes the source's oldest when it has too many. When all together have, a source that
-    /// has none takes the place of the oldest of whoever has most; who has some is refused.
+    /// would still have fewer takes the place of the oldest of whoever has most; others are refused.
     fn register(&self, core: &Arc<Core>, fingerprint: Fingerprint) -> Result<(), Refusal> {
         let mut open = self.open();
         open.forget_ended();
@@ -538,7 +542,7 @@ impl Shared {
         let others: usize =
             open.by_source.iter().filter(|(source, _)| **source != fingerprint).map(|(_, cores)| cores.len()).sum();
         if others >= self.limits.connections {
-            let most = open.by_source.values_mut().max_by_key(|cores| cores.len()).filter(|cores| mine == 0 && cores.len() > 1);
+            let most = open.by_source.values_mut().max_by_key(|cores| cores.len()).filter(|cores| cores.len() > mine + 1);
             let Some(most) = most else {
                 return Err(Refusal::new(CloseCode::Overloaded, "this receiver has too many connections"));
             };
@@ -558,12 +562,16 @@ impl Shared {
 
     /// Gives every connection its share of the receive budget and of the part streams.
     fn share_windows(&self, open: &Open) {
-        let living: Vec<_> = open.living().collect();
-        let window = VarInt::from_u32(self.limits.share_bytes(living.len()));
-        let parts = VarInt::from_u32(self.limits.share_parts(living.len()));
-        for core in living {
-            core.quinn().set_receive_window(window);
-            core.quinn().set_max_concurrent_uni_streams(parts);
+        let living = |cores: &Vec<Weak<Core>>| cores.iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        let of_sources: Vec<Vec<_>> = open.by_source.values().map(living).filter(|cores| !cores.is_empty()).collect();
+        let (all, sources) = (of_sources.iter().map(Vec::len).sum(), of_sources.len());
+        for cores in of_sources {
+            let window = self.limits.share_bytes(all, sources, cores.len());
+            let parts = VarInt::from_u32(self.limits.share_parts(all, sources, cores.len()));
+            for core in cores {
+                core.share(window);
+                core.quinn().set_max_concurrent_uni_streams(parts);
+            }
         }
     }
 
@@ -612,7 +620,10 @@ impl Shared {
                 Refusal::new(refusal.code(), refusal.to_string())
             })?;
             for old in &replaced {
-                shared.disconnect(old, CloseCode::NotPaired, "another machine was paired under this name");
+                match *old == source {
+                    true => shared.disconnect(old, CloseCode::WrongName, "this machine was paired under another name"),
+                    false => shared.disconnect(old, CloseCode::NotPaired, "another machine was paired under this name"),
+                }
             }
             tracing::info!(name = %own_name, fingerprint = %source, "paired a source");
             let event = ListenerEvent::Paired { name: own_name, fingerprint: source, address, replaced };

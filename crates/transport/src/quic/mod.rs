@@ -21,6 +21,7 @@ mod route;
 mod socket;
 mod tunnel;
 mod verify;
+mod window;
 
 pub use configuration::{Limits, MTU_MAX};
 pub use dialer::{Pin, PinError, QuicDialer, pair};

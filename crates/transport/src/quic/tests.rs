@@ -586,6 +586,23 @@ async fn where_the_receiver_was_reached_last_is_tried_first() {
 }
 
 #[tokio::test]
+async fn whose_name_is_not_resolved_is_looked_for_where_it_was() {
+    let gateway = Gateway::start(limits());
+    let identity = Identity::ephemeral().expect("made");
+    let pin = pair(&gateway.token(60), &identity, &name("db1"), &Route::default(), &limits()).await.expect("paired");
+    assert!(matches!(gateway.event().await, ListenerEvent::Paired { .. }));
+    // It has no port, so nobody is asked for it.
+    let nowhere = "gateway.example";
+    let pins = watch::Sender::new(Some(Pin::new(pin.receiver, pin.fingerprint, vec![nowhere.to_owned()])));
+    let route = Route::default();
+    let source = QuicDialer::new(identity, name("db1"), pins.subscribe(), route.clone(), limits());
+    let error = source.dial().await.expect_err("nobody knows where it is");
+    assert!(matches!(error, DialError::Unresolved { .. }), "{error}");
+    route.was_reached(nowhere, pin.addresses[0].parse().expect("an address"));
+    source.dial().await.expect("connected");
+}
+
+#[tokio::test]
 async fn nobody_home_is_unreachable() {
     let quick = Limits { handshake_timeout: Duration::from_millis(50), ..limits() };
     let silent = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
