@@ -34,7 +34,8 @@ Exit codes:
   5  no such volume, group or point
   6  damage was found: something in the store or on the target is not what it should be
   7  something needs attention: of status --check behind, paused, not connected, a warning; of volume verify
-     what could not be read and so was not compared
+     what could not be read and so was not compared; of doctor what is missing; of point take a point that is not
+     application-consistent; of cohort list a cohort that is not cut as it should be
   8  status --check: not protected, or not advancing until somebody acts";
 
 /// Names the socket where `--socket` does not.

@@ -36,9 +36,10 @@ of it needs the source, and what was begun is gone on with after a kill at any m
 
 A volume without a follower is restored or opened; the commands are printed. What is written to
 what was brought up is replicated nowhere until a host that has it publishes in its place:
-`stand_in_for` in the [[group]] of that host's farsided.toml, volumes of the same names, and
---stand-in HOST here. It is asked once for each volume whether its disk is the history now:
-`farside volume resync NAME --accept forked` there; all of it is compared, what differs is sent.
+`stand_in_for` in the [[group]] of that host's farsided.toml (and `farside reload`), then volumes
+of the same names, and --stand-in HOST here. It is asked once for each volume whether its disk is
+the history now: `farside volume resync NAME --accept forked` there; all of it is compared, what
+differs is sent.
 
 The way back: `farside failback GROUP` on the old host brings its disks to what was published
 since; `farside rollback GROUP` there goes on with its disks as they are; `farside commit` here

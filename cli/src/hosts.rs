@@ -85,7 +85,7 @@ fn choose(source: bool, receiver: bool) -> Result<Daemon, Failure> {
             );
             let what_to_do = format!(
                 "start it: systemctl start {} (on a protected host), systemctl start {} (on a gateway); or name another socket with \
-                 --socket",
+                 --socket. What reads points needs neither of them with --store URL",
                 source.program(),
                 receiver.program()
             );

@@ -112,6 +112,7 @@ impl From<StoreError> for Failure {
             StoreError::Corrupt { .. }
             | StoreError::Damaged { .. }
             | StoreError::Incomplete { .. }
+            | StoreError::TargetUntold { .. }
             | StoreError::LedgerTorn { .. } => Exit::Damaged,
             _ => Exit::Failed,
         };
@@ -123,6 +124,10 @@ impl From<StoreError> for Failure {
             StoreError::TargetNotEmpty { .. } => "say --force to overwrite it",
             StoreError::Degraded { .. } => "say --allow-degraded to have zeroes there, or take another point",
             StoreError::NoSuchPoint { .. } => "see which there are: farside point list VOLUME",
+            // Also on the gateway, whose receiver gives them to nobody.
+            StoreError::Remote { .. } | StoreError::RemoteDenied { .. } => {
+                "a bucket's credentials come from the environment: FARSIDE_STORE_CREDENTIALS=FILE, as `store_credentials` in receiver.toml"
+            }
             _ => "",
         };
         // A step that the sentence names already is not said twice.

@@ -844,6 +844,10 @@ fn is_hole(device: &FileDevice, extent: farside_region::ByteExtent) -> bool {
     known && extents.first().is_some_and(|e| e.kind != ExtentKind::Data && e.len >= extent.len)
 }
 
+/// A receiver that stops a part's stream ends the connection, too, and says why, once it has synced what it is syncing, and its last
+/// answers are heard or this source took none for five seconds. Whoever closes it here before that never hears it.
+const LAST_WORDS: Duration = Duration::from_secs(15);
+
 /// Carries a part's chunks to its stream; wakes the sender after each, since there is room then.
 async fn forward(
     connection: Arc<dyn Connection>,
@@ -862,14 +866,13 @@ async fn forward(
                     pacer.take(piece.len()).await;
                     if let Err(error) = stream.write(piece).await {
                         debug!(%error, "a part's stream broke");
-                        chunks.close();
-                        return waker.wake();
+                        return parted(&*connection, chunks, waker).await;
                     }
                 }
             }
             Chunk::End => {
                 if stream.finish().is_err() {
-                    chunks.close();
+                    return parted(&*connection, chunks, waker).await;
                 }
                 return waker.wake();
             }
@@ -882,11 +885,53 @@ async fn forward(
     }
 }
 
+/// A stream broke: takes no more of it once it is known why, if anybody says so.
+async fn parted(connection: &dyn Connection, mut chunks: mpsc::Receiver<Chunk>, waker: Waker) {
+    let _ = tokio::time::timeout(LAST_WORDS, connection.closed()).await;
+    chunks.close();
+    waker.wake();
+}
+
 #[cfg(test)]
 mod tests {
     use farside_layer::Compression;
 
     use super::*;
+
+    /// It stops the stream first.
+    #[tokio::test]
+    async fn what_a_receiver_says_as_it_ends_is_heard() {
+        let peer = |name: &str| farside_transport::Peer {
+            name: name.parse().expect("a name"),
+            fingerprint: farside_transport::Fingerprint::of(name.as_bytes()),
+            address: ([127, 0, 0, 1], 1).into(),
+            carrier: farside_transport::Carrier::Udp,
+        };
+        let (here, there) = farside_transport::memory::pair(peer("host1"), peer("gateway"));
+        let here: Arc<dyn Connection> = Arc::new(here);
+        let (chunks, queue) = mpsc::channel(4);
+        let forwarding = forward(Arc::clone(&here), Arc::default(), Bytes::new(), queue, Waker::new().expect("an eventfd"));
+        tokio::spawn(forwarding);
+        chunks.send(Chunk::Bytes(Bytes::from_static(b"some"))).await.expect("it takes it");
+        drop(there.accept_part().await.expect("a part"));
+        // As long as its last answers may take.
+        let parting = async {
+            let error = loop {
+                match chunks.try_send(Chunk::Bytes(Bytes::from_static(b"more"))) {
+                    Ok(()) => tokio::task::yield_now().await,
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(error, mpsc::error::TrySendError::Full(_)), "it was given up before anything was said");
+            there.close(CloseCode::Full, "the disk is full");
+        };
+        tokio::join!(parting, chunks.closed());
+        let how = here.close_reason().expect("it is known before the stream is given up");
+        assert!(
+            matches!(&how, farside_transport::Closed::ByPeer { code: CloseCode::Full, reason } if reason == "the disk is full"),
+            "{how:?}"
+        );
+    }
 
     /// L8: each reset leaves a window with the encoders; a hundred of them must not be a hundred windows of content.
     #[test]

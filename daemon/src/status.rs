@@ -188,7 +188,7 @@ fn why_not_connected(why: &NotConnected) -> Option<Reason> {
     use farside_transport::DialError as D;
     let again = "changes are remembered and sent when the receiver is back; check the receiver and the network between";
     let pair = "make a token at the gateway (`farside-receiver token`), then here: farside pair TOKEN";
-    let full = "make room on the disk of the gateway's store, or keep fewer points (`farside group set NAME --keep N`); the connection comes again by itself";
+    let full = "make room on the disk of the gateway's store, or keep fewer points (`farside group set NAME --keep N --span 1h`); the connection comes again by itself";
     let versions = "install the same version on both sides, the receiver first";
     let words = "do as it says, on the gateway or here: it is tried again by itself (`farside status` there shows the group)";
     let refused = |code: CloseCode| match code {
@@ -455,7 +455,7 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
             Error,
             Code::GatewayFull,
             "the receiver's disk is full; existing points are intact".into(),
-            "make room at the gateway or lower `keep`; the rest follows by itself",
+            "make room at the gateway, or keep fewer points (`farside group set NAME --keep N --span 1h`); the rest follows by itself",
         ),
         State::Behind(Behind::StoreFailed) => say(
             Error,

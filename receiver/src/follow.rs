@@ -1146,7 +1146,8 @@ impl Runner {
             (definition.target.clone(), definition.volume.clone(), definition.overwrite)
         };
         let opened = FileTarget::kept_open(&mut self.target, &path, volume.as_str(), needs, (&following, overwrite));
-        let target = opened.map_err(of_store)?;
+        // Where there is none, nothing holds anything.
+        let target = opened.inspect_err(|_| lock(&self.entry.view).holds = None).map_err(of_store)?;
         let keeper = Keeper { state_dir: &self.receiver.state_dir, entry: &self.entry, holds };
         let mut follower = Follower::new(target, &keeper, following, THREADS);
         let done = work(&mut follower);

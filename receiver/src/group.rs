@@ -703,17 +703,36 @@ impl Group {
         }
         self.prune.due = false;
         self.prune.last = Some(Instant::now());
+        if let Some(body) = self.plan_prune(&config) {
+            self.submit(body);
+            self.prune.under_way = Some(self.submitted);
+        }
+    }
+
+    fn plan_prune(&mut self, config: &config::Config) -> Option<Body> {
         if self.policy_is_default {
             // A reload may have changed it.
             self.policy = Some(self.receiver.policy_default());
         }
-        let Some(policy) = &self.policy else { return };
-        let Some(policy) = self.receiver.floor.over(&config, policy) else { return };
-        let forgotten = self.receiver.cohorts.forgotten(&config);
-        if let Some(body) = here.store.prune_plan_keeping(&policy, &self.kept_points(&config), &forgotten) {
-            self.submit(body);
-            self.prune.under_way = Some(self.submitted);
+        let Place::Here(here) = &self.place else { return None };
+        let policy = self.receiver.floor.over(config, self.policy.as_ref()?)?;
+        let forgotten = self.receiver.cohorts.forgotten(config);
+        here.store.prune_plan_keeping(&policy, &self.kept_points(config), &forgotten)
+    }
+
+    /// Whether what was planned to be given up still is to be. † It may have waited for what was uploaded before it, and points that it names
+    /// are kept by now: for a follower, a failover, a cohort, because of damage, by a floor. Replay knows of none of these.
+    fn still_goes(&mut self, prune: &farside_ledger::Prune) -> bool {
+        let config = self.receiver.config();
+        let Place::Here(here) = &self.place else { return false };
+        if !self.knows_its_cohorts(&config, here) {
+            return false;
         }
+        let planned = match self.plan_prune(&config) {
+            Some(Body::Prune(planned)) => planned.points.into_iter().collect(),
+            _ => BTreeSet::new(),
+        };
+        prune.points.iter().all(|point| planned.contains(point))
     }
 
     /// Feeds the target until nothing is left that it or its actions brought about.

@@ -2,14 +2,13 @@
 //!
 //! A part never waits for another's *stream*: unread, it would fill its connection's window and keep the other from ending. It
 //! waits at most for one that is being synced. Memory is bounded by what a connection may open (its share of all part
-//! streams, see `process`), and by [`Memory`]: what parts really hold is counted, and when it is too much, those that hold
-//! more than their share are closed.
+//! streams, see `process`), and by what a part on its way in holds at most, [`LANDER_BYTES`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use farside_layer::PART_BYTES_MAX;
+use farside_layer::{PART_BYTES_MAX, VERIFIER_BYTES_MAX};
 use farside_store::{PartLander, StoreError};
 use farside_transport::{CloseCode, IncomingPart, PartError, PartReceiver};
 use farside_wire::{PART_HEADER_BYTES, PartHeader};
@@ -19,8 +18,9 @@ use crate::door::{Arriving, Session};
 use crate::group::{BeginPart, GroupHandle, Mail, PartOutcome};
 use crate::process::Receiver;
 
-/// What a part on its way in takes at most, as a rule: a batch, an unfinished frame, the footer's tables.
-pub(crate) const LANDER_BYTES: u64 = 2 << 20;
+/// What a part on its way in takes at most: a batch, and what verifies it. † All parts that come at once may take that much, since what is
+/// scattered over many regions is so for every source that catches up: one that took more than its share was closed, and began anew.
+pub(crate) const LANDER_BYTES: u64 = (BATCH_BYTES + VERIFIER_BYTES_MAX) as u64;
 /// Bytes verified and written at once.
 const BATCH_BYTES: usize = 256 << 10;
 
@@ -55,15 +55,14 @@ impl Memory {
 }
 
 impl Held<'_> {
-    /// Says how much it is now; false when this part is to give way.
-    fn set(&mut self, bytes: u64) -> bool {
+    /// Says how much it is now.
+    fn set(&mut self, bytes: u64) {
         let memory = self.memory;
         let total = memory.used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let total = total.saturating_sub(self.bytes);
         memory.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.bytes = bytes;
         memory.used_bytes_max.fetch_max(total, Ordering::Relaxed);
-        total <= memory.limit_bytes || bytes <= LANDER_BYTES
     }
 }
 
@@ -111,7 +110,6 @@ pub(crate) async fn land(receiver: Arc<Receiver>, session: Arc<Session>, group: 
 enum Trouble {
     Store(StoreError),
     Stream(PartError),
-    TooMuch,
     TooLong,
     NotGranted,
 }
@@ -133,7 +131,6 @@ fn end(session: &Arc<Session>, trouble: Trouble) {
     match trouble {
         // The source knows, and what was written is gone.
         Trouble::Stream(error) => tracing::debug!(%error, "a part ended early"),
-        Trouble::TooMuch => session.close_soon(CloseCode::Overloaded, "the receiver's memory for parts is used up"),
         Trouble::TooLong => session.close_soon(CloseCode::Protocol, "a part is longer than a part may be"),
         Trouble::NotGranted => session.close_soon(CloseCode::Protocol, "more was sent than this source was granted"),
         Trouble::Store(error) => session.close_soon(CloseCode::Refused, &error.to_string()),
@@ -151,9 +148,7 @@ async fn write(
     let mut held = memory.hold();
     let mut batch = BytesMut::with_capacity(BATCH_BYTES);
     loop {
-        if !held.set((batch.capacity() + lander.held_bytes()) as u64) {
-            return Err(Trouble::TooMuch);
-        }
+        held.set((batch.capacity() + lander.held_bytes()) as u64);
         let chunk = body.next(BATCH_BYTES - batch.len()).await?;
         let last = chunk.is_none();
         if !arriving.add(chunk.as_ref().map_or(0, Bytes::len)) {
@@ -174,7 +169,9 @@ async fn write(
         }
         if last {
             drop(batch);
-            let _ = held.set(lander.held_bytes() as u64); // it only gets less
+            // † Its stream is read, and lets the next one come: whoever waits for the disk holds nothing.
+            let lander = lander.complete()?;
+            held.set(lander.held_bytes() as u64);
             let Ok(_permit) = session.finishing.acquire().await else { return Ok(None) };
             let session = Arc::clone(session);
             return Ok(blocking(move || session.while_landing(|| lander.finish()).transpose()).await?);
@@ -209,15 +206,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_holds_more_than_his_share_gives_way_when_it_is_too_much() {
+    fn what_is_held_is_counted_until_it_is_given_back() {
         let memory = Memory::new(3 * LANDER_BYTES);
         let (mut small, mut large) = (memory.hold(), memory.hold());
-        assert!(small.set(LANDER_BYTES) && large.set(2 * LANDER_BYTES));
-        assert!(!large.set(2 * LANDER_BYTES + 1));
-        assert!(small.set(LANDER_BYTES), "he has his share");
+        small.set(LANDER_BYTES);
+        large.set(LANDER_BYTES);
+        large.set(2 * LANDER_BYTES);
         drop(large);
-        assert_eq!(memory.status(), (LANDER_BYTES, 3 * LANDER_BYTES + 1, 3 * LANDER_BYTES));
-        assert!(small.set(3 * LANDER_BYTES));
+        assert_eq!(memory.status(), (LANDER_BYTES, 3 * LANDER_BYTES, 3 * LANDER_BYTES));
+        small.set(1);
+        assert_eq!(memory.status().0, 1);
         drop(small);
         assert_eq!(memory.status().0, 0);
     }

@@ -207,7 +207,7 @@ impl GroupView {
                 self.names,
                 since.elapsed().as_secs()
             );
-            let what = "see who holds `reader.lock` of the store open (`fuser`); a restore or check that hangs can be ended";
+            let what = "`farside job list`, as each user who may have opened a point or begun a drill; or see who holds `reader.lock` of the store open (`fuser`)";
             group.reasons.push(Reason::new(Severity::Warning, Code::DeletionWaits, message, what));
         }
         let damaged = store.damaged();
@@ -427,7 +427,8 @@ fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
         let what = "existing points are intact; it goes on by itself when the store answers again";
         reasons.push(Reason::new(Severity::Error, Code::StoreFailed, words, what));
     } else if free_bytes < full_below {
-        let path = receiver.vault.path().display();
+        let (landing, is_staging) = receiver.vault.landing();
+        let path = landing.display();
         let message = match space {
             Some(space) if space.is_short_of_files() => {
                 let left = space.files_available;
@@ -437,7 +438,11 @@ fn store_status(receiver: &Receiver, reasons: &mut Vec<Reason>) -> StoreStatus {
             }
             _ => format!("the file system of {path} is full: {free_bytes} bytes are left above what is kept for the ledger"),
         };
-        let what = "free space there, or keep fewer points (`farside group set NAME --keep N` on the sources; while segments are damaged, no point that is older than they are goes; while it is not known what readings found, none of then: farside point verify latest --of GROUP)";
+        let what = if is_staging {
+            "free space there; what waits there goes to the bucket as that answers, and as `publish_budget` allows"
+        } else {
+            "free space there, or keep fewer points (`farside group set NAME --keep N --span 1h` on the sources; while segments are damaged, no point that is older than they are goes; while it is not known what readings found, none of then: farside point verify latest --of GROUP)"
+        };
         reasons.push(Reason::new(Severity::Error, Code::GatewayFull, message, what));
     }
     StoreStatus {

@@ -159,6 +159,11 @@ impl Vault {
         &self.path
     }
 
+    /// Where parts land, and whether what lands there is on its way to a bucket.
+    pub(crate) fn landing(&self) -> (&Path, bool) {
+        (self.place.local(), matches!(self.place.location, Location::Bucket(_)))
+    }
+
     /// The store and its generation, or why there is none.
     pub(crate) fn current(&self) -> Result<(Arc<Store>, Generation), String> {
         let inner = self.lock();

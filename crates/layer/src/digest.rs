@@ -31,8 +31,12 @@ pub fn layer_digest(key: &LayerKey, footer_digests: &[[u8; 32]]) -> [u8; 32] {
 
 /// The digest of a footer's body, which begins with the part's header.
 pub(crate) fn footer_digest(body: &[u8]) -> [u8; 32] {
+    *footer_hasher().update(body).finalize().as_bytes()
+}
+
+/// The same, of a body that comes in pieces.
+pub(crate) fn footer_hasher() -> blake3::Hasher {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"farside part footer v1\0");
-    hasher.update(body);
-    *hasher.finalize().as_bytes()
+    hasher
 }

@@ -36,6 +36,6 @@ pub use format::{
 };
 pub use frames::{Compression, Encoder, FrameEncoder, Frames, PushError};
 pub use reader::{Footer, FrameDecoder, ReadFooterError, check_stored, read_footer};
-pub use verify::PartVerifier;
+pub use verify::{PartVerifier, VERIFIER_BYTES_MAX};
 pub use writer::{PartAssembler, PartWriter};
 pub use zero::{is_zero, split_zero};

@@ -169,17 +169,6 @@ impl Footer {
         Ok(Self { id, sealed, frames: table, digests, stored_digests: stored_digests.to_vec(), digest, part_bytes })
     }
 
-    pub(crate) fn assemble(
-        id: PartId,
-        sealed: bool,
-        frames: Vec<FrameRef>,
-        (digests, stored_digests): (Vec<GranuleDigest>, Vec<[u8; STORED_DIGEST_BYTES]>),
-        digest: [u8; 32],
-        part_bytes: u64,
-    ) -> Self {
-        Self { id, sealed, frames, digests, stored_digests, digest, part_bytes }
-    }
-
     /// Whether its payloads are encrypted.
     pub fn is_sealed(&self) -> bool {
         self.sealed
@@ -350,6 +339,7 @@ impl FrameDecoder {
             ContentKeys::Opaque => return Err(PartError::KeyNeeded { region, run: frame.run }),
             ContentKeys::Sealed(keys) => {
                 self.opened.clear();
+                self.opened.reserve_exact(stored.len());
                 let opened = keys.open(&frame.bound_head(), stored, &mut self.opened);
                 opened.map_err(|_| PartError::Decrypt { region, run: frame.run })?;
                 &self.opened
@@ -369,5 +359,10 @@ impl FrameDecoder {
 
     pub(crate) fn keys(&self) -> &ContentKeys {
         &self.keys
+    }
+
+    /// Memory that it holds now, beside the decompressor's, in bytes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.opened.capacity()
     }
 }

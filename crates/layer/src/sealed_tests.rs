@@ -46,7 +46,10 @@ fn sample(compression: Compression, seed: u8) -> Vec<u8> {
 fn verify(part: &[u8], keys: &ContentKeys) -> Result<Footer, PartError> {
     let mut verifier = PartVerifier::new(id(small()), keys);
     verifier.feed(part)?;
-    verifier.finish()
+    let summary = verifier.finish()?;
+    let footer = open(part)?;
+    assert_eq!(footer.summary(), summary);
+    Ok(footer)
 }
 
 fn open(part: &[u8]) -> Result<Footer, PartError> {
@@ -289,7 +292,7 @@ proptest! {
         for keys in [keys(), ContentKeys::Opaque] {
             let mut verifier = PartVerifier::new(id(g), &keys);
             for piece in part.chunks(step) { prop_assert_eq!(verifier.feed(piece), Ok(())); }
-            prop_assert_eq!(verifier.finish().expect("whole").summary(), summary);
+            prop_assert_eq!(verifier.finish().expect("whole"), summary);
         }
         for part in [part, joined] {
             prop_assert_eq!(read(&part, &open(&part).expect("good"), &keys()), Ok(expected.clone()));
@@ -312,4 +315,71 @@ fn golden_bytes_sealed() {
     let (part, _, _) = writer.finish();
     let text: String = part.chunks(32).map(|l| l.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n").collect();
     assert_eq!(text, include_str!("golden-sealed.hex"));
+}
+
+/// A liar's footers, whose checksums are right: each byte of every section is held against what it is to be.
+#[test]
+fn a_footer_that_lists_anything_else_is_refused_whatever_byte_it_is() {
+    let (part, body) = (sample(Compression::Zstd(1), 1), |part: &[u8]| {
+        u64::from_le_bytes(part[part.len() - TRAILER_BYTES..][..8].try_into().expect("8 bytes")) as usize + FRAME_HEAD_BYTES
+    });
+    let footer = open(&part).expect("good");
+    let data: Vec<GranuleRun> = footer.frames().iter().filter(|f| f.kind == RunKind::Data).map(|f| f.run).collect();
+    let granules: Vec<GranuleIndex> = data.iter().flat_map(|run| (run.start.0..run.end().0).map(GranuleIndex)).collect();
+    let digests = HEADER_BYTES + footer.frames().len() * 32;
+    let (stored, end) = (digests + granules.len() * 16, part.len() - TRAILER_BYTES - body(&part));
+    for at in 0..end {
+        let mut bad = part.clone();
+        bad[body(&part) + at] ^= 0x40;
+        reseal_footer(&mut bad);
+        let region = |granule| small().region_of(granule);
+        let expected = match at {
+            _ if at < HEADER_BYTES => PartError::Footer("it repeats another header"),
+            _ if at < digests => PartError::Footer("it lists other frames than there are"),
+            // Of four bytes it is known whose they are.
+            _ if at < stored && (at - digests) % 16 < 4 => {
+                let granule = granules[(at - digests) / 16];
+                PartError::Granule { region: region(granule), granule }
+            }
+            _ if at < stored => PartError::Footer("it lists other digests than its content has"),
+            _ if (at - stored) % 16 < 4 => {
+                let run = data[(at - stored) / 16];
+                PartError::Payload { region: region(run.start), run }
+            }
+            _ => PartError::Footer("it lists other digests of what is stored"),
+        };
+        for pieces in [1, 7, part.len()] {
+            let mut verifier = PartVerifier::new(id(small()), keys());
+            let found = bad.chunks(pieces).try_for_each(|piece| verifier.feed(piece));
+            assert_eq!(found, Err(expected.clone()), "byte {at} of the footer, in pieces of {pieces}");
+        }
+        let is_of_granules = (digests..stored).contains(&at);
+        assert_eq!(verify(&bad, &ContentKeys::Opaque).is_ok(), is_of_granules, "whoever has no key cannot know of byte {at}");
+    }
+}
+
+/// As many frames and granules as a part may have, and frames as large.
+#[test]
+fn a_verifier_holds_no_more_than_it_says() {
+    let g = Geometry::new(1 << 40).expect("valid");
+    let (dull, noise) = (vec![7; 2 * 4096], noise(64 * 4096, 1));
+    let mut writer = PartWriter::new(id(g), keys(), encoder(Compression::Zstd(1), 1));
+    writer.push_data(GranuleIndex(0), &noise).expect("fits");
+    let mut at = 64;
+    while writer.push_data(GranuleIndex(at), &dull).is_ok() {
+        at += 3;
+    }
+    let (part, summary, _) = writer.finish();
+    let frames = open(&part).expect("good").frames().len();
+    assert!(frames > FRAMES_MAX - 2 && summary.data_granules > 60_000, "{frames} frames, {summary:?}");
+    for keys in [keys(), ContentKeys::Opaque] {
+        let (mut verifier, mut most) = (PartVerifier::new(id(g), &keys), 0);
+        for piece in part.chunks(100_000) {
+            verifier.feed(piece).expect("good");
+            most = most.max(verifier.held_bytes());
+        }
+        assert_eq!(verifier.finish().expect("whole"), summary);
+        let counted_max = VERIFIER_BYTES_MAX - (256 << 10);
+        assert!((counted_max / 3..=counted_max).contains(&most), "{most} bytes of {counted_max}");
+    }
 }

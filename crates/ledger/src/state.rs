@@ -346,9 +346,10 @@ impl State {
         pruned.flat_map(|pruned| pruned.parts.iter().map(|&part| (pruned.layer, part)))
     }
 
-    /// How many parts the newest record gave up that gave up any.
-    pub fn given_up_last(&self) -> usize {
-        self.given_up.back().map_or(0, |given_up| given_up.parts.iter().map(|pruned| pruned.parts.len()).sum())
+    /// How many parts the longest record gave up of those that [`State::given_up_lately`] tells of.
+    pub fn given_up_most(&self) -> usize {
+        let lengths = self.given_up.iter().map(|given_up| given_up.parts.iter().map(|pruned| pruned.parts.len()).sum());
+        lengths.max().unwrap_or(0)
     }
 
     /// A volume that was ever claimed.

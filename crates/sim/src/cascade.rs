@@ -354,7 +354,9 @@ impl Run {
             Turned::Failed(StoreError::Target { .. }) => world.met("a cascade's disk fails"),
             // Before there is any claim of it.
             Turned::Failed(StoreError::NoSuchVolume { .. }) => {}
-            Turned::Failed(error) if is_behind && error.is_unread() => world.met("a cascade meets what went back"),
+            Turned::Failed(error) if is_behind && (error.is_unread() || matches!(error, StoreError::TargetUntold { .. })) => {
+                world.met("a cascade meets what went back")
+            }
             Turned::Failed(error) => world.fail(format!("cascade {no} of v{}: {error}", cascade.volume)),
         }
         true

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use farside_layer::{FrameDecoder, PartId, PartVerifier, RunKind};
+use farside_layer::{Footer, FrameDecoder, PartId, PartVerifier, RunKind};
 use farside_region::{Geometry, GranuleRun, LayerKey, Slot};
 use farside_store::{GroupImage, Part, PartRuns};
 
@@ -30,7 +30,8 @@ pub type Unpacked = Rc<Vec<(GranuleRun, Content)>>;
 pub fn unpack(bytes: &[u8], key: LayerKey, part: u32, geometry: &Geometry, digest_key: &[u8; 32]) -> Result<Unpacked, String> {
     let mut verifier = PartVerifier::new(PartId { key, part, geometry: *geometry }, digest_key);
     verifier.feed(bytes).map_err(|e| e.to_string())?;
-    let footer = verifier.finish().map_err(|e| e.to_string())?;
+    verifier.finish().map_err(|e| e.to_string())?;
+    let footer = Footer::from_tail(bytes, bytes.len() as u64).map_err(|e| e.to_string())?;
     let mut decoder = FrameDecoder::new(digest_key);
     let mut all = Vec::new();
     for frame in footer.frames() {

@@ -315,7 +315,7 @@ impl Receiver {
         let mut verifier = PartVerifier::new(id, &world.names.digest_key(header.key.volume));
         let verified = verifier.feed(bytes).and_then(|()| verifier.finish());
         let summary = match verified {
-            Ok(footer) => footer.summary(),
+            Ok(summary) => summary,
             Err(e) => {
                 world.fail(format!("L4: a part does not verify on arrival: {e}"));
                 return;
@@ -823,7 +823,7 @@ fn landed(world: &World) -> Vec<LandedLayer> {
         let id = farside_layer::PartId { key, part: name.3, geometry: world.shape(name.0, key.term) };
         let mut verifier = PartVerifier::new(id, &world.names.digest_key(key.volume));
         let verified = verifier.feed(bytes).and_then(|()| verifier.finish());
-        let summary = verified.expect("what was durable verifies").summary();
+        let summary = verified.expect("what was durable verifies");
         let part = (name.3, PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest });
         match layers.last_mut().filter(|l| l.key == key) {
             Some(layer) => layer.parts.push(part),

@@ -224,6 +224,40 @@ fn l6_what_an_old_layer_touched_is_not_asked_of_another_branchs_record() {
     assert!(matches!(touched(&store), Err(StoreError::Inconsistent { .. })));
 }
 
+/// Short ones that come after a long one repeat it no more than it is repeated.
+#[test]
+fn what_a_long_record_gave_up_waits_for_the_next_run_whatever_comes_between() {
+    super::sweeping::WAITS.set(true);
+    super::sweeping::LONG_FROM.set(1);
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    for fill in 1..=3 {
+        volume.base(&mut group, fill);
+    }
+    let policy = Policy::without_grid(1, 0);
+    let file = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    assert_eq!(group.prune(&policy).expect("prune"), 2, "a long one");
+    let long = group.state().head().expect("a head");
+    volume.base(&mut group, 4);
+    assert_eq!(group.prune(&policy).expect("prune"), 1, "a short one");
+    for reopened in [false, true] {
+        if reopened {
+            drop(group);
+            group = store.group();
+        }
+        volume.base(&mut group, 5);
+        assert!(file.exists(), "{reopened}: nothing repeats the long one");
+    }
+    let run = farside_ledger::run_of;
+    while run(group.state().head().expect("a head")) == run(long) {
+        assert!(file.exists());
+        volume.base(&mut group, 6);
+    }
+    assert!(!file.exists() && group.deferred() == 0, "the first one of a run does");
+}
+
 /// A record that nothing repeats yet costs no point, whatever it gave up.
 #[test]
 fn nothing_goes_for_the_word_of_the_newest_record_alone() {

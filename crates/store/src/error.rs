@@ -446,6 +446,20 @@ pub enum StoreError {
         /// What it is, or what is missing.
         why: String,
     },
+    /// All of a target is to be compared with the point that it held, and that cannot be read.
+    #[error(
+        "nobody can tell whether somebody else wrote to {path} (more was written there than was noted, or its writes are counted anew, as after \
+         a boot), since point {point}, which it held, cannot be read: {source}; that is tried again, and to heal the follower (`farside follower \
+         heal`, `farside store follow --heal`) compares it with a newer point instead, and overwrites what differs"
+    )]
+    TargetUntold {
+        /// The target.
+        path: PathBuf,
+        /// What it held.
+        point: Slot,
+        /// Why it cannot be read.
+        source: Box<StoreError>,
+    },
     /// What a target holds is a point of a ledger that this one never went through.
     #[error(
         "{path} holds point {slot} of another history: the ledger was put back to an older state, or is another one. Look what the target holds before anything else; to heal it (`farside follower heal`, `farside store follow --heal`) overwrites it"

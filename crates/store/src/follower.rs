@@ -508,7 +508,15 @@ impl<'t> Follower<'t> {
                 self.diverge_at(at, regions).map(|()| true)
             }
             (Looked::Written, &FollowStage::At(at)) => match base(at.slot) {
-                Ok(reader) => self.verify(&reader, base, progress).map(|()| false),
+                Ok(reader) => match self.verify(&reader, base, progress) {
+                    // It may be mended: until then what is there is left alone.
+                    Err(error) if error.is_unread() => Err(StoreError::TargetUntold {
+                        path: self.target.path().to_owned(),
+                        point: at.slot,
+                        source: Box::new(error),
+                    }),
+                    other => other.map(|()| false),
+                },
                 // What it may hold nobody can tell any more.
                 Err(StoreError::NoSuchPoint { .. }) => {
                     let why = format!(

@@ -217,6 +217,13 @@ impl World {
         world
     }
 
+    /// As after a restart: nothing of what was read is remembered.
+    fn reopened(self) -> Self {
+        let Self { store, group, volume, points } = self;
+        drop(group);
+        Self { group: store.group(), store, volume, points }
+    }
+
     fn publish(&mut self, kind: LayerKind, runs: &[(u64, u64, Fill)]) -> Slot {
         let runs: Runs = runs.to_vec();
         self.volume.publish(&mut self.group, kind, &[runs]).position.slot
@@ -611,6 +618,41 @@ fn a_point_that_a_follower_holds_is_not_given_up() {
         assert!(why.contains("not retained any more") && why.contains("nobody can tell"), "{why}");
         assert!(machine.holds() == before, "nothing was written over");
     }
+}
+
+/// After a boot all of a target is compared with its point: what cannot be read of that says nothing of what is there.
+#[test]
+fn a_point_that_cannot_be_read_leaves_its_follower_alone_and_says_how_it_goes_on() {
+    let (mut world, [.., fourth]) = overlapping();
+    let machines = [Machine::new(GRANULES * GRANULE), Machine::new(GRANULES * GRANULE)];
+    for machine in &machines {
+        world.arrives(machine, fourth);
+        *machine.counts.lock().expect("sound") = (1, true);
+        machine.stranger(9 * GRANULE, world.points[&fourth][9 * GRANULE as usize]);
+    }
+    let mut files = Vec::new();
+    crate::landing::collect(world.store.dir.path(), &mut files).expect("listed");
+    files.retain(|path| path.components().any(|part| part.as_os_str() == "segments"));
+    let sound: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).expect("read")).collect();
+    assert!(!files.is_empty());
+    files.iter().for_each(|path| std::fs::write(path, b"rotten").expect("written"));
+    let fifth = world.point(&[(0, GRANULES, Fill::Byte(3))]);
+    let world = world.reopened();
+    for machine in &machines {
+        let before = machine.holds();
+        let error = world.advance(machine, fifth).expect_err("it may hold anything");
+        assert!(matches!(&error, StoreError::TargetUntold { point, .. } if *point == fourth), "{error}");
+        assert!(error.to_string().contains("follower heal"), "{error}");
+        assert!(machine.holds() == before, "nothing was written over");
+    }
+    // Mended, or given up.
+    let [mended, healed] = machines;
+    files.iter().zip(&sound).for_each(|(path, bytes)| std::fs::write(path, bytes).expect("written"));
+    world.arrives(&mended, fifth);
+    files.iter().for_each(|path| std::fs::write(path, b"rotten").expect("written"));
+    let world = world.reopened();
+    healed.follower().heal().expect("kept");
+    world.arrives(&healed, fifth);
 }
 
 /// Parts that were laid together count as born with the last of them.

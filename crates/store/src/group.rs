@@ -200,6 +200,8 @@ pub struct GroupStore {
     known: KnownDamage,
     /// Whether whoever writes has less room than he asks for.
     is_short: bool,
+    /// The newest record that gave up more than the next one repeats.
+    gave_up_much: Option<Slot>,
     /// Whether something is deleted unasked: not by who does not know what was met damaged.
     sweeps: bool,
 }
@@ -248,6 +250,7 @@ impl GroupStore {
             repeats: Repeats::default(),
             known,
             is_short: false,
+            gave_up_much: None,
             sweeps,
         };
         let mut there = Vec::new();
@@ -275,6 +278,7 @@ impl GroupStore {
         }
         // Before anything is swept.
         group.spoil_what_is_known();
+        group.gave_up_before();
         if whole && group.shared.is_dir {
             group.sort_out(there);
             group.sweep_in_passing();
@@ -985,6 +989,7 @@ impl GroupStore {
                 self.dead.insert(part, Dead::of(volume));
             }
         }
+        self.gave_up(record.slot, applied.given_up.len());
         self.sort_out_merges();
         let durable = self.checkpoints.write(&*self.segments.backend, &self.segments.names, &self.image);
         let replaced = durable.map_or_else(Vec::new, |end| self.image.covered(end));

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use farside_layer::{Footer, PartId, PartVerifier, ReadFooterError, check_stored, read_footer};
+use farside_layer::{Footer, PartId, PartSummary, PartVerifier, ReadFooterError, check_stored, read_footer};
 use farside_ledger::{KeptEnd, PartEntry, VolumeMeta, volume_id};
 use farside_region::{LayerKey, Name, Slot, Term, VolumeId};
 
@@ -101,7 +101,7 @@ pub struct PartLander {
     landing: Arc<Landing>,
     volume: Name,
     name: PartName,
-    verifier: PartVerifier,
+    check: Check,
     partial: Partial,
     file: File,
     allowance: Allowance,
@@ -109,6 +109,13 @@ pub struct PartLander {
     /// Of them, what the kernel was asked to write to the disk already.
     pushed_bytes: u64,
     writing: Writing,
+}
+
+/// How far a part is checked.
+#[derive(Debug)]
+enum Check {
+    UnderWay(Box<PartVerifier>),
+    Whole(PartSummary),
 }
 
 /// Counts a part under way.
@@ -176,7 +183,7 @@ impl Landing {
             landing: Arc::clone(self),
             volume: volume.name.clone(),
             name,
-            verifier: PartVerifier::new(id, &volume.digest_key),
+            check: Check::UnderWay(Box::new(PartVerifier::new(id, &volume.digest_key))),
             partial: Partial(path),
             file,
             allowance,
@@ -635,7 +642,10 @@ impl PartLander {
 
     /// Memory that it holds now, in bytes.
     pub fn held_bytes(&self) -> usize {
-        self.verifier.held_bytes()
+        match &self.check {
+            Check::UnderWay(verifier) => verifier.held_bytes(),
+            Check::Whole(_) => 0,
+        }
     }
 
     /// Takes the next bytes of the part: verified first, then written.
@@ -643,7 +653,8 @@ impl PartLander {
     /// # Errors
     /// [`StoreError::BadPart`] names what does not verify; others are the file system's. The part is lost in any case.
     pub fn write(&mut self, chunk: &[u8]) -> Result<()> {
-        self.verifier.feed(chunk).map_err(|e| self.bad(e.to_string()))?;
+        let Check::UnderWay(verifier) = &mut self.check else { return Err(self.bad("it was whole before".to_owned())) };
+        verifier.feed(chunk).map_err(|e| self.bad(e.to_string()))?;
         self.landing.cover(&mut self.allowance, chunk.len() as u64)?;
         self.file.write_all(chunk).map_err(|e| self.landing.store.io("writing", &self.partial.0, chunk.len() as u64, e))?;
         self.allowance.used(chunk.len() as u64);
@@ -655,15 +666,31 @@ impl PartLander {
         Ok(())
     }
 
+    /// Says that no more bytes come: from here on it holds no memory for what it checks.
+    ///
+    /// # Errors
+    /// [`StoreError::BadPart`] when it is not complete.
+    pub fn complete(self) -> Result<Self> {
+        let Self { check, .. } = self;
+        let Check::UnderWay(verifier) = check else { return Ok(Self { check, ..self }) };
+        match verifier.finish() {
+            Ok(summary) => Ok(Self { check: Check::Whole(summary), ..self }),
+            Err(error) => Err(StoreError::BadPart { layer: self.name.layer, part: self.name.number, why: error.to_string() }),
+        }
+    }
+
     /// Ends the part: when this returns, it is whole, verified and durable under its final name.
     ///
     /// # Errors
     /// [`StoreError::BadPart`] when it is not complete, or its layer was dropped meanwhile; others are the file system's.
     pub fn finish(self) -> Result<PartEntry> {
+        self.complete()?.land()
+    }
+
+    fn land(self) -> Result<PartEntry> {
+        let Check::Whole(summary) = self.check else { unreachable!("it was completed") };
         let bad = |why: String| StoreError::BadPart { layer: self.name.layer, part: self.name.number, why };
-        let bytes = self.verifier.bytes();
-        let footer = self.verifier.finish().map_err(|e| bad(e.to_string()))?;
-        let summary = footer.summary();
+        let bytes = summary.bytes;
         let entry = PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest };
         let landing = &self.landing;
         self.file.sync_data().map_err(|e| landing.store.io("syncing", &self.partial.0, bytes, e))?;
@@ -760,7 +787,7 @@ fn verify_file(path: &Path, volume: &VolumeMeta, name: &PartName) -> Result<Part
             n => verifier.feed(&buffer[..n]).map_err(|e| Unverified::Bad(e.to_string()))?,
         }
     }
-    let summary = verifier.finish().map_err(|e| Unverified::Bad(e.to_string()))?.summary();
+    let summary = verifier.finish().map_err(|e| Unverified::Bad(e.to_string()))?;
     Ok(PartEntry { bytes: summary.bytes, footer_digest: summary.footer_digest })
 }
 

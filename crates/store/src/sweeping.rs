@@ -32,6 +32,19 @@ const SLOW: Duration = Duration::from_secs(5);
 const FAILED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(60) };
 /// A record that gives up so many parts at most is repeated by the one after it: each takes less than 50 bytes of the 128 KiB that are.
 const PARTS_REPEATED_AT_ONCE: usize = 2500;
+
+#[cfg(not(test))]
+fn parts_repeated_at_once() -> usize {
+    PARTS_REPEATED_AT_ONCE
+}
+
+#[cfg(test)]
+fn parts_repeated_at_once() -> usize {
+    LONG_FROM.get()
+}
+
+/// What is deleted in passing ends after so long, with what it is at: the group's thread hears nobody meanwhile.
+const SWEEP_TIME: Duration = Duration::from_millis(500);
 /// In a directory with more room than this nothing goes for the word of one record.
 const ROOM: u64 = 256 << 20;
 
@@ -44,6 +57,8 @@ fn room() -> u64 {
 thread_local! {
     /// Most tests look right after the record.
     pub(super) static WAITS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    /// A long record takes thousands of parts.
+    pub(super) static LONG_FROM: std::cell::Cell<usize> = const { std::cell::Cell::new(PARTS_REPEATED_AT_ONCE) };
 }
 
 #[cfg(test)]
@@ -108,6 +123,9 @@ impl GroupStore {
                     }
                 }
             }
+            if began.elapsed() >= SWEEP_TIME {
+                break;
+            }
         }
         swept.deferred = self.dead.len();
         if swept.deleted > 0 {
@@ -116,12 +134,26 @@ impl GroupStore {
         failed.map_or(Ok(swept), Err)
     }
 
-    /// Whether what was given up last is said by one record alone. † Without it all would be alive and missing, and what lies over it not be
-    /// told from what it held. The next record's object repeats it, if it is not long; else the first one of the next run does.
+    /// Whether something that was given up is said by one record alone. † Without it all would be alive and missing, and what lies over it not
+    /// be told from what it held. The next record's object repeats it, if it is not long; else the first one of the next run does, whatever
+    /// short ones came in between.
     fn is_said_once(&self) -> bool {
         let (Some(head), Some(changed)) = (self.state().head(), self.state().roots_changed()) else { return false };
-        let is_long = self.state().given_up_last() > PARTS_REPEATED_AT_ONCE;
-        if is_long { run_of(head) == run_of(changed) } else { head == changed }
+        head == changed || self.gave_up_much.is_some_and(|long| run_of(head) == run_of(long))
+    }
+
+    /// A record is in the state that gave up so many parts.
+    pub(super) fn gave_up(&mut self, slot: Slot, parts: usize) {
+        if parts > parts_repeated_at_once() {
+            self.gave_up_much = Some(slot);
+        }
+    }
+
+    /// The same of what was there before this process: as if the newest of them had been a long one, if any was.
+    pub(super) fn gave_up_before(&mut self) {
+        if self.state().given_up_most() > parts_repeated_at_once() {
+            self.gave_up_much = self.state().roots_changed();
+        }
     }
 
     /// Whether it goes all the same: a full store takes no other record.

@@ -678,17 +678,29 @@ impl Daemon {
         added
     }
 
-    /// † Whether the volume is to be encrypted is what its files say, not what was read of them at the start: a first sync in clear cannot
-    /// be taken back.
+    /// † Whether the volume is to be encrypted, and whose history it goes on with, is what its files say, not what was read of them: a first
+    /// sync in clear cannot be taken back, and one of a history of its own never becomes what a stand-in is to be.
     fn is_read(&self, volume: &VolumeConfig) -> Result<(), ApiError> {
         let (path, group) = (locked(&self.config).path.clone(), &volume.group);
         let invalid = |error: &ConfigError| ApiError::new(ErrorCode::Conflict, error.to_string(), "mend the configuration first");
-        let there = Config::load(&path).map_err(|error| invalid(&error))?.group(group).encryption;
-        if there == locked(&self.config).group(group).encryption {
-            return Ok(());
-        }
-        let what = format!("`encryption` or `key` of group {group} changed in the configuration since farsided read it");
-        Err(ApiError::new(ErrorCode::Conflict, what, "systemctl restart farsided, then add the volume"))
+        let there = Config::load(&path).map_err(|error| invalid(&error))?.group(group);
+        let (here, is_used) = {
+            let config = locked(&self.config);
+            (config.group(group), config.volumes.values().any(|volume| volume.group == *group))
+        };
+        let (key, todo) = match is_used {
+            _ if there.encryption != here.encryption => {
+                ("`encryption` or `key`", "systemctl restart farsided, then add the volume")
+            }
+            _ if there.stand_in_for == here.stand_in_for => return Ok(()),
+            false => ("`stand_in_for`", "farside reload, then add the volume"),
+            true => (
+                "`stand_in_for`",
+                "put it back, or take the group's other volumes out first: `farside volume remove NAME`, then farside reload",
+            ),
+        };
+        let what = format!("{key} of group {group} changed in the configuration since farsided read it");
+        Err(ApiError::new(ErrorCode::Conflict, what, todo))
     }
 
     /// A volume that is added is served: it is configured.

@@ -91,6 +91,14 @@ impl Group {
 
     /// Puts what the store does not have yet of what these records name, and then them.
     pub(super) fn put_records(&mut self, ticket: Ticket, records: Vec<Dated>) {
+        if let [Dated { body: Body::Prune(prune), .. }] = &records[..]
+            && !self.still_goes(prune)
+        {
+            self.prune.due = true;
+            let text = "what was to be given up is kept since".to_owned();
+            let outcome = AppendOutcome::Unusable { layers: Vec::new(), text };
+            return self.events.push_front((Event::Appended { ticket, outcome }, None));
+        }
         let Place::Here(here) = &mut self.place else { return };
         let kind = |body: &Body| match body {
             Body::Layers(layers) => Some(Some(layers.kind)),

@@ -1,6 +1,8 @@
 //! A paired source that floods, asks and never reads, or is sent away: memory stays within what the limits say, and others
 //! are served.
 
+use bytes::Bytes;
+use farside_layer::{Compression, Encoder, PartId, PartWriter, layer_digest};
 use farside_ledger::LayerKind;
 use farside_region::{Geometry, GranuleIndex, GranuleRun, RegionIndex, RegionRange, RegionSet};
 use farside_transport::{CloseCode, Closed};
@@ -75,6 +77,51 @@ async fn a_closed_source_that_does_not_read_is_gone_soon() {
     assert!(matches!(source.closed().await, Closed::ByPeer { .. }));
     let gone = async || gateway.status().await.sources[0].connected_from.is_none();
     wait_until("it to be gone", gone).await;
+}
+
+/// As after an outage: what was written everywhere since makes parts of many frames, and as many come at once as may.
+#[tokio::test]
+async fn parts_of_many_frames_that_come_at_once_keep_within_their_memory_and_none_is_sent_away() {
+    const PARTS: u32 = 16;
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let geometry = Geometry::new(4 << 30).expect("a geometry");
+    let volume = source.claim_of("data", geometry).await;
+    let (mut parts, mut digests, mut at) = (Vec::new(), Vec::new(), 0);
+    for part in 0..PARTS {
+        let id = PartId { key: volume.key(1), part, geometry };
+        let mut writer = PartWriter::new(id, &volume.meta.digest_key, Encoder::new(Compression::Off));
+        while writer.push_unreadable(GranuleRun { start: GranuleIndex(at), count: 1 }).is_ok() {
+            at += 2;
+        }
+        let (bytes, summary, _) = writer.finish();
+        parts.push(bytes);
+        digests.push(summary.footer_digest);
+    }
+    let mut streams = Vec::new();
+    for (part, bytes) in (0..).zip(&parts) {
+        streams.push(source.begin_part(&volume, 1, part, &bytes[..bytes.len() - 1]).await);
+    }
+    for (mut stream, bytes) in streams.into_iter().zip(&parts) {
+        stream.write(Bytes::copy_from_slice(&bytes[bytes.len() - 1..])).await.expect("it is wanted");
+        stream.finish().expect("it is wanted");
+    }
+    let regions: RegionSet = (0..geometry.region_count()).map(RegionIndex).collect();
+    let member = EndMember {
+        key: volume.key(1),
+        parts: PARTS,
+        digest: layer_digest(&volume.key(1), &digests),
+        regions: regions.clone(),
+        whole_regions: RegionSet::default(),
+        unreadable_regions: regions,
+        volume_bytes: geometry.volume_bytes(),
+    };
+    source.end(vec![member], LayerKind::Fuzzy).await;
+    source.published(&volume, 1).await;
+    let budget = gateway.status().await.receive_budget;
+    assert!(budget.used_bytes_max <= budget.limit_bytes, "{budget:?}");
 }
 
 /// The first layer never comes, and thousands of regions are named for each of those after it.

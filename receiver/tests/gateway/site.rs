@@ -379,7 +379,7 @@ fn next_connection() -> u64 {
 pub(crate) struct Volume {
     pub(crate) id: VolumeId,
     pub(crate) term: Term,
-    meta: VolumeMeta,
+    pub(crate) meta: VolumeMeta,
 }
 
 impl Volume {

@@ -1,7 +1,7 @@
 //! What is encrypted: parts, read with their key and without, and keys that were wrapped, from a store that is not trusted.
 
 use farside_keys::{ContentKeys, GroupKey, SealMode, Sealer, Secret, Wrapping};
-use farside_layer::{Compression, Encoder, FrameDecoder, PartVerifier, PartWriter, RunKind};
+use farside_layer::{Compression, Encoder, Footer, FrameDecoder, PartError, PartVerifier, PartWriter, RunKind};
 use farside_region::{GranuleIndex, GranuleRun};
 
 use super::layer::{id, seal_footer};
@@ -50,10 +50,13 @@ fn parts() -> Vec<Vec<u8>> {
 }
 
 fn part(bytes: &[u8]) -> Outcome {
-    let verify = |keys: &ContentKeys| {
+    let verify = |keys: &ContentKeys| -> Result<Footer, PartError> {
         let mut verifier = PartVerifier::new(id(), keys);
         verifier.feed(bytes)?;
-        verifier.finish()
+        let summary = verifier.finish()?;
+        let footer = Footer::from_tail(bytes, bytes.len() as u64)?;
+        assert_eq!(footer.summary(), summary, "what was verified as a stream reads differently from its end");
+        Ok(footer)
     };
     let keys = keys();
     match (verify(&ContentKeys::Opaque), verify(&keys)) {

@@ -52,7 +52,15 @@ pub struct MergePiece {
     pub stays: bool,
 }
 
+/// What a part has around its frames: its header, the footer's head and header, its trailer.
+const AROUND_BYTES: u64 = 224;
+
 impl MergePiece {
+    /// Nothing of it is needed but runs of zeroes, or of what could not be read.
+    fn is_dataless(&self) -> bool {
+        self.granules == 0 && self.frames > 0
+    }
+
     fn freed(&self) -> u64 {
         self.bytes.saturating_sub(self.needed_bytes)
     }
@@ -114,8 +122,10 @@ pub fn freed_by(pieces: &[MergePiece], run: &Range<usize>) -> u64 {
 /// What of such a run is worth it.
 fn worth(pieces: &[MergePiece], run: Range<usize>, settled: bool) -> Option<Range<usize>> {
     let sum = |run: &Range<usize>, of: &dyn Fn(&MergePiece) -> u64| pieces[run.clone()].iter().map(of).sum::<u64>();
+    // † One alone without data has the same around it as before: it would be written anew as it is, for ever.
+    let around = |run: &Range<usize>| if run.len() == 1 && pieces[run.start].is_dataless() { AROUND_BYTES } else { 0 };
     // More than what is written for it.
-    let net = |run: &Range<usize>| freed_by(pieces, run).checked_sub(sum(run, &|piece| piece.needed_bytes));
+    let net = |run: &Range<usize>| freed_by(pieces, run).checked_sub(sum(run, &|piece| piece.needed_bytes) + around(run));
     let frees = |run: &Range<usize>, percent| {
         let freed = net(run).unwrap_or(0);
         freed > 0 && freed * 100 >= sum(run, &|piece| piece.bytes) * percent

@@ -454,6 +454,37 @@ fn l4_a_pin_keeps_the_parts_of_a_reader_without_a_lease() {
     assert!(!reads(&["a merge of what a pinned point needs"]), "the mistake takes it from under its reader");
 }
 
+/// It would be written anew as it is, again and again.
+#[test]
+fn a_part_without_data_is_not_merged_alone() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 64);
+    volume.claim(&mut group);
+    volume.base(&mut group, 1);
+    for (count, fill) in [(1, Fill::Zero), (5, Fill::Zero), (3, Fill::Unreadable)] {
+        let runs = (0..count).map(|nth| (nth * 4, 1, fill)).collect();
+        let point = volume.publish(&mut group, LayerKind::Point, &[runs]).position.slot;
+        let parts: Vec<Part> =
+            group.image().parts().iter().map(|(_, part)| part.clone()).filter(|part| part.born == point).collect();
+        let look = group.look_at(Interval { volume: volume.id(), point, parts, settled: true }).expect("it is there");
+        let pieces = laid(&look).pieces();
+        for settled in [true, false] {
+            assert_eq!(choose_merges(&pieces, settled), [], "{count} {fill:?}: {pieces:?}");
+        }
+        assert_eq!(choose_merges(&[pieces[0]; 2], true), vec![0..2; 1], "two of them are one that is smaller");
+    }
+}
+
+/// All parts of what is looked at.
+fn laid(look: &MergeLook) -> LaidParts {
+    let mut laid = LaidParts::default();
+    for part in &look.interval.parts {
+        laid.lay(part, &runs_of(&look.footer(part).expect("a footer")), false);
+    }
+    laid
+}
+
 /// Merges the interval before a point, whatever is pinned.
 fn merge_all(group: &mut GroupStore, volume: VolumeId, point: Slot) {
     let parts: Vec<Part> = group.image().parts().iter().map(|(_, part)| part.clone()).collect();
@@ -462,10 +493,7 @@ fn merge_all(group: &mut GroupStore, volume: VolumeId, point: Slot) {
     let of = |part: &Part| part.born <= point && after.is_none_or(|after| part.born > after) && part.name.layer != newest;
     let interval = Interval { volume, point, parts: parts.into_iter().filter(of).collect(), settled: true };
     let look = group.look_at(interval).expect("it is there");
-    let mut laid = LaidParts::default();
-    for part in &look.interval.parts {
-        laid.lay(part, &runs_of(&look.footer(part).expect("a footer")), false);
-    }
+    let laid = laid(&look);
     let whole = 0..look.interval.parts.len();
     let found = MergeFound { needed: laid.needed(&whole), freed_bytes: 0, parts: look.interval.parts.clone() };
     let tried = look.write(&found, &|_| true).expect("an id");

@@ -60,6 +60,8 @@ const PARTS_GROWN: usize = 8;
 const QUEUE_MAX: usize = 256;
 /// Or more bytes by this share.
 const BYTES_GROWN: u64 = 16;
+/// A frame without data: its head, and its line in the footer.
+const FRAME_BYTES: u64 = 64;
 
 /// Merges whose parts are being written: nobody decrees them away, as far as this process goes.
 #[derive(Clone, Debug, Default)]
@@ -623,7 +625,7 @@ impl LaidParts {
         }
         for (piece, data) in pieces.iter_mut().zip(&self.data) {
             let share = (u128::from(piece.bytes) * u128::from(piece.granules)).checked_div(u128::from(*data)).unwrap_or(0) as u64;
-            piece.needed_bytes = if *data > 0 { share } else { 32 * piece.frames }.min(piece.bytes);
+            piece.needed_bytes = if *data > 0 { share } else { FRAME_BYTES * piece.frames }.min(piece.bytes);
         }
         pieces
     }
