@@ -80,6 +80,9 @@ pub enum RunError {
     /// Signals.
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
+    /// The UDP socket, later. Who starts it again has a new one.
+    #[error("nothing comes over UDP any more, since its socket failed (the log says how): start it again")]
+    SocketFailed,
 }
 
 /// What all parts of the process share.
@@ -246,11 +249,10 @@ impl Receiver {
 
     /// Forgets a source's certificate durably and closes its connections; says whether it was paired. Its points stay.
     pub(crate) fn unpair(&self, name: &Name) -> Result<bool, BookError> {
-        let Some(paired) = self.book.sources().into_iter().find(|source| source.name == *name) else { return Ok(false) };
-        let removed = self.book.remove(name)?;
-        self.listener.disconnect(&paired.fingerprint, CloseCode::NotPaired, "this source was unpaired on the receiver");
-        tracing::info!(source = %name, fingerprint = %paired.fingerprint, "unpaired a source");
-        Ok(removed)
+        let Some(fingerprint) = self.book.remove(name)? else { return Ok(false) };
+        self.listener.disconnect(&fingerprint, CloseCode::NotPaired, "this source was unpaired on the receiver");
+        tracing::info!(source = %name, %fingerprint, "unpaired a source");
+        Ok(true)
     }
 
     /// What its source said last is to be kept of a group; `None` if that is not known here.
@@ -322,7 +324,7 @@ impl Receiver {
 /// Runs the receiver that the configuration at `path` describes, until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// [`RunError`]: it did not start.
+/// [`RunError`]: it did not start, or cannot go on.
 pub fn run(path: &Path) -> Result<(), RunError> {
     // What is encrypted may be read here, and its keys are.
     refuse_core_dumps().unwrap_or_else(|error| tracing::warn!("{error}"));
@@ -435,11 +437,11 @@ async fn serve((config, said): (Config, Vec<FloorSaid>), path: &Path, runtime: t
             }
         })
     };
-    tokio::select! {
-        () = welcome(&receiver, &listener) => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let ended = tokio::select! {
+        () = welcome(&receiver, &listener) => Err(RunError::SocketFailed),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
     reloads.abort();
     tracing::info!("stopping");
     systemd::stopping();
@@ -467,7 +469,7 @@ async fn serve((config, said): (Config, Vec<FloorSaid>), path: &Path, runtime: t
     .await;
     listener.shut_down().await;
     let _ = std::fs::remove_file(&receiver.config().api_socket);
-    Ok(())
+    ended
 }
 
 /// Groups that the store holds are opened at once: they are shown, and cleaned up, whether their source comes or not.
@@ -519,7 +521,7 @@ async fn keep_store(receiver: Arc<Receiver>, mut groups_known: bool) {
     }
 }
 
-/// Takes what comes to the door.
+/// Takes what comes to the door, until nothing can come any more.
 async fn welcome(receiver: &Arc<Receiver>, listener: &Listener) {
     while let Some(event) = listener.next().await {
         match event {

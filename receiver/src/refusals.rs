@@ -39,7 +39,10 @@ impl Refusals {
         let same = list.iter().position(|r| r.name == name && r.from == from && r.reason == reason);
         let times = same.and_then(|at| list.remove(at)).map_or(0, |known| known.times);
         if list.len() >= SHOWN_MAX {
-            list.pop_front();
+            // Who invents names drives out his own.
+            let lines = |of: IpAddr| list.iter().filter(|r| r.from == of).count() + usize::from(of == from);
+            let oldest_of_most = (0..list.len()).rev().max_by_key(|at| lines(list[*at].from));
+            oldest_of_most.map(|at| list.remove(at));
         }
         list.push_back(Refusal { name, from, reason, times: times + 1, last: now });
     }
@@ -95,5 +98,20 @@ mod tests {
             refusals.note(None, at("192.0.2.1:5"), format!("{n}"), now);
         }
         assert_eq!(refusals.lines(now).len(), SHOWN_MAX);
+    }
+
+    #[test]
+    fn a_stranger_who_invents_names_hides_nobody_else() {
+        let (refusals, now) = (Refusals::default(), Instant::now());
+        let note = |name: &str, at: &str| {
+            let from = at.parse().expect("an address");
+            refusals.note(Some(name.parse().expect("a name")), from, "no".into(), now);
+        };
+        note("db1", "192.0.2.1:1");
+        note("db2", "192.0.2.2:1");
+        (0..100).for_each(|n| note(&format!("x{n}"), "198.51.100.1:1"));
+        let names: Vec<_> = refusals.lines(now).into_iter().filter_map(|(name, _)| name).collect();
+        assert_eq!(names[..2].iter().map(Name::as_str).collect::<Vec<_>>(), ["db1", "db2"]);
+        assert_eq!(names.last().map(Name::as_str), Some("x99"), "the newest of all");
     }
 }

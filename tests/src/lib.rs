@@ -35,7 +35,7 @@ const UNREACHABLE: i32 = 3;
 const PORTS: std::ops::Range<u16> = 12_000..20_000;
 
 /// How long a condition may take before a test gives up. Long, since the machine may be slow; passing tests never see it.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The folder in which cargo put the binaries.
 ///

@@ -5,11 +5,12 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use farside_s3_servers::{Bucket, Fault, Faults, Kind, RadosGw};
 use farside_tests::verify::write_noise;
-use farside_tests::{Process, Site, VolumeSpec, run, tool, wait_for};
+use farside_tests::{PATIENCE, Process, Site, VolumeSpec, run, tool, wait_for};
 use serde_json::Value;
 
 const BYTES: u64 = 64 << 20;
@@ -54,6 +55,18 @@ fn write(site: &Site, seed: u64, requests: u64) {
     write_noise(&site.tap("data"), BYTES, seed, requests);
 }
 
+/// Looks all the time for what holds for moments.
+fn is_seen(holds: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    true
+}
+
 fn id(point: &Value) -> &str {
     point["id"].as_str().expect("an id")
 }
@@ -89,7 +102,7 @@ fn whatever_kills_it_the_target_holds_a_point_again() {
     // Killed on the way: as it is filled, and later.
     let on_the_way = || stage(&to).is_some_and(|stage| stage.get("applying").is_some());
     let is_there = || stage(&to).is_some_and(|stage| stage.get("at").is_some());
-    let mut seed = 2;
+    let seed = AtomicU64::new(2);
     for later in [false, true] {
         let mut cut_short = 0;
         while cut_short < 3 {
@@ -97,21 +110,29 @@ fn whatever_kills_it_the_target_holds_a_point_again() {
             if later {
                 wait_for("it to be there", || is_there().then_some(()));
             }
-            wait_for("it to be on the way", || {
-                if later && is_there() {
-                    write(&site, seed, 300);
-                    seed += 1;
+            // It is on the way for moments only: they are looked for while there is always something to bring.
+            let is_over = AtomicBool::new(false);
+            let was_seen = std::thread::scope(|scope| {
+                if later {
+                    scope.spawn(|| {
+                        while !is_over.load(Ordering::Relaxed) {
+                            write(&site, seed.fetch_add(1, Ordering::Relaxed), 300);
+                        }
+                    });
                 }
-                (on_the_way() || (!later && is_there())).then_some(())
+                let was_seen = is_seen(|| on_the_way() || (!later && is_there()));
+                process.kill();
+                is_over.store(true, Ordering::Relaxed);
+                was_seen
             });
-            process.kill();
+            assert!(was_seen, "it was never on the way");
             cut_short += u32::from(on_the_way());
             if !later && is_there() {
                 break; // a fast disk
             }
         }
     }
-    write(&site, seed, 100);
+    write(&site, seed.into_inner(), 100);
     site.wait_quiet();
     let newest = site.points("data").pop().expect("a point");
     let done = once(&site, &to, &[]);

@@ -442,6 +442,7 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     story("L6 what was given up is taken back all the same", CORE, "fencing::l6_what_was_given_up_is_not_taken_back"),
     seeds("L6 a claim whose verdict was lost is another's promotion", 600, Some(failovers)),
+    story("L6 a generation is kept before its term", CORE, "fencing::l6_a_generation_is_kept_with_its_term"),
     seeds("L6 who claimed is forgotten with its line", 2000, Some(failovers)),
     seeds("L6 a stand-in fences the promotion", 100, Some(failovers)),
     seeds("L6 who takes a history back fences nobody", 100, Some(failovers)),

@@ -85,10 +85,15 @@ pub enum DialError {
         reason: String,
     },
     /// Nobody answers.
-    #[error("the receiver at {address} does not answer: check that it runs and that UDP, or at least TCP, reaches it")]
+    #[error(
+        "the receiver at {address} does not answer{}: check that it runs and that UDP, or at least TCP, reaches it",
+        over_tcp.as_ref().map(|said| format!(" (over TCP: {said})")).unwrap_or_default()
+    )]
     Unreachable {
         /// Where it was tried.
         address: String,
+        /// What was met over TCP, if it was tried and something was said.
+        over_tcp: Option<String>,
     },
     /// Somebody else answers there.
     #[error(

@@ -3,6 +3,8 @@
 //! Invariants: a change is durable before anyone is told of it; a name belongs to one certificate and a certificate to one
 //! name; a token pairs one certificate, once. The file is 0600 and holds no secret of a token, only a key derived from it.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +20,8 @@ const BOOK_BYTES_MAX: u64 = 16 << 20;
 const FORMAT: u32 = 1;
 const TOKENS_MAX: usize = 1_000;
 const SOURCES_MAX: usize = 10_000;
+/// Addresses that are remembered of one source.
+const SITES_MAX: usize = 4;
 /// How long a token that is used or expired is remembered, so that its bearer is told which.
 const MEMORY_S: u64 = 7 * 24 * 3600;
 
@@ -45,6 +49,9 @@ pub struct PairedSource {
     pub fingerprint: Fingerprint,
     /// When it was paired, in Unix seconds on the receiver's clock.
     pub paired_unix_s: u64,
+    /// Where it came from since, as the door counts addresses: the newest last, at most [`SITES_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    sites: Vec<IpAddr>,
 }
 
 /// A token that could still be used, without its secret.
@@ -262,6 +269,38 @@ impl PairingBook {
         self.lock().sources.iter().find(|s| s.fingerprint == *fingerprint).map(|s| s.name.clone())
     }
 
+    /// Whether it is on record that a source came from there.
+    pub(crate) fn has_come_from(&self, fingerprint: &Fingerprint, site: IpAddr) -> bool {
+        self.lock().sources.iter().find(|s| s.fingerprint == *fingerprint).is_some_and(|s| s.sites.contains(&site))
+    }
+
+    /// Records that a paired source came from there: † who guards the door has to know it in its next life, too, when all come at once.
+    ///
+    /// # Errors
+    /// When the book cannot be written.
+    pub(crate) fn came_from(&self, fingerprint: &Fingerprint, site: IpAddr) -> Result<(), BookError> {
+        self.change(|book| {
+            let source = book.sources.iter_mut().find(|s| s.fingerprint == *fingerprint);
+            if let Some(source) = source.filter(|source| !source.sites.contains(&site)) {
+                source.sites.push(site);
+                let many = source.sites.len().saturating_sub(SITES_MAX);
+                source.sites.drain(..many);
+            }
+            Ok(())
+        })
+    }
+
+    /// Where paired sources came from: of each its newest after all older ones.
+    pub(crate) fn sites(&self) -> Vec<IpAddr> {
+        let book = self.lock();
+        let aged = |age: usize| book.sources.iter().filter_map(move |s| s.sites.iter().rev().nth(age).copied());
+        let mut known = HashSet::new();
+        let newest_first = (0..SITES_MAX).flat_map(aged).filter(|site| known.insert(*site));
+        let mut sites: Vec<_> = newest_first.collect();
+        sites.reverse();
+        sites
+    }
+
     /// All paired sources, in the order of pairing.
     pub fn sources(&self) -> Vec<PairedSource> {
         self.lock().sources.clone()
@@ -279,15 +318,14 @@ impl PairingBook {
         self.lock().tokens.iter().filter(usable).map(show).collect()
     }
 
-    /// Forgets a source durably; says whether it was there. Its open connections are not touched.
+    /// Forgets a source durably; gives back its certificate, if it was there. Its open connections are not touched.
     ///
     /// # Errors
     /// When the book cannot be written.
-    pub fn remove(&self, name: &Name) -> Result<bool, BookError> {
+    pub fn remove(&self, name: &Name) -> Result<Option<Fingerprint>, BookError> {
         self.change(|book| {
-            let before = book.sources.len();
-            book.sources.retain(|s| s.name != *name);
-            Ok(book.sources.len() != before)
+            let at = book.sources.iter().position(|s| s.name == *name);
+            Ok(at.map(|at| book.sources.remove(at).fingerprint))
         })
     }
 
@@ -347,7 +385,7 @@ impl Book {
         // Also what this machine was under another name.
         let replaced = self.sources.iter().filter(|s| gone(s) && !same(s)).map(|s| s.fingerprint).collect();
         self.sources.retain(|s| !gone(s));
-        self.sources.push(PairedSource { name: name.clone(), fingerprint, paired_unix_s: now_unix_s });
+        self.sources.push(PairedSource { name: name.clone(), fingerprint, paired_unix_s: now_unix_s, sites: Vec::new() });
         Ok(replaced)
     }
 }

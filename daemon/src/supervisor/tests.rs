@@ -893,7 +893,7 @@ fn why_a_pairing_failed_is_said_once_with_its_own_way_out() {
     let unknown = DialError::Unresolved { address: "nosuch.invalid:7400".into(), reason: "unknown".into() };
     let error = why_not_paired(&unknown);
     assert!(error.message.contains("nosuch.invalid") && error.what_to_do.contains("DNS"), "{error:?}");
-    let silent = why_not_paired(&DialError::Unreachable { address: "192.0.2.1:7400".into() });
+    let silent = why_not_paired(&DialError::Unreachable { address: "192.0.2.1:7400".into(), over_tcp: None });
     assert!(silent.what_to_do.contains("good"), "{silent:?}");
 }
 

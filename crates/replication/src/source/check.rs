@@ -194,11 +194,12 @@ impl Source {
                 && volume.held.or(volume.header.confirmed) == Some(current.term)
                 && slot_of(volume.published) > current.term.0
         };
-        if let Some(current) = &slice.current
-            && (is_of_lost_verdict(current) || is_of_header(current))
-        {
-            volume.meta.generation = current.meta.generation;
-            out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
+        if let Some(current) = &slice.current {
+            let has_term = is_of_header(current);
+            if has_term || is_of_lost_verdict(current) {
+                volume.adopt_generation(current.meta.generation);
+                volume.save_generation(has_term, out);
+            }
         }
         let newest = newest_of(&slice);
         let has_more = volume.takes_back_at.is_some_and(|at| newest != Some(at))
@@ -404,8 +405,8 @@ impl Source {
         let volume = self.volumes.get_mut(&id).expect("just seen");
         let term = Term(position.slot.0);
         if let Some(generation) = volume.claims_as.take() {
-            volume.meta.generation = generation;
-            out.push(Action::AdoptMeta { meta: Box::new(volume.meta.clone()) });
+            volume.adopt_generation(generation);
+            volume.save_generation(mutation::on("L6 a generation is kept before its term"), out);
         }
         volume.held = Some(term);
         (volume.reclaim, volume.claim_refused) = (None, None);

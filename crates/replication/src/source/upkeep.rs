@@ -69,6 +69,7 @@ impl Source {
         volume.uncovered = volume.uncovered.split_off(&(slot_of(position) + 1));
         self.confirmed(id);
         let volume = self.volumes.get_mut(&id).expect("just seen");
+        volume.save_generation(confirmed.is_some() && confirmed == volume.held && volume.reclaim.is_none(), out);
         if volume.cooling.as_ref().is_some_and(|c| volume.header.covers(c.position)) {
             let regions = volume.cooling.take().expect("just seen").regions;
             cool(volume, &regions, out);

@@ -13,7 +13,7 @@ use farside_region::{
 };
 use farside_wire::{Features, RequestId};
 
-use super::api::{Nanos, PartRead, Sample, SentPart, Start, VolumeSetup};
+use super::api::{Action, Nanos, PartRead, Sample, SentPart, Start, VolumeSetup};
 use super::status::{NotConverging, PointStatus, RefusedWhy};
 use super::verify::{Verify, VerifyReport};
 
@@ -43,6 +43,8 @@ pub(super) struct Volume {
     /// The generation of the next claim, if it is another one; the volume's own as soon as that is accepted, and not before: what it has tells
     /// whether somebody was promoted in its place.
     pub(super) claims_as: Option<Generation>,
+    /// The volume's generation is not kept on this host yet.
+    generation_unsaved: bool,
     /// What the receiver said to its claim on this connection, which is made again.
     pub(super) claim_refused: Option<String>,
     /// Claims in turn with other instances since a layer of ours was published.
@@ -391,6 +393,20 @@ impl Volume {
         self.held.or(self.header.confirmed).is_none()
     }
 
+    /// The generation that a claim of this host brought, in memory.
+    pub(super) fn adopt_generation(&mut self, generation: Generation) {
+        self.meta.generation = generation;
+        self.generation_unsaved = true;
+    }
+
+    /// † Not before the header has the term that the volume was claimed under with it: a host that died between the two would know of no
+    /// promotion, find what its stand-in published under another term than its own, and be Forked. A term that outlives its generation tells it again.
+    pub(super) fn save_generation(&mut self, has_term: bool, out: &mut Vec<Action>) {
+        if has_term && std::mem::take(&mut self.generation_unsaved) {
+            out.push(Action::AdoptMeta { meta: Box::new(self.meta.clone()) });
+        }
+    }
+
     /// Whether a claim above another promotion, or of what was accepted, was said, and its verdict is not here.
     pub(super) fn may_have_claimed(&self) -> bool {
         let is_by_word = self.reclaim == Some(Reclaim::Accepted);
@@ -420,6 +436,7 @@ impl Volume {
             outranks: None,
             takes_back_at: None,
             claims_as: None,
+            generation_unsaved: false,
             turns: 0,
             counted_turn: None,
             last_seq: Seq(0),

@@ -35,6 +35,13 @@ fn claim(host: &mut Host) -> Option<(RequestId, Generation)> {
     said
 }
 
+fn kept_generation(host: &mut Host) -> Option<Generation> {
+    host.did(|a| match a {
+        Action::AdoptMeta { meta } => Some(meta.generation),
+        _ => None,
+    })
+}
+
 /// It stays so on every connection; and only a person ends it, with every bit set, and above the other one, who is fenced then.
 #[test]
 fn l6_who_was_fenced_comes_back_on_a_persons_word_and_fences_the_other() {
@@ -53,11 +60,36 @@ fn l6_who_was_fenced_comes_back_on_a_persons_word_and_fences_the_other() {
         assert_eq!(generation, Generation(3), "the other one goes on");
         let outcome = ClaimOutcome::Accepted { position: at(11) };
         host.hear(ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume: volume(1), outcome }));
-        let kept = host.did(|a| match a {
-            Action::AdoptMeta { meta } => Some(meta.generation),
-            _ => None,
-        });
+        host.event(Event::HeaderDurable { volume: volume(1), confirmed: Some(Term(11)), position: Some(at(11)) });
+        let kept = kept_generation(&mut host);
         assert_eq!(kept, Some(Generation(3)), "also after a restart");
+    });
+}
+
+/// A host that dies as it takes its history back is Fenced once more, or has it: never Forked by what its stand-in published.
+#[test]
+fn l6_a_generation_is_kept_with_its_term() {
+    tell(&[("L6 a generation is kept before its term", "a crash now would make a fork")], || {
+        for is_heard in [true, false] {
+            let mut host = fenced();
+            host.event(Event::Accept { volume: volume(1) });
+            host.event(Event::AllHot { volume: volume(1) });
+            host.answer_ledger(1, Vec::new(), promoted(2), Some(10));
+            let (mut id, generation) = claim(&mut host).expect("claimed");
+            if !is_heard {
+                host.reconnect();
+                let own = promoted(3).map(|own| CurrentVolume { claimant: Some(farside_wire::InstanceId([1; 16])), ..own });
+                host.answer_ledger(1, Vec::new(), own, Some(11));
+                id = claim(&mut host).expect("claimed again").0;
+            }
+            let outcome = ClaimOutcome::Accepted { position: at(12) };
+            host.hear(ReceiverMessage::ClaimVerdict(ClaimVerdict { id, volume: volume(1), outcome }));
+            assert_eq!(kept_generation(&mut host), None, "a crash now would make a fork");
+            host.event(Event::HeaderDurable { volume: volume(1), confirmed: Some(Term(8)), position: Some(at(9)) });
+            assert_eq!(kept_generation(&mut host), None, "of another term");
+            host.event(Event::HeaderDurable { volume: volume(1), confirmed: Some(Term(12)), position: Some(at(12)) });
+            assert_eq!(kept_generation(&mut host), Some(generation));
+        }
     });
 }
 
@@ -72,11 +104,7 @@ fn l6_who_forgot_its_own_generation_is_not_fenced_by_itself() {
             true => host.answer_ledger(1, Vec::new(), promoted(3), Some(10)),
             false => host.answer_rewound(1, promoted(3), 10),
         }
-        let adopted = host.did(|a| match a {
-            Action::AdoptMeta { meta } => Some(meta.generation),
-            _ => None,
-        });
-        (refused(&host, 1), adopted)
+        (refused(&host, 1), kept_generation(&mut host))
     };
     assert_eq!(attached(9, 10, true), (None, Some(Generation(3))));
     // Of another claim it is somebody else's, and what this ledger never went through says nothing.

@@ -65,8 +65,31 @@ fn a_token_pairs_one_machine_once_and_the_book_remembers() {
     // The answer was lost and the machine repeats itself, even after the token's time.
     f.redeem(&token, "db1", machine(1), NOW + 2 * HOUR).expect("paired already");
     assert_eq!(written(), before, "what changes nothing is not written");
-    assert!(f.book.remove(&name("db1")).expect("written"));
+    assert_eq!(f.book.remove(&name("db1")).expect("written"), Some(machine(1)));
+    assert_eq!(f.book.remove(&name("db1")).expect("nothing to write"), None);
     assert!(matches!(f.redeem(&token, "db1", machine(1), NOW + 1), Err(PairingRefusal::Used)), "removed means removed");
+}
+
+#[test]
+fn where_a_source_came_from_is_on_record_as_long_as_it_is_paired() {
+    let f = Fixture::new();
+    let at = |n: u8| std::net::IpAddr::from([192, 0, 2, n]);
+    for n in 1..=2 {
+        let token = f.token(None, false);
+        f.redeem(&token, &format!("db{n}"), machine(n), NOW).expect("paired");
+    }
+    let written = || std::fs::metadata(f.directory.path().join("pairings.json")).expect("the book").ino();
+    (1..=5).for_each(|n| f.book.came_from(&machine(1), at(n)).expect("written"));
+    f.book.came_from(&machine(2), at(9)).expect("written");
+    let before = written();
+    f.book.came_from(&machine(1), at(3)).expect("on record");
+    f.book.came_from(&machine(7), at(7)).expect("a stranger is not recorded");
+    assert_eq!(written(), before, "what changes nothing is not written");
+    let f = f.reopened();
+    assert_eq!(f.book.sites(), [2, 3, 4, 9, 5].map(at), "the newest of each last");
+    assert!(f.book.has_come_from(&machine(1), at(5)) && !f.book.has_come_from(&machine(1), at(1)));
+    f.book.remove(&name("db1")).expect("written");
+    assert_eq!(f.book.sites(), [at(9)]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -124,14 +124,20 @@ impl QuicDialer {
         self.route.leads_to(pin.fingerprint);
         let id = if self.limits.lanes > 1 { Some(lane_id()?) } else { None };
         let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None, lane: id.map(Lane::Leads) };
-        let caller = Caller { identity: &self.identity, expected: pin.fingerprint, limits: &self.limits, opening };
+        let caller = Caller {
+            identity: &self.identity,
+            expected: pin.fingerprint,
+            limits: &self.limits,
+            opening,
+            over_tcp: Mutex::default(),
+        };
         let reached = async {
             match by {
                 By::Any => caller.reach(&pin.addresses, &self.route).await,
                 By::Udp => caller.reach(&pin.addresses, &self.route.over_udp()).await,
                 By::One(address, carrier) => {
-                    let unanswered = DialError::Unreachable { address: address.to_string() };
-                    timeout(self.limits.handshake_timeout, caller.reach_by(address, carrier)).await.unwrap_or(Err(unanswered))
+                    let reached = timeout(self.limits.handshake_timeout, caller.reach_by(address, carrier)).await;
+                    reached.unwrap_or_else(|_| Err(caller.unanswered(address)))
                 }
             }
         };
@@ -160,7 +166,8 @@ impl QuicDialer {
     /// The others that carry its parts, each from a port of its own. It goes on without those that do not come to be.
     async fn add_lanes(self, led: Weak<QuicConnection>, address: SocketAddr, receiver: Fingerprint, id: [u8; 16]) {
         let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None, lane: Some(Lane::Joins(id)) };
-        let caller = Caller { identity: &self.identity, expected: receiver, limits: &self.limits, opening };
+        let caller =
+            Caller { identity: &self.identity, expected: receiver, limits: &self.limits, opening, over_tcp: Mutex::default() };
         let (first, cap) = LANE_AGAIN;
         let (mut pauses, mut said) = (Backoff::new(first, cap), false);
         let wanted = self.limits.lanes.min(LANES_MAX);
@@ -177,7 +184,7 @@ impl QuicDialer {
                 reached = timeout(self.limits.handshake_timeout, caller.reach_by(address, Carrier::Udp)) => reached,
                 _ = leading.closed() => return,
             };
-            let why = match reached.unwrap_or_else(|_| Err(DialError::Unreachable { address: address.to_string() })) {
+            let why = match reached.unwrap_or_else(|_| Err(caller.unanswered(address))) {
                 Ok((made, _)) => {
                     let Some(led) = led.upgrade() else { return };
                     if !led.join(&made.core, Some(made.endpoint)) {
@@ -316,7 +323,7 @@ pub async fn pair(
         Opening { source: source.clone(), pairing, lane: None }
     };
     route.leads_to(token.receiver);
-    let caller = Caller { identity, expected: token.receiver, limits, opening };
+    let caller = Caller { identity, expected: token.receiver, limits, opening, over_tcp: Mutex::default() };
     let (mut made, answer) = caller.reach(&token.addresses, route).await?;
     // blake3's comparison takes the same time whatever differs.
     let proven = answer.proof.is_some_and(|proof| prove(Prover::Receiver, &made.session) == proof);
@@ -346,6 +353,8 @@ struct Caller<'a, F> {
     expected: Fingerprint,
     limits: &'a Limits,
     opening: F,
+    /// What was met over TCP last, and where.
+    over_tcp: Mutex<Option<(SocketAddr, String)>>,
 }
 
 type Reached = Result<(Made, Answer), DialError>;
@@ -376,11 +385,18 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
                         return Ok(made);
                     }
                     Ok(Err(error)) => worst = Some(telling(worst, error)),
-                    Err(_) => worst = Some(telling(worst, DialError::Unreachable { address: socket_address.to_string() })),
+                    Err(_) => worst = Some(telling(worst, self.unanswered(socket_address))),
                 }
             }
         }
-        Err(worst.unwrap_or_else(|| DialError::Unreachable { address: addresses.join(", ") }))
+        Err(worst.unwrap_or_else(|| DialError::Unreachable { address: addresses.join(", "), over_tcp: None }))
+    }
+
+    /// Nobody answered there in time.
+    fn unanswered(&self, address: SocketAddr) -> DialError {
+        let met = self.over_tcp.lock().unwrap_or_else(PoisonError::into_inner);
+        let over_tcp = met.as_ref().filter(|(at, _)| *at == address).map(|(_, said)| said.clone());
+        DialError::Unreachable { address: address.to_string(), over_tcp }
     }
 
     async fn reach_one(&self, address: SocketAddr, route: &Route) -> Reached {
@@ -499,6 +515,7 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
                 Err(error) => error,
             };
             tracing::debug!(%address, %error, "no tunnel");
+            *self.over_tcp.lock().unwrap_or_else(PoisonError::into_inner) = Some((address, error.to_string()));
             sleep(AGAIN).await;
         }
     }
@@ -509,7 +526,7 @@ impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
             greeted = greeted => greeted?,
             why = tunnel::lasting(&tunnel) => {
                 tracing::debug!(%address, %why, "a tunnel ended during the handshake");
-                return Err(DialError::Unreachable { address: address.to_string() });
+                return Err(DialError::Unreachable { address: address.to_string(), over_tcp: Some(why.to_string()) });
             }
         };
         let (core, connection) = (Arc::downgrade(&made.core), made.core.quinn().clone());
@@ -592,7 +609,7 @@ fn explain(address: SocketAddr, error: &QuinnError) -> DialError {
         QuinnError::ConnectionClosed(close) => incompatible(close.to_string()),
         other => match translate(other) {
             Closed::ByPeer { code, reason } => DialError::Refused { code, reason },
-            _ => DialError::Unreachable { address: address.to_string() },
+            _ => DialError::Unreachable { address: address.to_string(), over_tcp: None },
         },
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Owns the passes of connections under construction. Invariants: no address holds more than its share; what a stranger can
 //! hold after TLS is little and for a short time; a quarter of all passes is only for addresses from which a paired source
-//! came before. So neither one host with any certificate nor many keep paired sources out.
+//! came before, in this life of the receiver or an earlier one, and of that quarter none takes more than a stranger's share. So neither
+//! one host with any certificate, nor many, nor a paired one with several addresses keep paired sources out.
 //!
 //! It deliberately knows nothing of bandwidth: a flood that fills the link fills it.
 
@@ -66,13 +67,16 @@ pub(super) enum Knock {
 }
 
 impl Gate {
-    pub(super) fn new(limits: &Limits) -> Arc<Self> {
+    /// `known`: where paired sources came from before, those that matter most last.
+    pub(super) fn new(limits: &Limits, known: Vec<IpAddr>) -> Arc<Self> {
+        let many = known.len().saturating_sub(KNOWN_MAX);
+        let known = known.into_iter().skip(many).collect();
         Arc::new(Self {
             handshakes: limits.handshakes,
             handshakes_per_address: limits.handshakes_per_address,
             strangers: limits.strangers,
             strangers_per_address: limits.strangers_per_address,
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner { known, ..Inner::default() }),
         })
     }
 
@@ -81,7 +85,7 @@ impl Gate {
     pub(super) fn tunnel(self: &Arc<Self>, address: IpAddr) -> Option<Pass> {
         let address = site(address);
         let mut inner = self.lock();
-        let (all_max, mine_max) = self.most(&inner, address);
+        let (all_max, mine_max) = self.most(&inner, &inner.tunnels, address);
         if inner.tunnels.all >= all_max || inner.tunnels.of(address) >= mine_max {
             return None;
         }
@@ -90,10 +94,12 @@ impl Gate {
     }
 
     /// Passes of all, and of one address. A paired source connects once for each of its groups, all at the same moment after a restart.
-    fn most(&self, inner: &Inner, address: IpAddr) -> (usize, usize) {
+    fn most(&self, inner: &Inner, count: &Count, address: IpAddr) -> (usize, usize) {
+        let for_all = self.handshakes - self.handshakes / 4;
         match inner.known.contains(&address) {
-            true => (self.handshakes, (self.handshakes / 2).max(self.handshakes_per_address)),
-            false => (self.handshakes - self.handshakes / 4, self.handshakes_per_address),
+            true if count.all < for_all => (self.handshakes, (self.handshakes / 2).max(self.handshakes_per_address)),
+            true => (self.handshakes, self.handshakes_per_address),
+            false => (for_all, self.handshakes_per_address),
         }
     }
 
@@ -101,7 +107,7 @@ impl Gate {
     pub(super) fn knock(self: &Arc<Self>, address: IpAddr, proved: bool) -> Knock {
         let address = site(address);
         let mut inner = self.lock();
-        let (all_max, mine_max) = self.most(&inner, address);
+        let (all_max, mine_max) = self.most(&inner, &inner.handshakes, address);
         let (all, mine) = (inner.handshakes.all, inner.handshakes.of(address));
         if all >= all_max || mine >= mine_max {
             return Knock::Wait;
@@ -133,6 +139,11 @@ impl Gate {
         if inner.known.len() > KNOWN_MAX {
             inner.known.pop_front();
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn known(&self) -> Vec<IpAddr> {
+        self.lock().known.iter().copied().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -172,7 +183,7 @@ impl Drop for Pass {
 }
 
 /// What one owner has as a rule: an IPv4 address, or an IPv6 network of 64 bits.
-fn site(address: IpAddr) -> IpAddr {
+pub(crate) fn site(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
         v4 => v4,
@@ -184,13 +195,13 @@ mod tests {
     use super::*;
 
     fn gate() -> Arc<Gate> {
-        Gate::new(&Limits {
-            handshakes: 16,
-            handshakes_per_address: 4,
-            strangers: 3,
-            strangers_per_address: 2,
-            ..Limits::default()
-        })
+        gate_that_knows(Vec::new())
+    }
+
+    fn gate_that_knows(known: Vec<IpAddr>) -> Arc<Gate> {
+        let limits =
+            Limits { handshakes: 16, handshakes_per_address: 4, strangers: 3, strangers_per_address: 2, ..Limits::default() };
+        Gate::new(&limits, known)
     }
 
     fn at(n: u8) -> IpAddr {
@@ -220,6 +231,24 @@ mod tests {
         assert_eq!(known.len() + more.len(), 8, "half of all");
         drop((known, more));
         assert!(gate.lock().handshakes.by_address.is_empty(), "nothing is kept of who left");
+    }
+
+    #[test]
+    fn a_paired_source_of_many_addresses_leaves_room_for_another_one() {
+        let gate = gate_that_knows(vec![at(1), at(2), at(9)]);
+        let take = |n| (0..50).map_while(|_| enter(&gate, at(n))).collect::<Vec<_>>();
+        let (one, two) = (take(1), take(2));
+        assert_eq!(one.len() + two.len(), 12, "what is for all");
+        let other = take(9);
+        assert_eq!(other.len(), 4);
+        assert!(enter(&gate, at(1)).is_none() && enter(&gate, at(2)).is_none());
+    }
+
+    #[test]
+    fn of_more_than_are_remembered_the_last_ones_are() {
+        let many: Vec<_> = (0..KNOWN_MAX as u32 + 1).map(|n| IpAddr::from((n + 1).to_be_bytes())).collect();
+        let gate = gate_that_knows(many.clone());
+        assert_eq!(gate.known(), many[1..]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,7 +18,7 @@ use tokio::time::{timeout, timeout_at};
 
 use super::configuration::{self, Limits};
 use super::frames::{FrameReader, write_frame};
-use super::gate::{Gate, Knock, Pass};
+use super::gate::{Gate, Knock, Pass, site};
 use super::handshake::{Answer, EXPORTER_LABEL, Lane, OPENING_BYTES_MAX, Opening, PairingProof};
 use super::link::{Core, QuicConnection};
 use super::socket::{self, SocketBuffers};
@@ -98,6 +98,8 @@ pub struct Listener {
     events: AsyncMutex<mpsc::Receiver<ListenerEvent>>,
     buffers: SocketBuffers,
     tcp: Option<SocketAddr>,
+    /// Whether nothing comes over UDP any more.
+    udp_ended: watch::Sender<bool>,
     /// What follows it goes when it goes.
     tunnels: watch::Sender<bool>,
     /// Ends when the last tunnel has.
@@ -169,16 +171,17 @@ impl Listener {
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(identity), Some(udp), socket, runtime)?;
         let (events, receiver) = mpsc::channel(EVENTS_QUEUED);
-        let (identity, gate) = (identity.clone(), Gate::new(&limits));
+        let (identity, gate) = (identity.clone(), Gate::new(&limits, book.sites()));
         let shared = Arc::new(Shared { endpoint, identity, name, book, limits, gate, events, open: Mutex::default() });
-        tokio::spawn(accept(Arc::clone(&shared)));
+        let udp_ended = watch::Sender::new(false);
+        tokio::spawn(accept(Arc::clone(&shared), udp_ended.clone()));
         let (stop, stopping) = watch::channel(false);
         let (one_lives, last_tunnel) = mpsc::channel(1);
         if let Some(tcp) = tcp {
             tokio::spawn(accept_tunnels(Arc::clone(&shared), tcp, tunnels, stopping, one_lives));
         }
         let (events, last_tunnel) = (AsyncMutex::new(receiver), AsyncMutex::new(last_tunnel));
-        Ok(Self { shared, events, buffers, tcp: tcp_address, tunnels: stop, last_tunnel })
+        Ok(Self { shared, events, buffers, tcp: tcp_address, udp_ended, tunnels: stop, last_tunnel })
     }
 
     /// Where it listens over TCP, if it does.
@@ -199,14 +202,31 @@ impl Listener {
         self.buffers
     }
 
-    /// The next event; `None` after [`Listener::shut_down`]. Cancel-safe.
+    /// The next event; `None` after [`Listener::shut_down`], and when nothing can come over UDP any more because its socket failed. Cancel-safe.
     pub async fn next(&self) -> Option<ListenerEvent> {
-        self.events.lock().await.recv().await
+        let (mut events, mut udp_ended) = (self.events.lock().await, self.udp_ended.subscribe());
+        tokio::select! {
+            biased;
+            event = events.recv() => event,
+            _ = udp_ended.wait_for(|ended| *ended) => None,
+        }
     }
 
     /// Closes the connections of a certificate, for example because its pairing was removed.
     pub fn disconnect(&self, fingerprint: &Fingerprint, code: CloseCode, reason: &str) {
         self.shared.disconnect(fingerprint, code, reason);
+    }
+
+    /// Where paired sources came from, as far as the door knows.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> Vec<IpAddr> {
+        self.shared.gate.known()
+    }
+
+    /// From now on UDP goes by this socket.
+    #[cfg(test)]
+    pub(super) fn rebind(&self, socket: Arc<dyn AsyncUdpSocket>) {
+        self.shared.endpoint.rebind_abstract(socket).expect("it has an address");
     }
 
     /// The connections of all sources, each with what came over it, in bytes.
@@ -315,7 +335,9 @@ async fn accept_tunnels(
     }
 }
 
-async fn accept(shared: Arc<Shared>) {
+/// Takes who comes over UDP. † It ends also by itself: a socket that fails takes quinn's driver along, and all connections, and who only listened would
+/// never hear of it.
+async fn accept(shared: Arc<Shared>, ended: watch::Sender<bool>) {
     while let Some(incoming) = shared.endpoint.accept().await {
         let proved = incoming.remote_address_validated() || !incoming.may_retry();
         match shared.gate.knock(incoming.remote_address().ip(), proved) {
@@ -327,6 +349,7 @@ async fn accept(shared: Arc<Shared>) {
             Knock::Wait => incoming.ignore(),
         }
     }
+    ended.send_replace(true);
 }
 
 impl Shared {
@@ -444,6 +467,7 @@ impl Shared {
         // Anybody can come this far. Who is not known gives back the pass that paired sources need, too.
         let (_pass, patience) = if paired.is_some() {
             self.gate.remember(address);
+            self.remember(fingerprint, site(address));
             (pass, self.limits.handshake_timeout)
         } else {
             drop(pass);
@@ -499,6 +523,19 @@ impl Shared {
         tokio::spawn(Arc::clone(self).follow(Arc::downgrade(core), core.quinn().clone()));
         let _ = self.events.send(ListenerEvent::Connected(connection)).await;
         Ok(())
+    }
+
+    /// For the next life of this receiver. Nobody waits for it.
+    fn remember(&self, source: Fingerprint, site: IpAddr) {
+        if self.book.has_come_from(&source, site) {
+            return;
+        }
+        let book = Arc::clone(&self.book);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = book.came_from(&source, site) {
+                tracing::warn!(%error, "where a source came from is not on record");
+            }
+        });
     }
 
     /// One more that carries parts of a connection of the same source. † It takes no room that whole connections need: where they are

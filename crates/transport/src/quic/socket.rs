@@ -82,7 +82,13 @@ impl AsyncUdpSocket for BatchingSocket {
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
-        self.inner.poll_recv(cx, bufs, meta)
+        let received = self.inner.poll_recv(cx, bufs, meta);
+        if let Poll::Ready(Err(error)) = &received
+            && error.kind() != io::ErrorKind::ConnectionReset
+        {
+            tracing::error!(%error, "a UDP socket failed");
+        }
+        received
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -14,8 +14,8 @@ use super::{Limits, Listener, ListenerEvent, Pin, QuicDialer, Route, pair, socke
 use crate::conformance::{Ends, conformance, read_all};
 use crate::memory::name;
 use crate::{
-    Backoff, Carrier, CloseCode, Closed, Connection, Connector, Dial, DialError, FRAME_BYTES_MAX, Identity, PairingBook,
-    PairingToken, TokenRequest,
+    Backoff, Carrier, Carriers, CloseCode, Closed, Connection, Connector, Dial, DialError, FRAME_BYTES_MAX, Identity,
+    PairingBook, PairingToken, TokenRequest,
 };
 
 /// A receiver with its book, and everything a source needs.
@@ -531,9 +531,56 @@ async fn answers_that_nobody_reads_are_few() {
 }
 
 #[tokio::test]
+async fn the_door_knows_a_paired_source_after_a_restart() {
+    let gateway = Gateway::start(limits());
+    let source = gateway.paired_dialer("db1").await;
+    assert!(gateway.book.sites().is_empty(), "nobody is known for a token");
+    let _connected = source.dial().await.expect("connected");
+    let here = [std::net::IpAddr::from(Ipv4Addr::LOCALHOST)];
+    while gateway.book.sites() != here {
+        tokio::task::yield_now().await; // it is recorded aside
+    }
+    let gateway = gateway.restarted(limits()).await;
+    assert_eq!(gateway.listener.known(), here);
+}
+
+#[tokio::test]
+async fn who_listens_is_told_when_udp_has_failed() {
+    #[derive(Debug)]
+    struct Failing(SocketAddr);
+
+    impl quinn::AsyncUdpSocket for Failing {
+        fn create_io_poller(self: Arc<Self>) -> std::pin::Pin<Box<dyn quinn::UdpPoller>> {
+            unreachable!("nobody sends")
+        }
+
+        fn try_send(&self, _: &quinn::udp::Transmit<'_>) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn poll_recv(
+            &self,
+            _: &mut std::task::Context<'_>,
+            _: &mut [std::io::IoSliceMut<'_>],
+            _: &mut [quinn::udp::RecvMeta],
+        ) -> std::task::Poll<std::io::Result<usize>> {
+            std::task::Poll::Ready(Err(std::io::Error::from_raw_os_error(nix::libc::ENOMEM)))
+        }
+
+        fn local_addr(&self) -> std::io::Result<SocketAddr> {
+            Ok(self.0)
+        }
+    }
+
+    let gateway = Gateway::start(limits());
+    gateway.listener.rebind(Arc::new(Failing(gateway.address)));
+    assert!(gateway.listener.next().await.is_none());
+}
+
+#[tokio::test]
 async fn a_removed_pairing_loses_its_connections() {
     let ((source, receiver), gateway) = ends().await;
-    gateway.book.remove(&name("db1")).expect("written");
+    assert_eq!(gateway.book.remove(&name("db1")).expect("written"), Some(receiver.peer().fingerprint));
     gateway.listener.disconnect(&receiver.peer().fingerprint, CloseCode::NotPaired, "unpaired");
     assert!(matches!(source.closed().await, Closed::ByPeer { code: CloseCode::NotPaired, .. }));
 }
@@ -609,8 +656,11 @@ async fn nobody_home_is_unreachable() {
     let addresses = vec![silent.local_addr().expect("bound").to_string()];
     let me = Identity::ephemeral().expect("made");
     let pin = watch::channel(Some(Pin::new(name("gateway"), me.fingerprint(), addresses))).1;
-    let nobody = QuicDialer::new(me.clone(), name("db1"), pin, Route::default(), quick);
+    let nobody = QuicDialer::new(me.clone(), name("db1"), pin.clone(), Route::default(), quick.clone());
     assert!(matches!(nobody.dial().await, Err(DialError::Unreachable { .. })));
+    let nobody = QuicDialer::new(me.clone(), name("db1"), pin, Route::new(Carriers::Tcp), quick);
+    let said = nobody.dial().await.map(drop).expect_err("nobody listens there").to_string();
+    assert!(said.contains("over TCP: Connection refused"), "{said}");
     let unpaired = QuicDialer::new(me, name("db1"), watch::channel(None).1, Route::default(), limits());
     assert!(matches!(unpaired.dial().await, Err(DialError::NotPaired)));
 }
