@@ -421,6 +421,29 @@ fn a_group_whose_first_volume_was_refused_is_nowhere() {
     assert_eq!(String::from_utf8_lossy(&found.stdout), "", "something of it is left");
 }
 
+/// A first sync of a history of its own would never become what a stand-in is to be.
+#[test]
+fn a_volume_of_a_stand_in_that_was_not_read_yet_is_not_added() {
+    let mut site = site();
+    site.start_all();
+    let backing = site.path("other.img");
+    std::fs::File::create(&backing).and_then(|f| f.set_len(BYTES)).expect("a sparse file");
+    let add = || {
+        let mut add = site.farside();
+        add.args(["volume", "add", "other", "--group", "stand", "--backing"]).arg(&backing).output().expect("it starts")
+    };
+    let file = site.path("host/farsided.toml");
+    let toml = std::fs::read_to_string(&file).expect("a configuration");
+    std::fs::write(&file, format!("{toml}\n[[group]]\nname = \"stand\"\nstand_in_for = \"host9\"\n")).expect("written");
+    let refused = add();
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(words.contains("`stand_in_for` of group stand") && words.contains("farside reload"), "{refused:?}");
+    assert!(!site.path("host/state/volumes/stand").exists(), "something of it is left");
+    run(site.farside().arg("reload"));
+    let added = add();
+    assert!(added.status.success(), "{added:?}");
+}
+
 /// A volume that cannot be opened is shown with its reason, and can be removed.
 #[test]
 fn a_volume_that_is_not_served_is_listed_with_its_reason_and_can_be_removed() {

@@ -241,6 +241,8 @@ impl Server {
             accept_failed: false,
             accept_warned: false,
             jobs: Slab::with_capacity(self.limits.connections_max * self.limits.jobs_per_connection_max),
+            begun: 0,
+            holds: false,
             pieces,
             submitted: 0,
             line: VecDeque::with_capacity(self.limits.connections_max),
@@ -280,6 +282,8 @@ struct Running<'q, Q> {
     accept_failed: bool,
     accept_warned: bool,
     jobs: Slab<Job>,
+    begun: u64,  // jobs so far
+    holds: bool, // a change waits for those of other connections
     pieces: Slab<Piece>,
     submitted: u64,       // pieces so far
     line: VecDeque<u32>,  // connections that wait for pieces
@@ -506,6 +510,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
         match Connection::new(Arc::new(fd), Session::new(self.export.clone()), self.limits.pieces_max) {
             Ok(mut connection) => {
                 connection.push(&Session::greeting());
+                connection.behind = Some(self.begun);
                 // † It may be a client that is here already, and whose other line is dead: neither side may know of that for minutes.
                 for other in self.connections.iter_mut().flatten() {
                     other.look_whether_taken();
@@ -797,12 +802,21 @@ impl<Q: BlockQueue> Running<'_, Q> {
             }
         }
         connection.jobs -= 1;
+        connection.changes -= usize::from(job.kind == JobKind::Change);
         let counters = &self.shared.counters;
         counters.jobs.fetch_sub(1, Ordering::Relaxed);
         if job.kind != JobKind::Change {
             counters.bytes_read.fetch_add(u64::from(job.len), Ordering::Relaxed);
         }
         self.mark_ready(job.connection);
+        if job.kind == JobKind::Change && std::mem::take(&mut self.holds) {
+            for index in 0..self.connections.len() as u32 {
+                let connection = self.connections[index as usize].as_mut();
+                if connection.is_some_and(|connection| std::mem::take(&mut connection.is_held)) {
+                    self.mark_ready(index);
+                }
+            }
+        }
     }
 
     fn count_connections(&self) {

@@ -37,27 +37,30 @@ impl EpochMap {
         self.entries[region.0 as usize].load(Ordering::Acquire) != 0
     }
 
-    /// Marks a run of granules; whole regions without a mask.
+    /// Marks a run of granules; whole regions without a mask. Says whether it marked more than that, since there was no mask left.
     #[inline]
-    pub(crate) fn mark(&self, masks: &Pool, geometry: &Geometry, run: GranuleRun) {
+    pub(crate) fn mark(&self, masks: &Pool, geometry: &Geometry, run: GranuleRun) -> bool {
         let first = geometry.region_of(run.start);
         if geometry.region_of(GranuleIndex(run.end().0 - 1)) == first {
             return self.mark_in_region(masks, geometry, first, run);
         }
+        let mut has_widened = false;
         for region in geometry.regions_of(run).iter() {
             let all = geometry.region_run(region);
             let (start, end) = (run.start.max(all.start), run.end().min(all.end()));
-            self.mark_in_region(masks, geometry, region, GranuleRun { start, count: end.0 - start.0 });
+            has_widened |= self.mark_in_region(masks, geometry, region, GranuleRun { start, count: end.0 - start.0 });
         }
+        has_widened
     }
 
     #[inline]
-    fn mark_in_region(&self, masks: &Pool, geometry: &Geometry, region: RegionIndex, run: GranuleRun) {
+    fn mark_in_region(&self, masks: &Pool, geometry: &Geometry, region: RegionIndex, run: GranuleRun) -> bool {
         let entry = self.entries[region.0 as usize].load(Ordering::Acquire);
         if entry & ALL != 0 {
-            return;
+            return false;
         }
-        let block = if run.count >= geometry.region_granules() || run.count == geometry.region_run(region).count {
+        let is_whole = run.count >= geometry.region_granules() || run.count == geometry.region_run(region).count;
+        let block = if is_whole {
             None
         } else if entry != 0 {
             Some(entry)
@@ -65,11 +68,12 @@ impl EpochMap {
             self.mask_block(masks, region)
         };
         let Some(block) = block else {
-            // Also when the mask pool is exhausted: false-dirty is legal.
-            if self.entries[region.0 as usize].fetch_or(ALL, Ordering::AcqRel) == 0 {
+            // Also when the mask pool is exhausted: false-dirty is legal, but in a map that is being frozen as a cut (`Volume::mark`).
+            let before = self.entries[region.0 as usize].fetch_or(ALL, Ordering::AcqRel);
+            if before == 0 {
                 self.touch(region);
             }
-            return;
+            return !is_whole && before & ALL == 0;
         };
         let start = geometry.granule_in_region(run.start);
         for (word, bits) in words_of(start, run.count as usize) {
@@ -80,6 +84,7 @@ impl EpochMap {
                 word.fetch_or(bits, Ordering::Relaxed);
             }
         }
+        false
     }
 
     /// The region's mask block, made if need be; `None` when the pool is exhausted or somebody set ALL.

@@ -68,6 +68,8 @@ pub enum Mutation {
     UnsentErrorIsTold = 1 << 29,
     /// What was zero is believed to be so, whoever wrote there.
     DoubtedZeroes = 1 << 30,
+    /// A cut goes on whose map came to have whole regions for want of masks.
+    WidenedCut = 1 << 31,
 }
 
 #[cfg(any(test, feature = "mutations"))]
@@ -96,6 +98,7 @@ impl Mutation {
         ("T8 zeroes are believed after somebody else has written", Self::DoubtedZeroes),
         ("T12 the old last region stays as it was", Self::OldLastStaysCold),
         ("no parking on announced extents", Self::NoParking),
+        ("a cut goes on for want of masks", Self::WidenedCut),
         ("no grace", Self::NoGrace),
         ("L1 a full side buffer holds the write", Self::FullBufferHolds),
         ("a page overwrites its newest slot", Self::NewestSlot),

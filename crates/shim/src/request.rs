@@ -458,7 +458,7 @@ fn mark(queue: &Queue, extent: ByteExtent, entry: u16) -> Option<Piece> {
     let hot = regions.all(|region| volume.is_markable(region));
     if hot {
         if !mutated!(volume, NoMark) {
-            volume.map_of(epoch).mark(&volume.masks, &volume.geometry, run);
+            volume.mark(epoch, run);
         }
         volume.in_flight[queue.slot].set_write(entry, run, epoch);
     }

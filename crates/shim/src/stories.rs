@@ -400,6 +400,32 @@ fn l3_a_newer_write_waits_for_older_marks_that_overlap() {
     });
 }
 
+/// No mask is left for an older write that is announced in the grace of a cut: all of its region counts as older. A newer write of another granule
+/// there has passed by then, and nobody saved what it overwrites.
+#[test]
+fn l3_a_cut_ends_where_masks_run_out_in_its_grace() {
+    tell(&[("a cut goes on for want of masks", "L3: a newer write is in the cut")], || {
+        let limits = Limits { mask_pool_bytes: 0, ..Limits::DEFAULT };
+        let config = VolumeConfig { queues: 2, limits, ..VolumeConfig::new(Geometry::new(16 * MIB).expect("valid")) };
+        let group = Group::new(&config.limits, config.geometry.granule_bytes());
+        let mut slots = blank(&config.layout, true);
+        let (volume, mut queues, _owner) = group.open_volume(config, Wakes::none(2), MAP, &mut slots);
+        let older = GranuleRun { start: GranuleIndex(0), count: 1 };
+        volume.announce(0, Some(older));
+        let epoch = group.epoch();
+        let mut switcher = Switcher::new(group);
+        switcher.begin(Kind::Cut, vec![Member { volume: volume.clone(), also: GranuleSet::new() }]).expect("free");
+        let mut newer = queues[1].start(Op::Write(at(8192, 4096), None)).expect("inside");
+        assert_eq!(newer.advance(&mut queues[1]), Step::Io(Io::Write(at(8192, 4096))), "nothing is in its way");
+        volume.mark(epoch, older);
+        volume.idle(0);
+        let frozen = switcher.poll().expect("nobody marks");
+        newer.crash();
+        assert!(frozen.members[0].set.contains(volume.geometry(), GranuleIndex(2)), "all of the region");
+        assert!(!volume.holds_cut(epoch), "L3: a newer write is in the cut");
+    });
+}
+
 /// A write of the next epoch marks while the switch of this one is not over. Clearing "what was frozen" in the map that is open
 /// by then takes that mark with it.
 #[test]

@@ -429,6 +429,19 @@ impl Volume {
         &self.maps[(current as usize & 1) ^ usize::from(epoch.0 < current >> 1)]
     }
 
+    /// Marks what a write of an epoch is about to change.
+    ///
+    /// † Where no mask is left, all of the region counts as of that epoch. If it is being frozen as a cut, a newer write of other granules in
+    /// it may have passed already, without saving what was there: nobody had marked or announced that. So the cut ends as a pass.
+    #[inline]
+    pub(crate) fn mark(&self, epoch: EpochId, run: GranuleRun) {
+        if self.map_of(epoch).mark(&self.masks, &self.geometry, run) && !mutated!(self, WidenedCut) {
+            // Whoever did not see our mark after its own fence (`before_overwrite`) had seen the cut, and so do we.
+            fence(Ordering::SeqCst);
+            self.overflow(epoch);
+        }
+    }
+
     /// The map that `epoch` froze, and was current until then: makes the other one current from `epoch + 1` on.
     pub(crate) fn turn_maps(&self, epoch: EpochId) {
         let current = self.current.load(Ordering::Relaxed);

@@ -382,6 +382,7 @@ pub const MUTATIONS: &[Mutation] = &[
     story("T8 a NO_HOLE request takes the COLD_ZERO way", SHIM, "stories::t8_a_no_hole_request_always_reaches_the_device"),
     story("T8 the zero flag outlives its region's content", SHIM, "stories::t8_what_was_zero_once_is_not_zero_for_ever"),
     story("T12 the old last region stays as it was", SHIM, "stories::t12_growth_sets_the_bit_of_the_old_last_region"),
+    story("a cut goes on for want of masks", SHIM, "stories::l3_a_cut_ends_where_masks_run_out_in_its_grace"),
     story("no parking on announced extents", SHIM, "stories::l3_a_newer_write_waits_for_older_marks_that_overlap"),
     story("no grace", SHIM, "stories::l3_a_switch_waits_for_marks_under_way"),
     story("L1 a full side buffer holds the write", SHIM, "stories::l1_a_write_that_finds_no_room_gives_the_cut_up"),

@@ -101,11 +101,9 @@ impl GroupStore {
             self.trimming.pass = self.begin_pass(checkpoints)?;
             return Ok(Some(0));
         };
-        if pass.goes.is_empty() {
-            let Some(folder) = pass.folders.pop_front() else {
-                self.drop_older_anchors(pass.anchor)?;
-                return Ok(Some(0));
-            };
+        if pass.goes.is_empty()
+            && let Some(folder) = pass.folders.pop_front()
+        {
             // What cannot be looked at now comes up again with the next pass.
             let looked = self.what_goes(folder, pass.floor()).map(|goes| pass.goes = goes);
             self.trimming.pass = Some(pass);
@@ -118,6 +116,10 @@ impl GroupStore {
             }
             other => other,
         };
+        if pass.goes.is_empty() {
+            self.drop_older_anchors(pass.anchor)?;
+            return Ok(Some(0));
+        }
         let batch: Vec<ObjectName> = pass.goes.drain(..pass.goes.len().min(DELETED_AT_ONCE)).collect();
         self.trimming.pass = Some(pass);
         let backend = &*self.segments.backend;

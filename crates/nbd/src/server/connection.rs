@@ -82,6 +82,12 @@ pub(super) struct Connection {
     pub(super) state: State,
     pub(super) work: Work,
     pub(super) jobs: usize,
+    /// Of these, how many change something.
+    pub(super) changes: usize,
+    /// Changes that had begun when it came: its own begin behind them. `None`: they have ended.
+    pub(super) behind: Option<u64>,
+    /// A change of it waits for those of others.
+    pub(super) is_held: bool,
     pub(super) receiving: bool,
     receiving_into: Into,
     pub(super) sending: bool,
@@ -125,6 +131,9 @@ impl Connection {
             state: State::Open,
             work: Work::Next,
             jobs: 0,
+            changes: 0,
+            behind: None,
+            is_held: false,
             receiving: false,
             receiving_into: Into::Input,
             sending: false,

@@ -8,6 +8,8 @@ pub(super) struct Job {
     pub(super) connection: u32,
     pub(super) cookie: u64,
     pub(super) kind: JobKind,
+    /// Of all jobs of the server, the how-manieth.
+    pub(super) turn: u64,
     pub(super) offset: u64,
     pub(super) len: u32,
     /// Pieces in the queue.
@@ -73,6 +75,10 @@ impl<T> Slab<T> {
                 self.entries.len() as u32 - 1
             }
         }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().flatten()
     }
 
     pub(super) fn get_mut(&mut self, number: u32) -> &mut T {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use farside_blockio::{BUFFER_ALIGN, BlockQueue, Buffer, Extent, ExtentKind, Op, Payload, Request, RequestId};
 use farside_region::{ByteExtent, ByteOffset};
 
-use super::connection::{Reading, State, Work, Writing};
+use super::connection::{Connection, Reading, State, Work, Writing};
 use super::jobs::{Job, JobKind, Piece};
 use super::memory::footprint;
 use super::{Running, Ticket};
@@ -137,6 +137,10 @@ impl<Q: BlockQueue> Running<'_, Q> {
     }
 
     fn start(&mut self, index: u32, cookie: u64, command: Command) -> Option<Stop> {
+        let is_change = !matches!(command, Command::Read { .. } | Command::BlockStatus { .. });
+        if is_change && self.is_behind(index) {
+            return Some(Stop::Quiet);
+        }
         let structured = self.connections[index as usize].as_ref().expect("a living connection").session.structured();
         let whole = |extent: ByteExtent| (extent.offset.0, extent.len as u32);
         match command {
@@ -161,6 +165,25 @@ impl<Q: BlockQueue> Running<'_, Q> {
             }
         }
         None
+    }
+
+    /// Whether a change must not begin yet. † What a client sent over a line that is dead is with the device still, and is sent again over another one, and
+    /// then something else to the same place: the first must not land last. The line may be dead long before anybody knows.
+    fn is_behind(&mut self, index: u32) -> bool {
+        if self.connected == 1 {
+            return false;
+        }
+        let leaves = |other: &Connection| other.changes > 0 && other.state != State::Open;
+        let others = self.connections.iter().zip(0..).filter(|(_, other)| *other != index);
+        let who_leaves = others.filter_map(|(other, _)| other.as_ref()).any(leaves);
+        let behind = self.connections[index as usize].as_ref().expect("a living connection").behind;
+        let is_before = |job: &Job| job.kind == JobKind::Change && job.connection != index && Some(job.turn) < behind;
+        let is_new = behind.is_some() && self.jobs.iter().any(is_before);
+        let connection = self.connections[index as usize].as_mut().expect("a living connection");
+        connection.behind = behind.filter(|_| is_new);
+        connection.is_held = who_leaves || is_new;
+        self.holds |= connection.is_held;
+        connection.is_held
     }
 
     /// A command without data.
@@ -333,12 +356,16 @@ impl<Q: BlockQueue> Running<'_, Q> {
     }
 
     fn begin(&mut self, index: u32, cookie: u64, kind: JobKind, (offset, len): (u64, u32)) -> u32 {
-        self.connections[index as usize].as_mut().expect("a living connection").jobs += 1;
+        let connection = self.connections[index as usize].as_mut().expect("a living connection");
+        connection.jobs += 1;
+        connection.changes += usize::from(kind == JobKind::Change);
         self.shared.counters.jobs.fetch_add(1, Ordering::Relaxed);
+        self.begun += 1;
         self.jobs.insert(Job {
             connection: index,
             cookie,
             kind,
+            turn: self.begun - 1,
             offset,
             len,
             outstanding: 0,

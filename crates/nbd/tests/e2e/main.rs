@@ -259,6 +259,48 @@ fn parked_requests_go_on_at_a_wake_and_others_pass() {
     assert_eq!(served.stop().log()[0], (Op::Write, extent(512, 512), true));
 }
 
+/// What a client sent over a line that died is with the disk, and is sent again over the next one, as something newer is: the old one must not land last.
+#[test]
+fn who_comes_anew_changes_nothing_before_what_was_under_way_has_ended() {
+    for leaves in [true, false] {
+        let memory = memory();
+        memory.hold(true);
+        let served = serve(memory.clone(), small());
+        let commands = || count(&served.handle.counters().commands);
+        let mut old = served.client();
+        old.request(command::WRITE, 0, 0, 512, &[1; 512]);
+        while memory.parked() == 0 {
+            std::thread::yield_now();
+        }
+        let line = if leaves { None } else { Some(old) };
+        let mut new = served.client();
+        let before = commands();
+        new.request(command::WRITE, 0, 0, 512, &[2; 512]);
+        while commands() == before {
+            std::thread::yield_now();
+        }
+        // Whoever asks for something is served in turn: by then the write would have begun.
+        let mut other = served.client();
+        other.call(command::BLOCK_STATUS, 0, 0, 512, &[]);
+        assert_eq!(memory.parked(), 1, "it overtakes what was under way");
+        memory.hold(false);
+        served.handle.waker().wake();
+        assert_eq!(new.reply(|_| (0, 0)).1.error, 0);
+        // From then on nobody waits for anybody.
+        memory.hold(true);
+        other.request(command::WRITE, 0, 512, 512, &[3; 512]);
+        new.request(command::WRITE, 0, 1024, 512, &[4; 512]);
+        while memory.parked() < 2 {
+            std::thread::yield_now();
+        }
+        memory.hold(false);
+        served.handle.waker().wake();
+        drop(line);
+        let content = served.stop().content();
+        assert_eq!((content[0], content[512], content[1024]), (2, 3, 4));
+    }
+}
+
 fn extent(offset: u64, len: u64) -> farside_region::ByteExtent {
     farside_region::ByteExtent { offset: farside_region::ByteOffset(offset), len }
 }
@@ -608,16 +650,16 @@ fn who_holds_what_another_waits_for_and_takes_nothing_is_hung_up() {
 #[test]
 fn who_waits_for_pieces_takes_turns() {
     let memory = memory();
-    memory.hold(true);
     let served = serve(memory.clone(), Limits { jobs_per_connection_max: 64, ..small() });
-    let mut many = served.client();
+    let (mut one, mut many) = (served.client(), served.client());
+    assert_eq!((one.flush(), many.flush()), (0, 0), "neither comes anew");
+    memory.hold(true);
     for i in 0..60 {
         many.request(command::WRITE, 0, i * 512, 512, &[1; 512]);
     }
     while count(&served.handle.counters().waits) < 1 {
         std::thread::yield_now();
     }
-    let mut one = served.client();
     one.request(command::WRITE, 0, 1 << 20, 512, &[2; 512]);
     while count(&served.handle.counters().waits) < 2 {
         std::thread::yield_now();
