@@ -3,7 +3,6 @@
 //! Invariants: a change is durable before anyone is told of it; a name belongs to one certificate and a certificate to one
 //! name; a token pairs one certificate, once. The file is 0600 and holds no secret of a token, only a key derived from it.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,7 +20,7 @@ const FORMAT: u32 = 1;
 const TOKENS_MAX: usize = 1_000;
 const SOURCES_MAX: usize = 10_000;
 /// Addresses that are remembered of one source.
-const SITES_MAX: usize = 4;
+pub(crate) const SITES_MAX: usize = 4;
 /// How long a token that is used or expired is remembered, so that its bearer is told which.
 const MEMORY_S: u64 = 7 * 24 * 3600;
 
@@ -290,15 +289,14 @@ impl PairingBook {
         })
     }
 
-    /// Where paired sources came from: of each its newest after all older ones.
-    pub(crate) fn sites(&self) -> Vec<IpAddr> {
+    /// Where paired sources came from, and which: of each its newest after all older ones.
+    pub(crate) fn sites(&self) -> Vec<(IpAddr, Fingerprint)> {
         let book = self.lock();
-        let aged = |age: usize| book.sources.iter().filter_map(move |s| s.sites.iter().rev().nth(age).copied());
-        let mut known = HashSet::new();
-        let newest_first = (0..SITES_MAX).flat_map(aged).filter(|site| known.insert(*site));
-        let mut sites: Vec<_> = newest_first.collect();
-        sites.reverse();
-        sites
+        let aged = |age: usize| {
+            let one = move |source: &PairedSource| Some((*source.sites.iter().rev().nth(age)?, source.fingerprint));
+            book.sources.iter().filter_map(one)
+        };
+        (0..SITES_MAX).rev().flat_map(aged).collect()
     }
 
     /// All paired sources, in the order of pairing.

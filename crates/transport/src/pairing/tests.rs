@@ -86,10 +86,12 @@ fn where_a_source_came_from_is_on_record_as_long_as_it_is_paired() {
     f.book.came_from(&machine(7), at(7)).expect("a stranger is not recorded");
     assert_eq!(written(), before, "what changes nothing is not written");
     let f = f.reopened();
-    assert_eq!(f.book.sites(), [2, 3, 4, 9, 5].map(at), "the newest of each last");
+    let (one, two) = (machine(1), machine(2));
+    let known = [(2, one), (3, one), (4, one), (5, one), (9, two)].map(|(n, of)| (at(n), of));
+    assert_eq!(f.book.sites(), known, "the newest of each last");
     assert!(f.book.has_come_from(&machine(1), at(5)) && !f.book.has_come_from(&machine(1), at(1)));
     f.book.remove(&name("db1")).expect("written");
-    assert_eq!(f.book.sites(), [at(9)]);
+    assert_eq!(f.book.sites(), [(at(9), two)]);
 }
 
 #[test]

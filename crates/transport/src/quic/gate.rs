@@ -2,8 +2,8 @@
 //!
 //! Owns the passes of connections under construction. Invariants: no address holds more than its share; what a stranger can
 //! hold after TLS is little and for a short time; a quarter of all passes is only for addresses from which a paired source
-//! came before, in this life of the receiver or an earlier one, and of that quarter none takes more than a stranger's share. So neither
-//! one host with any certificate, nor many, nor a paired one with several addresses keep paired sources out.
+//! came before, in this life of the receiver or an earlier one, and only for sources whose addresses together hold less than a
+//! stranger's share. So neither one host with any certificate, nor many, nor a paired one with many addresses keep paired sources out.
 //!
 //! It deliberately knows nothing of bandwidth: a flood that fills the link fills it.
 
@@ -12,9 +12,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::configuration::Limits;
+use crate::Fingerprint;
+use crate::pairing::SITES_MAX;
 
-/// Addresses of paired sources that are remembered; the oldest goes first.
-const KNOWN_MAX: usize = 1024;
+/// Addresses of paired sources that are remembered; the oldest goes first,
+const KNOWN_MAX: usize = 4096;
+/// a source's own where it has so many.
+const KNOWN_PER_SOURCE_MAX: usize = SITES_MAX;
 
 /// The door's count.
 #[derive(Debug)]
@@ -31,7 +35,7 @@ struct Inner {
     handshakes: Count,
     tunnels: Count,
     strangers: Count,
-    known: VecDeque<IpAddr>,
+    known: VecDeque<(IpAddr, Fingerprint)>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +72,7 @@ pub(super) enum Knock {
 
 impl Gate {
     /// `known`: where paired sources came from before, those that matter most last.
-    pub(super) fn new(limits: &Limits, known: Vec<IpAddr>) -> Arc<Self> {
+    pub(super) fn new(limits: &Limits, known: Vec<(IpAddr, Fingerprint)>) -> Arc<Self> {
         let many = known.len().saturating_sub(KNOWN_MAX);
         let known = known.into_iter().skip(many).collect();
         Arc::new(Self {
@@ -96,11 +100,16 @@ impl Gate {
     /// Passes of all, and of one address. A paired source connects once for each of its groups, all at the same moment after a restart.
     fn most(&self, inner: &Inner, count: &Count, address: IpAddr) -> (usize, usize) {
         let for_all = self.handshakes - self.handshakes / 4;
-        match inner.known.contains(&address) {
-            true if count.all < for_all => (self.handshakes, (self.handshakes / 2).max(self.handshakes_per_address)),
-            true => (self.handshakes, self.handshakes_per_address),
-            false => (for_all, self.handshakes_per_address),
+        let mut owners = inner.known.iter().filter(|(known, _)| *known == address).peekable();
+        if owners.peek().is_none() {
+            return (for_all, self.handshakes_per_address);
         }
+        let held_by = |owner: Fingerprint| -> usize {
+            inner.known.iter().filter(|(_, of)| *of == owner).map(|(known, _)| count.of(*known)).sum()
+        };
+        let may_have_more = count.all < for_all || owners.any(|(_, owner)| held_by(*owner) < self.handshakes_per_address);
+        let for_it = if may_have_more { self.handshakes } else { for_all };
+        (for_it, (self.handshakes / 2).max(self.handshakes_per_address))
     }
 
     /// A first packet came from this address. What an address that nobody has proved may take is half.
@@ -131,11 +140,17 @@ impl Gate {
     }
 
     /// A paired source came from this address.
-    pub(super) fn remember(&self, address: IpAddr) {
-        let address = site(address);
+    pub(super) fn remember(&self, address: IpAddr, source: Fingerprint) {
+        let here = (site(address), source);
         let mut inner = self.lock();
-        inner.known.retain(|known| *known != address);
-        inner.known.push_back(address);
+        inner.known.retain(|known| *known != here);
+        inner.known.push_back(here);
+        let mut surplus = inner.known.iter().filter(|(_, of)| *of == source).count().saturating_sub(KNOWN_PER_SOURCE_MAX);
+        inner.known.retain(|(_, of)| {
+            let goes = *of == source && surplus > 0;
+            surplus -= usize::from(goes);
+            !goes
+        });
         if inner.known.len() > KNOWN_MAX {
             inner.known.pop_front();
         }
@@ -143,7 +158,7 @@ impl Gate {
 
     #[cfg(test)]
     pub(super) fn known(&self) -> Vec<IpAddr> {
-        self.lock().known.iter().copied().collect()
+        self.lock().known.iter().map(|(known, _)| *known).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -198,7 +213,11 @@ mod tests {
         gate_that_knows(Vec::new())
     }
 
-    fn gate_that_knows(known: Vec<IpAddr>) -> Arc<Gate> {
+    fn source(n: u8) -> Fingerprint {
+        Fingerprint([n; 32])
+    }
+
+    fn gate_that_knows(known: Vec<(IpAddr, Fingerprint)>) -> Arc<Gate> {
         let limits =
             Limits { handshakes: 16, handshakes_per_address: 4, strangers: 3, strangers_per_address: 2, ..Limits::default() };
         Gate::new(&limits, known)
@@ -223,7 +242,7 @@ mod tests {
         let many: Vec<_> = (2..50).filter_map(|n| enter(&gate, at(n))).collect();
         assert_eq!(many.len(), 8, "twelve of sixteen");
         assert!(enter(&gate, at(99)).is_none());
-        gate.remember(at(99));
+        gate.remember(at(99), source(99));
         let known: Vec<_> = (0..50).map_while(|_| enter(&gate, at(99))).collect();
         assert_eq!(known.len(), 4, "what is kept for the known");
         drop((one, many));
@@ -235,20 +254,35 @@ mod tests {
 
     #[test]
     fn a_paired_source_of_many_addresses_leaves_room_for_another_one() {
-        let gate = gate_that_knows(vec![at(1), at(2), at(9)]);
+        let gate = gate();
+        (0..100).for_each(|n| gate.remember(at(n), source(1)));
+        gate.remember(at(200), source(2));
+        assert_eq!(gate.known().len(), KNOWN_PER_SOURCE_MAX + 1, "its newest, and the other one's");
         let take = |n| (0..50).map_while(|_| enter(&gate, at(n))).collect::<Vec<_>>();
-        let (one, two) = (take(1), take(2));
-        assert_eq!(one.len() + two.len(), 12, "what is for all");
-        let other = take(9);
+        let held: Vec<_> = (96..100).map(take).collect();
+        assert_eq!(held.iter().map(Vec::len).sum::<usize>(), 12, "what is for all");
+        let other = take(200);
         assert_eq!(other.len(), 4);
-        assert!(enter(&gate, at(1)).is_none() && enter(&gate, at(2)).is_none());
+        assert!((0..200).all(|n| take(n).is_empty()), "of no address");
+    }
+
+    #[test]
+    fn who_shares_an_address_with_a_greedy_one_has_room_of_his_own() {
+        let gate = gate_that_knows(vec![(at(1), source(1)), (at(2), source(1)), (at(2), source(2))]);
+        let take = |n| (0..50).map_while(|_| enter(&gate, at(n))).collect::<Vec<_>>();
+        let greedy = take(1);
+        assert_eq!(greedy.len(), 8, "half of all");
+        let shared = take(2);
+        assert!(shared.len() >= 4, "{shared:?}");
     }
 
     #[test]
     fn of_more_than_are_remembered_the_last_ones_are() {
-        let many: Vec<_> = (0..KNOWN_MAX as u32 + 1).map(|n| IpAddr::from((n + 1).to_be_bytes())).collect();
+        let many = (0..KNOWN_MAX as u32 + 1).map(|n| (IpAddr::from((n + 1).to_be_bytes()), source(1)));
+        let many: Vec<_> = many.collect();
         let gate = gate_that_knows(many.clone());
-        assert_eq!(gate.known(), many[1..]);
+        let last: Vec<_> = many[1..].iter().map(|(at, _)| *at).collect();
+        assert_eq!(gate.known(), last);
     }
 
     #[test]
@@ -271,7 +305,7 @@ mod tests {
         let tunnels: Vec<_> = (0..10).map_while(|_| gate.tunnel(at(1))).collect();
         assert_eq!(tunnels.len(), 4);
         let _first_packet = enter(&gate, at(1)).expect("UDP is answered all the same");
-        gate.remember(at(1));
+        gate.remember(at(1), source(1));
         let more: Vec<_> = (0..50).map_while(|_| gate.tunnel(at(1))).collect();
         assert_eq!(more.len(), 4, "half of all");
         drop((tunnels, more));

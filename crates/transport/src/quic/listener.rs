@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use farside_region::Name;
 use quinn::{AsyncUdpSocket, Endpoint, Incoming, TokioRuntime, VarInt};
@@ -33,6 +33,8 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// TCP connections that the kernel keeps for us.
 const BACKLOG: u32 = 128;
+/// From where a source comes is written down so often, at most.
+const RECORD_AGAIN: Duration = Duration::from_secs(3600);
 /// Pause after one could not be taken.
 const NO_ACCEPT: Duration = Duration::from_millis(100);
 /// Ports that are tried for one that is free over UDP and TCP.
@@ -123,6 +125,8 @@ struct Shared {
     gate: Arc<Gate>,
     events: mpsc::Sender<ListenerEvent>,
     open: Mutex<Open>,
+    /// When it was written down last where a source came from.
+    recorded: Mutex<HashMap<Fingerprint, Instant>>,
 }
 
 /// Open connections of paired sources, oldest first.
@@ -172,7 +176,17 @@ impl Listener {
         let endpoint = Endpoint::new_with_abstract_socket(configuration::endpoint(identity), Some(udp), socket, runtime)?;
         let (events, receiver) = mpsc::channel(EVENTS_QUEUED);
         let (identity, gate) = (identity.clone(), Gate::new(&limits, book.sites()));
-        let shared = Arc::new(Shared { endpoint, identity, name, book, limits, gate, events, open: Mutex::default() });
+        let shared = Arc::new(Shared {
+            endpoint,
+            identity,
+            name,
+            book,
+            limits,
+            gate,
+            events,
+            open: Mutex::default(),
+            recorded: Mutex::default(),
+        });
         let udp_ended = watch::Sender::new(false);
         tokio::spawn(accept(Arc::clone(&shared), udp_ended.clone()));
         let (stop, stopping) = watch::channel(false);
@@ -466,8 +480,7 @@ impl Shared {
         let paired = self.book.name_of(&fingerprint);
         // Anybody can come this far. Who is not known gives back the pass that paired sources need, too.
         let (_pass, patience) = if paired.is_some() {
-            self.gate.remember(address);
-            self.remember(fingerprint, site(address));
+            self.gate.remember(address, fingerprint);
             (pass, self.limits.handshake_timeout)
         } else {
             drop(pass);
@@ -506,6 +519,7 @@ impl Shared {
             return Ok(());
         }
         self.register(core, fingerprint).map_err(named)?;
+        tokio::spawn(Arc::clone(self).follow(Arc::downgrade(core), core.quinn().clone()));
         // Perhaps it was sent away since it was looked up; from here on whoever does that finds its connection.
         match self.book.name_of(&fingerprint) {
             Some(now) if now == name => {}
@@ -514,22 +528,27 @@ impl Shared {
             }
             None => return Err(named(Refusal::new(CloseCode::NotPaired, "this source was unpaired"))),
         }
+        self.record(fingerprint, site(address));
         let answer = Answer { receiver: self.name.clone(), proof: None };
         write_frame(&mut send, answer.encode()).await.map_err(|_| named(Refusal::new(CloseCode::Protocol, "gone")))?;
         let connection = QuicConnection::start(Arc::clone(core), name, fingerprint, send, frames, None);
         if let Some(Lane::Leads(id)) = opening.lane {
             self.open().led.insert((fingerprint, id), Arc::downgrade(&connection));
         }
-        tokio::spawn(Arc::clone(self).follow(Arc::downgrade(core), core.quinn().clone()));
         let _ = self.events.send(ListenerEvent::Connected(connection)).await;
         Ok(())
     }
 
-    /// For the next life of this receiver. Nobody waits for it.
-    fn remember(&self, source: Fingerprint, site: IpAddr) {
-        if self.book.has_come_from(&source, site) {
+    /// Where a source came from, for the next life of this receiver. Nobody waits for it. † Each is two syncs of a disk, on threads that land parts, too:
+    /// one that comes from somewhere else each time is written down seldom.
+    fn record(&self, source: Fingerprint, site: IpAddr) {
+        let now = Instant::now();
+        let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        recorded.retain(|_, at| now.duration_since(*at) < RECORD_AGAIN);
+        if recorded.contains_key(&source) || self.book.has_come_from(&source, site) {
             return;
         }
+        recorded.insert(source, now);
         let book = Arc::clone(&self.book);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = book.came_from(&source, site) {
@@ -562,10 +581,10 @@ impl Shared {
             }
             self.share_windows(&open);
         }
+        tokio::spawn(Arc::clone(self).follow(Arc::downgrade(core), core.quinn().clone()));
         if self.book.name_of(&fingerprint).is_none() {
             return Err(Refusal::new(CloseCode::NotPaired, "this source was unpaired"));
         }
-        tokio::spawn(Arc::clone(self).follow(Arc::downgrade(core), core.quinn().clone()));
         let answer = Answer { receiver: self.name.clone(), proof: None };
         write_frame(send, answer.encode()).await.map_err(|_| Refusal::new(CloseCode::Protocol, "gone"))
     }
