@@ -10,11 +10,27 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use farside_blockio::{DeviceKind, FileDevice, Identity, Known};
+use serde::de::DeserializeOwned;
 
 use crate::config::{ConfigError, sync_dir, write_atomically};
 
 fn path(dir: &Path) -> PathBuf {
     dir.join("backing.json")
+}
+
+/// A file of ours that tells whether somebody else used a backing is there, and cannot be read: of another version, or damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unread;
+
+/// What was kept in a file; `None`: nothing.
+///
+/// # Errors
+/// [`Unread`]. † That is no sign that nobody used the backing: who believed so would miss what was written there.
+pub(crate) fn read_kept<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Unread> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).map(Some).ok_or(Unread),
+    }
 }
 
 /// Which backing the volume in that folder had at its last attach; `None`: nothing is known of it.

@@ -29,6 +29,7 @@ use farside_region::{ByteOffset, Geometry, GranuleIndex, VolumeId};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use crate::backing::Unread;
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::{ConfigError, write_atomically};
 use crate::locked;
@@ -105,9 +106,12 @@ impl Sentinels {
         .map(Some)
     }
 
-    /// What was kept; `None`: nothing, or nothing that can be read.
-    pub(crate) fn kept(dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(dir.join(FILE)).ok()?).ok()
+    /// What was kept; `None`: nothing.
+    ///
+    /// # Errors
+    /// [`Unread`]: something is there.
+    pub(crate) fn kept(dir: &Path) -> Result<Option<Self>, Unread> {
+        crate::backing::read_kept(&dir.join(FILE))
     }
 
     /// Keeps it, durably; the digest only if nobody writes any more.
@@ -690,7 +694,7 @@ mod tests {
         let text = std::fs::read_to_string(dir.path().join(FILE)).expect("kept").replace(",\"rules\":0", "");
         assert!(!text.contains("rules"));
         std::fs::write(dir.path().join(FILE), text).expect("written");
-        let kept = Sentinels::kept(dir.path()).expect("kept");
+        let kept = Sentinels::kept(dir.path()).expect("read").expect("kept");
         for was_clean in [false, true] {
             assert_eq!(found_by(&disk, BLOCK, kept.rules).differ(&kept, was_clean), None);
         }
@@ -701,17 +705,17 @@ mod tests {
     #[test]
     fn what_was_kept_is_found_again_and_a_digest_only_after_a_clean_stop() {
         let dir = tempfile::tempdir().expect("temp dir");
-        assert_eq!(Sentinels::kept(dir.path()), None);
+        assert_eq!(Sentinels::kept(dir.path()), Ok(None));
         let here = Sentinels { starts: Vec::new(), ..found(&ext(1, 0)) };
         here.keep(dir.path(), true).expect("kept");
-        assert_eq!(Sentinels::kept(dir.path()), Some(here.clone()));
+        assert_eq!(Sentinels::kept(dir.path()), Ok(Some(here.clone())));
         here.keep(dir.path(), false).expect("kept");
-        assert_eq!(Sentinels::kept(dir.path()), Some(Sentinels { digest: None, ..here.clone() }));
+        assert_eq!(Sentinels::kept(dir.path()), Ok(Some(Sentinels { digest: None, ..here.clone() })));
         Sentinels::keep_or_forget(None, dir.path(), true).expect("forgotten");
-        assert_eq!(Sentinels::kept(dir.path()), None, "nothing is better than what is stale");
+        assert_eq!(Sentinels::kept(dir.path()), Ok(None), "nothing is better than what is stale");
         Sentinels::keep_or_forget(None, dir.path(), true).expect("nothing to forget");
         std::fs::write(dir.path().join(FILE), "{\"marks\":").expect("written");
-        assert_eq!(Sentinels::kept(dir.path()), None);
+        assert_eq!(Sentinels::kept(dir.path()), Err(Unread), "that is not nothing");
     }
 
     #[test]
@@ -796,10 +800,10 @@ mod tests {
         });
         written.send(()).expect("it lives");
         looks.recv().expect("it looks");
-        assert_eq!(Sentinels::kept(dir.path()), None, "nothing changed");
+        assert_eq!(Sentinels::kept(dir.path()), Ok(None), "nothing changed");
         written.send(()).expect("it lives");
         drop(written);
         thread.join().expect("it ends");
-        assert_eq!(Sentinels::kept(dir.path()).expect("kept").marks, found(&ext(2, 4)).marks);
+        assert_eq!(Sentinels::kept(dir.path()).expect("read").expect("kept").marks, found(&ext(2, 4)).marks);
     }
 }

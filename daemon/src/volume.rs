@@ -263,13 +263,13 @@ impl Served {
         }
         // The door is ours: what a predecessor wrote has landed, and we have written nothing yet.
         let writes = WriteWatch::new(&device);
-        let kept = Sentinels::kept(&dir);
+        let (kept, is_unread) = Sentinels::kept(&dir).map_or((None, true), |kept| (kept, false));
         let written = writes.as_ref().and_then(WriteWatch::written);
         let now = Left::now(written, around.boot);
         let in_this_boot = OpenedNote::of(&around.runtime_dir, meta.id);
         let since_found = written.filter(|_| writes.as_ref().is_some_and(WriteWatch::begins_at_zero));
         let mut too_late = false;
-        let mut used = None;
+        let mut used = is_unread.then_some("what was kept of its file systems cannot be read");
         let mut refused = None;
         let mut touched = false;
         let opening = Opening { id: meta.id, name: name.clone(), dir: dir.clone() };

@@ -26,6 +26,7 @@ use farside_replication::source::DemoteCause;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
+use crate::backing::{Unread, read_kept};
 use crate::canary::TapWatch;
 use crate::config::{ConfigError, write_atomically};
 use crate::group::{Control, Member};
@@ -238,8 +239,11 @@ impl Left {
 
     /// Whether something was written since a volume was left, as far as that can be told.
     pub(crate) fn is_passed(dir: &Path, now: Option<&Self>) -> bool {
-        let left = std::fs::read(dir.join(Self::FILE)).ok().and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
-        matches!((left, now), (Some(left), Some(now)) if left.boot == now.boot && left.disk == now.disk && left.sectors != now.sectors)
+        let differs = |left: &Self, now: &Self| left.boot == now.boot && left.disk == now.disk && left.sectors != now.sectors;
+        match read_kept::<Self>(&dir.join(Self::FILE)) {
+            Ok(left) => left.zip(now).is_some_and(|(left, now)| differs(&left, now)),
+            Err(Unread) => true,
+        }
     }
 }
 
@@ -316,6 +320,8 @@ mod tests {
         assert!(!Left::is_passed(dir.path(), Some(&left(2, 7, 101))), "it began at zero");
         assert!(!Left::is_passed(dir.path(), Some(&left(1, 8, 101))), "another device");
         assert!(!Left::is_passed(dir.path(), None));
+        std::fs::write(dir.path().join(Left::FILE), "what a later version says").expect("written");
+        assert!(Left::is_passed(dir.path(), Some(&left(1, 7, 100))), "nobody knows");
         Left::keep(None, dir.path()).expect("gone");
         Left::keep(None, dir.path()).expect("gone");
         assert!(!Left::is_passed(dir.path(), Some(&left(1, 7, 101))));

@@ -41,6 +41,7 @@ use crate::process::Receiver;
 use crate::state_dir::{StateDir, StateError, Versioned, unsaved};
 use crate::status::wall;
 
+mod broken;
 #[cfg(test)]
 mod doubt_tests;
 mod kept;
@@ -82,8 +83,8 @@ pub(crate) struct Followers {
     adding: Mutex<()>,
     /// Those that hosts pull.
     pulled: Mutex<BTreeMap<(GroupNames, Name), Pulled>>,
-    /// Those that cannot be taken up, in words.
-    broken: Mutex<Vec<String>>,
+    /// Those that cannot be taken up.
+    pub(crate) broken: broken::Broken,
 }
 
 /// What a follower is, as it is kept.
@@ -218,15 +219,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Followers {
     /// Takes up those of an earlier process. To be called before any group is opened: what they hold is kept from here on.
     pub(crate) fn load(&self, state_dir: &StateDir) {
-        let broken = |words: String| {
-            tracing::error!(%words, "a follower cannot be taken up");
-            lock(&self.broken).push(words);
-        };
         let found = state_dir.followers().unwrap_or_else(|error| {
-            broken(error.to_string());
+            self.broken.add(None, None, error.to_string());
             Vec::new()
         });
         for (name, definition) in found {
+            let group = definition.as_ref().ok().map(Definition::names);
             let read = definition.and_then(|definition| Ok((state_dir.follower_holds(&name)?.unwrap_or_default(), definition)));
             match read {
                 Ok((holds, definition)) => {
@@ -247,16 +245,14 @@ impl Followers {
                     }
                     lock(&self.all).insert(name, Arc::new(entry));
                 }
-                Err(error) => broken(format!("follower {name}: {error}")),
+                Err(error) => self.broken.add(Some(&name), group, format!("follower {name}: {error}")),
             }
         }
     }
 
     /// Those that could not be taken up.
     pub(crate) fn reasons(&self) -> Vec<Reason> {
-        let what =
-            "its target is left alone; put the file back, or remove it and begin anew with `farside follower add --overwrite`";
-        lock(&self.broken).iter().map(|words| Reason::new(Severity::Error, Code::FollowerFailed, words, what)).collect()
+        self.broken.reasons()
     }
 
     /// Starts their threads.
@@ -483,6 +479,10 @@ impl Followers {
         if all.contains_key(&name) {
             let message = format!("there is a follower {name} already");
             return Err(ApiError::new(ErrorCode::Conflict, message, "give this one another name: --name NAME"));
+        }
+        if let Some(words) = receiver.followers.broken.of(&name) {
+            let what = "give this one another name (--name NAME), or move that file away and restart farside-receiver";
+            return Err(ApiError::new(ErrorCode::Conflict, words, what));
         }
         if all.len() >= FOLLOWERS_MAX {
             let message = format!("this receiver has {FOLLOWERS_MAX} followers, which is its limit");

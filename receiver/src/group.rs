@@ -674,6 +674,10 @@ impl Group {
                 kept.extend(here.store.state().points().range(..=up_to).map(|(slot, _)| *slot));
             }
             kept.extend(self.receiver.followers.unasked(&self.names, here.store.state()));
+            // † What a follower holds whose file cannot be read is told by nobody.
+            if self.receiver.followers.broken.may_hold(&self.names) {
+                kept.extend(here.store.state().points().keys().copied());
+            }
             kept.extend(self.receiver.cohorts.not_looked_for(config, &self.names, here.store.state()));
             kept.extend(self.receiver.cohorts.not_configured(config, here.store.state()));
         }
