@@ -180,7 +180,11 @@ enum Phase {
     SaveSingly(Piece, GranuleRun, EpochId),
     Passing(Piece),
     Flush,
-    Flushing(u64),
+    Flushing {
+        flush: u64,
+        /// How many had failed when it began.
+        failures: u64,
+    },
     /// Only the answer is left.
     Answer(Result<(), Failure>),
     Done,
@@ -307,14 +311,14 @@ impl Request {
                     let flush = queue.volume.next_flush();
                     queue.volume.in_flight[queue.slot].set_flush(entry, flush);
                     fence(Ordering::SeqCst); // known as under way before it is
-                    self.phase = Phase::Flushing(flush);
+                    self.phase = Phase::Flushing { flush, failures: queue.volume.flush_failures() };
                     return Step::Io(Io::Flush);
                 }
                 Phase::Answer(result) => {
                     self.phase = Phase::Done;
                     return Step::Complete(result);
                 }
-                Phase::Reading | Phase::Saving { .. } | Phase::Passing(_) | Phase::Flushing(_) => {
+                Phase::Reading | Phase::Saving { .. } | Phase::Passing(_) | Phase::Flushing { .. } => {
                     panic!("advance while an operation of the request is outstanding")
                 }
                 Phase::Done => panic!("advance after completion"),
@@ -393,7 +397,7 @@ impl Request {
                     None => self.phase = Phase::Mark,
                 }
             }
-            Phase::Flushing(flush) => {
+            Phase::Flushing { flush, failures } => {
                 // First the consequences, then the entry: a cooler that no longer sees the flush sees its failure.
                 volume.flush_result(flush, failed.is_none());
                 volume.in_flight[queue.slot].clear(self.entry.expect("a flush is registered"));
@@ -401,7 +405,9 @@ impl Request {
                 let connection = self.fua.take().expect("a flush has a connection");
                 let learnt = connection.learn(volume);
                 self.tells = learnt.unwrap_or(0);
-                self.answer(queue, if learnt.is_some() || failed.is_some() { Err(Failure::FlushFailed) } else { Ok(()) });
+                // † Of all that overlapped it the kernel may have told one, and all users of the device are one connection.
+                let has_failed = failed.is_some() || learnt.is_some() || volume.flush_failures() != failures;
+                self.answer(queue, if has_failed { Err(Failure::FlushFailed) } else { Ok(()) });
             }
             _ => panic!("no operation of the request is outstanding"),
         }

@@ -209,6 +209,34 @@ fn t14_a_failed_flush_is_told_to_every_connection_and_keeps_regions_hot() {
     assert!(!site_of(config, slots).cool(false));
 }
 
+/// Two file systems on one device are one connection: each of their flushes overlapped the one that failed, and only one would hear of it.
+#[test]
+fn t14_every_flush_that_overlapped_a_failed_one_fails() {
+    let config = VolumeConfig { queues: 2, ..VolumeConfig::new(Geometry::new(16 * MIB).expect("valid")) };
+    let group = Group::new(&config.limits, config.geometry.granule_bytes());
+    let mut slots = blank(&config.layout, true);
+    let (volume, mut queues, _owner) = group.open_volume(config, Wakes::none(2), MAP, &mut slots);
+    let connection = volume.connect();
+    let mut flushes: Vec<_> = queues
+        .iter_mut()
+        .map(|queue| {
+            let mut flush = queue.start(Op::Flush(connection.clone())).expect("a flush");
+            assert_eq!(flush.advance(queue), Step::Io(Io::Flush));
+            flush
+        })
+        .collect();
+    let own = volume.flush_begin();
+    volume.flush_end(own, false);
+    for (flush, queue) in flushes.iter_mut().zip(&mut queues) {
+        flush.io_done(queue, IoResult::Done);
+        assert_eq!(flush.advance(queue), Step::Complete(Err(Failure::FlushFailed)));
+    }
+    let mut later = queues[0].start(Op::Flush(connection)).expect("a flush");
+    assert_eq!(later.advance(&mut queues[0]), Step::Io(Io::Flush));
+    later.io_done(&mut queues[0], IoResult::Done);
+    assert_eq!(later.advance(&mut queues[0]), Step::Complete(Ok(())));
+}
+
 #[test]
 fn a_hosts_flush_that_covers_them_cools_regions() {
     let mut site = site(16 * MIB, true);

@@ -111,6 +111,9 @@ impl GroupStore {
             };
             self.deferred_since = None;
             for (part, volume) in batch {
+                if began.elapsed() >= SWEEP_TIME {
+                    break;
+                }
                 match block_on(self.segments.backend.delete(&self.segments.name(&volume, &part))) {
                     Ok(()) => {
                         self.segments.forget(&part);
