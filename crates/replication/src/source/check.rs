@@ -46,6 +46,7 @@ impl Source {
             volume.reading = None;
             volume.claim_refused = None;
             volume.loss_unsaid();
+            volume.compared_unsaid(now);
         }
         if mutation::on("a reset cut re-sent as a point") {
             return;

@@ -281,6 +281,7 @@ impl Source {
         self.say_losses(out);
         self.say_ends(now, out);
         self.verify_on(now, out);
+        self.say_compared(now, out);
         self.look_after_wishes(now, out);
         self.try_switch(now, out);
         self.read_on(now, out);

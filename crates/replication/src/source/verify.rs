@@ -22,6 +22,9 @@ use super::api::{Action, Nanos, VerifyChunk, VerifyRead};
 use super::volume::{Volume, region_bytes};
 use super::{Link, Phase, Source};
 
+/// What was said so long before its line ended has been heard: a line that carries nothing ends sooner.
+const HEARD_AFTER: Nanos = 60_000_000_000;
+
 /// A verify that was asked for, until it ends.
 #[derive(Debug)]
 pub(super) struct Verify {
@@ -115,6 +118,14 @@ impl Verify {
 }
 
 impl Volume {
+    /// The line has ended on which it was said that all is equal. What was said long before has been heard.
+    pub(super) fn compared_unsaid(&mut self, now: Nanos) {
+        self.compared = self.compared.take().filter(|(_, said)| said.is_none_or(|at| now < at.saturating_add(HEARD_AFTER)));
+        if let Some((_, said)) = &mut self.compared {
+            *said = None;
+        }
+    }
+
     /// Whether a region may not cool: what [`Volume::mentions`] says, and what a verify looks at.
     pub(super) fn keeps_hot(&self, region: RegionIndex) -> bool {
         self.mentions(region) || self.verify.as_ref().is_some_and(|v| v.mentions(region))
@@ -182,21 +193,38 @@ impl Source {
                 Stage::Walking { cursor } if may && !busy => self.ask_chunk(id, cursor, out),
                 Stage::Comparing if verify.heating.is_empty() && !switching && compared => {
                     volume.end_verify(now, VerifyOutcome::Done);
-                    self.say_compared(id, out);
+                    self.note_compared(id);
                 }
                 _ => {}
             }
         }
     }
 
-    /// A volume was compared from end to end and is what is published: the ledger may say so of a point.
-    fn say_compared(&self, id: VolumeId, out: &mut Vec<Action>) {
-        let volume = &self.volumes[&id];
+    /// A volume was compared from end to end and is what is published: the ledger may say so of a point. † It is said until it may have been heard:
+    /// the line may be down by then, or break.
+    fn note_compared(&mut self, id: VolumeId) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
         let is_equal = volume.verify_report.as_ref().is_some_and(|r| r.differing.is_empty() && r.unreadable.is_empty());
-        let is_known = matches!(self.link, Link::Up { .. }) && self.features.has(Features::COMPARED);
-        if let (true, Some(term), Some(position)) = (is_equal && is_known && volume.is_checked(), volume.held, volume.published) {
-            self.send(SourceMessage::Compared(Compared { volume: id, term, position }), out);
+        let known = volume.held.zip(volume.published).filter(|_| is_equal);
+        volume.compared = known.map(|(term, position)| (Compared { volume: id, term, position }, None));
+    }
+
+    pub(super) fn say_compared(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if !matches!(self.link, Link::Up { .. }) {
+            return;
         }
+        let is_known = self.features.has(Features::COMPARED);
+        let mut due = Vec::new();
+        for volume in self.volumes.values_mut() {
+            let Some((compared, None)) = volume.compared else { continue };
+            if !is_known || volume.held != Some(compared.term) {
+                volume.compared = None;
+            } else if volume.is_checked() {
+                volume.compared = Some((compared, Some(now)));
+                due.push(compared);
+            }
+        }
+        due.into_iter().for_each(|compared| self.send(SourceMessage::Compared(compared), out));
     }
 
     fn verifies_now(&self) -> bool {

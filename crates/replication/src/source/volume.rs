@@ -11,7 +11,7 @@ use farside_region::{
     EpochId, Generation, Geometry, GranuleSet, LayerKey, LedgerPosition, RegionIndex, RegionRange, RegionSet, Seal, SealMode,
     Seq, Term, VolumeId, mutation,
 };
-use farside_wire::{Features, RequestId};
+use farside_wire::{Compared, Features, RequestId};
 
 use super::api::{Action, Nanos, PartRead, Sample, SentPart, Start, VolumeSetup};
 use super::status::{NotConverging, PointStatus, RefusedWhy};
@@ -91,6 +91,8 @@ pub(super) struct Volume {
     pub(super) verify: Option<Verify>,
     /// Of the verify under way, or the newest one of this attach.
     pub(super) verify_report: Option<VerifyReport>,
+    /// That was equal to all that was published, and when it was said on the connection that is up.
+    pub(super) compared: Option<(Compared, Option<Nanos>)>,
 }
 
 /// What a person, or the configuration, wants of a volume.
@@ -466,6 +468,7 @@ impl Volume {
             not_converging: None,
             verify: None,
             verify_report: None,
+            compared: None,
         }
     }
 

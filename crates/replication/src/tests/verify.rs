@@ -221,6 +221,28 @@ fn a_verify_that_found_everything_equal_is_said() {
     }
 }
 
+/// The line breaks before it can have been heard, or is down when all has been compared.
+#[test]
+fn that_all_was_equal_is_said_again_where_it_may_not_have_been_heard() {
+    let mut host = Host::streaming_to(Features::COMPARED);
+    host.event(Event::Verify { volume: id() });
+    walk(&mut host);
+    let said = |host: &Host| host.said.iter().filter(|m| matches!(m, SourceMessage::Compared(_))).count();
+    assert_eq!(said(&host), 1);
+    host.reconnect();
+    assert_eq!(said(&host), 0, "not before it is known what is there");
+    let resumed = |host: &mut Host| {
+        host.answer_ledger(1, Vec::new(), current(1, 0, false), Some(1));
+        host.answer_resume(1, 0, Vec::new());
+    };
+    resumed(&mut host);
+    assert_eq!(said(&host), 1);
+    host.now += 61_000_000_000;
+    host.reconnect();
+    resumed(&mut host);
+    assert_eq!(said(&host), 0, "it was heard");
+}
+
 fn compared(gateway: &mut Gateway, n: u8, term: u64) {
     let position = gateway.state.position().expect("not empty");
     gateway.hear(1, SourceMessage::Compared(Compared { volume: volume(n), term: Term(term), position }));
