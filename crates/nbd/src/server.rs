@@ -733,7 +733,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let (job_number, offset, len) = (piece.job, piece.offset, piece.len);
         let job = self.jobs.get_mut(job_number);
         job.outstanding -= 1;
-        let last = job.outstanding == 0 && !job.more;
+        let (last, is_with_its_client) = (job.outstanding == 0 && !job.more, job.outstanding == 0 && job.more);
         if let Err(errno) = done.result {
             job.error.get_or_insert(proto::error_of(errno));
             self.shared.counters.errors.fetch_add(1, Ordering::Relaxed);
@@ -764,6 +764,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
         }
         if last {
             self.end_job(job_number);
+        } else if is_with_its_client && kind == JobKind::Change {
+            self.release();
         }
     }
 
@@ -809,12 +811,20 @@ impl<Q: BlockQueue> Running<'_, Q> {
             counters.bytes_read.fetch_add(u64::from(job.len), Ordering::Relaxed);
         }
         self.mark_ready(job.connection);
-        if job.kind == JobKind::Change && std::mem::take(&mut self.holds) {
-            for index in 0..self.connections.len() as u32 {
-                let connection = self.connections[index as usize].as_mut();
-                if connection.is_some_and(|connection| std::mem::take(&mut connection.is_held)) {
-                    self.mark_ready(index);
-                }
+        if job.kind == JobKind::Change {
+            self.release();
+        }
+    }
+
+    /// Something that a change waited for may have ended.
+    fn release(&mut self) {
+        if !std::mem::take(&mut self.holds) {
+            return;
+        }
+        for index in 0..self.connections.len() as u32 {
+            let connection = self.connections[index as usize].as_mut();
+            if connection.is_some_and(|connection| std::mem::take(&mut connection.is_held)) {
+                self.mark_ready(index);
             }
         }
     }

@@ -177,7 +177,9 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let others = self.connections.iter().zip(0..).filter(|(_, other)| *other != index);
         let who_leaves = others.filter_map(|(other, _)| other.as_ref()).any(leaves);
         let behind = self.connections[index as usize].as_ref().expect("a living connection").behind;
-        let is_before = |job: &Job| job.kind == JobKind::Change && job.connection != index && Some(job.turn) < behind;
+        // One of which nothing is with the device waits for its client, which may never send the rest.
+        let is_before =
+            |job: &Job| job.kind == JobKind::Change && job.outstanding > 0 && job.connection != index && Some(job.turn) < behind;
         let is_new = behind.is_some() && self.jobs.iter().any(is_before);
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
         connection.behind = behind.filter(|_| is_new);

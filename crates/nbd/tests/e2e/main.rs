@@ -301,6 +301,26 @@ fn who_comes_anew_changes_nothing_before_what_was_under_way_has_ended() {
     }
 }
 
+/// It may never send the rest.
+#[test]
+fn who_comes_anew_does_not_wait_for_a_client_that_stops_in_the_middle_of_a_write() {
+    let memory = memory();
+    let served = serve(memory.clone(), small());
+    let mut stuck = served.client();
+    let commands = || count(&served.handle.counters().commands);
+    let before = commands();
+    let (mut bytes, _) = stuck.encode(command::WRITE, 0, 0, 256 << 10);
+    bytes.extend([1; 70_000]);
+    stuck.send(&bytes);
+    while commands() == before {
+        std::thread::yield_now();
+    }
+    let mut new = served.client();
+    assert_eq!(new.write(1 << 20, &[2; 512]), 0);
+    drop(stuck);
+    assert_eq!(served.stop().content()[1 << 20], 2);
+}
+
 fn extent(offset: u64, len: u64) -> farside_region::ByteExtent {
     farside_region::ByteExtent { offset: farside_region::ByteOffset(offset), len }
 }
