@@ -35,7 +35,7 @@ pub(crate) fn read_kept<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, U
 
 /// Which backing the volume in that folder had at its last attach; `None`: nothing is known of it.
 pub(crate) fn kept(dir: &Path) -> Option<Identity> {
-    std::fs::read(path(dir)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
+    read_kept(&path(dir)).ok().flatten()
 }
 
 /// Whether this is the backing that the volume in that folder had at its last attach.

@@ -46,10 +46,13 @@ fn state_of(to: &Path) -> PathBuf {
 }
 
 /// What is noted of a target.
-fn stage(to: &Path) -> Option<Value> {
+fn noted(to: &Path) -> Option<Value> {
     let noted = fs::read(state_of(to).join("follow.json")).ok()?;
-    let noted: Value = serde_json::from_slice(&noted).expect("whole, whenever it is read");
-    Some(noted["following"]["stage"].clone())
+    Some(serde_json::from_slice(&noted).expect("whole, whenever it is read"))
+}
+
+fn stage(to: &Path) -> Option<Value> {
+    Some(noted(to)?["following"]["stage"].clone())
 }
 
 fn write(site: &Site, seed: u64, requests: u64) {
@@ -106,8 +109,7 @@ fn whatever_kills_it_the_target_holds_a_point_again() {
     let is_there = || stage(&to).is_some_and(|stage| stage.get("at").is_some());
     // Where nothing was written yet it is as it was left, and nothing is in doubt.
     let is_written = || {
-        let noted = fs::read(state_of(&to).join("follow.json")).ok()?;
-        let noted: Value = serde_json::from_slice(&noted).expect("whole, whenever it is read");
+        let noted = noted(&to)?;
         let now = fs::metadata(&to).ok()?;
         let now = format!("({}, {})", now.mtime(), now.mtime_nsec());
         Some(!noted["following"]["seen"]["marks"].as_str()?.contains(&now))
@@ -151,7 +153,7 @@ fn whatever_kills_it_the_target_holds_a_point_again() {
     let event: Value = serde_json::from_slice(&done.stdout).expect("JSON");
     assert_eq!((&event["event"], id(&event["point"])), (&"holds".into(), id(&newest)));
     compare(&site, &to, id(&newest));
-    let noted: Value = serde_json::from_slice(&fs::read(state_of(&to).join("follow.json")).expect("noted")).expect("JSON");
+    let noted = noted(&to).expect("noted");
     assert!(noted["verified_wall_ms"].is_i64(), "after a kill all of it is compared: {noted}");
     let left: Vec<_> = fs::read_dir(state_of(&to)).expect("listed").map(|entry| entry.expect("entry").file_name()).collect();
     assert!(left.len() <= 3, "what a kill leaves does not become more: {left:?}");

@@ -733,7 +733,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
         let (job_number, offset, len) = (piece.job, piece.offset, piece.len);
         let job = self.jobs.get_mut(job_number);
         job.outstanding -= 1;
-        let (last, is_with_its_client) = (job.outstanding == 0 && !job.more, job.outstanding == 0 && job.more);
+        let is_idle = job.outstanding == 0;
+        let last = is_idle && !job.more;
         if let Err(errno) = done.result {
             job.error.get_or_insert(proto::error_of(errno));
             self.shared.counters.errors.fetch_add(1, Ordering::Relaxed);
@@ -764,8 +765,8 @@ impl<Q: BlockQueue> Running<'_, Q> {
         }
         if last {
             self.end_job(job_number);
-        } else if is_with_its_client && kind == JobKind::Change {
-            self.release();
+        } else if is_idle && kind == JobKind::Change {
+            self.release(); // it waits for its client
         }
     }
 
@@ -804,7 +805,6 @@ impl<Q: BlockQueue> Running<'_, Q> {
             }
         }
         connection.jobs -= 1;
-        connection.changes -= usize::from(job.kind == JobKind::Change);
         let counters = &self.shared.counters;
         counters.jobs.fetch_sub(1, Ordering::Relaxed);
         if job.kind != JobKind::Change {

@@ -111,9 +111,6 @@ impl GroupStore {
             };
             self.deferred_since = None;
             for (part, volume) in batch {
-                if began.elapsed() >= SWEEP_TIME {
-                    break;
-                }
                 match block_on(self.segments.backend.delete(&self.segments.name(&volume, &part))) {
                     Ok(()) => {
                         self.segments.forget(&part);
@@ -124,6 +121,9 @@ impl GroupStore {
                         self.dead.entry(part).and_modify(|dead| dead.failed_at = Some(Instant::now()));
                         failed.get_or_insert(error);
                     }
+                }
+                if began.elapsed() >= SWEEP_TIME {
+                    break;
                 }
             }
             if began.elapsed() >= SWEEP_TIME {

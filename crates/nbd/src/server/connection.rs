@@ -82,8 +82,6 @@ pub(super) struct Connection {
     pub(super) state: State,
     pub(super) work: Work,
     pub(super) jobs: usize,
-    /// Of these, how many change something.
-    pub(super) changes: usize,
     /// Changes that had begun when it came: its own begin behind them. `None`: they have ended.
     pub(super) behind: Option<u64>,
     /// A change of it waits for those of others.
@@ -131,7 +129,6 @@ impl Connection {
             state: State::Open,
             work: Work::Next,
             jobs: 0,
-            changes: 0,
             behind: None,
             is_held: false,
             receiving: false,

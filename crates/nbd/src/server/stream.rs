@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use farside_blockio::{BUFFER_ALIGN, BlockQueue, Buffer, Extent, ExtentKind, Op, Payload, Request, RequestId};
 use farside_region::{ByteExtent, ByteOffset};
 
-use super::connection::{Connection, Reading, State, Work, Writing};
+use super::connection::{Reading, State, Work, Writing};
 use super::jobs::{Job, JobKind, Piece};
 use super::memory::footprint;
 use super::{Running, Ticket};
@@ -173,19 +173,21 @@ impl<Q: BlockQueue> Running<'_, Q> {
         if self.connected == 1 {
             return false;
         }
-        let leaves = |other: &Connection| other.changes > 0 && other.state != State::Open;
-        let others = self.connections.iter().zip(0..).filter(|(_, other)| *other != index);
-        let who_leaves = others.filter_map(|(other, _)| other.as_ref()).any(leaves);
-        let behind = self.connections[index as usize].as_ref().expect("a living connection").behind;
+        let of = |index: u32| self.connections[index as usize].as_ref();
+        let leaves = |other: u32| of(other).is_some_and(|other| other.state != State::Open);
+        let behind = of(index).expect("a living connection").behind;
+        // As a rule nobody is new, and nobody leaves.
+        if behind.is_none() && !(0..self.connections.len() as u32).any(leaves) {
+            return false;
+        }
         // One of which nothing is with the device waits for its client, which may never send the rest.
-        let is_before =
-            |job: &Job| job.kind == JobKind::Change && job.outstanding > 0 && job.connection != index && Some(job.turn) < behind;
-        let is_new = behind.is_some() && self.jobs.iter().any(is_before);
+        let is_under_way = |job: &Job| job.kind == JobKind::Change && job.outstanding > 0 && job.connection != index;
+        let is_held = self.jobs.iter().any(|job| is_under_way(job) && (Some(job.turn) < behind || leaves(job.connection)));
         let connection = self.connections[index as usize].as_mut().expect("a living connection");
-        connection.behind = behind.filter(|_| is_new);
-        connection.is_held = who_leaves || is_new;
-        self.holds |= connection.is_held;
-        connection.is_held
+        connection.behind = behind.filter(|_| is_held);
+        connection.is_held = is_held;
+        self.holds |= is_held;
+        is_held
     }
 
     /// A command without data.
@@ -358,9 +360,7 @@ impl<Q: BlockQueue> Running<'_, Q> {
     }
 
     fn begin(&mut self, index: u32, cookie: u64, kind: JobKind, (offset, len): (u64, u32)) -> u32 {
-        let connection = self.connections[index as usize].as_mut().expect("a living connection");
-        connection.jobs += 1;
-        connection.changes += usize::from(kind == JobKind::Change);
+        self.connections[index as usize].as_mut().expect("a living connection").jobs += 1;
         self.shared.counters.jobs.fetch_add(1, Ordering::Relaxed);
         self.begun += 1;
         self.jobs.insert(Job {

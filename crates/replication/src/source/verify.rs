@@ -18,12 +18,12 @@
 use farside_region::{GranuleRun, RegionIndex, RegionRange, RegionSet, VolumeId, mutation};
 use farside_wire::{Compared, DIGEST_GRANULES_MAX, DigestAnswer, DigestQuery, Features, RequestId, SourceMessage};
 
-use super::api::{Action, Nanos, VerifyChunk, VerifyRead};
+use super::api::{Action, Nanos, SECOND, VerifyChunk, VerifyRead};
 use super::volume::{Volume, region_bytes};
 use super::{Link, Phase, Source};
 
 /// What was said so long before its line ended has been heard: a line that carries nothing ends sooner.
-const HEARD_AFTER: Nanos = 60_000_000_000;
+const HEARD_AFTER: Nanos = 60 * SECOND;
 
 /// A verify that was asked for, until it ends.
 #[derive(Debug)]

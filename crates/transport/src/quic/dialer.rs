@@ -124,13 +124,7 @@ impl QuicDialer {
         self.route.leads_to(pin.fingerprint);
         let id = if self.limits.lanes > 1 { Some(lane_id()?) } else { None };
         let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None, lane: id.map(Lane::Leads) };
-        let caller = Caller {
-            identity: &self.identity,
-            expected: pin.fingerprint,
-            limits: &self.limits,
-            opening,
-            over_tcp: Mutex::default(),
-        };
+        let caller = Caller::new(&self.identity, pin.fingerprint, &self.limits, opening);
         let reached = async {
             match by {
                 By::Any => caller.reach(&pin.addresses, &self.route).await,
@@ -166,8 +160,7 @@ impl QuicDialer {
     /// The others that carry its parts, each from a port of its own. It goes on without those that do not come to be.
     async fn add_lanes(self, led: Weak<QuicConnection>, address: SocketAddr, receiver: Fingerprint, id: [u8; 16]) {
         let opening = |_: &[u8; 32]| Opening { source: self.source.clone(), pairing: None, lane: Some(Lane::Joins(id)) };
-        let caller =
-            Caller { identity: &self.identity, expected: receiver, limits: &self.limits, opening, over_tcp: Mutex::default() };
+        let caller = Caller::new(&self.identity, receiver, &self.limits, opening);
         let (first, cap) = LANE_AGAIN;
         let (mut pauses, mut said) = (Backoff::new(first, cap), false);
         let wanted = self.limits.lanes.min(LANES_MAX);
@@ -323,7 +316,7 @@ pub async fn pair(
         Opening { source: source.clone(), pairing, lane: None }
     };
     route.leads_to(token.receiver);
-    let caller = Caller { identity, expected: token.receiver, limits, opening, over_tcp: Mutex::default() };
+    let caller = Caller::new(identity, token.receiver, limits, opening);
     let (mut made, answer) = caller.reach(&token.addresses, route).await?;
     // blake3's comparison takes the same time whatever differs.
     let proven = answer.proof.is_some_and(|proof| prove(Prover::Receiver, &made.session) == proof);
@@ -359,7 +352,11 @@ struct Caller<'a, F> {
 
 type Reached = Result<(Made, Answer), DialError>;
 
-impl<F: Fn(&[u8; 32]) -> Opening> Caller<'_, F> {
+impl<'a, F: Fn(&[u8; 32]) -> Opening> Caller<'a, F> {
+    fn new(identity: &'a Identity, expected: Fingerprint, limits: &'a Limits, opening: F) -> Self {
+        Self { identity, expected, limits, opening, over_tcp: Mutex::default() }
+    }
+
     /// Tries every address in turn, that where it was reached last first: those of a token may be of networks that this host is not on, and
     /// each takes the whole time of a handshake. The most telling error is kept.
     async fn reach(&self, addresses: &[String], route: &Route) -> Reached {

@@ -15,10 +15,8 @@ use super::configuration::Limits;
 use crate::Fingerprint;
 use crate::pairing::SITES_MAX;
 
-/// Addresses of paired sources that are remembered; the oldest goes first,
+/// Addresses of paired sources that are remembered, of each [`SITES_MAX`]; the oldest goes first.
 const KNOWN_MAX: usize = 4096;
-/// a source's own where it has so many.
-const KNOWN_PER_SOURCE_MAX: usize = SITES_MAX;
 
 /// The door's count.
 #[derive(Debug)]
@@ -145,15 +143,9 @@ impl Gate {
         let mut inner = self.lock();
         inner.known.retain(|known| *known != here);
         inner.known.push_back(here);
-        let mut surplus = inner.known.iter().filter(|(_, of)| *of == source).count().saturating_sub(KNOWN_PER_SOURCE_MAX);
-        inner.known.retain(|(_, of)| {
-            let goes = *of == source && surplus > 0;
-            surplus -= usize::from(goes);
-            !goes
-        });
-        if inner.known.len() > KNOWN_MAX {
-            inner.known.pop_front();
-        }
+        let its = || inner.known.iter().zip(0..).filter(|((_, of), _)| *of == source).map(|(_, at)| at);
+        let goes = if its().count() > SITES_MAX { its().next() } else { (inner.known.len() > KNOWN_MAX).then_some(0) };
+        goes.and_then(|at| inner.known.remove(at));
     }
 
     #[cfg(test)]
@@ -257,7 +249,7 @@ mod tests {
         let gate = gate();
         (0..100).for_each(|n| gate.remember(at(n), source(1)));
         gate.remember(at(200), source(2));
-        assert_eq!(gate.known().len(), KNOWN_PER_SOURCE_MAX + 1, "its newest, and the other one's");
+        assert_eq!(gate.known().len(), SITES_MAX + 1, "its newest, and the other one's");
         let take = |n| (0..50).map_while(|_| enter(&gate, at(n))).collect::<Vec<_>>();
         let held: Vec<_> = (96..100).map(take).collect();
         assert_eq!(held.iter().map(Vec::len).sum::<usize>(), 12, "what is for all");
