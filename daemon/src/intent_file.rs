@@ -13,10 +13,11 @@ use std::time::UNIX_EPOCH;
 use farside_blockio::{DeviceError, FileDevice, OpenOptions};
 use farside_region::intent::{
     BackingIdentity, Header, HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentError, IntentLayout, Owed, OwnFile, Page,
-    PageIndex, SlotIndex, UncheckedOwed, recover_header, recover_page,
+    PageIndex, SlotIndex, UncheckedOwed, check_page_version, recover_header, recover_page,
 };
 use farside_region::{Geometry, GranuleSet, LedgerPosition, MapId, RegionIndex, RegionRange, Term};
 use farside_shim::Commit;
+use nix::errno::Errno;
 use thiserror::Error;
 use tracing::warn;
 
@@ -70,6 +71,13 @@ pub(crate) enum IntentFileError {
 }
 
 impl IntentFileError {
+    /// Whether a disk does not give back what it was given.
+    fn is_of_the_medium(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        let errno = source.raw_os_error().map(Errno::from_raw);
+        matches!(errno, Some(Errno::EIO | Errno::ENODATA | Errno::EILSEQ | Errno::EBADMSG | Errno::EUCLEAN))
+    }
+
     /// Whether its file system takes no write at all, as after an error.
     pub(crate) fn is_read_only(&self) -> bool {
         match self {
@@ -135,7 +143,14 @@ impl IntentFile {
         // † The file's previous owner may have died with writes in the page cache or the device's: what is read from here on
         // must be what a power cut would leave, or a bit is trusted that was never durable.
         device.sync_data().map_err(io("synced"))?;
-        let mut found_header = read_header(&device, &path)?;
+        let unreadable = unreadable(&device, 0..device.size() / INTENT_BLOCK_BYTES as u64)?;
+        let is_damaged = unreadable.is_some();
+        if let Some((index, source)) = unreadable {
+            warn!(path = %path.display(), "the intent map cannot be read at byte {}: {source}; it is made anew", index * INTENT_BLOCK_BYTES as u64);
+        }
+        // † The other header may be the older one: it may say `clean` of what was served since.
+        let is_headless = self::unreadable(&device, 0..2)?.is_some();
+        let mut found_header = if is_headless { None } else { read_header(&device, &path)? };
         if let Some((header, _)) = &found_header {
             if header.volume_bytes > geometry.volume_bytes() {
                 return Err(IntentFileError::Shrunk { before: header.volume_bytes, now: geometry.volume_bytes() });
@@ -149,8 +164,8 @@ impl IntentFile {
                 judge(header)?;
             }
             let grown = header.volume_bytes < geometry.volume_bytes();
-            if grown || is_a_copy || (!is_new && header.state == HeaderState::Attached) {
-                device = renew(dir, device, header, geometry)?;
+            if grown || is_a_copy || is_damaged || (!is_new && header.state == HeaderState::Attached) {
+                device = renew(dir, device, header, geometry, is_damaged)?;
             }
         }
         let layout = IntentLayout::new(geometry);
@@ -204,7 +219,7 @@ impl IntentFile {
         let mut slots = Vec::new();
         let mut hot = farside_region::RegionSet::new();
         for p in 0..layout.page_count() {
-            let pair = [read_block(&device, 2 + 2 * p)?, read_block(&device, 3 + 2 * p)?];
+            let pair = read_pair(&device, PageIndex(p))?;
             let page = recover_page(header.map, &layout, PageIndex(p), [&pair[0].0, &pair[1].0]).page;
             let start = layout.page_run(PageIndex(p)).start.0;
             page.bits.iter().for_each(|i| hot.insert(RegionIndex(start + u64::from(i))));
@@ -387,11 +402,10 @@ fn read_block(device: &FileDevice, index: u64) -> Result<Box<IntentBlock>, Inten
     if offset.0 + INTENT_BLOCK_BYTES as u64 > device.size() {
         return Ok(block); // beyond the end: a slot never written
     }
-    device.read_exact_at(offset, &mut block.0).map_err(|source| IntentFileError::Io {
-        path: device.path().to_owned(),
-        verb: "read",
-        source,
-    })?;
+    let read = device.read_exact_at(offset, &mut block.0);
+    #[cfg(test)]
+    let read = read.and_then(|()| if tests::is_bad(device, index) { Err(Errno::EIO.into()) } else { Ok(()) });
+    read.map_err(|source| IntentFileError::Io { path: device.path().to_owned(), verb: "read", source })?;
     Ok(block)
 }
 
@@ -443,12 +457,18 @@ fn bits_of(layout: &IntentLayout, page: PageIndex, hot: &dyn Fn(RegionIndex) -> 
 
 /// Writes the map anew beside the old one, under the same id: what was hot; of a grown volume also the old last region (which may
 /// have been short) and all that is new (T12); everything, if tracking was lost. Where the disk has no room for a second map, and
-/// the volume has not grown, it is written anew in its place.
+/// the volume has not grown, it is written anew in its place; † not one with a slot that cannot be read (`is_damaged`), which may come back as the newest.
 ///
 /// † A map that no clean stop left may have had a sync that failed. The kernel says so once, to whoever asked: pages that never
 /// became durable read back well until the next power cut, and no later sync says otherwise. So only what is written and synced
 /// through a file of our own is believed to be durable.
-fn renew(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> Result<FileDevice, IntentFileError> {
+fn renew(
+    dir: &Path,
+    old: FileDevice,
+    header: &Header,
+    geometry: &Geometry,
+    is_damaged: bool,
+) -> Result<FileDevice, IntentFileError> {
     let path = dir.join(MAP_FILE);
     let before = Geometry::new(header.volume_bytes).expect("a header's size was checked");
     let old_layout = IntentLayout::new(&before);
@@ -474,7 +494,7 @@ fn renew(dir: &Path, old: FileDevice, header: &Header, geometry: &Geometry) -> R
             drop(old);
             Ok(FileDevice::open(&path, OpenOptions::daemon())?)
         }
-        Err(IntentFileError::Io { source, .. }) if is_full(&source) && before == *geometry => {
+        Err(IntentFileError::Io { source, .. }) if is_full(&source) && before == *geometry && !is_damaged => {
             warn!(dir = %dir.display(), %source, "no room for a second intent map: this one is written anew in its place");
             renew_in_place(dir, &old, &header, &old_layout, &is_hot, lost)?;
             Ok(old)
@@ -538,6 +558,34 @@ fn rewrite_older_slots(
     device.sync_data().map_err(failed)
 }
 
+/// Both slots of a page. † Where one cannot be read, neither counts, and everything in it is dirty: the other one may be the older.
+fn read_pair(device: &FileDevice, page: PageIndex) -> Result<[Box<IntentBlock>; 2], IntentFileError> {
+    let slots = [2 + 2 * page.0, 3 + 2 * page.0];
+    match slots.map(|index| read_block(device, index)) {
+        [Err(error), _] | [_, Err(error)] if error.is_of_the_medium() => Ok([IntentBlock::zeroed(), IntentBlock::zeroed()]),
+        [a, b] => {
+            let pair = [a?, b?];
+            let known = pair.iter().try_for_each(|slot| check_page_version(&slot.0));
+            known.map_err(|source| IntentFileError::Format { path: device.path().to_owned(), source })?;
+            Ok(pair)
+        }
+    }
+}
+
+/// The first of some blocks that its disk does not give back, and why.
+///
+/// # Errors
+/// When it cannot be read for another reason.
+fn unreadable(device: &FileDevice, blocks: std::ops::Range<u64>) -> Result<Option<(u64, IntentFileError)>, IntentFileError> {
+    for index in blocks {
+        match read_block(device, index) {
+            Err(error) if error.is_of_the_medium() => return Ok(Some((index, error))),
+            read => read.map(drop)?,
+        }
+    }
+    Ok(None)
+}
+
 /// Both slots of a page, and which counts.
 fn read_page(
     device: &FileDevice,
@@ -545,12 +593,14 @@ fn read_page(
     layout: &IntentLayout,
     page: PageIndex,
 ) -> Result<farside_region::intent::RecoveredPage, IntentFileError> {
-    let pair = [read_block(device, 2 + 2 * page.0)?, read_block(device, 3 + 2 * page.0)?];
+    let pair = read_pair(device, page)?;
     Ok(recover_page(map, layout, page, [&pair[0].0, &pair[1].0]))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
     use crate::mounted::Mounted;
 
@@ -815,5 +865,85 @@ mod tests {
         let (_, found) = IntentFile::open(dir.path(), &g, MapId([9; 16]), &mut |_| Ok(())).expect("opened");
         assert!(found.header.is_none());
         assert_eq!(found.hot.len(), 3, "everything is dirty");
+    }
+
+    thread_local! {
+        /// A map's inode, and those of its blocks that its disk does not give back.
+        static BAD: RefCell<(u64, Vec<u64>)> = const { RefCell::new((0, Vec::new())) };
+    }
+
+    /// Whether that block of that file is to be one that cannot be read.
+    pub(super) fn is_bad(device: &FileDevice, index: u64) -> bool {
+        BAD.with_borrow(|(inode, blocks)| blocks.contains(&index) && device.metadata().is_ok_and(|found| found.ino() == *inode))
+    }
+
+    /// A map without a bit, after a clean stop.
+    fn clean_and_cold(dir: &Path, g: &Geometry) {
+        IntentFile::leave_cold(dir, g);
+        let (mut file, found) = IntentFile::open(dir, g, ID, &mut |_| Ok(())).expect("opened");
+        assert!(found.hot.is_empty());
+        file.write_clean(GranuleSet::new(), None, Some((Some(Term(5)), None))).expect("written");
+    }
+
+    fn opened_with_bad(dir: &Path, g: &Geometry, blocks: &[u64]) -> Result<(IntentFile, Found), IntentFileError> {
+        let inode = std::fs::metadata(dir.join(MAP_FILE)).expect("a map").ino();
+        BAD.set((inode, blocks.to_vec()));
+        let opened = IntentFile::open(dir, g, MapId([8; 16]), &mut |_| Ok(()));
+        BAD.set((0, Vec::new()));
+        opened
+    }
+
+    #[test]
+    fn a_page_of_a_newer_version_is_refused_and_not_taken_for_torn() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(20 << 20).expect("valid");
+        for slot in [2, 3] {
+            IntentFile::leave_cold(dir.path(), &g);
+            let path = dir.path().join(MAP_FILE);
+            let cold = std::fs::read(&path).expect("read");
+            let mut bytes = cold.clone();
+            let block = &mut bytes[slot * INTENT_BLOCK_BYTES..][..INTENT_BLOCK_BYTES];
+            block[8] = 2;
+            block[12..16].fill(0);
+            let sum = crc32c::crc32c(block);
+            block[12..16].copy_from_slice(&sum.to_le_bytes());
+            std::fs::write(&path, &bytes).expect("written");
+            let refused = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect_err("its bits are not known");
+            assert!(matches!(refused, IntentFileError::Format { source: IntentError::Version(2), .. }), "{refused}");
+            assert_eq!(std::fs::read(&path).expect("read"), bytes, "it is left as it is");
+            std::fs::write(&path, &cold).expect("written");
+        }
+    }
+
+    /// Either slot may be the newer one; nobody can tell from the other.
+    #[test]
+    fn a_page_of_which_a_slot_cannot_be_read_is_all_dirty_and_lies_elsewhere_afterwards() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(20 << 20).expect("valid");
+        for slot in [2, 3] {
+            clean_and_cold(dir.path(), &g);
+            let (file, found) = opened_with_bad(dir.path(), &g, &[slot]).expect("served all the same");
+            assert_eq!((found.hot.len(), found.owed), (5, None), "slot {slot}");
+            assert_eq!(found.header.expect("the header is whole").term, Some(Term(5)));
+            drop(file);
+            let (_, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("its new place can be read");
+            assert_eq!(found.hot.len(), 5, "no older slot counts again");
+        }
+    }
+
+    /// The one that can be read may be the older, and say `clean` of what was served since.
+    #[test]
+    fn a_map_of_which_a_header_cannot_be_read_knows_nothing() {
+        let dir = tempfile::tempdir_in(".").expect("temp dir");
+        let g = Geometry::new(20 << 20).expect("valid");
+        for slot in [0, 1] {
+            clean_and_cold(dir.path(), &g);
+            let (file, found) = opened_with_bad(dir.path(), &g, &[slot]).expect("served all the same");
+            assert!(found.header.is_none() && found.owed.is_none(), "slot {slot}");
+            assert_eq!((found.hot.len(), file.header().map), (5, MapId([8; 16])));
+            drop(file);
+            let (_, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("its new place can be read");
+            assert_eq!((found.header.expect("a new one").term, found.hot.len()), (None, 5));
+        }
     }
 }

@@ -307,6 +307,17 @@ pub fn recover_page(map: MapId, layout: &IntentLayout, index: PageIndex, slots: 
     }
 }
 
+/// Whether the bytes of a page's slot are of a version that is known here, or of none.
+///
+/// # Errors
+/// [`IntentError::Version`]: a newer program wrote it. † [`recover_page`] would take the older slot, in which bits may be missing.
+pub fn check_page_version(slot: &[u8]) -> Result<(), IntentError> {
+    match checked(slot, PAGE_MAGIC, 12) {
+        Err(error @ IntentError::Version(_)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// How the last attach ended, as far as the header knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HeaderState {
