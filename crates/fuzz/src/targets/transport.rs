@@ -1,7 +1,7 @@
 //! What comes before anybody is known: tokens, the first frames, the framing itself; and the receiver's book of pairings.
 
 use bytes::BytesMut;
-use farside_transport::quic::{Answer, Lane, Opening, PairingProof, take_frame};
+use farside_transport::quic::{Answer, Lane, MTU_MAX, Opening, PairingProof, take_frame, take_packet};
 use farside_transport::{Fingerprint, PairingBook, PairingToken, TokenRequest};
 
 use super::files::with_file;
@@ -39,6 +39,16 @@ pub(super) const TARGETS: &[Target] = &[
         bytes_max: 2 << 10,
         memory: small(8),
         decode: frames,
+    },
+    Target {
+        name: "tcp-packets",
+        what: "QUIC's packets out of a TCP connection, on both sides, before anybody is known",
+        seeds: || vec![b"\x01\0a\x05\0hello".to_vec(), [&MTU_MAX.to_le_bytes()[..], &[7; MTU_MAX as usize], b"\x01\0b"].concat()],
+        seal: no_seal,
+        words: &[&[0; 2], &[255; 2], b"\xf8\x22", b"\xf9\x22", &[1, 0]],
+        bytes_max: 12 << 10,
+        memory: small(8),
+        decode: packets,
     },
     Target {
         name: "pairing-book",
@@ -143,6 +153,34 @@ fn frames(bytes: &[u8]) -> Outcome {
         }
     }
     if sizes.is_empty() { Outcome::refused("no whole frame") } else { Outcome::accepted((sizes, buffer.is_empty())) }
+}
+
+/// In pieces, as TCP brings them.
+fn packets(bytes: &[u8]) -> Outcome {
+    let step = 1 + bytes.len() % 37;
+    let (mut buffer, mut sizes, mut total) = (BytesMut::new(), Vec::new(), 0);
+    for piece in bytes.chunks(step) {
+        buffer.extend_from_slice(piece);
+        loop {
+            match take_packet(&mut buffer) {
+                Err(error) => {
+                    assert!(error.bytes == 0 || error.bytes > MTU_MAX, "{error}");
+                    return Outcome::refused(error);
+                }
+                Ok(None) => break,
+                Ok(Some(packet)) => {
+                    assert!((1..=usize::from(MTU_MAX)).contains(&packet.len()), "a packet of {} bytes", packet.len());
+                    assert_eq!(bytes[total + 2..][..packet.len()], packet[..], "a packet holds other bytes than came");
+                    total += 2 + packet.len();
+                    if sizes.len() < 3 {
+                        sizes.push(magnitude(packet.len() as u64) / 3);
+                    }
+                }
+            }
+        }
+        assert!(buffer.len() < 2 + usize::from(MTU_MAX), "a whole packet is kept back");
+    }
+    if sizes.is_empty() { Outcome::refused("no whole packet") } else { Outcome::accepted((sizes, buffer.is_empty())) }
 }
 
 const EMPTY_BOOK: &str = r#"{"format":1,"sources":[],"tokens":[]}"#;

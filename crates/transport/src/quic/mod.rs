@@ -31,6 +31,7 @@ pub use link::{LANES_MAX, QuicConnection};
 pub use listener::{Listen, Listener, ListenerEvent};
 pub use route::{Carriers, Route};
 pub use socket::SocketBuffers;
+pub use tunnel::{PacketLength, take_packet};
 
 #[cfg(test)]
 mod lane_tests;

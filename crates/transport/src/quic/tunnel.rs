@@ -217,6 +217,31 @@ fn broke(error: &io::Error) -> String {
     }
 }
 
+/// A length that no packet has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a packet of {bytes} bytes came over TCP; they have 1 to {MTU_MAX}")]
+pub struct PacketLength {
+    /// What it says.
+    pub bytes: u16,
+}
+
+/// The next packet of what has come over TCP; `None`: not all of it is here.
+///
+/// # Errors
+/// When its length is none: nothing that follows makes sense.
+pub fn take_packet(buffer: &mut BytesMut) -> Result<Option<Bytes>, PacketLength> {
+    let Some(prefix) = buffer.first_chunk::<2>() else { return Ok(None) };
+    let bytes = u16::from_le_bytes(*prefix);
+    if bytes == 0 || bytes > MTU_MAX {
+        return Err(PacketLength { bytes });
+    }
+    if buffer.len() < 2 + usize::from(bytes) {
+        return Ok(None);
+    }
+    buffer.advance(2);
+    Ok(Some(buffer.split_to(bytes.into()).freeze()))
+}
+
 /// Cuts packets out of the stream until it ends.
 async fn read(ends: &Ends, mut input: impl AsyncRead + Unpin) -> String {
     let mut buffer = BytesMut::new();
@@ -231,17 +256,15 @@ async fn read(ends: &Ends, mut input: impl AsyncRead + Unpin) -> String {
             Err(error) => return broke(&error),
         }
         let mut queues = ends.lock();
-        while let Some(prefix) = buffer.first_chunk::<2>() {
-            let bytes = usize::from(u16::from_le_bytes(*prefix));
-            if bytes == 0 || bytes > usize::from(MTU_MAX) {
-                return format!("a packet of {bytes} bytes came over TCP; they have 1 to {MTU_MAX}");
+        loop {
+            match take_packet(&mut buffer) {
+                Ok(Some(packet)) => {
+                    queues.incoming_bytes += packet.len() + PACKET_COSTS;
+                    queues.incoming.push_back(packet);
+                }
+                Ok(None) => break,
+                Err(error) => return error.to_string(),
             }
-            if buffer.len() < 2 + bytes {
-                break;
-            }
-            buffer.advance(2);
-            queues.incoming.push_back(buffer.split_to(bytes).freeze());
-            queues.incoming_bytes += bytes + PACKET_COSTS;
         }
         let reader = if queues.incoming.is_empty() { None } else { queues.reader.take() };
         drop(queues);
