@@ -158,17 +158,36 @@ pub fn restore_to(
     let regions = reader.geometry().region_count();
     let first = reader.geometry().bytes_of(reader.geometry().region_run(RegionIndex(0)));
     let restore = Restore { reader, target, options, first, begun: Mutex::new(false), progress };
-    match options.resume {
+    let mut head = None;
+    if options.resume {
         // † What a sync before could not write is in the page cache as if it were on the disk, and would be found right.
-        true if !mutation::on("a resumed restore believes the cache") => restore.read_anew()?,
-        true => {}
-        false => restore.begin()?,
+        if !mutation::on("a resumed restore believes the cache") {
+            restore.read_anew()?;
+        }
+        head = Some(restore.head()?);
+    } else {
+        restore.begin()?;
     }
     let mut report = restore.regions(1..regions, options.threads_for(reader), 0)?;
     restore.sync()?;
-    report.add(&restore.regions(0..regions.min(1), 1, reader.geometry().volume_bytes() - first.len)?);
+    let rest = match head {
+        Some(head) => restore.put_head(head)?,
+        None => restore.regions(0..regions.min(1), 1, reader.geometry().volume_bytes() - first.len)?,
+    };
+    report.add(&rest);
     restore.sync()?;
     Ok(report)
+}
+
+/// What the first region of a resumed restore becomes. † It is taken away before anything else is written, and what the target had of it may be all
+/// that is left of that; so all of it is here before.
+struct Head {
+    bytes: Vec<u8>,
+    runs: Vec<(GranuleRun, Content)>,
+    /// Whether the target holds all of it.
+    is_right: bool,
+    kept_bytes: u64,
+    report: RestoreReport,
 }
 
 /// A restore under way.
@@ -205,6 +224,54 @@ impl Restore<'_> {
         StoreError::of_target(doing, self.target.path(), error)
     }
 
+    fn worker(&self) -> Worker<'_> {
+        Worker { restore: self, report: RestoreReport::default(), content: self.reader.content(), found: Vec::new() }
+    }
+
+    /// # Errors
+    /// As [`restore_to`], before anything is written: that the store does not have what the target lacks, too.
+    fn head(&self) -> Result<Head> {
+        let mut worker = self.worker();
+        let Mending { wrong, runs, kept_bytes } = worker.mending(RegionIndex(0), self.first)?;
+        let Worker { report, content, found: mut bytes, .. } = worker;
+        bytes.resize(self.first.len as usize, 0);
+        for (run, kind) in &wrong {
+            let extent = self.reader.geometry().bytes_of(*run);
+            let at = extent.offset.0 as usize..(extent.offset.0 + extent.len) as usize;
+            match kind {
+                Content::Data => bytes[at.clone()].copy_from_slice(&content.bytes[at]),
+                Content::Zero | Content::Unreadable => bytes[at].fill(0),
+            }
+        }
+        Ok(Head { bytes, runs, is_right: wrong.is_empty(), kept_bytes, report })
+    }
+
+    /// Puts the first region where it belongs, after all others; in full, if anything was written.
+    fn put_head(&self, head: Head) -> Result<RestoreReport> {
+        let Head { bytes, runs, is_right, kept_bytes, mut report } = head;
+        if is_right && !*self.begun.lock().expect("nothing panics while it holds this lock") {
+            report.kept_bytes += kept_bytes;
+        } else {
+            self.begin()?;
+            runs.iter().try_for_each(|(run, kind)| self.write_run(self.first, *run, *kind, &bytes))?;
+        }
+        self.target.done(self.first);
+        if (self.progress)(self.reader.geometry().volume_bytes()) { Ok(report) } else { Err(StoreError::Stopped) }
+    }
+
+    /// Writes a run of a region; if it is data, from the region's bytes.
+    fn write_run(&self, whole: ByteExtent, run: GranuleRun, content: Content, bytes: &[u8]) -> Result<()> {
+        let extent = self.reader.geometry().bytes_of(run);
+        match content {
+            Content::Data => {
+                let from = (extent.offset.0 - whole.offset.0) as usize;
+                let bytes = &bytes[from..from + extent.len as usize];
+                self.target.write_at(extent.offset, bytes).map_err(|e| self.failed("writing", e))
+            }
+            Content::Zero | Content::Unreadable => self.target.zero(extent).map_err(|e| self.failed("zeroing", e)),
+        }
+    }
+
     /// Restores some regions. `before`: bytes that are done already.
     fn regions(&self, regions: Range<u64>, threads: usize, before: u64) -> Result<RestoreReport> {
         let geometry = self.reader.geometry();
@@ -215,12 +282,7 @@ impl Restore<'_> {
         thread::scope(|scope| {
             for _ in 0..threads.max(1) {
                 scope.spawn(|| {
-                    let mut worker = Worker {
-                        restore: self,
-                        report: RestoreReport::default(),
-                        content: self.reader.content(),
-                        found: Vec::new(),
-                    };
+                    let mut worker = self.worker();
                     let mut result = Ok(());
                     while result.is_ok() && !stop.load(Ordering::Relaxed) {
                         let region = RegionIndex(next.fetch_add(1, Ordering::Relaxed));
@@ -289,6 +351,23 @@ pub(crate) fn read_or_salvage(
     }
 }
 
+/// What a resumed restore does with a region.
+struct Mending {
+    /// What differs.
+    wrong: Vec<(GranuleRun, Content)>,
+    /// All that the region is.
+    runs: Vec<(GranuleRun, Content)>,
+    /// What of it the target has.
+    kept_bytes: u64,
+}
+
+/// What is in both; both ascend.
+fn shared(wrong: &[(GranuleRun, Content)], lost: &[GranuleRun]) -> Vec<GranuleRun> {
+    let pairs = wrong.iter().flat_map(|(run, _)| lost.iter().map(move |lost| (run, lost)));
+    let shared = pairs.map(|(run, lost)| (run.start.max(lost.start), run.end().min(lost.end())));
+    shared.filter(|(start, end)| start < end).map(|(start, end)| GranuleRun { start, count: end.0 - start.0 }).collect()
+}
+
 /// One thread of a restore, with its buffers.
 struct Worker<'r> {
     restore: &'r Restore<'r>,
@@ -310,59 +389,56 @@ impl Worker<'_> {
         self.report.damaged.extend(read_or_salvage(reader, region, &mut self.content, restore.options.allow_damaged)?);
         for i in 0..self.content.runs.len() {
             let (run, content) = self.content.runs[i];
-            self.write_run(whole, run, content)?;
+            restore.write_run(whole, run, content, &self.content.bytes)?;
             self.report.count(content, reader.geometry().bytes_of(run).len);
         }
         Ok(())
     }
 
-    /// Writes a run of a region; if it is data, from the region's content.
-    fn write_run(&self, whole: ByteExtent, run: GranuleRun, content: Content) -> Result<()> {
+    /// Writes what of a region differs.
+    fn mend_region(&mut self, region: RegionIndex) -> Result<()> {
         let restore = self.restore;
-        let extent = restore.reader.geometry().bytes_of(run);
-        match content {
-            Content::Data => {
-                let from = (extent.offset.0 - whole.offset.0) as usize;
-                let bytes = &self.content.bytes[from..from + extent.len as usize];
-                restore.target.write_at(extent.offset, bytes).map_err(|e| restore.failed("writing", e))
-            }
-            Content::Zero | Content::Unreadable => restore.target.zero(extent).map_err(|e| restore.failed("zeroing", e)),
+        let whole = restore.reader.geometry().bytes_of(restore.reader.geometry().region_run(region));
+        let Mending { wrong, kept_bytes, .. } = self.mending(region, whole)?;
+        if !wrong.is_empty() {
+            restore.begin()?;
+            wrong.iter().try_for_each(|(run, kind)| restore.write_run(whole, *run, *kind, &self.content.bytes))?;
         }
+        self.report.kept_bytes += kept_bytes;
+        Ok(())
     }
 
-    /// Writes what of a region differs; the first one in full, if anything in it does.
-    fn mend_region(&mut self, region: RegionIndex) -> Result<()> {
-        let (reader, restore) = (self.restore.reader, self.restore);
+    /// What of a region is to be written, from this worker's content; it is counted here. † Nothing that the target has right: where the store
+    /// has lost it, that is the last copy.
+    fn mending(&mut self, region: RegionIndex, whole: ByteExtent) -> Result<Mending> {
+        let (reader, allow_damaged) = (self.restore.reader, self.restore.options.allow_damaged);
         let geometry = reader.geometry();
-        let whole = geometry.bytes_of(geometry.region_run(region));
         let (wrong, kept_bytes) = match self.differing(region, whole) {
-            Err(StoreError::Corrupt { .. } | StoreError::Incomplete { .. }) if restore.options.allow_damaged => {
-                restore.begin()?;
-                return self.write_region(region);
+            // Nobody can tell what is right.
+            Err(StoreError::Corrupt { .. } | StoreError::Incomplete { .. }) if allow_damaged => {
+                self.report.damaged.extend(read_or_salvage(reader, region, &mut self.content, true)?);
+                let runs = self.content.runs.clone();
+                runs.iter().for_each(|(run, content)| self.report.count(*content, geometry.bytes_of(*run).len));
+                return Ok(Mending { wrong: runs.clone(), runs, kept_bytes: 0 });
             }
             other => other?,
         };
-        if wrong.is_empty() {
-            self.report.kept_bytes += kept_bytes;
-            reader.extents(geometry.region_run(region)).for_each(|e| self.report.count(e.content, geometry.bytes_of(e.run).len));
-            return Ok(());
-        }
-        restore.begin()?;
-        if region == RegionIndex(0) {
-            return self.write_region(region);
-        }
         if wrong.iter().any(|(_, content)| *content == Content::Data) {
-            match reader.read_region(region, &mut self.content) {
-                Err(StoreError::Corrupt { .. }) if restore.options.allow_damaged => return self.write_region(region),
-                other => other?,
-            }
+            let lost = match reader.read_region(region, &mut self.content) {
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    let lost = shared(&wrong, &reader.salvage_region(region, &mut self.content)?);
+                    if !lost.is_empty() && !allow_damaged {
+                        return Err(error);
+                    }
+                    lost
+                }
+                other => other.map(|()| Vec::new())?,
+            };
+            self.report.damaged.extend(lost.into_iter().map(|run| geometry.bytes_of(run)));
         }
-        for (run, content) in wrong {
-            self.write_run(whole, run, content)?;
-        }
-        self.report.kept_bytes += kept_bytes;
-        reader.extents(geometry.region_run(region)).for_each(|e| self.report.count(e.content, geometry.bytes_of(e.run).len));
-        Ok(())
+        let runs: Vec<_> = reader.extents(geometry.region_run(region)).map(|extent| (extent.run, extent.content)).collect();
+        runs.iter().for_each(|(run, content)| self.report.count(*content, geometry.bytes_of(*run).len));
+        Ok(Mending { wrong, runs, kept_bytes })
     }
 
     /// The runs of a region in which the target is not what the point is, and the bytes in which it is.

@@ -170,6 +170,44 @@ fn what_came_up_meanwhile_is_kept_and_so_is_the_restored_file() {
     let Err(StoreError::NotNamed { partial, .. }) = file.finish() else { panic!("it took a name that was taken") };
     assert_eq!(fs::read(&path).expect("read"), b"another");
     assert!(fs::read(partial).expect("read") == TestVolume::bytes(&volume.image));
+
+    // Nor what came in the place of the one that is replaced, moved there or written anew.
+    let (old, other) = (target(&store, "old"), target(&store, "other"));
+    for existing in [Existing::Keep, Existing::Replace, Existing::Resume] {
+        fs::write(&path, if existing == Existing::Keep { "" } else { "old" }).expect("write");
+        File::create(target(&store, "out.farside-partial")).expect("what an earlier one left");
+        let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), existing).expect("target");
+        restore_to(&reader, &file, &RestoreOptions::default(), ALL).expect("restore");
+        fs::rename(&path, &old).expect("moved away");
+        fs::write(&other, "another").expect("write");
+        fs::rename(&other, &path).expect("moved there");
+        let Err(StoreError::NotNamed { partial, .. }) = file.finish() else { panic!("{existing:?}: it replaced another file") };
+        assert_eq!(fs::read(&path).expect("read"), b"another");
+        fs::remove_file(partial).expect("removed");
+    }
+    // One that was only moved away is not missed.
+    let file = FileTarget::open(&path, "v", reader.geometry().volume_bytes(), Existing::Replace).expect("target");
+    restore_to(&reader, &file, &RestoreOptions::default(), ALL).expect("restore");
+    fs::rename(&path, &old).expect("moved away");
+    file.finish().expect("its name is free");
+    assert!(fs::read(&path).expect("read") == TestVolume::bytes(&volume.image) && fs::read(&old).expect("read") == b"another");
+}
+
+/// An older point of a volume that has grown, after a restore of a newer one was killed.
+#[test]
+fn nothing_of_another_point_is_left_behind_the_end() {
+    let (store, volume, point) = store();
+    let reader = reader(&store, point);
+    let needs = reader.geometry().volume_bytes();
+    let path = target(&store, "out");
+    fs::write(&path, vec![7; needs as usize + 8192]).expect("write");
+    fs::write(target(&store, "out.farside-partial"), vec![0x55; needs as usize + 8192]).expect("write");
+    let file = FileTarget::open(&path, "v", needs, Existing::Resume).expect("target");
+    restore_to(&reader, &file, &RESUME, ALL).expect("resumed");
+    file.finish().expect("named");
+    let restored = fs::read(&path).expect("read");
+    assert!(restored[..needs as usize] == TestVolume::bytes(&volume.image));
+    assert!(restored.len() == needs as usize + 8192 && restored[needs as usize..].iter().all(|byte| *byte == 0));
 }
 
 #[test]
@@ -496,6 +534,51 @@ fn what_is_sound_of_a_damaged_point_is_restored_when_that_is_allowed() {
         fs::write(&segment, &good[..good.len() - 3]).expect("cut off");
         check("no footer", resume);
         fs::write(&segment, &good).expect("well again");
+    }
+}
+
+/// A disk that is mended from a damaged store: what is right on it may be the last copy.
+#[test]
+fn what_the_target_has_and_the_store_has_lost_stays() {
+    let (store, volume, point) = store();
+    let wanted = TestVolume::bytes(&volume.image);
+    let segment = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
+    let good = fs::read(&segment).expect("read");
+    let footer = farside_layer::Footer::from_tail(&good, good.len() as u64).expect("a footer");
+    let allowed = RestoreOptions { allow_damaged: true, ..RESUME };
+    // Of its region the first layer has all but two granules, of which `sound` is one; another region differs in 37.
+    for (lost, sound) in [(3, 7), (82, 84)] {
+        let frame = *footer.frame_of(GranuleIndex(lost)).expect("a frame");
+        let mut bad = good.clone();
+        bad[frame.offset as usize + 2] ^= 8;
+        fs::write(&segment, &bad).expect("rot");
+        let reader = reader(&store, point);
+        let changed = |granules: &[u64]| {
+            let mut bytes = wanted.clone();
+            granules.iter().for_each(|granule| bytes[(granule * GRANULE) as usize + 5] ^= 1);
+            Device::new(bytes, None)
+        };
+        let bytes_of = |device: Device| device.inner.into_inner().expect("lock").bytes;
+        for differs in [vec![sound], vec![37], vec![sound, 37]] {
+            for options in [RESUME, allowed] {
+                let device = changed(&differs);
+                let report = restore_to(&reader, &device, &options, ALL).expect("the store has what it takes");
+                assert!(report.damaged.is_empty() && bytes_of(device) == wanted, "{differs:?} with {lost} lost: {report:?}");
+            }
+        }
+
+        // What neither has costs nothing of the rest. The first region is looked at before anything is written.
+        let device = changed(&[lost, 37]);
+        let refused = restore_to(&reader, &device, &RESUME, ALL).expect_err("nobody has it");
+        assert!(matches!(refused, StoreError::Corrupt { .. }), "{refused}");
+        assert!(lost > 8 || device.inner.lock().expect("lock").writes == 0, "the target has no first region any more");
+        let device = changed(&[lost, sound]);
+        let report = restore_to(&reader, &device, &allowed, ALL).expect("what is left");
+        let run = ByteExtent { offset: ByteOffset(lost * GRANULE), len: GRANULE };
+        assert_eq!(report.damaged, [run]);
+        let mut left = wanted.clone();
+        left[run.offset.0 as usize..][..GRANULE as usize].fill(0);
+        assert!(bytes_of(device) == left);
     }
 }
 

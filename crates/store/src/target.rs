@@ -68,7 +68,7 @@ impl FileTarget {
         let io = |doing, e| StoreError::of_target(doing, path, e);
         if is_missing(path)? {
             refuse_lost_device(path, Path::new("/dev"))?;
-            return Self::create(path, needs, existing);
+            return Self::create(path, needs, needs, existing);
         }
         let (file, meta, has) = open_locked(path, Users::Writers)?;
         let kind = meta.file_type();
@@ -96,7 +96,7 @@ impl FileTarget {
             resize(&file, needs, has.max(needs)).map_err(|e| io("resizing", e))?;
             return Ok(Self::in_place(real, file, existing));
         }
-        let mut new = Self::create(&real, has.max(needs), existing)?;
+        let mut new = Self::create(&real, needs, has.max(needs), existing)?;
         let _ = fchown(&*new.file, Some(meta.uid()), Some(meta.gid())); // as far as the caller may
         new.file.set_permissions(meta.permissions()).map_err(|e| io("creating", e))?;
         new.replaces = Some(file);
@@ -163,8 +163,8 @@ impl FileTarget {
         Ok(open.insert(target))
     }
 
-    /// Makes the file that grows, or takes up the one that an earlier restore left.
-    fn create(path: &Path, needs: u64, existing: Existing) -> Result<Self> {
+    /// Makes the file of so many bytes that grows, or takes up what an earlier restore left of the first `needs`.
+    fn create(path: &Path, needs: u64, bytes: u64, existing: Existing) -> Result<Self> {
         let partial = partial_of(path)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         if let Some(folder) = folder.filter(|folder| fs::metadata(folder).is_err_and(|e| e.kind() == ErrorKind::NotFound)) {
@@ -186,7 +186,7 @@ impl FileTarget {
         }
         let zeroed = existing != Existing::Resume || left.len() == 0;
         let keeps = if zeroed { 0 } else { needs };
-        resize(&file, keeps, needs).map_err(|e| io("resizing", e))?;
+        resize(&file, keeps, bytes).map_err(|e| io("resizing", e))?;
         let mut target = Self::in_place(path.to_owned(), file, existing);
         (target.zeroed, target.partial) = (zeroed, Some(partial));
         Ok(target)
@@ -241,7 +241,13 @@ impl FileTarget {
     pub fn finish(mut self) -> Result<()> {
         let Some(partial) = self.partial.take() else { return Ok(()) };
         let mut used = false;
-        let named = match &self.replaces {
+        let found = fs::symlink_metadata(&self.path).ok().map(|named| (named.dev(), named.ino()));
+        let is_what_it_was = |old: &File| old.metadata().is_ok_and(|old| found == Some((old.dev(), old.ino())));
+        let named = match self.replaces.as_deref().filter(|_| found.is_some()) {
+            // † Hours may have gone by.
+            Some(old) if !is_what_it_was(old) => {
+                Err(io::Error::new(ErrorKind::AlreadyExists, "another file has that name by now"))
+            }
             // † Whatever came to write to the old one meanwhile would go on in a file without a name.
             Some(old) => match in_use(|| users_of_file(old, Users::Writers)) {
                 Some(why) => {
