@@ -40,6 +40,7 @@ mod rejoin;
 mod restore;
 mod settle;
 mod status;
+mod stdout;
 mod store;
 mod take;
 mod view;

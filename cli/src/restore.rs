@@ -3,7 +3,6 @@
 //! Finds the store and the point, guards the target, shows progress; reading, checking and writing are `crates/store`'s.
 
 use std::io::IsTerminal as _;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use crate::args::{Global, ImageFormat, RestoreArgs};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hosts::Hosts;
 use crate::progress::Progress;
+use crate::stdout::Stdout;
 use crate::{guard, point, print, qcow2, store};
 
 /// What a person allows.
@@ -254,7 +254,7 @@ fn not_named(options: &Options, error: StoreError) -> Failure {
 fn write_out(
     point: &PointReader,
     volume: &str,
-    to: &Path,
+    (to, stdout): (&Path, Option<Stdout>),
     options: &Options,
     progress: &(dyn Fn(u64, u64) -> bool + Sync),
 ) -> Result<RestoreReport, Failure> {
@@ -265,13 +265,11 @@ fn write_out(
         ..RestoreOptions::default()
     };
     check_restorable(point, &settings)?;
-    if is_stdout(to) {
-        // Not through the buffer of standard output, which looks for the ends of lines.
-        let fd = std::io::stdout().as_fd().try_clone_to_owned().or_fail("standard output cannot be written to")?;
-        let out = &mut std::fs::File::from(fd);
-        let report = restore_stream(point, (Path::new("standard output"), out), &settings, &|done| progress(done, total));
+    if let Some(mut out) = stdout {
+        let report = restore_stream(point, out.writer(), &settings, &|done| progress(done, total));
+        let written = report.map_err(Failure::from).and_then(|report| out.finish().map(|()| report));
         let left = "what was written so far is only the beginning of the volume: throw it away";
-        return report.map_err(|error| Failure { what_to_do: left.to_owned(), ..error.into() });
+        return written.map_err(|failure| Failure { what_to_do: left.to_owned(), ..failure });
     }
     let target = FileTarget::open(to, volume, total, options.existing)?;
     let settings = RestoreOptions { resume: target.is_resumed(), ..settings };
@@ -291,9 +289,13 @@ pub(crate) fn restore(
     progress: &(dyn Fn(u64, u64) -> bool + Sync),
 ) -> Result<Restored, Failure> {
     let begun = Instant::now();
-    if !is_stdout(to) {
-        guard::refuse(to, Path::new(&store.to_string()))?;
-    }
+    let place = store.to_string();
+    let stdout = if is_stdout(to) {
+        Some(Stdout::open(Path::new(&place))?)
+    } else {
+        guard::refuse(to, Path::new(&place))?;
+        None
+    };
     let store::Chosen { group, volume: id, slot, point: chosen, hidden } =
         store::choose(&store::open_with(store, &options.keys)?, volume, wanted)?;
     group.unlock(id)?;
@@ -303,7 +305,7 @@ pub(crate) fn restore(
     });
     store::say_if_unkept(&point_reader);
     let report = match options.format {
-        ImageFormat::Raw => write_out(&point_reader, volume.name(), to, options, progress)?,
+        ImageFormat::Raw => write_out(&point_reader, volume.name(), (to, stdout), options, progress)?,
         ImageFormat::Qcow2 => qcow2::write_out(&point_reader, volume.name(), to, options, progress)?,
     };
     let total = point_reader.geometry().volume_bytes();

@@ -4,7 +4,8 @@
 //! It knows processes, also those in containers, as far as this process may look at them (root with CAP_SYS_PTRACE; what may
 //! not be looked at is not seen). It does not know what the kernel itself has open without a claim: loop devices on a device, NVMe targets.
 
-use std::collections::BTreeMap;
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -235,19 +236,88 @@ fn awaits_its_end(state: &str) -> bool {
 }
 
 fn has_open(pid: u32, numbers: &[DevNumber]) -> bool {
+    let with_nodes = LazyCell::new(|| {
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"));
+        mounts.map(|mounts| mounts_with_nodes(&mounts)).unwrap_or_default()
+    });
+    // A virtual machine in a jail has its disk's node elsewhere.
+    let is_on_one = |descriptor: &OsStr| {
+        let fdinfo = std::fs::read_to_string(Path::new(&format!("/proc/{pid}/fdinfo")).join(descriptor));
+        fdinfo.is_ok_and(|fdinfo| said(&fdinfo, "mnt_id:").is_some_and(|id| with_nodes.contains(id)))
+    };
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    descriptors.map(|entry| entry.path()).any(|link| {
+    descriptors.into_iter().any(|entry| {
+        let link = entry.path();
         // Only then is it looked at more closely: what lies on a network file system may not answer.
-        let is_node = std::fs::read_link(&link).is_ok_and(|node| node.starts_with("/dev"));
-        is_node
+        let may_be_node = std::fs::read_link(&link)
+            .is_ok_and(|node| node.starts_with("/dev") || node.is_absolute() && is_on_one(&entry.file_name()));
+        may_be_node
             && std::fs::metadata(&link)
                 .is_ok_and(|node| node.file_type().is_block_device() && numbers.contains(&DevNumber::of(node.rdev())))
     })
 }
 
+/// File systems of this machine that hold device nodes; who asks them is answered.
+const WITH_NODES: [&str; 13] =
+    ["bcachefs", "btrfs", "devtmpfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "squashfs", "tmpfs", "xfs"];
+
+/// The ids of the mounts of such file systems on which device nodes count, by a process's `mountinfo`.
+fn mounts_with_nodes(mountinfo: &str) -> BTreeSet<String> {
+    let with_nodes = mountinfo.lines().filter_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ');
+        let (id, mut options) = (fields.next()?, fields.nth(4)?.split(','));
+        let holds_nodes = WITH_NODES.contains(&file_system.split(' ').next()?) && options.all(|option| option != "nodev");
+        holds_nodes.then(|| id.to_owned())
+    });
+    with_nodes.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_are_looked_for_where_they_count_and_where_somebody_answers() {
+        let mounts = concat!(
+            "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n",
+            "23 22 0:21 / /run rw,nosuid,nodev shared:5 - tmpfs tmpfs rw,size=1\n",
+            "24 22 0:40 / /srv/a\\040jail rw - tmpfs none rw\n",
+            "25 22 0:41 / /mnt rw,relatime - nfs4 server:/x rw,vers=4.2\n",
+            "26 22 0:42 / /fuse rw - fuse.sshfs x rw\n",
+            "nonsense\n",
+        );
+        assert_eq!(mounts_with_nodes(mounts), BTreeSet::from(["22".to_owned(), "24".to_owned()]));
+    }
+
+    /// Only where loop devices and nodes may be made. † A virtual machine in a jail (Firecracker's) was not seen.
+    #[test]
+    fn who_has_a_device_open_by_a_node_elsewhere_is_seen() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let [file, node] = ["file", "disk"].map(|name| dir.path().join(name));
+        std::fs::write(&file, [0; 4096]).expect("written");
+        let made = std::process::Command::new("losetup").args(["--find", "--show"]).arg(&file).output();
+        let Some(made) = made.ok().filter(|made| made.status.success()) else { return };
+        let device = String::from_utf8(made.stdout).expect("a name");
+        let device = Path::new(device.trim());
+        let number = std::fs::metadata(device).expect("there").rdev();
+        let made = nix::sys::stat::mknod(&node, nix::sys::stat::SFlag::S_IFBLK, nix::sys::stat::Mode::S_IRUSR, number);
+        let opened = made.map_err(std::io::Error::from).and_then(|()| File::open(&node));
+        let seen = opened.as_ref().ok().map(|opened| {
+            let mut child = std::process::Command::new("sleep")
+                .arg("600")
+                .stdin(opened.try_clone().expect("a handle"))
+                .spawn()
+                .expect("started");
+            let seen = openers(device);
+            child.kill().and_then(|()| child.wait()).expect("ended");
+            (seen, child.id())
+        });
+        drop(opened);
+        std::process::Command::new("losetup").arg("-d").arg(device).status().expect("it ends");
+        let Some((seen, child)) = seen else { return };
+        assert!(seen.iter().any(|user| user.contains(&child.to_string())), "{seen:?}");
+    }
 
     /// † The file below a loop device was asked for by its name, which may be on a server that is gone, or another file's by now.
     #[test]

@@ -558,7 +558,7 @@ impl StoreError {
     }
 
     /// An error of what a point is restored to.
-    pub(crate) fn of_target(doing: &'static str, path: &Path, source: io::Error) -> Self {
+    pub fn of_target(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let hint = match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => "; restore to where there is room for the volume's content",
             Some(libc::EROFS) => "; it cannot be written",
