@@ -41,7 +41,10 @@ impl Group {
                 Action::CloseSession { session, why } => self.close_session(session, why),
                 Action::Append { ticket, records } => self.append(ticket, records),
                 Action::Submitted { submission, outcome } => self.submitted(submission, outcome),
-                Action::DropLayer { key } => self.drop_parts(key, 0),
+                Action::DropLayer { key } => {
+                    self.beginnings.remove(&key);
+                    self.drop_parts(key, 0);
+                }
                 Action::DropParts { key, from } => self.drop_parts(key, from),
                 Action::KeepEnd { end, ago } => self.keep_end(&end, Duration::from_nanos(ago)),
                 Action::ReadDigests { session, id, volume, run } => self.digests(session, id, volume, run),

@@ -33,7 +33,9 @@ impl Group {
             let layer = state.volume(id).and_then(|v| v.last_layer().filter(|l| l.key.term == v.term()));
             let layer_since = layer.is_some_and(|l| newest.is_none_or(|p| l.slot > p.slot));
             let term = state.volume(id).map(|v| v.term());
-            let begun = self.beginnings.keys().any(|key| key.volume == id && Some(key.term) == term);
+            // Nobody says of one that is removed that its layer will not come; but it is not claimed on the next connection.
+            let begun =
+                here.target.is_held(state, id) && self.beginnings.keys().any(|key| key.volume == id && Some(key.term) == term);
             in_newest || layer_since || begun || here.target.quiet(state, id).is_some()
         };
         let ages: Option<Vec<Lag>> = state.volumes().filter(|(id, _)| counts(*id)).map(|(id, _)| age(id)).collect();

@@ -21,8 +21,8 @@ use farside_ledger::{LayerKind, PointFilter};
 use farside_region::{Seq, Slot};
 use farside_transport::{CloseCode, Closed};
 use farside_wire::{
-    ClaimOutcome, HeldLayer, LayerFate, PointQuery, PointQueryKind, ReceiverMessage, RefusalCode, RequestId, ResumeQuery,
-    SourceMessage,
+    ClaimOutcome, HeldLayer, LayerBegin, LayerFate, PointQuery, PointQueryKind, ReceiverMessage, RefusalCode, RequestId,
+    ResumeQuery, SourceMessage,
 };
 
 use site::{Gateway, Source, granules, wait_for};
@@ -503,6 +503,25 @@ async fn a_source_cannot_give_up_more_history_than_the_gateway_allows() {
         group.lag_ms.is_some() && group.lag_is_at_least
     })
     .await;
+}
+
+/// The wrong disk was added, say. For a week the group's lag was unknown.
+#[tokio::test]
+async fn a_volume_that_was_removed_within_a_layer_says_nothing_of_the_lag() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut source = host.connect("default").await;
+    let (data, wrong) = (source.claim("data").await, source.claim("wrong").await);
+    source.send(SourceMessage::LayerBegin(LayerBegin { key: wrong.key(1) })).await;
+    source.publish(&data, 1, &granules(1, 2), LayerKind::Point).await;
+    let lag = async || gateway.status().await.sources[0].groups[0].lag_ms;
+    site::wait_until("the other volume's first point to be waited for", async || lag().await.is_none()).await;
+    drop(source);
+    let mut source = host.connect("default").await;
+    let data = source.claim_above("data", &data).await;
+    source.publish(&data, 1, &granules(2, 2), LayerKind::Point).await;
+    site::wait_until("a lag", async || lag().await.is_some()).await;
 }
 
 /// A host that was reinstalled, or that stands in, has its defaults: they take the place of nothing that was ever said of the group.

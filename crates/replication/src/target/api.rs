@@ -412,4 +412,6 @@ pub enum DropWhy {
     Mismatch,
     /// No record can name it: see [`AppendOutcome::Unusable`].
     Unusable,
+    /// The point that it was staged for is none any more, and its source has left it out since.
+    LeftBehind,
 }

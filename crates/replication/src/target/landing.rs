@@ -216,6 +216,7 @@ impl Target {
         if kept.is_empty() {
             return;
         }
+        self.ends_changed = true;
         let mut held_bytes = 0;
         for (_, volume) in state.volumes() {
             let (mut key, mut under) = (volume.next_key(), self.under(state, &volume.next_key()));
@@ -294,6 +295,28 @@ impl Target {
         self.layers.remove(&key);
         out.push(Action::DropLayer { key });
         out.push(Action::Report { volume: Some(key.volume), what: Report::Dropped { key, why } });
+    }
+
+    /// Gives up layers of points that are none any more, and that nobody named since: their volume was removed, or moved to another group. No record
+    /// could name them, and as long as they wait, whatever is staged is overdue, and nothing counts as published up to now.
+    ///
+    /// † Only while no record is on its way and none is in doubt: it may name them.
+    pub(super) fn give_up_left_behind(&mut self, state: &State, out: &mut Vec<Action>) {
+        if !self.ends_changed || self.appending.is_some() || self.trouble.is_some() {
+            return;
+        }
+        self.ends_changed = false;
+        let is_fuzzy = |key: &LayerKey| match state.layer(key) {
+            Some(fact) => fact.kind == LayerKind::Fuzzy,
+            None => self.layers.get(key).and_then(|landing| landing.end.as_ref()).is_some_and(|end| end.kind == LayerKind::Fuzzy),
+        };
+        let is_left = |landing: &Landing| {
+            let end = landing.end.as_ref().filter(|end| landing.is_staged() && end.kind == LayerKind::Point);
+            end.is_some_and(|end| end.members.iter().any(is_fuzzy))
+        };
+        let left: Vec<LayerKey> = self.layers.iter().filter(|(_, landing)| is_left(landing)).map(|(key, _)| *key).collect();
+        // A source that has such a layer all the same sends it again.
+        left.into_iter().for_each(|key| self.lose(key, DropWhy::LeftBehind, out));
     }
 
     pub(super) fn layer_begin(&mut self, state: &State, from: SessionId, key: LayerKey, out: &mut Vec<Action>) {
@@ -395,6 +418,7 @@ impl Target {
                 self.end_said(state, from, end, out);
             }
         }
+        self.ends_changed |= kind == LayerKind::Fuzzy;
         if !void.is_empty() {
             self.send(from, ReceiverMessage::Void(Void { layers: void }), out);
         }

@@ -72,6 +72,8 @@ pub struct Target {
     spent: bool,
     /// Records that one append may hold: one after something went wrong for which nobody in particular was to blame.
     together: u64,
+    /// A point may be none any more: see [`Target::give_up_left_behind`].
+    ends_changed: bool,
     /// Of the newest step.
     now: Nanos,
 }
@@ -114,6 +116,7 @@ impl Target {
             hurried: false,
             spent: false,
             together: BATCH_SLOTS,
+            ends_changed: false,
             now: 0,
         };
         target.take_up(state, landed, actions);
@@ -150,6 +153,7 @@ impl Target {
             Event::KeyKept { key } => drop(self.keys.insert(key)),
             Event::Tick => {}
         }
+        self.give_up_left_behind(state, actions);
         self.grant(actions);
         self.append_next(now, state, actions);
     }

@@ -591,6 +591,79 @@ fn a_point_that_is_taken_back_while_it_waits_is_none() {
     assert_eq!(points, [3]);
 }
 
+/// A point of both volumes is staged.
+fn stage_both(gateway: &mut Gateway) {
+    gateway.part(layer(1), 0, 1);
+    gateway.part(other(1), 0, 2);
+    gateway.end(LayerKind::Point, &[(layer(1), &[1]), (other(1), &[2])]);
+}
+
+fn dropped(gateway: &mut Gateway) -> Vec<LayerKey> {
+    let of = |did: &Action| if let Action::DropLayer { key } = did { Some(*key) } else { None };
+    let dropped = gateway.did.iter().filter_map(of).collect();
+    gateway.did.retain(|did| of(did).is_none());
+    dropped
+}
+
+/// Its layer could never be published, and counted as overdue: nothing waited for anything any more, and no heartbeat was recorded again.
+#[test]
+fn what_a_removed_volume_left_staged_is_given_up() {
+    let mut gateway = claimed(limits());
+    stage_both(&mut gateway);
+    gateway.said();
+    gateway.end(LayerKind::Fuzzy, &[(layer(1), &[1])]);
+    assert_eq!(dropped(&mut gateway), [other(1)]);
+    let lost = |said: &ReceiverMessage| matches!(said, ReceiverMessage::Lost(lost) if lost.layers == [other(1)]);
+    assert!(gateway.said().iter().any(lost), "who has it all the same sends it again");
+    gateway.wait(CADENCE);
+    assert_eq!(published(&mut gateway), [1]);
+    assert_eq!(gateway.target.staged_since(), None);
+    stage(&mut gateway, 2);
+    assert!(take(&mut gateway).is_none(), "it waits for others");
+    gateway.wait(CADENCE);
+    assert_eq!(published(&mut gateway), [2]);
+}
+
+/// A record that is on its way, or of which nobody knows whether it came, may name it.
+#[test]
+fn what_a_removed_volume_left_stays_while_a_record_may_name_it() {
+    let mut gateway = claimed(limits());
+    stage_both(&mut gateway);
+    gateway.wait(CADENCE);
+    let (ticket, records) = take(&mut gateway).expect("due");
+    gateway.end(LayerKind::Fuzzy, &[(layer(1), &[1])]);
+    assert_eq!(dropped(&mut gateway), []);
+    carry_out(&mut gateway, ticket, records);
+    assert_eq!((dropped(&mut gateway), gateway.state.points().len()), (vec![], 1), "it was published");
+
+    let mut gateway = claimed(limits());
+    stage_both(&mut gateway);
+    gateway.wait(CADENCE);
+    let (ticket, _) = take(&mut gateway).expect("due");
+    gateway.end(LayerKind::Fuzzy, &[(layer(1), &[1])]);
+    gateway.event(Event::Appended { ticket, outcome: AppendOutcome::Failed { text: "no answer".into() } });
+    assert_eq!(dropped(&mut gateway), []);
+    gateway.wait(CADENCE);
+    let (ticket, records) = take(&mut gateway).expect("tried again");
+    assert_eq!(dropped(&mut gateway), []);
+    carry_out(&mut gateway, ticket, records);
+    assert_eq!(dropped(&mut gateway), [other(1)], "no record is in doubt any more");
+}
+
+/// What a version before this one, or a kill, left of it.
+#[test]
+fn what_a_removed_volume_left_is_given_up_after_a_restart() {
+    let mut gateway = claimed(limits());
+    stage_both(&mut gateway);
+    let ends = kept(&mut gateway);
+    gateway.end(LayerKind::Fuzzy, &[(layer(1), &[1])]);
+    gateway.wait(CADENCE);
+    assert_eq!(published(&mut gateway), [1]);
+    restarted(&mut gateway, &[(other(1), 2)], &ends);
+    assert_eq!(dropped(&mut gateway), [other(1)]);
+    assert_eq!(gateway.target.staged_since(), None);
+}
+
 #[test]
 fn without_a_cadence_each_layer_is_published_alone_and_at_once() {
     let mut gateway = claimed(gateway_config().limits);
