@@ -651,11 +651,15 @@ impl Group {
         let is_bucket = self.is_bucket();
         let Place::Here(here) = &mut self.place else { return };
         let Ok(space) = here.store.space() else { return };
-        let least = 2 * target::Limits::default().credit_step;
+        let limits = target::Limits {
+            credit_window: u64::from(self.receiver.config().limits.credit_mib) << 20,
+            ..target::Limits::default()
+        };
+        let least = 2 * limits.credit_step;
         let free_bytes = self.receiver.space.room(&self.names, space.grantable(), least);
         // Before the source has to wait, not when it does. † The disk of a bucket is staging, where pruning makes no room: while an upload takes its
         // time, the same prune would be said again and again, and each be a record of its own.
-        self.prune.short = !is_bucket && free_bytes < u64::from(self.receiver.config().limits.credit_mib) << 20;
+        self.prune.short = !is_bucket && limits.is_little_room(free_bytes, space.grantable());
         self.prune.due |= self.prune.short;
         here.store.set_short(self.prune.short);
         let spare_bytes = self.receiver.space.spare(&self.names, space.spare(), space.grantable());

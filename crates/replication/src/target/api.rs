@@ -73,6 +73,14 @@ pub struct Limits {
     pub publish_layers: usize,
 }
 
+impl Limits {
+    /// Whether room is to be made before a source has to wait. `free_bytes`: what a group may have under way of `disk_bytes`. † Where many share a
+    /// disk each one's share is small, however much there is.
+    pub fn is_little_room(&self, free_bytes: u64, disk_bytes: u64) -> bool {
+        disk_bytes < self.credit_window || free_bytes < self.credit_step.saturating_mul(2).min(self.credit_window)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -33,7 +33,7 @@ impl Target {
         if limits.publish_every == 0 || self.hurried {
             return true;
         }
-        let is_short = self.disk.is_some_and(|disk| disk.free_bytes < limits.credit_window);
+        let is_short = self.disk.is_some_and(|disk| limits.is_little_room(disk.free_bytes, disk.disk_bytes));
         let (mut bytes, mut ends_bytes, mut of_volume) = (0_u64, 0, (None, 0));
         for (key, landing) in &self.layers {
             let Some(since) = landing.staged_since() else { continue };

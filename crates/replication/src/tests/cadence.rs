@@ -315,6 +315,18 @@ fn other(seq: u64) -> LayerKey {
     LayerKey { seq: Seq(seq), ..key(2, 1, seq) }
 }
 
+/// Many hosts on a disk that is far from full: each epoch was published at once, and paid for.
+#[test]
+fn a_small_share_of_much_room_ends_no_wait() {
+    let (window, credit_step) = (256 << 20, 32 << 20);
+    let mut gateway = claimed(Limits { credit_window: window, credit_step, ..limits() });
+    gateway.event(Event::Grantable { free_bytes: window - 1, disk_bytes: 80 * window, spare_bytes: 0, reserve_bytes: 0 });
+    stage(&mut gateway, 1);
+    assert!(take(&mut gateway).is_none());
+    gateway.event(Event::Grantable { free_bytes: 1, disk_bytes: 80 * window, spare_bytes: 0, reserve_bytes: 0 });
+    assert_eq!(published(&mut gateway), [1], "others have it all");
+}
+
 /// Two volumes that are cut by turns: ledger time runs as their points were staged, so that no grid takes two for one.
 #[test]
 fn points_of_several_volumes_are_published_in_the_order_in_which_they_were_staged() {
