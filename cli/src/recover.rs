@@ -78,6 +78,8 @@ struct Wanted {
     to: PathBuf,
     /// Of which point the file is that may be there.
     found: Option<PointId>,
+    /// Retention has not given it up since it was chosen.
+    is_retained: bool,
 }
 
 /// What was chosen for a directory, in it.
@@ -385,7 +387,8 @@ async fn restore_all(
     let format = crate::args::ImageFormat::Raw;
     let options = Options { keys, existing: Existing::Resume, allow_degraded, allow_damaged, format, goes_on: true };
     let in_folder = to.to_owned();
-    for Wanted { address, point, to, found } in wanted {
+    let mut given_up = None;
+    for Wanted { address, point, to, found, is_retained } in wanted {
         if to.exists() {
             let file = to.display();
             if found == Some(point) && !global.json {
@@ -403,6 +406,12 @@ async fn restore_all(
                 done.obstacles.push(Obstacle::new(&address, message));
             }
             done.kept.push(to);
+            continue;
+        }
+        if !is_retained {
+            given_up = Some(point);
+            let message = format!("point {point}, which was begun in {}, is not kept any more", in_folder.display());
+            done.obstacles.push(Obstacle::new(&address, message));
             continue;
         }
         let folder = to.parent().expect("below the directory that was named");
@@ -447,6 +456,11 @@ async fn restore_all(
     }
     if !damaged && !is_whole {
         return Err(mendable(location));
+    }
+    if let Some(point) = given_up.filter(|_| !damaged) {
+        let message = format!("retention gave up point {point} since it was begun in {}", to.display());
+        let what_to_do = "recover all of it, as of one moment, into another directory (--to); or into this one what is missing, of another point: --point POINT";
+        return Err(Failure::new(Exit::NotFound, message, what_to_do));
     }
     if !damaged {
         // Nothing is wrong with them.
@@ -510,7 +524,8 @@ fn choose(
                 Some(point) => {
                     let address = volume.parse().expect("names of a store are those of addresses");
                     let file = file(&name);
-                    wanted.push(Wanted { address, point, to: file.clone(), found });
+                    let is_retained = points.iter().any(|info| info.id == point);
+                    wanted.push(Wanted { address, point, to: file.clone(), found, is_retained });
                     let is_degraded = points.iter().any(|info| info.id == point && info.degraded);
                     here.push((volume, file, point, is_degraded));
                 }

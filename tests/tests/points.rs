@@ -329,7 +329,27 @@ fn everything_in_a_store_is_listed_and_recovered_at_once() {
     assert_eq!(fs::read(file("log")).expect("read"), b"mine");
     assert!(fs::read(file("data")).expect("read") == before, "the point that was begun with");
     assert!(fs::read(site.backing("data")).expect("read") != before, "there is a newer one");
+    // Until retention gives that moment up; it says so, and not that something is damaged.
+    fs::remove_file(file("data")).expect("remove");
+    let begun = fs::read_to_string(to.join("recover.json")).expect("read");
+    let begun: Value = serde_json::from_str(&begun).expect("JSON");
+    let begun = begun["volumes"]["host1/default/data"]["point"].as_str().expect("a point").to_owned();
+    site.start_receiver();
+    site.start_daemon();
+    let mut round = 100;
+    while site.points("data").iter().any(|point| point["id"] == begun.as_str()) {
+        round += 1;
+        site.point_after("data", || {
+            write_noise(&site.tap("data"), BYTES, round, 3);
+        });
+    }
+    site.daemon.take().expect("it runs").stop();
+    site.receiver.take().expect("it runs").stop();
+    let (code, text, done) = output(&mut farside(&recover));
+    assert!(code == 5 && text.contains(&format!("retention gave up point {begun}")), "{code} {text} {done}");
+    assert_eq!(done["kept"].as_array().map(Vec::len), Some(1), "{text} {done}");
     // Of which point a file is must be known.
+    fs::write(file("data"), before).expect("write");
     fs::remove_file(to.join("recover.json")).expect("remove");
     let (code, text, done) = output(&mut farside(&recover));
     assert_eq!((code, done["obstacles"].as_array().map(Vec::len)), (6, Some(2)), "{text} {done}");
