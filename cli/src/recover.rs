@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use farside_control::{Address, Point, PointId, PointRef, select_point};
+use farside_control::{Address, Point, PointId, PointRef};
 use farside_keys::Keeper;
 use farside_objects::Location;
 use farside_region::VolumeId;
@@ -491,7 +491,7 @@ fn choose(
     (chosen, obstacles): (&mut Chosen, &mut Vec<Obstacle>),
 ) -> Result<(Vec<Wanted>, Vec<Obstacle>), Failure> {
     let (mut wanted, mut unknown, mut keyless) = (Vec::new(), Vec::new(), Vec::new());
-    let (now, asked) = (jiff::Timestamp::now(), args.point.to_string());
+    let asked = args.point.to_string();
     groups(store, obstacles, |group| {
         let names = group.names();
         let all: Vec<Point> = group.points().iter().map(|info| farside_receiver::point_of(names, info)).collect();
@@ -500,7 +500,7 @@ fn choose(
         let begun = chosen.groups.get(&moment).copied();
         let of_all = match begun {
             Some(begun) => all.iter().find(|point| point.id == begun).cloned(),
-            None => select_point(&all, args.point, now).cloned(),
+            None => store::search(group, None, args.point),
         };
         if let (None, Some(point)) = (begun, &of_all) {
             chosen.groups.insert(moment, point.id);
@@ -515,7 +515,7 @@ fn choose(
             let holds = |point: &Point| point.members.iter().any(|member| member.volume == name);
             // But not if the point that the others are of is gone.
             let is_gone = begun.is_some() && of_all.is_none();
-            let own = || select_point(&points, args.point, now).filter(|_| !is_gone).cloned();
+            let own = || store::search(group, Some(id), args.point).filter(|_| !is_gone);
             let volume = format!("{names}/{name}");
             let known = chosen.volumes.get(&volume);
             let found = known.map(|choice| choice.point);

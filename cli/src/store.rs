@@ -216,7 +216,7 @@ pub(crate) fn newer_hidden(group: &GroupReader, wanted: PointRef, taken: PointId
 }
 
 /// The point that is meant, if a group has it.
-fn search(group: &GroupReader, volume: Option<VolumeId>, wanted: PointRef) -> Option<Point> {
+pub(crate) fn search(group: &GroupReader, volume: Option<VolumeId>, wanted: PointRef) -> Option<Point> {
     let search = wanted.search(jiff::Timestamp::now());
     let until_wall_ms = search.until.map(|at| at.as_millisecond());
     let filter = PointFilter { volume, until_wall_ms, consistent: search.consistent, ..PointFilter::default() };

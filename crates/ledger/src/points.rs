@@ -67,7 +67,20 @@ fn is_in<'a>(text: &str, all: impl IntoIterator<Item = &'a String>) -> bool {
     all.any(|said| said.to_lowercase().contains(&text))
 }
 
+/// So far a host's clock may run ahead of the receiver's.
+const AHEAD_MS: i64 = 5 * 60 * 1000;
+
 impl State {
+    /// The first retained point that was cut after a moment, as its host's clock said and the receiver's did not contradict. † What comes after it
+    /// was, too, whatever a clock says that was set back meanwhile (a battery that died).
+    pub fn first_cut_after(&self, wall_ms: i64) -> Option<Slot> {
+        let is_later = |point: &&Point| {
+            let cut = point.epoch.wall_ms;
+            cut > wall_ms && cut <= point.published_wall_ms.saturating_add(AHEAD_MS)
+        };
+        self.points().values().find(is_later).map(|point| point.slot)
+    }
+
     /// The retained points below a slot (`None`: all), newest first. Wall clocks jump; slots do not.
     pub fn points_below(&self, below: Option<Slot>) -> impl DoubleEndedIterator<Item = &Point> {
         let end = below.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);

@@ -75,9 +75,12 @@ pub(crate) fn list(image: &GroupImage) -> impl Iterator<Item = PointInfo> + '_ {
     image.state().points().values().map(|point| info(image.state(), point))
 }
 
-/// The newest `limit` points below a slot (`None`: of all) that a filter wants.
+/// The newest `limit` points below a slot (`None`: of all) that a filter wants. Who wants only the newest until some moment means the state of that
+/// moment: † not what was cut after it by a clock that was set back.
 pub fn find_points(state: &State, filter: &PointFilter, below: Option<Slot>, limit: usize) -> PointsFound {
-    let (points, more) = first_of(state, state.points_below(below), filter, limit);
+    let after = filter.until_wall_ms.filter(|_| limit == 1).and_then(|until| state.first_cut_after(until));
+    let end = [below, after].into_iter().flatten().min();
+    let (points, more) = first_of(state, state.points_below(end), filter, limit);
     PointsFound { points, more, total: below.is_none().then(|| state.count_points(filter)) }
 }
 
@@ -136,7 +139,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::testkit::{TestVolume, state_of_points};
+    use crate::testkit::{TestVolume, state_of_cuts, state_of_points};
 
     /// As many as ten seconds apart for eleven days: a page looks at its own points and at one more.
     #[test]
@@ -176,5 +179,34 @@ mod tests {
         let of_another = PointFilter { volume: Some(TestVolume::new("w", 16).id()), ..PointFilter::default() };
         assert_eq!(find_points(&state, &of_another, None, 3), PointsFound { total: Some(0), ..PointsFound::default() });
         assert!(point_ends(&state, &of_another).is_none());
+    }
+
+    /// A host is encrypted by somebody at 14:00, and rebooted with a clock that says 2020.
+    #[test]
+    fn a_moment_is_looked_for_below_what_was_cut_after_it() {
+        let volume = TestVolume::new("v", 16);
+        let (minute, year) = (60_i64, 365 * 86_400_i64);
+        let day = 50 * year;
+        let at = |minutes: i64| day + minutes * minute;
+        // By the host's clock, and by the gateway's.
+        let cuts = [
+            (at(10), at(10)),
+            // One that once ran a year ahead says nothing of what came after.
+            (at(11) + year, at(11)),
+            (at(12), at(13)),
+            (at(20), at(20)),
+            (day - 44 * year, at(31)),
+            (at(-120), at(32)),
+            (at(40), at(40)),
+        ];
+        let state = state_of_cuts(&volume, &cuts);
+        let found = |until: i64, limit: usize| {
+            let filter = PointFilter { until_wall_ms: Some(until * 1000), ..PointFilter::default() };
+            find_points(&state, &filter, None, limit).points.iter().map(|point| point.epoch.wall_ms / 1000).collect::<Vec<_>>()
+        };
+        assert_eq!(found(at(15), 1), [at(12)]);
+        assert_eq!(found(at(30), 1), [at(-120)], "all that is known of it is that it came after 20");
+        assert_eq!(found(at(41), 1), [at(40)]);
+        assert_eq!(found(at(15), 3), [at(-120), day - 44 * year, at(12)], "a list says what the clocks said");
     }
 }

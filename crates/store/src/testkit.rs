@@ -233,17 +233,22 @@ pub(crate) fn layers(kind: LayerKind, members: Vec<LayerEntry>) -> Body {
 
 /// A group's state after so many points of a volume, one a second, of which nothing is in any store.
 pub(crate) fn state_of_points(volume: &TestVolume, points: u64) -> State {
+    state_of_cuts(volume, &(0..points as i64).map(|second| (second, second)).collect::<Vec<_>>())
+}
+
+/// The same of points that were cut and published at those seconds, by two clocks.
+pub(crate) fn state_of_cuts(volume: &TestVolume, cuts: &[(i64, i64)]) -> State {
     let mut state = State::new(group_id(&name("host"), &name("default")));
-    let mut append = |body, second: u64| {
-        let stamp = Stamp { writer: [1; 16], mono_ms: second * 1000, wall_ms: second as i64 * 1000 };
+    let mut append = |body, published: i64, second: u64| {
+        let stamp = Stamp { writer: [1; 16], mono_ms: second * 1000, wall_ms: published * 1000 };
         let attempt = Attempt::new(&state, body, [0; 16], stamp).expect("a record");
         let (record, digest) = &attempt.records[0];
         assert!(state.apply(record, *digest).is_done());
     };
-    append(volume.claim_body(None), 0);
+    append(volume.claim_body(None), 0, 0);
     let mut regions = RegionSet::new();
     regions.insert(RegionIndex(0));
-    for second in 0..points {
+    for (second, &(cut, published)) in (0..).zip(cuts) {
         let key = volume.key(second + 1);
         let part = PartEntry { bytes: 1000, footer_digest: [3; 32] };
         let entry = LayerEntry {
@@ -254,8 +259,8 @@ pub(crate) fn state_of_points(volume: &TestVolume, points: u64) -> State {
             unreadable_regions: RegionSet::new(),
             volume_bytes: volume.meta.geometry.volume_bytes(),
         };
-        let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: second as i64 * 1000 };
-        append(Body::Layers(Layers { kind: LayerKind::Point, epoch, label: None, members: vec![entry] }), second);
+        let epoch = EpochInfo { boot: BootId([1; 16]), mono_before_ns: 1, mono_after_ns: 2, wall_ms: cut * 1000 };
+        append(Body::Layers(Layers { kind: LayerKind::Point, epoch, label: None, members: vec![entry] }), published, second);
     }
     state
 }
