@@ -7,13 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use farside_ledger::{
-    Body, CheckpointParts, LayerEntry, Map, PackId, PartEntry, Place, Policy, Prune, PrunePolicy, Record, Rows, State, Verdict,
+    Body, CheckpointParts, CheckpointPlace, LayerEntry, Map, PackId, PartEntry, Place, Policy, Prune, PrunePolicy, Record, Rows,
+    State, Verdict,
 };
 use farside_region::{
     Geometry, GranuleIndex, GranuleRun, GroupId, LayerKey, RecordDigest, RegionIndex, RegionRange, RegionSet, Slot, VolumeId,
     mutation,
 };
 
+use crate::checkpoint::span;
 use crate::index::{Content, Extent, PartNo, VolumeIndex};
 use crate::liveness::{Part, PartName, Parts};
 use crate::replaced::Replaced;
@@ -192,7 +194,15 @@ impl GroupImage {
             }
             _ => {}
         }
+        self.keep_ordinals();
         Applied { verdict, given_up }
+    }
+
+    /// † Ordinals of checkpoints are not used up, however many parts a group publishes.
+    fn keep_ordinals(&mut self) {
+        if self.parts.are_used_up() && CheckpointPlace::completed_by(&self.state, span()).is_some() {
+            self.parts.number_anew();
+        }
     }
 
     /// The new parts of an accepted merge take the place of the old ones, also in the head image: `runs` says what they hold. Without
@@ -474,6 +484,7 @@ impl GroupImage {
             let verdict = self.state.apply(record, digest);
             let gone = self.merge(map, record.slot, Some(&runs));
             let given_up = self.replace(record.slot, gone);
+            self.keep_ordinals();
             return Ok(Applied { verdict, given_up });
         }
         let applied = self.replay(record, digest);
@@ -540,7 +551,7 @@ impl GroupImage {
             let below = self.heads.get(&volume).into_iter().flat_map(|h| h.index.extents(whole));
             below.for_each(|e| image.apply(e, |_, _| {}));
             let over = layer_runs.iter().filter(|(run, _)| run.overlaps(&whole));
-            over.for_each(|&(run, content)| image.apply(Extent { run, part: PartNo(u32::MAX), content }, |_, _| {}));
+            over.for_each(|&(run, content)| image.apply(Extent { run, part: PartNo::END, content }, |_, _| {}));
             if image.extents(whole).any(|e| e.content == Content::Unreadable) {
                 after.insert(region);
             }

@@ -356,6 +356,53 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// What a checkpoint calls parts has 32 bits: some years of a busy group. After that they are numbered anew, and each checkpoint is a function
+    /// of the records as before: whoever goes on from one makes the next ones as whoever was there all the time.
+    #[test]
+    fn a_group_may_publish_more_parts_than_a_checkpoint_has_ordinals(
+        before in prop::collection::vec(op(), 0..12),
+        after in prop::collection::vec(op(), 1..40),
+        (ordinals_left, all_are_late) in (0u32..8, any::<bool>()),
+    ) {
+        let mut world = World::new();
+        before.iter().for_each(|op| world.run(op));
+        let mut late = world.image.parts().to_checkpoint();
+        let moved = u32::MAX - ordinals_left - late.next;
+        late.next += moved;
+        if all_are_late {
+            late.parts = late.parts.iter().map(|(ordinal, part)| (ordinal + moved, *part)).collect();
+        }
+        let (state, begun) = (world.image.state().clone(), world.records.len());
+        let late = || GroupImage::from_checkpoint(state.clone(), late.clone());
+        let indexed = |world: &World, mut image: GroupImage| {
+            for (no, part) in image.unindexed() {
+                image.index(no, &PartRuns::Known(world.runs[&part.name].clone()));
+            }
+            image
+        };
+        (world.image, world.exact) = (indexed(&world, late()), true);
+
+        after.iter().for_each(|op| world.run(op));
+        world.check_images(&world.image);
+        let mut images = vec![late()];
+        for (record, digest) in &world.records[begun..] {
+            images.iter_mut().for_each(|image| drop(image.replay(record, *digest)));
+            let [first, others @ ..] = &images[..] else { unreachable!() };
+            if CheckpointPlace::completed_by(first.state(), span()).is_some() {
+                let parts = first.parts().to_checkpoint();
+                prop_assert!(others.iter().all(|other| other.parts().to_checkpoint() == parts), "a checkpoint is a function of the records");
+                images.push(GroupImage::from_checkpoint(first.state().clone(), parts));
+            }
+        }
+        for image in images {
+            world.check_images(&indexed(&world, image));
+        }
+    }
+}
+
 #[test]
 fn a_name_is_debris_when_no_record_can_name_it_any_more() {
     let mut world = World::new();

@@ -9,8 +9,14 @@ use std::collections::BTreeMap;
 use farside_region::{GranuleIndex, GranuleRun};
 
 /// A part, as one replay numbers it: in the order of publication. Means nothing outside of that replay.
+/// Below [`PartNo::END`]: a group that publishes a thousand million of them a second takes a hundred years for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PartNo(pub u32);
+pub struct PartNo(pub u64);
+
+impl PartNo {
+    /// No part has it: two bits of an extent say what it holds.
+    pub(crate) const END: Self = Self(u64::MAX >> 2);
+}
 
 /// What a run holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,8 +43,27 @@ pub struct Extent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     end: u64,
-    part: PartNo,
-    content: Content,
+    /// The part, and in the lowest two bits what it holds: there are many of these.
+    of: u64,
+}
+
+impl Entry {
+    fn new(end: u64, part: PartNo, content: Content) -> Self {
+        assert!(part <= PartNo::END, "parts are numbered one by one");
+        Self { end, of: part.0 << 2 | content as u64 }
+    }
+
+    fn part(&self) -> PartNo {
+        PartNo(self.of >> 2)
+    }
+
+    fn content(&self) -> Content {
+        match self.of & 3 {
+            0 => Content::Data,
+            1 => Content::Zero,
+            _ => Content::Unreadable,
+        }
+    }
 }
 
 /// The image of one volume.
@@ -60,7 +85,8 @@ impl VolumeIndex {
             return;
         }
         self.remove(extent.run, displaced);
-        let same = |e: &Entry| e.part == extent.part && e.content == extent.content;
+        let new = Entry::new(end, extent.part, extent.content);
+        let same = |e: &Entry| e.of == new.of;
         if let Some((&s, e)) = self.entries.range(..start).next_back()
             && e.end == start
             && same(e)
@@ -73,7 +99,7 @@ impl VolumeIndex {
             self.entries.remove(&end);
             end = e.end;
         }
-        self.entries.insert(start, Entry { end, part: extent.part, content: extent.content });
+        self.entries.insert(start, Entry { end, ..new });
     }
 
     /// Takes out all that lies in some parts and reaches into some runs, which ascend, and says what that was, ascending.
@@ -83,10 +109,10 @@ impl VolumeIndex {
             // What is cut here is taken in whole, once.
             let starts = self.entries.range(..run.start.0).next_back().filter(|(_, e)| e.end > run.start.0).into_iter();
             let found = starts.chain(self.entries.range(run.start.0..run.end().0.max(run.start.0)));
-            let found = found.filter(|(_, e)| is_of(e.part)).map(|(&start, e)| Extent {
+            let found = found.filter(|(_, e)| is_of(e.part())).map(|(&start, e)| Extent {
                 run: GranuleRun { start: GranuleIndex(start), count: e.end - start },
-                part: e.part,
-                content: e.content,
+                part: e.part(),
+                content: e.content(),
             });
             let found: Vec<Extent> = found.collect();
             for extent in &found {
@@ -101,11 +127,11 @@ impl VolumeIndex {
     pub(crate) fn take(&mut self, is_of: impl Fn(PartNo) -> bool) -> Vec<Extent> {
         let of = |(&start, e): (&u64, &Entry)| Extent {
             run: GranuleRun { start: GranuleIndex(start), count: e.end - start },
-            part: e.part,
-            content: e.content,
+            part: e.part(),
+            content: e.content(),
         };
-        let taken: Vec<Extent> = self.entries.iter().filter(|(_, e)| is_of(e.part)).map(of).collect();
-        self.entries.retain(|_, e| !is_of(e.part));
+        let taken: Vec<Extent> = self.entries.iter().filter(|(_, e)| is_of(e.part())).map(of).collect();
+        self.entries.retain(|_, e| !is_of(e.part()));
         taken
     }
 
@@ -118,14 +144,14 @@ impl VolumeIndex {
         if let Some((&s, &e)) = self.entries.range(..start).next_back()
             && e.end > start
         {
-            displaced(e.part, e.end.min(end) - start);
+            displaced(e.part(), e.end.min(end) - start);
             self.entries.insert(s, Entry { end: start, ..e });
             if e.end > end {
                 self.entries.insert(end, e);
             }
         }
         while let Some((&s, &e)) = self.entries.range(start..end).next() {
-            displaced(e.part, e.end.min(end) - s);
+            displaced(e.part(), e.end.min(end) - s);
             self.entries.remove(&s);
             if e.end > end {
                 self.entries.insert(end, e);
@@ -144,8 +170,8 @@ impl VolumeIndex {
                 let start = s.max(from);
                 Extent {
                     run: GranuleRun { start: GranuleIndex(start), count: e.end.min(to) - start },
-                    part: e.part,
-                    content: e.content,
+                    part: e.part(),
+                    content: e.content(),
                 }
             })
             .filter(|e| e.run.count > 0)
@@ -172,7 +198,7 @@ impl VolumeIndex {
     pub fn granules_by_part(&self) -> BTreeMap<PartNo, u64> {
         let mut sums = BTreeMap::new();
         for (s, e) in &self.entries {
-            *sums.entry(e.part).or_insert(0) += e.end - s;
+            *sums.entry(e.part()).or_insert(0) += e.end - s;
         }
         sums
     }
@@ -194,7 +220,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_index_equals_an_array_of_granules(ops in prop::collection::vec((0u64..60, 0u64..20, 0u32..6, 0u8..3), 0..50), ask in (0u64..80, 0u64..80)) {
+        fn an_index_equals_an_array_of_granules(ops in prop::collection::vec((0u64..60, 0u64..20, 0u64..6, 0u8..3), 0..50), ask in (0u64..80, 0u64..80)) {
             let mut index = VolumeIndex::new();
             let mut model: Vec<Option<(PartNo, Content)>> = vec![None; 100];
             for (start, count, part, kind) in ops {

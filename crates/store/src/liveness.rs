@@ -83,7 +83,7 @@ impl Stored for Part {
 
 impl Stored for PartNo {
     fn read(from: &mut &[u8]) -> Option<Self> {
-        u32::read(from).map(Self)
+        u32::read(from).map(|ordinal| Self(ordinal.into()))
     }
 }
 
@@ -93,9 +93,30 @@ pub struct Parts {
     all: Rows<PartNo, Part>,
     /// Made when somebody asks for a name: who opens a point knows none.
     by_name: OnceLock<BTreeMap<PartName, PartNo>>,
-    next: u32,
+    next: u64,
+    /// `None`: a part's ordinal in a checkpoint is its number.
+    anew: Option<Anew>,
     /// Of all of them; counted when somebody asks.
     bytes: OnceLock<u64>,
+}
+
+/// What parts are called in checkpoints since the ordinals of these were used up: they have 32 bits there, numbers here 64.
+#[derive(Clone, Debug)]
+struct Anew {
+    /// Those that were left then, ascending: they got the ordinals from 0 on.
+    left: Vec<PartNo>,
+    /// The number that came next: it, and those after it, got the ordinals behind those.
+    next: u64,
+}
+
+impl Anew {
+    fn ordinal(&self, no: u64) -> u64 {
+        match no.checked_sub(self.next) {
+            Some(after) => self.left.len() as u64 + after,
+            // It was left then, as it still is.
+            None => self.left.partition_point(|left| left.0 < no) as u64,
+        }
+    }
 }
 
 impl Parts {
@@ -108,24 +129,44 @@ impl Parts {
     pub fn to_checkpoint(&self) -> CheckpointParts {
         let of = |(no, part): (PartNo, &Part)| {
             let Part { name: PartName { layer, number }, bytes, footer_digest, born, .. } = *part;
-            (no.0, CheckpointPart { layer, number, bytes, footer_digest, born })
+            (self.ordinal(no.0), CheckpointPart { layer, number, bytes, footer_digest, born })
         };
-        CheckpointParts { next: self.next, parts: self.iter().map(of).collect() }
+        CheckpointParts { next: self.ordinal(self.next), parts: self.iter().map(of).collect() }
+    }
+
+    fn next_ordinal(&self) -> u64 {
+        self.anew.as_ref().map_or(self.next, |anew| anew.ordinal(self.next))
+    }
+
+    fn ordinal(&self, no: u64) -> u32 {
+        let ordinal = self.anew.as_ref().map_or(no, |anew| anew.ordinal(no));
+        u32::try_from(ordinal).expect("where a checkpoint ends, parts are numbered anew before their ordinals are used up")
+    }
+
+    /// Whether the next part has no ordinal that a checkpoint could say.
+    pub(crate) fn are_used_up(&self) -> bool {
+        self.next_ordinal() > u32::MAX.into()
+    }
+
+    /// Gives the parts that are left the ordinals from 0 on, in their order. To be done exactly where a checkpoint ends, so that whoever goes on
+    /// from it and whoever came to it make the same ones after it. Their numbers here stay.
+    pub(crate) fn number_anew(&mut self) {
+        self.anew = Some(Anew { left: self.all.passing().map(|(no, _)| no).collect(), next: self.next });
     }
 
     /// The inverse; no head image uses any of them yet. Where they lie the state knows.
     pub(crate) fn from_checkpoint(checkpoint: CheckpointParts, state: &State) -> Self {
         let CheckpointParts { next, parts } = checkpoint;
         let all = match state.packs().is_empty() {
-            true => parts.recast(PartNo, Part::from),
+            true => parts.recast(|ordinal| PartNo(ordinal.into()), Part::from),
             false => {
                 let placed = |(no, part): (u32, Passing<'_, CheckpointPart>)| {
-                    (PartNo(no), Part { place: state.place(&part.layer, part.number), ..Part::from(*part) })
+                    (PartNo(no.into()), Part { place: state.place(&part.layer, part.number), ..Part::from(*part) })
                 };
                 parts.passing().map(placed).collect()
             }
         };
-        Self { all, by_name: OnceLock::new(), next, bytes: OnceLock::new() }
+        Self { all, next: next.into(), ..Self::new() }
     }
 
     fn by_name(&self) -> &BTreeMap<PartName, PartNo> {
@@ -141,7 +182,7 @@ impl Parts {
     pub fn add_layer(&mut self, slot: Slot, entry: &LayerEntry, state: &State) {
         for (number, part) in (0..).zip(&entry.parts) {
             let id = PartNo(self.next);
-            self.next = self.next.checked_add(1).expect("a group never publishes 2^32 parts");
+            self.next += 1;
             let name = PartName { layer: entry.key, number };
             if let Some(by_name) = self.by_name.get_mut() {
                 by_name.insert(name, id);

@@ -600,7 +600,7 @@ pub struct LaidParts {
 impl LaidParts {
     /// Lays the next part over those before it.
     pub fn lay(&mut self, part: &Part, runs: &[(GranuleRun, Content)], stays: bool) {
-        let no = PartNo(self.pieces.len() as u32);
+        let no = PartNo(self.pieces.len() as u64);
         runs.iter().for_each(|&(run, content)| self.index.apply(Extent { run, part: no, content }, |_, _| {}));
         let data: u64 = runs.iter().filter(|(_, content)| *content == Content::Data).map(|(run, _)| run.count).sum();
         self.data.push(data);
@@ -632,7 +632,7 @@ impl LaidParts {
 
     /// What is visible of a run of parts, which are numbered from its first.
     pub fn needed(&self, run: &Range<usize>) -> Vec<Extent> {
-        let first = run.start as u32;
+        let first = run.start as u64;
         let of_run = self.extents().filter(|extent| run.contains(&(extent.part.0 as usize)));
         let forgets = |extent: &Extent| extent.content == Content::Zero && mutation::on("a merge forgets zeroes");
         of_run.filter(|extent| !forgets(extent)).map(|extent| Extent { part: PartNo(extent.part.0 - first), ..extent }).collect()
