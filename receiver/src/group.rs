@@ -489,7 +489,7 @@ impl Group {
                     tracing::warn!(group = %self.names, %error, "dead segments could not be deleted yet");
                 }
                 if !is_away && let Err(error) = here.store.trim_ledger() {
-                    tracing::warn!(group = %self.names, %error, "old ledger records could not be deleted yet");
+                    tracing::warn!(group = %self.names, %error, "old ledger records, or states of old checkpoints, could not be deleted yet");
                 }
                 self.look_at_disk();
                 self.keep_ends();

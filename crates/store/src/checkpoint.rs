@@ -8,7 +8,7 @@
 //! - a slot that a checkpoint covers is decided by that checkpoint's state, whatever lies in the slot or does not;
 //! - one that could not be written when its last slot was is written later, or by the next start, and none after it before it.
 //!
-//! Of the records that it covers those stay that replay remembers, and others until they are deleted (`trimming.rs`).
+//! Of the records that it covers those stay that replay remembers, and others until they are deleted, as are states of old ones (`trimming.rs`).
 
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::resume_unwind;
@@ -439,12 +439,6 @@ impl Due {
         }
         create_part(backend, names, place.number, &names.checkpoint_state(place.number), self.state.clone())?;
         create(backend, &names.checkpoint(place.number), CheckpointRoot { previous, ..root }.encode().into())?;
-        // Two states are enough: if the newest rots, there is another.
-        if let Some(old) = place.number.checked_sub(STATES).filter(|old| !may_be_anchor(*old))
-            && let Err(error) = block_on(backend.delete(&names.checkpoint_state(old)))
-        {
-            tracing::warn!(%group, number = old, %error, "the state of an old checkpoint could not be deleted");
-        }
         Ok(true)
     }
 }

@@ -62,6 +62,8 @@ impl World {
             world.volume.publish(&mut group, LayerKind::Fuzzy, &[vec![(50, 1, Fill::Byte(6))]]);
         }
         world.point(&mut group, &[vec![(48, 8, Fill::Byte(7))]]);
+        // Without what nobody would miss.
+        while group.trim_ledger().expect("trimmed") > 0 {}
         drop(group);
         let reading = world.reader().group(&names()).expect("group").point_reader(first, world.volume.id());
         world._reading = Some(reading.expect("reader"));

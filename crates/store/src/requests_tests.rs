@@ -131,7 +131,7 @@ fn an_append_that_failed_at_its_record_sends_no_part_again() {
 }
 
 #[test]
-fn a_checkpoint_costs_its_publication_seven_requests_more() {
+fn a_checkpoint_costs_its_publication_six_requests_more_and_others_later() {
     let bucket = Bucket::new();
     let mut group = bucket.group();
     // All but the last slot of the fifth.
@@ -144,8 +144,20 @@ fn a_checkpoint_costs_its_publication_seven_requests_more() {
             ((Request::Put, Sort::Segment), 1),
             ((Request::Put, Sort::Ledger), 1),
             ((Request::Put, Sort::Checkpoint), 3),
-            ((Request::Get, Sort::Checkpoint), 3),
-            ((Request::Delete, Sort::Checkpoint), 1)
+            ((Request::Get, Sort::Checkpoint), 3)
+        ]
+        .into()
+    );
+    // When records wait for nothing: the states that are left of 0 and 2 go.
+    let (gone, counts) = bucket.counting.during(|| group.trim_ledger().expect("trimmed"));
+    assert_eq!(gone, 2);
+    assert_eq!(
+        asked(counts),
+        [
+            ((Request::List, Sort::Checkpoint), 1),
+            ((Request::Get, Sort::Checkpoint), 2),
+            ((Request::Head, Sort::Checkpoint), 2),
+            ((Request::Delete, Sort::Checkpoint), 2)
         ]
         .into()
     );

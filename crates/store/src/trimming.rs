@@ -1,4 +1,4 @@
-//! Records of the ledger that nobody asks for any more go.
+//! Records of the ledger, and states of checkpoints, that nobody asks for any more go.
 //!
 //! A record that a checkpoint covers is read by nobody who opens the group. It is asked for what its layer or merge touched, as long as replay
 //! [remembers](farside_ledger::State::remembers) its slot, and by replay where newer checkpoints cannot be used. Invariants:
@@ -6,6 +6,8 @@
 //!   which was found to be of this history, root by root up to the head: so where the newest states rot, replay begins there;
 //! - before it goes, the digest of every slot of its checkpoint is in an object of its own, for positions so old;
 //! - the last run below the anchor's end stays, by which the anchor is known to be of this ledger ([`checkpoint::strange`]);
+//! - two states are enough, as if the newest rots there is another: older ones go once both were found there, with roots of this history, but for
+//!   those that are or may become anchors;
 //! - nothing goes of a ledger that is torn, while who looks knows less than there is, or in a directory while somebody reads.
 //!
 //! Whoever comes too late for a slot that is empty by now hears from its checkpoint ([`crate::checkpoint`]); what he put there goes as well.
@@ -42,6 +44,8 @@ pub(super) struct Trimming {
     pass: Option<Pass>,
     /// So many checkpoints there were when the last pass began, or nothing could go.
     passed: Option<u64>,
+    /// The same of states of old ones.
+    states: Option<u64>,
     not_before: Option<Instant>,
 }
 
@@ -49,7 +53,7 @@ impl Trimming {
     /// Of a group that was just opened.
     pub(super) fn of(group: GroupId) -> Self {
         let spread = FIRST_AFTER.mul_f64(f64::from(group.0[0]) / 128.0);
-        Self { whole: None, pass: None, passed: None, not_before: Some(Instant::now() + FIRST_AFTER + spread) }
+        Self { whole: None, pass: None, passed: None, states: None, not_before: Some(Instant::now() + FIRST_AFTER + spread) }
     }
 }
 
@@ -71,7 +75,7 @@ impl Pass {
 }
 
 impl GroupStore {
-    /// Deletes some records that nobody asks for any more, if there are some and it is time; says how many objects went. To be called now and then.
+    /// Deletes some records, or states, that nobody asks for any more, if there are some and it is time; says how many objects went. To be called now and then.
     ///
     /// # Errors
     /// [`StoreError::Uncertain`](crate::StoreError::Uncertain), or what the medium says. What fails is tried again later, and costs nothing but room.
@@ -82,7 +86,8 @@ impl GroupStore {
             return Ok(0);
         }
         let checkpoints = self.state().next_slot().0 / span();
-        if self.trimming.pass.is_none() && self.trimming.passed == Some(checkpoints) {
+        let is_passed = self.trimming.pass.is_none() && self.trimming.passed == Some(checkpoints);
+        if is_passed && self.trimming.states == Some(checkpoints) {
             return Ok(0);
         }
         let began = Instant::now();
@@ -96,6 +101,13 @@ impl GroupStore {
     fn trim_some(&mut self, checkpoints: u64) -> Result<Option<usize>> {
         // † What has come to lie in its place is another store's, with records in slots like ours.
         self.shared.same_place()?;
+        if self.trimming.states != Some(checkpoints) {
+            let dropped = self.drop_older_states();
+            // What fails is in no record's way: it comes up again with the next checkpoint.
+            let is_done = matches!(dropped, Err(_) | Ok(Some(0)));
+            self.trimming.states = is_done.then_some(checkpoints);
+            return dropped;
+        }
         let Some(mut pass) = self.trimming.pass.take() else {
             self.trimming.passed = Some(checkpoints);
             self.trimming.pass = self.begin_pass(checkpoints)?;
@@ -109,12 +121,9 @@ impl GroupStore {
             self.trimming.pass = Some(pass);
             return looked.map(|()| Some(0));
         }
-        let _guard = match self.shared.is_dir.then(|| DeletionGuard::try_take(self.shared.staging.root())).transpose()? {
-            Some(None) => {
-                self.trimming.pass = Some(pass);
-                return Ok(None);
-            }
-            other => other,
+        let Some(_guard) = self.nobody_reads()? else {
+            self.trimming.pass = Some(pass);
+            return Ok(None);
         };
         if pass.goes.is_empty() {
             self.drop_older_anchors(pass.anchor)?;
@@ -132,6 +141,59 @@ impl GroupStore {
         let gone = deleted.iter().filter(|deleted| deleted.is_ok()).count();
         deleted.into_iter().collect::<Result<Vec<()>>>()?;
         Ok(Some(gone))
+    }
+
+    /// `None` while somebody reads, in a directory.
+    fn nobody_reads(&self) -> Result<Option<Option<DeletionGuard>>> {
+        if !self.shared.is_dir {
+            return Ok(Some(None));
+        }
+        Ok(DeletionGuard::try_take(self.shared.staging.root())?.map(Some))
+    }
+
+    /// Some of the states that replay does not begin with, and never may. Says how many went. `None`: it must wait.
+    fn drop_older_states(&self) -> Result<Option<usize>> {
+        let (backend, names) = (&*self.segments.backend, self.names());
+        let (mut roots, mut states) = (BTreeSet::new(), BTreeSet::new());
+        for name in block_on(backend.names(&names.checkpoints()))? {
+            match names.parse(&name) {
+                Some(GroupObject::Checkpoint(number)) => drop(roots.insert(number)),
+                Some(GroupObject::CheckpointState(number)) => drop(states.insert(number)),
+                _ => {}
+            }
+        }
+        let Some(&newest) = roots.range(..self.state().next_slot().0 / span()).next_back() else { return Ok(Some(0)) };
+        let old = states.range(..(newest + 1).saturating_sub(checkpoint::STATES)).copied().filter(|old| !may_be_anchor(*old));
+        let old: Vec<u64> = old.take(DELETED_AT_ONCE).collect();
+        if old.is_empty() || !self.are_there(newest)? {
+            return Ok(Some(0));
+        }
+        let Some(_guard) = self.nobody_reads()? else { return Ok(None) };
+        let (mut gone, mut failed) = (0, None);
+        for number in old {
+            match block_on(backend.delete(&names.checkpoint_state(number))) {
+                Ok(()) => gone += 1,
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(Some(gone)), Err)
+    }
+
+    /// Whether a checkpoint is of this history, the one before it is the one that it names, and both have states, of the length that these should have.
+    fn are_there(&self, newest: u64) -> Result<bool> {
+        let (backend, names, group) = (&*self.segments.backend, self.names(), self.state().group());
+        let last =
+            CheckpointPlace { number: newest, slots: span() }.end().and_then(|end| self.state().digest_at(Slot(end.0 - 1)));
+        let mut before = None;
+        for number in (newest + 1).saturating_sub(checkpoint::STATES)..=newest {
+            let Ok((root, digest)) = checkpoint::read_root(backend, names, group, number)? else { return Ok(false) };
+            let is_ours = if number == newest { last == Some(root.last) && before == Some(root.previous) } else { true };
+            if !is_ours || block_on(backend.size(&names.checkpoint_state(number)))? != Some(root.state_bytes) {
+                return Ok(false);
+            }
+            before = Some(digest);
+        }
+        Ok(true)
     }
 
     /// Where a pass goes; `None`: nothing may go.

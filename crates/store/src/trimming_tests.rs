@@ -45,7 +45,8 @@ fn trim(group: &mut GroupStore) -> usize {
     let mut gone = 0;
     loop {
         gone += group.trim_ledger().expect("trimmed");
-        if group.trimming.pass.is_none() && group.trimming.passed == Some(group.state().next_slot().0 / span()) {
+        let checkpoints = Some(group.state().next_slot().0 / span());
+        if group.trimming.pass.is_none() && (group.trimming.passed, group.trimming.states) == (checkpoints, checkpoints) {
             return gone;
         }
     }
@@ -98,6 +99,64 @@ fn records_that_nobody_asks_for_go_and_the_group_is_what_it_was() {
         bytes.read_region(farside_region::RegionIndex(0), &mut content).expect("read");
         assert_eq!(content.bytes[..], TestVolume::bytes(&volume.image)[..content.bytes.len()]);
     });
+}
+
+/// The checkpoints that have a state.
+fn states(store: &TempStore) -> Vec<u64> {
+    let all = block_on(backend(store).names(&names().checkpoints())).expect("listed");
+    let states = all.iter().filter_map(|name| match names().parse(name) {
+        Some(GroupObject::CheckpointState(number)) => Some(number),
+        _ => None,
+    });
+    states.collect::<BTreeSet<u64>>().into_iter().collect()
+}
+
+#[test]
+fn states_of_old_checkpoints_go_while_nobody_reads_and_again_after_a_crash() {
+    let store = TempStore::new();
+    let mut group = store.group();
+    let mut volume = TestVolume::new("v", 16);
+    volume.claim(&mut group);
+    go_on(&mut group, &mut volume, 2 * span());
+    // Somebody copies what he noted, and takes his time.
+    let reader = crate::locks::ReaderLock::share(&store.path()).expect("shared");
+    go_on(&mut group, &mut volume, 3 * span());
+    let all: Vec<u64> = (0..group.state().next_slot().0 / span()).collect();
+    assert!(all.len() >= 5, "{all:?}");
+    assert_eq!((group.trim_ledger().expect("waits"), states(&store)), (0, all.clone()), "nothing is deleted beside a reader");
+    drop(reader);
+    let kept: Vec<u64> = all.iter().copied().filter(|number| may_be_anchor(*number) || number + 2 >= all.len() as u64).collect();
+    let oldest = object_path(&store, &names().checkpoint_state(0));
+    let bytes = fs::read(&oldest).expect("it is there");
+    trim(&mut group);
+    assert_eq!(states(&store), kept);
+    drop(group);
+    // As a crash right before its deletion leaves it.
+    fs::write(&oldest, bytes).expect("put back");
+    let mut group = store.group();
+    trim(&mut group);
+    assert_eq!(states(&store), kept);
+    drop(group);
+    assert_eq!(found(&store), []);
+}
+
+#[test]
+fn states_of_old_checkpoints_stay_where_not_both_of_the_newest_are_there() {
+    let (root, state) = (|number| names().checkpoint(number), |number| names().checkpoint_state(number));
+    for lost in [state(4), state(3), root(4), root(3)] {
+        let store = TempStore::new();
+        let mut group = store.group();
+        let mut volume = TestVolume::new("v", 16);
+        volume.claim(&mut group);
+        go_on(&mut group, &mut volume, 5 * span());
+        assert_eq!(states(&store), [0, 1, 2, 3, 4]);
+        let file = object_path(&store, &lost);
+        let mut bytes = fs::read(&file).expect("it is there");
+        bytes.pop();
+        fs::write(&file, bytes).expect("cut off");
+        trim(&mut group);
+        assert_eq!(states(&store), [0, 1, 2, 3, 4], "{lost}");
+    }
 }
 
 #[test]
