@@ -482,11 +482,8 @@ impl Group {
                 here.store.spoil(self.receiver.schedule.found(&self.names).spoiled.iter().copied());
                 // What frees no disk waits until the service answers again: each request that it does not answer is time in which nobody is heard.
                 let is_away = is_bucket && here.target.trouble().is_some();
-                if !here.store.is_swept()
-                    && !is_away
-                    && let Err(error) = here.store.sweep()
-                {
-                    tracing::warn!(group = %self.names, %error, "dead segments could not be deleted yet");
+                if !here.store.is_swept() && !is_away {
+                    here.store.sweep_or_say();
                 }
                 if !is_away && let Err(error) = here.store.trim_ledger() {
                     tracing::warn!(group = %self.names, %error, "old ledger records, or states of old checkpoints, could not be deleted yet");

@@ -74,6 +74,7 @@ use merging::Merging;
 #[cfg(test)]
 pub(crate) use merging::set_waiting_bytes_least;
 pub use repair::{Known, Repair, VoidedRecord};
+use sweeping::{Dead, Failing};
 pub use uploads::{Upload, Uploaded};
 
 /// A record that is in its slot.
@@ -101,24 +102,6 @@ pub struct Swept {
     pub deleted: usize,
     /// Files that wait because somebody reads, or for another record.
     pub deferred: usize,
-}
-
-/// A file to be deleted.
-#[derive(Clone, Debug)]
-struct Dead {
-    volume: Name,
-    /// When it came to be, by the clock of the service; `None`: not known yet.
-    created_ms: Option<i64>,
-    /// Its bytes, if a merge replaced it, as far as that is known.
-    merged_bytes: u64,
-    /// When the file system would not delete it.
-    failed_at: Option<Instant>,
-}
-
-impl Dead {
-    fn of(volume: Name) -> Self {
-        Self { volume, created_ms: None, merged_bytes: 0, failed_at: None }
-    }
 }
 
 /// The terms of which there may be segments, by the folders that they would lie in: one request, and one for each volume.
@@ -185,6 +168,7 @@ pub struct GroupStore {
     deferred_since: Option<Instant>,
     /// When objects of a bucket may be deleted again.
     sweep_at: Option<Instant>,
+    failing: Failing,
     /// When its segments may be looked at again.
     list_at: Option<Instant>,
     /// What of a bucket's segments nobody has looked at since the group was opened: those after this one.
@@ -240,6 +224,7 @@ impl GroupStore {
             looked_at: None,
             deferred_since: None,
             sweep_at: None,
+            failing: Failing::default(),
             list_at: None,
             unseen: None,
             awaited: BTreeMap::new(),
@@ -1003,16 +988,6 @@ impl GroupStore {
         }
         if !self.dead.is_empty() && self.shared.is_dir {
             self.sweep_in_passing();
-        }
-    }
-
-    /// What cannot be deleted now is deleted later, and nothing else waits for that.
-    fn sweep_in_passing(&mut self) {
-        if !self.sweeps {
-            return;
-        }
-        if let Err(error) = self.sweep() {
-            tracing::warn!(group = %self.names(), %error, "dead segments could not be deleted yet");
         }
     }
 

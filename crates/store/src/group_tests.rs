@@ -645,10 +645,13 @@ fn a_file_that_cannot_be_deleted_keeps_no_other_one_nor_its_group_from_opening()
     let mut group = opened.group(&name("host"), &name("default")).expect("it opens all the same");
     assert_eq!((store.files("groups/host/default/segments").len(), group.deferred()), (2, 1), "the other one went");
     fail();
-    let error = group.sweep().expect_err("it is still not let go");
+    let minute = std::time::Duration::from_secs(60);
+    let opened = std::time::Instant::now();
+    let error = group.sweep_as_of(opened + minute).expect_err("it is still not let go");
     assert!(error.to_string().contains("2.0"), "{error}");
     assert_eq!(group.deferred(), 1);
-    assert_eq!(group.sweep().expect("it is tried again").deleted, 1);
+    assert_eq!(group.sweep_as_of(opened + 2 * minute).expect("it waits").deleted, 0);
+    assert_eq!(group.sweep_as_of(opened + 3 * minute).expect("it is tried again").deleted, 1);
 }
 
 /// Files and what was in them.

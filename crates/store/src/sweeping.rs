@@ -4,7 +4,8 @@
 //! - what damage makes one need does not go ([`GroupImage::may_go`](crate::image::GroupImage::may_go)), neither when it was cleared before the
 //!   damage was found;
 //! - in a directory it goes once the record that gave it up is not the newest (in a bucket a day later);
-//! - what may not go keeps nothing else, and neither does what cannot be deleted: one file that a disk will not let go of fills no store.
+//! - what may not go keeps nothing else, and neither does what cannot be deleted: one file that a disk will not let go of fills no store;
+//! - what fails comes again later and later, a file by itself, all of a directory where nothing goes, and is said once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use farside_ledger::run_of;
 use farside_region::{LayerKey, Name, Slot, mutation};
 
-use super::{Dead, GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Swept, Unseen};
+use super::{GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Swept, Unseen};
 use crate::backend::block_on;
 use crate::error::Result;
 use crate::liveness::PartName;
@@ -28,8 +29,12 @@ const DELETE_REQUESTS: usize = 64;
 const SWEPT_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 /// What took longer than this is not begun again before as much has passed: nothing of the group is heard while its thread waits for a service.
 const SLOW: Duration = Duration::from_secs(5);
-/// A file of a directory that could not be deleted is not tried again before this.
-const FAILED_AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(60) };
+/// A file of a directory that could not be deleted is not tried again before the first of these, then twice as long, up to the second.
+const FILE_AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// Nor is any where nothing could be.
+const ALL_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+/// So many failed, and none went: the others are not tried.
+const FAILURES_MAX: usize = 16;
 /// A record that gives up so many parts at most is repeated by the one after it: each takes less than 50 bytes of the 128 KiB that are.
 const PARTS_REPEATED_AT_ONCE: usize = 2500;
 
@@ -73,13 +78,93 @@ fn pause_after(took: Duration) -> Duration {
     if took > SLOW { took } else { SWEPT_AGAIN }
 }
 
+/// A file to be deleted.
+#[derive(Clone, Debug)]
+pub(super) struct Dead {
+    pub(super) volume: Name,
+    /// When it came to be, by the clock of the service; `None`: not known yet.
+    pub(super) created_ms: Option<i64>,
+    /// Its bytes, if a merge replaced it, as far as that is known.
+    pub(super) merged_bytes: u64,
+    /// The file system would not delete it.
+    pub(super) refused: Option<Pause>,
+}
+
+impl Dead {
+    pub(super) fn of(volume: Name) -> Self {
+        Self { volume, created_ms: None, merged_bytes: 0, refused: None }
+    }
+}
+
+/// What failed is not tried again before it is over, and the next one is longer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pause {
+    until: Instant,
+    lasts: Duration,
+}
+
+impl Pause {
+    fn after(before: Option<Self>, (first, longest): (Duration, Duration), now: Instant) -> Self {
+        let lasts = before.map_or(first, |before| (before.lasts * 2).min(longest));
+        Self { until: now + lasts, lasts }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.until <= now
+    }
+}
+
+/// That nothing can be deleted in a directory.
+#[derive(Debug, Default)]
+pub(super) struct Failing {
+    pause: Option<Pause>,
+    /// That something could not be was said, and it still cannot.
+    is_said: bool,
+}
+
 impl GroupStore {
+    /// What cannot be deleted now is deleted later, and nothing else waits for that.
+    pub(super) fn sweep_in_passing(&mut self) {
+        if self.sweeps {
+            self.sweep_or_say();
+        }
+    }
+
+    /// As [`GroupStore::sweep`]. That it fails is said once, until all that failed went.
+    pub fn sweep_or_say(&mut self) {
+        self.sweep_or_say_as_of(Instant::now());
+    }
+
+    fn sweep_or_say_as_of(&mut self, now: Instant) {
+        match self.sweep_as_of(now) {
+            Ok(swept) => {
+                let is_news = self.failing.is_said && (swept.deleted > 0 || swept.deferred == 0);
+                if is_news && self.failing.pause.is_none() && self.dead.values().all(|dead| dead.refused.is_none()) {
+                    self.failing.is_said = false;
+                }
+            }
+            Err(error) if self.failing.is_said => {
+                tracing::debug!(group = %self.names(), %error, "dead segments still cannot be deleted")
+            }
+            Err(error) => {
+                self.failing.is_said = true;
+                let then = "they are tried again, later and later; that is not said again before they went";
+                tracing::warn!(group = %self.names(), %error, then, "dead segments could not be deleted yet");
+            }
+        }
+    }
+
     /// Deletes what may go, unless somebody reads; finds it first, a thousand names at a time, in a bucket that was just opened. To
     /// be called now and then while [`GroupStore::is_swept`] says no.
     ///
     /// # Errors
     /// [`StoreError::Uncertain`](crate::StoreError::Uncertain), or what the file system says.
     pub fn sweep(&mut self) -> Result<Swept> {
+        self.sweep_as_of(Instant::now())
+    }
+
+    /// The same by the clock of whoever asks.
+    pub(super) fn sweep_as_of(&mut self, now: Instant) -> Result<Swept> {
         self.certain()?;
         self.hear_of_damage();
         let mut swept = Swept::default();
@@ -87,27 +172,36 @@ impl GroupStore {
             swept.deferred = self.dead.len();
             return Ok(swept);
         }
-        if !self.shared.is_dir {
-            return self.sweep_bucket();
-        }
-        if self.is_said_once() && !self.needs_room() && !mutation::on("what is deleted hangs on one record") {
-            swept.deferred = self.dead.len();
+        if self.shared.is_dir { self.sweep_directory(now) } else { self.sweep_bucket() }
+    }
+
+    fn sweep_directory(&mut self, now: Instant) -> Result<Swept> {
+        let mut swept = Swept { deferred: self.dead.len(), ..Swept::default() };
+        let waits = self.is_said_once() && !self.needs_room() && !mutation::on("what is deleted hangs on one record");
+        if waits || self.failing.pause.is_some_and(|pause| !pause.is_over(now)) {
             return Ok(swept);
         }
         let began = Instant::now();
         // What fails keeps nothing else from being deleted, and is told at the end.
-        let mut failed = None;
-        loop {
-            let is_due = |dead: &Dead| dead.failed_at.is_none_or(|at| at < began && at.elapsed() >= FAILED_AGAIN);
+        let (mut failed, mut failures) = (None, 0);
+        'all: loop {
+            let is_due = |dead: &Dead| dead.refused.is_none_or(|pause| pause.is_over(now));
             let may_go = self.dead.iter().filter(|(part, dead)| is_due(dead) && self.image.may_go(part));
             let batch: Vec<(PartName, Name)> =
                 may_go.take(DELETE_BATCH).map(|(part, dead)| (*part, dead.volume.clone())).collect();
             if batch.is_empty() {
                 break;
             }
-            let Some(_guard) = DeletionGuard::try_take(self.shared.staging.root())? else {
-                self.deferred_since.get_or_insert(began);
-                break;
+            let _guard = match DeletionGuard::try_take(self.shared.staging.root()) {
+                Ok(Some(guard)) => guard,
+                Ok(None) => {
+                    self.deferred_since.get_or_insert(began);
+                    break;
+                }
+                Err(error) => {
+                    (failed, failures) = (failed.or(Some(error)), FAILURES_MAX);
+                    break;
+                }
             };
             self.deferred_since = None;
             for (part, volume) in batch {
@@ -118,18 +212,20 @@ impl GroupStore {
                         swept.deleted += 1;
                     }
                     Err(error) => {
-                        self.dead.entry(part).and_modify(|dead| dead.failed_at = Some(Instant::now()));
-                        failed.get_or_insert(error);
+                        let pause = |dead: &mut Dead| dead.refused = Some(Pause::after(dead.refused, FILE_AGAIN, now));
+                        self.dead.entry(part).and_modify(pause);
+                        (failed, failures) = (failed.or(Some(error)), failures + 1);
                     }
                 }
-                if began.elapsed() >= SWEEP_TIME {
-                    break;
+                let is_hopeless = swept.deleted == 0 && failures >= FAILURES_MAX;
+                if is_hopeless || began.elapsed() >= SWEEP_TIME {
+                    break 'all;
                 }
             }
-            if began.elapsed() >= SWEEP_TIME {
-                break;
-            }
         }
+        let nothing_goes = swept.deleted == 0 && (failures >= FAILURES_MAX || began.elapsed() >= SWEEP_TIME);
+        let is_failing = failed.is_some() && nothing_goes;
+        self.failing.pause = is_failing.then(|| Pause::after(self.failing.pause, ALL_AGAIN, now));
         swept.deferred = self.dead.len();
         if swept.deleted > 0 {
             self.shared.keep_ballast();
@@ -308,3 +404,7 @@ fn born_at_least(layer: &LayerKey) -> Slot {
         None => Slot(layer.term.0.saturating_add(layer.seq.0)),
     }
 }
+
+#[cfg(test)]
+#[path = "sweeping_tests.rs"]
+mod tests;
