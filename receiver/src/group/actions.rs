@@ -99,7 +99,7 @@ impl Group {
         {
             self.prune.due = true;
             let text = "what was to be given up is kept since".to_owned();
-            let outcome = AppendOutcome::Unusable { layers: Vec::new(), text };
+            let outcome = AppendOutcome::Withdrawn { text };
             return self.events.push_front((Event::Appended { ticket, outcome }, None));
         }
         let Place::Here(here) = &mut self.place else { return };
@@ -317,6 +317,7 @@ impl Group {
         match what {
             Report::Judged { position, verdict } => tracing::debug!(%group, slot = %position.slot, ?verdict, "a record"),
             Report::Unusable { text } => tracing::error!(%group, %text, "a record cannot be made; what it named is lost"),
+            Report::Withdrawn { text } => tracing::info!(%group, %text, "a record is not made; what it says is decided anew"),
             Report::AppendFailed { text } => tracing::error!(%group, %text, "nothing can be published"),
             Report::Dropped { key, why } => tracing::info!(%group, volume, %key, ?why, "a layer was dropped"),
             Report::PartFailed { key, part, why } => tracing::warn!(%group, volume, %key, part, %why, "a part did not land"),

@@ -137,6 +137,8 @@ impl Group {
                 _ => None,
             },
             AppendOutcome::Failed { text } | AppendOutcome::Unusable { text, .. } => Some((ErrorCode::Unavailable, text)),
+            // It is planned anew.
+            AppendOutcome::Withdrawn { .. } => None,
             AppendOutcome::Collided => unreachable!("a collision is retried"),
         };
         let Some((&last, changing)) = self.changing.range_mut(submission..).next().filter(|(_, c)| c.first <= submission) else {

@@ -236,6 +236,11 @@ pub enum AppendOutcome {
         /// For a person.
         text: String,
     },
+    /// Whoever submitted the record does not want it any more: what it says is not so since. Nothing was appended, and nothing is lost.
+    Withdrawn {
+        /// For a person.
+        text: String,
+    },
 }
 
 /// What a record is to say, and since when that is known: its stamp says when that was, since points age from there.
@@ -383,6 +388,11 @@ pub enum Report {
     /// A record can never be made; what it named is lost.
     Unusable {
         /// The store's words.
+        text: String,
+    },
+    /// A record was withdrawn before it was made.
+    Withdrawn {
+        /// Why.
         text: String,
     },
     /// A layer's data was dropped, and why.

@@ -451,6 +451,14 @@ impl Target {
                 self.others_wrote(state, out);
             }
             AppendOutcome::Unusable { layers, text } => self.unusable(state, what, &layers, text, out),
+            AppendOutcome::Withdrawn { text } => match what {
+                What::Submission { submission, .. } => {
+                    out.push(Action::Report { volume: None, what: Report::Withdrawn { text: text.clone() } });
+                    out.push(Action::Submitted { submission, outcome: AppendOutcome::Withdrawn { text } });
+                }
+                // Nobody who could withdraw it.
+                what => self.unusable(state, what, &[], text, out),
+            },
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a wrong or hostile peer, or a store that is not as it was left, must not be able to do to a gateway.
 
 use farside_ledger::{
-    Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, Memory, PartEntry, Record, Stamp, Verdict, VoidReason,
+    Body, Claim, EpochInfo, LayerEntry, LayerKind, Layers, Memory, PartEntry, Record, Stamp, Unpin, Verdict, VoidReason,
 };
 use farside_region::{
     BootId, Geometry, GroupId, LayerKey, LedgerPosition, RecordDigest, RegionIndex, RegionSet, Seq, Slot, Term, mutation::tell,
@@ -68,6 +68,27 @@ fn a_record_that_can_never_be_made_loses_all_its_layers_if_none_is_to_blame() {
     gateway.event(Event::Appended { ticket, outcome });
     assert_eq!(lost(&gateway.said()), [key(1, 0, 1), key(2, 1, 1)]);
     assert!(take_append(&mut gateway).is_none());
+}
+
+/// A prune that waited, and what it gives up is kept since.
+#[test]
+fn what_is_withdrawn_is_told_as_that_and_nothing_is_lost() {
+    let mut gateway = claimed();
+    let body = Body::Unpin(Unpin { pin: Slot(7) });
+    gateway.event(Event::Submit { submission: 3, body: Box::new(body.clone()) });
+    let (ticket, said) = take_append(&mut gateway).expect("at once");
+    assert_eq!(said, body);
+    gateway.did.clear();
+    let outcome = AppendOutcome::Withdrawn { text: "it is kept since".into() };
+    gateway.event(Event::Appended { ticket, outcome: outcome.clone() });
+    let reports = gateway.did.iter().filter_map(|action| match action {
+        Action::Report { what, .. } => Some(what),
+        _ => None,
+    });
+    let reports: Vec<&Report> = reports.collect();
+    assert!(matches!(&reports[..], [Report::Withdrawn { text }] if text == "it is kept since"), "{reports:?}");
+    assert!(gateway.did.iter().any(|a| matches!(a, Action::Submitted { submission: 3, outcome: told } if *told == outcome)));
+    assert_eq!(lost(&gateway.said()), []);
 }
 
 #[test]

@@ -328,7 +328,7 @@ impl Receiver {
                         generation = self.group.borrow().state().fencing_generation(generation);
                     }
                 }
-                AppendOutcome::Failed { .. } | AppendOutcome::Unusable { .. } => return None,
+                AppendOutcome::Failed { .. } | AppendOutcome::Unusable { .. } | AppendOutcome::Withdrawn { .. } => return None,
             }
         }
         None
