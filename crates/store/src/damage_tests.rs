@@ -7,9 +7,11 @@ use farside_ledger::{Body, LayerEntry, LayerKind, PackId, Policy, TOUCHED_BYTES_
 use farside_region::{GranuleIndex, GranuleRun, RegionIndex, RegionSet, Slot, mutation::tell};
 
 use super::{DigestRun, GroupStore};
+use crate::backend::faulty::{Faulty, Op, When};
 use crate::checkpoint::tests::{copy_dir, names, object_path};
 use crate::error::StoreError;
-use crate::testkit::{Fill, TempStore, TestVolume, layers};
+use crate::repeats::BYTES_MAX;
+use crate::testkit::{Fill, TempStore, TestVolume, layers, name};
 
 /// Regions of a volume in which what old layers touched does not fit into memory.
 const REGIONS: u64 = 80_000;
@@ -224,38 +226,134 @@ fn l6_what_an_old_layer_touched_is_not_asked_of_another_branchs_record() {
     assert!(matches!(touched(&store), Err(StoreError::Inconsistent { .. })));
 }
 
-/// Short ones that come after a long one repeat it no more than it is repeated.
-#[test]
-fn what_a_long_record_gave_up_waits_for_the_next_run_whatever_comes_between() {
+/// A store in which what is repeated has so many bytes, in the first slots of runs and in others, and checkpoints are far apart.
+fn repeating(first: usize, others: usize) -> (TempStore, GroupStore, TestVolume) {
     super::sweeping::WAITS.set(true);
-    super::sweeping::LONG_FROM.set(1);
+    crate::checkpoint::SPAN.set(512);
+    BYTES_MAX.set((first, others));
     let store = TempStore::new();
     let mut group = store.group();
     let mut volume = TestVolume::new("v", 16);
     volume.claim(&mut group);
+    (store, group, volume)
+}
+
+/// The segment of a layer.
+fn segment(store: &TempStore, volume: &TestVolume, seq: u64) -> std::path::PathBuf {
+    store.path().join(format!("groups/host/default/segments/v/{}/{seq}.0", volume.term))
+}
+
+/// Points up to the first slot of the next run.
+fn to_the_next_run(group: &mut GroupStore, volume: &mut TestVolume, meanwhile: impl Fn()) {
+    loop {
+        meanwhile();
+        volume.base(group, 6);
+        let head = group.state().head().expect("a head");
+        if farside_ledger::run_of(head) == head {
+            return;
+        }
+    }
+}
+
+/// Short ones that come after a long one repeat it no more than it is repeated.
+#[test]
+fn what_a_long_record_gave_up_waits_for_the_next_run_whatever_comes_between() {
+    let (store, mut group, mut volume) = repeating(usize::MAX, 0);
     for fill in 1..=3 {
         volume.base(&mut group, fill);
     }
     let policy = Policy::without_grid(1, 0);
-    let file = store.path().join(format!("groups/host/default/segments/v/{}/1.0", volume.term));
-    assert_eq!(group.prune(&policy).expect("prune"), 2, "a long one");
-    let long = group.state().head().expect("a head");
+    let file = segment(&store, &volume, 1);
+    assert_eq!(group.prune(&policy).expect("prune"), 2);
     volume.base(&mut group, 4);
-    assert_eq!(group.prune(&policy).expect("prune"), 1, "a short one");
+    assert_eq!(group.prune(&policy).expect("prune"), 1);
+    drop(group);
+    group = store.group();
+    to_the_next_run(&mut group, &mut volume, || assert!(file.exists(), "nothing repeats it"));
+    assert!(!file.exists() && group.deferred() == 0, "the first one of a run does");
+}
+
+/// Of several long ones in a run the first one of the next has not enough room for the oldest, and what a newer one gave up rests on that.
+#[test]
+fn what_no_object_repeats_waits_for_a_checkpoint_and_so_does_what_came_after_it() {
+    let (store, mut group, mut volume) = repeating(usize::MAX, 0);
+    let policy = Policy::without_grid(1, 0);
+    let mut files = Vec::new();
+    for prunes in 0..2 {
+        for fill in 1..=3 {
+            volume.base(&mut group, fill);
+        }
+        files.push(segment(&store, &volume, 3 * prunes + 1));
+        assert!(group.prune(&policy).expect("prune") >= 2);
+    }
+    let newest = group.state().head().expect("a head");
+    let are_there = || files.iter().all(|file| file.exists());
+    // Up to the newer one, and not to the older one.
+    let record = |slot: u64| fs::metadata(object_path(&store, &names().record(Slot(slot)))).expect("it is there").len() as usize;
+    while group.state().next_slot().0 < 64 {
+        assert!(are_there());
+        volume.base(&mut group, 6);
+    }
+    BYTES_MAX.set(((newest.0..64).map(record).sum(), 0));
+    to_the_next_run(&mut group, &mut volume, || ());
+    assert!(are_there(), "the older one is said by one object alone");
     for reopened in [false, true] {
         if reopened {
             drop(group);
             group = store.group();
         }
-        volume.base(&mut group, 5);
-        assert!(file.exists(), "{reopened}: nothing repeats the long one");
+        volume.base(&mut group, 7);
+        assert!(are_there(), "{reopened}");
     }
-    let run = farside_ledger::run_of;
-    while run(group.state().head().expect("a head")) == run(long) {
-        assert!(file.exists());
-        volume.base(&mut group, 6);
+    while group.state().next_slot().0 < 512 {
+        assert!(are_there());
+        volume.base(&mut group, 8);
     }
-    assert!(!file.exists() && group.deferred() == 0, "the first one of a run does");
+    assert!(!files.iter().any(|file| file.exists()) && group.deferred() == 0, "the checkpoint says it as well");
+}
+
+/// What others repeated is seen by the next start.
+#[test]
+fn what_is_said_twice_goes_at_the_next_start() {
+    for (first, others, goes) in [(usize::MAX, usize::MAX, true), (usize::MAX, 0, true), (0, 0, false), (0, usize::MAX, true)] {
+        let (store, mut group, mut volume) = repeating(first, others);
+        for fill in 1..=3 {
+            volume.base(&mut group, fill);
+        }
+        let file = segment(&store, &volume, 1);
+        let reader = crate::ReaderLock::share(&store.path()).expect("shared");
+        assert_eq!(group.prune(&Policy::without_grid(1, 0)).expect("prune"), 2);
+        to_the_next_run(&mut group, &mut volume, || ());
+        drop(group);
+        drop(reader);
+        let group = store.group();
+        assert_eq!(file.exists(), !goes, "{first} and {others} bytes");
+        assert_eq!(group.is_swept(), goes);
+    }
+}
+
+/// A disk that is full takes a record without what it repeats.
+#[test]
+fn what_an_object_should_repeat_and_does_not_is_not_said_twice() {
+    let (store, group, mut volume) = repeating(usize::MAX, usize::MAX);
+    drop(group);
+    let mut wrapped = None;
+    let opened = crate::Store::open_over(&store.path(), |dir| {
+        let faulty = Faulty::new(dir);
+        wrapped = Some(std::sync::Arc::clone(&faulty));
+        faulty
+    });
+    let (opened, faults) = (opened.expect("open"), wrapped.expect("wrapped"));
+    let mut group = opened.group(&name("host"), &name("default")).expect("group");
+    volume.base(&mut group, 1);
+    volume.base(&mut group, 2);
+    let file = segment(&store, &volume, 1);
+    assert_eq!(group.prune(&Policy::without_grid(1, 0)).expect("prune"), 1);
+    faults.fail(Op::Create, "/ledger/", When::Before, libc::ENOSPC);
+    volume.base(&mut group, 3);
+    assert!(file.exists(), "the next record was put alone");
+    volume.base(&mut group, 4);
+    assert!(!file.exists(), "the one after it repeats both");
 }
 
 /// A record that nothing repeats yet costs no point, whatever it gave up.

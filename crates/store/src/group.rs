@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use farside_keys::Wrapping;
 use farside_layer::{Footer, layer_digest};
 use farside_ledger::{
@@ -42,6 +43,7 @@ use crate::points::{self, PointInfo};
 use crate::reader::PointReader;
 use crate::repeats::Repeats;
 use crate::replay::{Torn, Unusable, decode, get, index_all, lost_claim, lost_pack, parallel, replay};
+use crate::said_once::SaidOnce;
 use crate::segments::{FooterFault, Segments, runs_of};
 use crate::space::Space;
 use crate::spoiled::KnownDamage;
@@ -184,8 +186,7 @@ pub struct GroupStore {
     known: KnownDamage,
     /// Whether whoever writes has less room than he asks for.
     is_short: bool,
-    /// The newest record that gave up more than the next one repeats.
-    gave_up_much: Option<Slot>,
+    said_once: SaidOnce,
     /// Whether something is deleted unasked: not by who does not know what was met damaged.
     sweeps: bool,
 }
@@ -198,7 +199,9 @@ impl GroupStore {
         let folders = if shared.is_dir { Vec::new() } else { terms_of_segments(&segments)? };
         let mut checkpoints = Checkpoints::default();
         let mut covered = Slot(0);
+        let mut said_once = SaidOnce::default();
         let mut replayed = replay(backend, &segments.names, id, |image| {
+            said_once.heard(image.state());
             covered = checkpoints.write(backend, &segments.names, image).unwrap_or(covered);
         })?;
         // The last writer may have died between writing and syncing: what we believe from here on must outlive a power cut.
@@ -208,6 +211,7 @@ impl GroupStore {
         checkpoint::sync(backend, &segments.names, replayed.image.begun())?;
         // What that replaced is found where it lies.
         replayed.image.covered(covered);
+        said_once.covered(covered.max(replayed.image.begun()));
         let landing = Landing::new(Arc::clone(&shared.staging), shared.is_dir, &segments.names);
         let mut group = Self {
             shared,
@@ -235,7 +239,7 @@ impl GroupStore {
             repeats: Repeats::default(),
             known,
             is_short: false,
-            gave_up_much: None,
+            said_once,
             sweeps,
         };
         let mut there = Vec::new();
@@ -263,7 +267,6 @@ impl GroupStore {
         }
         // Before anything is swept.
         group.spoil_what_is_known();
-        group.gave_up_before();
         if whole && group.shared.is_dir {
             group.sort_out(there);
             group.sweep_in_passing();
@@ -317,7 +320,7 @@ impl GroupStore {
     }
 
     /// Appends a record and says what replay makes of it. Layers must have landed; their parts become segments first. A prune
-    /// record's files are deleted later: once another record has come, and nobody reads.
+    /// record's files are deleted later: once another object says it as well, and nobody reads.
     ///
     /// # Errors
     /// Nothing was appended, as far as one can know, and the state is up to date: [`StoreError::Overtaken`] (another writer
@@ -353,8 +356,9 @@ impl GroupStore {
         self.put_packs(&packs)?;
         let mut runs = self.adopt(attempt.records.iter().map(|(record, _)| &record.body), &packs::places_in(&packs))?;
         runs.extend(self.read_merged(attempt.records.iter().map(|(record, _)| &record.body))?);
-        self.put(&attempt)?;
-        self.repeats.took(&attempt.bytes);
+        let object = self.put(&attempt)?;
+        self.said_once.repeated(&object);
+        self.repeats.took(&object);
         let segments = Arc::clone(&self.segments);
         let mut appended = Vec::with_capacity(attempt.records.len());
         for (record, digest) in &attempt.records {
@@ -420,6 +424,10 @@ impl GroupStore {
             match read.and_then(|records| follows(&records[0].0).map(|()| records)) {
                 Ok(records) => {
                     block_on(backend.sync(&self.names().record(slot)))?;
+                    let object = found.and_then(Result::ok);
+                    if let Some(object) = &object {
+                        self.said_once.repeated(object);
+                    }
                     for (record, digest) in &records {
                         // † Between the records of an object the next slot looks free, and what is put there is in no replay.
                         self.replay_one(record, *digest).map_err(|error| match record.slot == slot {
@@ -428,7 +436,7 @@ impl GroupStore {
                         })?;
                     }
                     self.look_at_packs(records.iter().map(|(record, _)| &record.body));
-                    if let Some(Ok(object)) = &found {
+                    if let Some(object) = &object {
                         self.repeats.took(object);
                     }
                 }
@@ -596,7 +604,7 @@ impl GroupStore {
         volumes
     }
 
-    /// Files that wait until nobody reads, or another record has come.
+    /// Files that wait until nobody reads, or another object says as well that they may go.
     pub fn deferred(&self) -> usize {
         self.dead.len() + self.dead_packs()
     }
@@ -866,13 +874,14 @@ impl GroupStore {
     }
 
     /// Writes the record; returns only when it is in its slot, and no checkpoint had decided that before.
-    fn put(&mut self, attempt: &Attempt) -> Result<()> {
-        self.put_unchecked(attempt)?;
+    fn put(&mut self, attempt: &Attempt) -> Result<Bytes> {
+        let object = self.put_unchecked(attempt)?;
         if mutation::on("a record put below a checkpoint counts") {
-            return Ok(());
+            return Ok(object);
         }
         let slot = attempt.slot();
-        self.not_behind(slot).map_err(|error| self.unsure(slot, error))
+        self.not_behind(slot).map_err(|error| self.unsure(slot, error))?;
+        Ok(object)
     }
 
     /// Our record is in its slot, and an error keeps us from knowing what it is worth: only opening the group again tells.
@@ -886,7 +895,7 @@ impl GroupStore {
         StoreError::Uncertain { group, slot, why }
     }
 
-    fn put_unchecked(&mut self, attempt: &Attempt) -> Result<()> {
+    fn put_unchecked(&mut self, attempt: &Attempt) -> Result<Bytes> {
         self.shared.same_place()?;
         let put = self.put_there(attempt);
         if put.is_err() {
@@ -895,21 +904,24 @@ impl GroupStore {
         put
     }
 
-    fn put_there(&mut self, attempt: &Attempt) -> Result<()> {
+    /// Says what lies in the slot then: our records, and what the object repeats.
+    fn put_there(&mut self, attempt: &Attempt) -> Result<Bytes> {
         let name = self.names().record(attempt.slot());
         let backend = Arc::clone(&self.segments.backend);
-        let create = |bytes: &[u8]| block_on(backend.create(&name, bytes.to_vec().into()));
-        let mut answer = create(&attempt.bytes);
+        let create = |object: &Bytes| block_on(backend.create(&name, object.clone()));
+        let mut object = Bytes::from(attempt.bytes.clone());
+        let mut answer = create(&object);
         if matches!(answer, Err(StoreError::Full { .. })) {
             // † What is repeated may be more than the ballast, and more than there is room for: no record waits for it, a prune least of all.
             let alone = attempt.alone();
             let prunes = attempt.records.iter().any(|(record, _)| matches!(record.body, Body::Prune(_)));
             if (prunes && self.shared.release_ballast()) || alone.len() < attempt.bytes.len() {
-                answer = create(&alone);
+                object = alone.into();
+                answer = create(&object);
             }
         }
         let error = match answer {
-            Ok(Created::New) => return Ok(()),
+            Ok(Created::New) => return Ok(object),
             Ok(Created::AlreadyExists) => None,
             Err(e @ (StoreError::Full { .. } | StoreError::ReadOnly { .. } | StoreError::Denied { .. })) => return Err(e),
             Err(e) => Some(e),
@@ -935,7 +947,10 @@ impl GroupStore {
             None => Err(error.unwrap_or(StoreError::Overtaken { slot: attempt.slot() })),
             Some(bytes) => match attempt.find(&bytes) {
                 // It is there; is it there for ever?
-                Ok(Found::Ours) => block_on(backend.sync(&name)).map_err(|error| self.unsure(attempt.slot(), error)),
+                Ok(Found::Ours) => match block_on(backend.sync(&name)) {
+                    Ok(()) => Ok(bytes),
+                    Err(error) => Err(self.unsure(attempt.slot(), error)),
+                },
                 _ => {
                     self.catch_up()?;
                     Err(StoreError::Overtaken { slot: attempt.slot() })
@@ -974,16 +989,18 @@ impl GroupStore {
                 self.dead.insert(part, Dead::of(volume));
             }
         }
-        self.gave_up(record.slot, applied.given_up.len());
+        self.said_once.heard(self.image.state());
         self.sort_out_merges();
         let durable = self.checkpoints.write(&*self.segments.backend, &self.segments.names, &self.image);
         let replaced = durable.map_or_else(Vec::new, |end| self.image.covered(end));
-        let given_up = applied.given_up.iter().map(|part| (part, 0)).chain(replaced.iter().map(|part| (part, part.bytes)));
+        durable.into_iter().for_each(|end| self.said_once.covered(end));
+        let given_up = applied.given_up.iter().map(|part| (part, 0, Some(record.slot)));
+        let given_up = given_up.chain(replaced.iter().map(|part| (part, part.bytes, None)));
         // What lies in a pack goes with it.
-        for (part, merged_bytes) in given_up.filter(|(part, _)| part.place.is_none()) {
+        for (part, merged_bytes, said) in given_up.filter(|(part, ..)| part.place.is_none()) {
             if let Some(volume) = self.state().volume(part.name.layer.volume) {
                 let volume = volume.meta().name.clone();
-                self.dead.insert(part.name, Dead { merged_bytes, ..Dead::of(volume) });
+                self.dead.insert(part.name, Dead { merged_bytes, said, ..Dead::of(volume) });
             }
         }
         if !self.dead.is_empty() && self.shared.is_dir {
@@ -1047,7 +1064,8 @@ impl GroupStore {
         let mut strange = 0_usize;
         for (part, found) in there {
             if self.image.is_debris(&part) {
-                self.dead.insert(part, found);
+                // By which record nobody knows any more.
+                self.dead.insert(part, Dead { said: self.state().head(), ..found });
             } else if self.state().may_be_merged(&part.layer) {
                 self.merging.found(part, found);
             } else if self.image.is_awaited(&part.layer) {

@@ -54,6 +54,7 @@ mod replay;
 mod requests_tests;
 mod resting;
 mod restore;
+mod said_once;
 #[cfg(test)]
 mod scale_tests;
 mod segments;

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - what damage makes one need does not go ([`GroupImage::may_go`](crate::image::GroupImage::may_go)), neither when it was cleared before the
 //!   damage was found;
-//! - in a directory it goes once the record that gave it up is not the newest (in a bucket a day later);
+//! - in a directory it goes once two objects say that it was given up ([`crate::said_once`]; in a bucket a day later);
 //! - what may not go keeps nothing else, and neither does what cannot be deleted: one file that a disk will not let go of fills no store;
 //! - what fails comes again later and later, a file by itself, all of a directory where nothing goes, and is said once.
 
@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use farside_ledger::run_of;
 use farside_region::{LayerKey, Name, Slot, mutation};
 
 use super::{GroupStore, LISTED_AT_ONCE, ORPHANS_AFTER_MS, Swept, Unseen};
@@ -35,19 +34,6 @@ const FILE_AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::fro
 const ALL_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 /// So many failed, and none went: the others are not tried.
 const FAILURES_MAX: usize = 16;
-/// A record that gives up so many parts at most is repeated by the one after it: each takes less than 50 bytes of the 128 KiB that are.
-const PARTS_REPEATED_AT_ONCE: usize = 2500;
-
-#[cfg(not(test))]
-fn parts_repeated_at_once() -> usize {
-    PARTS_REPEATED_AT_ONCE
-}
-
-#[cfg(test)]
-fn parts_repeated_at_once() -> usize {
-    LONG_FROM.get()
-}
-
 /// What is deleted in passing ends after so long, with what it is at: the group's thread hears nobody meanwhile.
 const SWEEP_TIME: Duration = Duration::from_millis(500);
 /// In a directory with more room than this nothing goes for the word of one record.
@@ -62,8 +48,6 @@ fn room() -> u64 {
 thread_local! {
     /// Most tests look right after the record.
     pub(super) static WAITS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-    /// A long record takes thousands of parts.
-    pub(super) static LONG_FROM: std::cell::Cell<usize> = const { std::cell::Cell::new(PARTS_REPEATED_AT_ONCE) };
 }
 
 #[cfg(test)]
@@ -86,13 +70,15 @@ pub(super) struct Dead {
     pub(super) created_ms: Option<i64>,
     /// Its bytes, if a merge replaced it, as far as that is known.
     pub(super) merged_bytes: u64,
+    /// The slot of the prune record that gave it up, or one after it; `None`: no prune says so.
+    pub(super) said: Option<Slot>,
     /// The file system would not delete it.
     pub(super) refused: Option<Pause>,
 }
 
 impl Dead {
     pub(super) fn of(volume: Name) -> Self {
-        Self { volume, created_ms: None, merged_bytes: 0, refused: None }
+        Self { volume, created_ms: None, merged_bytes: 0, said: None, refused: None }
     }
 }
 
@@ -177,16 +163,17 @@ impl GroupStore {
 
     fn sweep_directory(&mut self, now: Instant) -> Result<Swept> {
         let mut swept = Swept { deferred: self.dead.len(), ..Swept::default() };
-        let waits = self.is_said_once() && !self.needs_room() && !mutation::on("what is deleted hangs on one record");
-        if waits || self.failing.pause.is_some_and(|pause| !pause.is_over(now)) {
+        if self.failing.pause.is_some_and(|pause| !pause.is_over(now)) {
             return Ok(swept);
         }
+        let waits_from = self.waits_from();
+        let waits = |dead: &Dead| dead.said.is_some_and(|said| waits_from.is_some_and(|from| from <= said));
         let began = Instant::now();
         // What fails keeps nothing else from being deleted, and is told at the end.
         let (mut failed, mut failures) = (None, 0);
         'all: loop {
             let is_due = |dead: &Dead| dead.refused.is_none_or(|pause| pause.is_over(now));
-            let may_go = self.dead.iter().filter(|(part, dead)| is_due(dead) && self.image.may_go(part));
+            let may_go = self.dead.iter().filter(|(part, dead)| is_due(dead) && !waits(dead) && self.image.may_go(part));
             let batch: Vec<(PartName, Name)> =
                 may_go.take(DELETE_BATCH).map(|(part, dead)| (*part, dead.volume.clone())).collect();
             if batch.is_empty() {
@@ -233,26 +220,14 @@ impl GroupStore {
         failed.map_or(Ok(swept), Err)
     }
 
-    /// Whether something that was given up is said by one record alone. † Without it all would be alive and missing, and what lies over it not
-    /// be told from what it held. The next record's object repeats it, if it is not long; else the first one of the next run does, whatever
-    /// short ones came in between.
-    fn is_said_once(&self) -> bool {
-        let (Some(head), Some(changed)) = (self.state().head(), self.state().roots_changed()) else { return false };
-        head == changed || self.gave_up_much.is_some_and(|long| run_of(head) == run_of(long))
-    }
-
-    /// A record is in the state that gave up so many parts.
-    pub(super) fn gave_up(&mut self, slot: Slot, parts: usize) {
-        if parts > parts_repeated_at_once() {
-            self.gave_up_much = Some(slot);
+    /// What the record in that slot gave up, or one after it, stays for now: it is said by one object alone.
+    fn waits_from(&mut self) -> Option<Slot> {
+        self.said_once.first().filter(|_| !self.dead.is_empty())?;
+        if self.needs_room() || mutation::on("what is deleted hangs on one record") {
+            return None;
         }
-    }
-
-    /// The same of what was there before this process: as if the newest of them had been a long one, if any was.
-    pub(super) fn gave_up_before(&mut self) {
-        if self.state().given_up_most() > parts_repeated_at_once() {
-            self.gave_up_much = self.state().roots_changed();
-        }
+        self.said_once.look(&*self.segments.backend, &self.segments.names, self.image.state());
+        self.said_once.first()
     }
 
     /// Whether it goes all the same: a full store takes no other record.
