@@ -33,6 +33,7 @@ pub(crate) use self::at_rest::Trouble as KeyTrouble;
 use self::fence::Listening;
 pub(crate) use self::fence::{Fence, Fenced, Promotable, PromotionLook, Waits, Wanted};
 pub(crate) use self::follow::{FollowAsk, FollowError, FollowNext};
+use self::last_words::LastWords;
 pub(crate) use self::mail::{BeginPart, CohortAnswer, CohortCuts, Doubt, GroupHandle, Mail, PartOutcome, PointChange};
 use self::mail::{FRAME_BYTES_MAX, MAIL_MAX};
 use self::merges::Submitted;
@@ -54,6 +55,7 @@ mod actions;
 mod at_rest;
 mod fence;
 mod follow;
+mod last_words;
 mod mail;
 mod merges;
 mod pins;
@@ -102,7 +104,7 @@ pub(crate) fn start(receiver: Arc<Receiver>, names: GroupNames) -> std::io::Resu
             view,
             place: Place::Away { words: "the group is being opened".to_owned(), retry_at: now },
             sessions: BTreeMap::new(),
-            settled: BTreeSet::new(),
+            last_words: LastWords::default(),
             unclaimed: Unclaimed::default(),
             listening: Listening::anew(),
             events: VecDeque::new(),
@@ -162,8 +164,7 @@ struct Group {
     view: Arc<ArcSwap<GroupView>>,
     place: Place,
     sessions: BTreeMap<SessionId, Arc<Session>>,
-    /// Hosts that said, as their last word, that they owe nothing.
-    settled: BTreeSet<Name>,
+    last_words: LastWords,
     /// Volumes of which whoever is connected holds no claim.
     unclaimed: Unclaimed,
     /// What it says that nobody is connected.
@@ -305,7 +306,7 @@ impl Group {
         match mail {
             Mail::Connected { session } => {
                 self.tally.connections += 1;
-                self.settled.remove(&session.peer());
+                self.last_words.is_back(&session.peer());
                 self.sessions.insert(session.id, session.clone());
                 // † Who may stand in can have changed since it was let in. Who is refused each time must not look alive each time.
                 let listening = self.listening;
@@ -326,8 +327,11 @@ impl Group {
                     let of_it = |one: &Arc<Session>| one.peer() == gone.peer();
                     // † Its successor may be here already, and owe something. What is older is of a process that was killed, or of a line that broke:
                     // it had this one's last word after its own.
-                    if settled && !self.sessions.range((Bound::Excluded(session), Bound::Unbounded)).any(|(_, one)| of_it(one)) {
-                        self.settled.insert(gone.peer());
+                    if settled
+                        && !self.sessions.range((Bound::Excluded(session), Bound::Unbounded)).any(|(_, one)| of_it(one))
+                        && let Place::Here(here) = &self.place
+                    {
+                        self.last_words.heard(gone.peer(), &here.store);
                     }
                     let is_back = self.sessions.values().any(of_it);
                     if sent_away && !is_back {
@@ -581,6 +585,7 @@ impl Group {
                 let mut actions = Vec::new();
                 let target = Target::new(config, store.state(), landed, &mut actions);
                 let head = store.state().head();
+                self.last_words.opens(&store);
                 match store.torn() {
                     None => {
                         self.torn_patience.reset();

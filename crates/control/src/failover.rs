@@ -88,7 +88,8 @@ pub struct FailoverStatus {
     /// How long it is still waited for the source before it is fenced: the gateway was started a moment ago, or ended its connections, and whoever is
     /// alive comes back by then. `None`: not at all.
     pub waits_ms: Option<u64>,
-    /// It has stopped in order: its last word was that all is published, and it was not connected since. Not known once the receiver was restarted.
+    /// It has stopped in order: its last word was that all is published, and it was not connected since. Not known once the receiver was restarted,
+    /// nor where the store is an older copy of what it was then.
     pub all_published: bool,
     /// It was forced.
     pub forced: bool,

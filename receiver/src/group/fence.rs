@@ -203,7 +203,7 @@ impl Group {
             has_aside: !lineage.is_empty() && state.points().keys().any(|slot| !lineage.has(*slot)),
             lost: self.receiver.failovers.lost(&self.names, state),
             left_behind: self.receiver.failovers.is_left_behind(&self.names, state),
-            all_published: self.settled.contains(&self.names.source),
+            all_published: self.last_words.hold_of(&self.names.source),
             waits: self.silence_left(),
             newest: newest.map(|point| shown(state, point)),
             left_out: left_out

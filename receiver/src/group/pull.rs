@@ -213,7 +213,7 @@ impl Group {
         let is_left_behind = self.receiver.failovers.is_left_behind(&self.names, state);
         match self.receiver.failovers.stand_in_of(&self.names).filter(|_| !is_left_behind) {
             Some(stand_in) => {
-                let owes = stand_in.filter(|host| host != asker && !self.settled.contains(host));
+                let owes = stand_in.filter(|host| host != asker && !self.last_words.hold_of(host));
                 owes.map(|name| PullOther { name: Some(name), connected: false })
             }
             // Somebody was promoted, and this receiver does not know of it.

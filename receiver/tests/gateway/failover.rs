@@ -88,6 +88,29 @@ async fn the_last_word_of_a_host_holds_beside_an_older_connection() {
     gateway.check_store();
 }
 
+/// † An older copy of the store that is put in its place has not what the host published before it said so, and nobody is told that nothing is lost.
+#[tokio::test]
+async fn a_last_word_does_not_hold_over_an_older_store() {
+    let (gateway, _host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    let older = gateway.copy_of_store();
+    source.publish(&volume, 2, &granules(0, 20), LayerKind::Point).await;
+    let planned = async || {
+        let plan = FailoverRequest { plan: true, ..request() };
+        gateway.client().failover(&plan).await.expect("a plan")
+    };
+    source.settle();
+    wait_until("its word", async || planned().await.all_published).await;
+    gateway.put_in_its_place(&older).await;
+    assert!(!planned().await.all_published);
+    // Nor is it forgotten: it holds again once the store is back that it was said of.
+    let newer = gateway.path("newer");
+    std::fs::rename(gateway.path("away"), &newer).expect("moved");
+    gateway.put_in_its_place(&newer).await;
+    assert!(planned().await.all_published);
+    gateway.check_store();
+}
+
 /// Nobody could be promoted above the last number there is, so nobody is let come near it.
 #[tokio::test]
 async fn a_generation_that_nobody_was_given_is_not_claimed() {

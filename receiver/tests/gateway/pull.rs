@@ -242,6 +242,28 @@ async fn a_host_that_stands_in_publishes_until_its_source_is_back() {
     gateway.check_store();
 }
 
+/// † What a stand-in published before it said that it owes nothing, and an older copy of the store has not, would be given up unasked.
+#[tokio::test]
+async fn a_stand_in_owes_what_an_older_store_has_not() {
+    let (gateway, host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    let other = gateway.pair("host2").await;
+    gateway.client().failover(&request(Some("host2"))).await.expect("begun");
+    let mut stands_in = other.connect_as("host1", "default").await;
+    let theirs = stands_in.claim_back("data", &volume, Generation(2)).await;
+    stands_in.publish(&theirs, 1, &granules(3, 9), LayerKind::Point).await;
+    let older = gateway.copy_of_store();
+    stands_in.publish(&theirs, 2, &granules(3, 9), LayerKind::Point).await;
+    let mut pull = host.pulling("host1", "default").await;
+    stands_in.settle();
+    wait_until("its last word", async || begin(&mut pull, None).await.other.is_none()).await;
+    gateway.put_in_its_place(&older).await;
+    let mut pull = host.pulling("host1", "default").await;
+    let owes = begin(&mut pull, None).await.other.expect("it may have more");
+    assert_eq!((owes.name.as_ref().map(|name| name.as_str()), owes.connected), (Some("host2"), false));
+}
+
 /// A source that has published three points, and is gone.
 async fn with_three_points() -> (Gateway, Source, Volume, Vec<LedgerPosition>) {
     let (gateway, host, mut source, volume) = Gateway::with_claim().await;

@@ -196,6 +196,24 @@ impl Gateway {
         self.child.as_ref().expect("it runs").id()
     }
 
+    /// Takes the store away while it runs, puts another directory in its place once that is noticed, and waits until its only group is open there.
+    pub(crate) async fn put_in_its_place(&self, other: &Path) {
+        let opened = || self.log().matches("the group is open").count();
+        let before = opened();
+        std::fs::rename(self.path("store"), self.path("away")).expect("taken away");
+        wait_until("that to be noticed", async || !self.status().await.store.writable).await;
+        std::fs::rename(other, self.path("store")).expect("put in its place");
+        wait_until("its group to be open", async || opened() > before).await;
+    }
+
+    /// What the store holds now.
+    pub(crate) fn copy_of_store(&self) -> PathBuf {
+        let copy = self.path("copy");
+        let copied = Command::new("cp").arg("-a").args([self.path("store"), copy.clone()]).status().expect("started");
+        assert!(copied.success(), "{copied}");
+        copy
+    }
+
     /// The most memory that the process has had so far, in bytes.
     pub(crate) fn resident_bytes_max(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process())).expect("it runs");
