@@ -112,6 +112,9 @@ pub(crate) struct Failover {
     source: Name,
     group: Name,
     generation: u64,
+    /// Under which it was first to fence, if it is raised since: claims of its own may lie in the ledger from that one on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    raised_from: Option<u64>,
     /// As it was asked for; `None`: the newest of then.
     wanted: Option<Slot>,
     forced: bool,
@@ -246,7 +249,7 @@ impl Failover {
     /// † Until the claims are in the ledger nothing has changed: whoever stood in may come and show that it is alive. `highest`: of the ledger,
     /// where that is known; the claims may be in it though that is not noted.
     fn standing(&self, highest: Option<Generation>) -> &Self {
-        let is_claimed = self.claimed || highest.is_some_and(|highest| highest.0 >= self.generation);
+        let is_claimed = self.claimed || highest.is_some_and(|highest| self.may_have_claimed(highest));
         self.before.as_deref().filter(|_| self.stage == Stage::Fencing && !is_claimed).unwrap_or(self)
     }
 
@@ -513,6 +516,7 @@ impl Failovers {
             source: names.source.clone(),
             group: names.group.clone(),
             generation: highest.checked_add(1).ok_or_else(|| no_generation(&names))?,
+            raised_from: None,
             wanted,
             forced: request.force,
             stage: Stage::Fencing,
@@ -597,7 +601,7 @@ impl Failovers {
         refuse(&names, request, &planned, (&look, None))?;
         let mut is_chosen = false;
         self.change(receiver, &names, |known| {
-            is_chosen = known.stage == Stage::Fencing && known.generation == changed.generation;
+            is_chosen = known.stage == Stage::Fencing && known.claims_from() == changed.claims_from();
             if is_chosen {
                 known.choose(chosen, stand_in, request);
             }
@@ -624,7 +628,7 @@ impl Failovers {
         let over = self.taken_back(names).and_then(|over| over.brought_up());
         let is_lost = |former: &Former| !known.former_is_over && Some(*former) != over;
         let has_lost_another = known.before.is_none() && known.former.iter().any(is_lost);
-        let may_have_fenced = known.stage != Stage::Fencing || known.claimed || look.generation.0 >= known.generation;
+        let may_have_fenced = known.stage != Stage::Fencing || known.claimed || known.may_have_claimed(look.generation);
         if (may_have_fenced || has_lost_another) && !look.left_behind {
             let message = format!("{names} was failed over: its source is fenced, or may be (generation {})", known.generation);
             let what = "the way back is `farside failback` on its host, or `farside rollback` there";
@@ -829,13 +833,6 @@ impl Failovers {
         standing.is_some_and(|one| (one.stage != Stage::Fencing || one.claimed) && highest.0 <= one.generation)
     }
 
-    /// From which generation on nothing may be claimed: that of a failover that follows another, and waits. Such a claim would be taken for its fence.
-    pub(crate) fn nobody_from(&self, names: &GroupNames) -> Option<Generation> {
-        let all = lock(&self.all);
-        let one = all.get(names)?;
-        (one.before.is_some() && !one.claimed).then_some(Generation(one.generation))
-    }
-
     /// Up to which point the disks of a host that was fenced and the history are one, at most.
     pub(crate) fn parted(&self, names: &GroupNames, host: &Name) -> Option<Slot> {
         let all = lock(&self.all);
@@ -880,12 +877,13 @@ impl Failovers {
                         point: failover.wanted,
                     };
                     match receiver.runtime.block_on(answered(&group, |reply| Mail::Fence { fence, reply }))? {
-                        // † Not the one that was asked for, if the source took its history back under that one since.
-                        Fenced::Under(generation) => {
-                            (failover.generation, failover.claimed, failover.before) = (generation.0, true, None);
+                        // † The source may have taken its history back under that one; or the claims are our own.
+                        Fenced::Above(generation) => failover.raise(generation),
+                        Fenced::Done => {
+                            (failover.claimed, failover.before) = (true, None);
                             // † It holds at once, durable or not: asked again, a group fences once more, above itself.
                             if let Some(known) = lock(&self.all).get_mut(names) {
-                                (known.generation, known.claimed, known.before) = (generation.0, true, None);
+                                (known.claimed, known.before) = (true, None);
                             }
                             // Who stood in may have been let in at that very moment.
                             let _ = receiver.runtime.block_on(group.tell(Mail::StandIn));

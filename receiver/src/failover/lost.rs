@@ -127,6 +127,22 @@ impl Failover {
         self.is_taken_up && self.stage == Stage::Fencing && !self.claimed
     }
 
+    /// From which generation on claims in the ledger may be its own.
+    pub(super) fn claims_from(&self) -> u64 {
+        self.raised_from.unwrap_or(self.generation)
+    }
+
+    /// Whether it may have fenced somebody though that is not noted. `highest`: of the ledger.
+    pub(super) fn may_have_claimed(&self, highest: Generation) -> bool {
+        highest.0 >= self.claims_from()
+    }
+
+    /// It fences under that one. † Noted before anything is claimed under it: what lies above the noted one is somebody else's.
+    pub(super) fn raise(&mut self, generation: Generation) {
+        self.raised_from = Some(self.claims_from());
+        self.generation = generation.0;
+    }
+
     /// Whether that is the generation under which its source takes the history back. `opened`: the highest when this process first opened the ledger.
     ///
     /// † If it was that high by then, the note may be of an older state directory, and that generation another failover, for good, of which no pin tells.
@@ -207,18 +223,27 @@ impl Failovers {
         Ok(())
     }
 
+    /// From which generation on nothing may be claimed: that of a failover that follows another, and waits. Such a claim would be taken for its fence.
+    pub(crate) fn nobody_from(&self, names: &GroupNames) -> Option<Generation> {
+        let all = lock(&self.all);
+        let one = all.get(names)?;
+        (one.before.is_some() && !one.claimed).then_some(Generation(one.claims_from()))
+    }
+
     /// Whether the history of a group has gone on without the failover that waits, which an earlier process began.
     ///
-    /// † Whoever publishes now is nobody whom a person wanted to be fenced. (After a fence that was only not noted nothing was pinned, nor published.)
+    /// † Whoever publishes now is nobody whom a person wanted to be fenced. (After a fence that was only not noted nothing was pinned, nor published;
+    /// and nothing is claimed for it above what is noted.)
     pub(crate) fn is_left_behind(&self, names: &GroupNames, state: &State) -> bool {
         let waits = |one: &&Failover| one.waits_from_before();
-        let Some(asked) = lock(&self.all).get(names).filter(waits).map(|one| one.generation) else { return false };
+        let asked = lock(&self.all).get(names).filter(waits).map(|one| (one.claims_from(), one.generation));
+        let Some((from, asked)) = asked else { return false };
         let highest = state.highest_generation().0;
         let is_published = |volume: &VolumeState| {
-            volume.meta().generation.0 >= asked && volume.last_layer().is_some_and(|layer| layer.key.term == volume.term())
+            volume.meta().generation.0 == highest && volume.last_layer().is_some_and(|layer| layer.key.term == volume.term())
         };
-        let is_pinned = || last_pin(state).is_some_and(|(generation, ..)| generation >= asked);
-        highest > asked || (highest == asked && (state.volumes().any(|(_, volume)| is_published(volume)) || is_pinned()))
+        let is_pinned = || last_pin(state).is_some_and(|(generation, ..)| generation >= from);
+        highest > asked || (highest >= from && (state.volumes().any(|(_, volume)| is_published(volume)) || is_pinned()))
     }
 }
 

@@ -34,6 +34,24 @@ fn a_failover_that_waits_is_held_to_the_point_that_a_person_forces() {
     assert!(matches!(failover.brings_up(false), Wanted::Point(Slot(42))) && !failover.is_held_to(&forced));
 }
 
+/// † It may have fenced under the first one, whatever it is raised to: who takes it for one that fenced nobody gives it up, and lets those before it stand.
+#[test]
+fn a_failover_that_fences_under_a_higher_generation_may_have_fenced_under_the_first() {
+    let before = r#"{"version":1,"source":"web1","group":"db","generation":2,"wanted":null,"forced":false,"stage":{"promoted":{"point":7}}}"#;
+    let note = format!(
+        r#"{{"version":1,"source":"web1","group":"db","generation":3,"wanted":null,"forced":false,"stage":"fencing","before":{before}}}"#
+    );
+    let mut failover: Failover = serde_json::from_str(&note).expect("a note");
+    for raised in [4, 5] {
+        failover.raise(Generation(raised));
+        let kept = serde_json::to_string(&failover).expect("plain data");
+        assert_eq!(serde_json::from_str::<Failover>(&kept).expect("a note"), failover);
+        assert_eq!((failover.generation, failover.claims_from()), (raised, 3));
+        assert!(failover.may_have_claimed(Generation(3)) && !failover.may_have_claimed(Generation(2)));
+        assert_eq!([2, 3].map(|highest| failover.standing(Some(Generation(highest))).generation), [2, raised]);
+    }
+}
+
 /// A group whose store hangs in the middle of a fence.
 #[test]
 fn a_failover_that_hangs_holds_up_no_other_and_no_command() {

@@ -61,8 +61,13 @@ pub(super) enum LastSlot {
 /// What came of one that nothing stood against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fenced {
-    /// All volumes are claimed under that generation.
-    Under(Generation),
+    /// All volumes are claimed under the generation that was asked for.
+    Done,
+    /// Nobody was fenced by this, and nobody can be but under that one: to be noted, and asked for.
+    ///
+    /// † Claims may lie there under the one that was asked for, and whose is not known: the source may have taken its history back, or a process before
+    /// this one has put them. Were it fenced above what is noted, whoever reads the note later would take the fence for somebody else's claims.
+    Above(Generation),
     /// Nobody was fenced yet.
     Waits(Waits),
 }
@@ -259,7 +264,6 @@ impl Group {
     /// † Of one that is not forced, nothing is waited for between the look at who is alive and the claims: a source that comes back meanwhile would
     /// lie in the mailbox, and be fenced behind its back.
     ///
-    /// Gives the generation under which they are: another one where the source may have taken its history back since it was asked for.
     pub(super) fn fence(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
         let fenced = self.try_to_fence(fence);
         if !matches!(fenced, Ok(Fenced::Waits(Waits::Uploads | Waits::Mail))) {
@@ -278,9 +282,10 @@ impl Group {
         if self.receiver.failovers.is_left_behind(&self.names, state) {
             return Err(left_behind(&self.names, state.highest_generation()));
         }
-        let generation = state.fencing_generation(fence.generation);
-        if claims_below(self.writable()?, generation).is_none() {
-            return Ok(Fenced::Under(generation));
+        if state.fencing_generation(fence.generation) == fence.generation
+            && claims_below(self.writable()?, fence.generation).is_none()
+        {
+            return Ok(Fenced::Done);
         }
         if fence.forced {
             return self.without_uploads(|group| {
@@ -338,7 +343,7 @@ impl Group {
 
     /// Appends the claims, unless that would lose what is staged.
     fn claim_all(&mut self, fence: &Fence) -> Result<Fenced, ApiError> {
-        let Place::Here(here) = &mut self.place else { return self.writable().map(|_| Fenced::Under(fence.generation)) };
+        let Place::Here(here) = &mut self.place else { return self.writable().map(|_| Fenced::Done) };
         // † A claim would make it void.
         if let (lost @ 1.., why) = (here.target.staged_points(), here.target.trouble().unwrap_or("the store is slow, or full")) {
             if !fence.lose_staged {
@@ -348,8 +353,12 @@ impl Group {
             }
             tracing::warn!(group = %self.names, points = lost, %why, "a failover loses points that could not be published");
         }
+        let generation = fence.generation;
+        let above = |store: &GroupStore| Some(store.state().fencing_generation(generation)).filter(|above| *above != generation);
         // † What was just published may have been the claim of a source that takes its history back.
-        let mut generation = here.store.state().fencing_generation(fence.generation);
+        if let Some(above) = above(&here.store) {
+            return Ok(Fenced::Above(above));
+        }
         let mut tried = 0;
         let mut claimed = false;
         while let Some(batch) = claims_below(&here.store, generation) {
@@ -374,7 +383,9 @@ impl Group {
                 }
                 // † And so may be what a process before this one had put, and nobody knew of.
                 Err(StoreError::Overtaken { .. }) if tried < TRIED_MAX => {
-                    generation = here.store.state().fencing_generation(generation);
+                    if let Some(above) = above(&here.store) {
+                        return Ok(Fenced::Above(above));
+                    }
                     tried += 1;
                 }
                 Err(error) => {
@@ -387,7 +398,7 @@ impl Group {
         self.leave_with(format!("a copy of {} was promoted: generation {}", self.names, generation.0), Duration::ZERO);
         self.enter();
         tracing::warn!(group = %self.names, generation = generation.0, "a copy was promoted: the source before is fenced");
-        Ok(Fenced::Under(generation))
+        Ok(Fenced::Done)
     }
 
     /// Sees to it that the state says whether anybody is fenced: takes the slot in which a claim may come to lie, unless it lies there.

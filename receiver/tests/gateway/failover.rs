@@ -6,11 +6,11 @@ use farside_control::PinRequest;
 use farside_control::failover::{FailoverRequest, FailoverStage, FailoverStatus};
 use farside_control::follower::{FollowerAdd, FollowerState, Follows};
 use farside_control::routes::{self, PointsQuery, UnpinQuery};
-use farside_ledger::{Claim, LayerKind, VoidReason};
+use farside_ledger::{Body, Claim, LayerKind, VoidReason};
 use farside_region::{Generation, Slot};
 use farside_wire::{ClaimOutcome, ReceiverMessage};
 
-use crate::site::{Gateway, Session, Volume, granules, wait_until};
+use crate::site::{Gateway, Session, Volume, granules, name, wait_until};
 
 fn add(volume: &str, target: &Path) -> FollowerAdd {
     let name = Some(volume.to_owned());
@@ -274,6 +274,59 @@ async fn l6_a_history_that_was_taken_back_before_the_fence_is_fenced_as_well() {
     assert_eq!(promoted(&gateway).await.generation, 4);
     let mut woken = host.connect_when_ready("default").await;
     assert!(matches!(claim_outcome(&mut woken, &volume, 3).await, ClaimOutcome::Void { reason: VoidReason::Fenced { .. } }));
+}
+
+/// † Each time that it is tried anew it fences above what it put before, and whoever starts after that must know those claims for its own. Taken for
+/// somebody else's they would have it given up, and its stand-in told that its source has its history back.
+#[tokio::test]
+async fn l6_claims_that_a_failover_put_and_could_not_note_are_its_own() {
+    let (mut gateway, _host, mut source, volume) = Gateway::with_claim().await;
+    source.publish(&volume, 1, &granules(0, 20), LayerKind::Point).await;
+    drop(source);
+    gateway.client().failover(&FailoverRequest { force: true, ..request() }).await.expect("begun");
+    assert_eq!(promoted(&gateway).await.generation, 2);
+    gateway.stop();
+    // One more was begun, and its claims were put by a process that was killed before it could note them.
+    let note = gateway.path("state/failovers/host1/default.json");
+    let first: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&note).expect("kept")).expect("JSON");
+    let mut again = first.clone();
+    (again["generation"], again["stage"], again["claimed"]) = (3.into(), "fencing".into(), false.into());
+    again["before"] = first;
+    std::fs::write(&note, again.to_string()).expect("written");
+    let path = gateway.path("store");
+    let claims = |generation| {
+        let store = farside_store::Store::open(&path).expect("opened");
+        let mut group = store.group(&name("host1"), &name("default")).expect("opened");
+        let claims: Vec<Claim> = group.state().claims_below(Generation(generation)).collect();
+        for claim in claims {
+            group.append(Body::Claim(claim)).expect("put");
+        }
+        group.state().highest_generation().0
+    };
+    assert_eq!(claims(3), 3);
+    // Nor can the next one note anything.
+    let stands_in_the_way = note.with_extension("tmp");
+    std::fs::create_dir(&stands_in_the_way).expect("made");
+    for _ in 0..2 {
+        gateway.start().await;
+        let said = async || {
+            let all = gateway.client().failovers().await.unwrap_or_default();
+            let why = all.into_iter().next().and_then(|one| one.why).unwrap_or_default();
+            assert!(!why.contains("has gone on since"), "{why}");
+            why.contains("default.json")
+        };
+        wait_until("it to be said that nothing can be noted", said).await;
+        let abort = FailoverRequest { abort: true, ..request() };
+        let refused = gateway.client().failover(&abort).await.expect_err("everybody is fenced").to_string();
+        assert!(refused.contains("is fenced, or may be"), "{refused}");
+        gateway.kill();
+    }
+    assert_eq!(claims(0), 3, "nothing is claimed above what is noted");
+    std::fs::remove_dir(&stands_in_the_way).expect("removed");
+    gateway.start().await;
+    let done = promoted(&gateway).await;
+    assert_eq!(done.generation, 4);
+    gateway.check_store();
 }
 
 /// The source takes the history back: the failover is over, and its follower follows again once a person says so.
