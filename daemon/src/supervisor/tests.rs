@@ -1,5 +1,6 @@
 //! A daemon in this process, with what the kernel would have to do told to it.
 
+mod flushes;
 mod said;
 
 use farside_control::Reloaded;
