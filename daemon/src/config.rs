@@ -240,7 +240,8 @@ pub struct LimitsConfig {
     pub queue_depth: u16,
     /// Reads of the backing device that the sender keeps in flight.
     pub sender_depth: u16,
-    /// How long a planned stop waits for what is under way to be published.
+    /// How long a planned stop waits for what is under way to be published. What is more than a stop waits for the taps anyway has to be
+    /// added to the unit's TimeoutStopSec=.
     pub stop_wait_seconds: u32,
     /// A region is clean in the intent map again when it was published and left alone for so long.
     pub cool_after_seconds: u32,

@@ -51,8 +51,12 @@ const TICK_MAX: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_secs(1);
 /// While something must be polled.
 const POLL: Duration = Duration::from_millis(1);
-/// And so long for the last host I/O of a planned stop. Together with `stop_wait_seconds` that is less than systemd waits.
+/// And so long for the last host I/O of a planned stop.
 const TAPS_WAIT: Duration = Duration::from_secs(20);
+/// And for what a verify found to be noted.
+const BITS_WAIT: Duration = Duration::from_secs(2);
+/// A stop takes no longer, whatever does not answer, unless `stop_wait_seconds` is more than the first two.
+pub(crate) const STOP_MAX: Duration = TAPS_WAIT.saturating_add(BITS_WAIT).saturating_add(closing::AT_LAST_MAX);
 
 /// How a group stopped, from good to bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -1076,7 +1080,7 @@ impl Control {
         let taps_until = Instant::now() + TAPS_WAIT;
         self.listen_until(|c| c.members.values().all(|m| m.tap_stopped), Some(taps_until));
         // What a verify found to differ becomes owed when its bit is durable.
-        let patience_for_bits = Instant::now() + Duration::from_secs(2);
+        let patience_for_bits = Instant::now() + BITS_WAIT;
         self.listen_until(|c| !c.members.keys().any(|id| c.source.is_heating(*id)), Some(patience_for_bits));
         // What was acknowledged up to now is in the samples by which "settled" is judged.
         self.tick();

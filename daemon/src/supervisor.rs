@@ -59,11 +59,15 @@ const MEND_IDENTITY: &str = "mend that and restart farsided; only where they are
 /// How long a stop tries to take away the devices that nobody uses.
 const WITHDRAW_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a stop serves what is mounted while its host is being switched off. With what follows it is less than the unit's
-/// TimeoutStopSec=.
+/// How long a stop serves what is mounted while its host is being switched off.
 const UNMOUNT_WAIT: Duration = Duration::from_secs(40);
 /// And how long for a device that does not answer, and may never.
 const SILENT_WAIT: Duration = Duration::from_secs(30);
+/// TimeoutStopSec= of the unit. † Who is killed before he is through leaves no volume clean.
+const STOP_GIVEN: Duration = Duration::from_secs(90);
+// The last look may begin just before the time for looks is over.
+const _: () =
+    assert!(UNMOUNT_WAIT.saturating_add(WITHDRAW_WAIT).saturating_add(crate::group::STOP_MAX).as_secs() < STOP_GIVEN.as_secs());
 const UNMOUNT_POLL: Duration = Duration::from_millis(50);
 
 /// How often the clock is looked at for what may be sent.

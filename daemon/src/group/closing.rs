@@ -26,6 +26,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(15);
 const FAREWELL_WAIT: Duration = Duration::from_secs(3);
 /// The same where a host waits for the next daemon.
 const FAREWELL_SENT: Duration = Duration::from_millis(250);
+/// What a stop does last of all takes no longer.
+pub(super) const AT_LAST_MAX: Duration = CLOSE_WAIT.saturating_add(FAREWELL_WAIT);
 
 /// How a group stopped, and what it owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 mod flushes;
 mod said;
+mod time;
 
 use farside_control::Reloaded;
 use farside_control::failback::{FailbackRequest, FailbackStep};
