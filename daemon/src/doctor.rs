@@ -22,6 +22,7 @@ use crate::change;
 use crate::config::{Config, ConfigError, VolumeConfig};
 use crate::failback::{self, Asked};
 use crate::node;
+use crate::stacked;
 use crate::state_dir::{volume_path, volumes_path};
 use crate::tap::TapConfig;
 use crate::volume::{KnownDevice, device_of};
@@ -362,6 +363,9 @@ fn of_volume(volume: &VolumeConfig, config: &Config) -> Finding {
         }),
         Err(error) => return Finding::new(subject, Verdict::Missing, format!("{error:#}")),
     };
+    if let Some(found) = stacked::found(volume, None) {
+        return Finding::new(subject, Verdict::Missing, found);
+    }
     if !metadata.file_type().is_block_device() && !volume.insert {
         let served = || Finding::new(subject, Verdict::Good, format!("{backing} is served as {}", volume.address()));
         return held.unwrap_or_else(served);

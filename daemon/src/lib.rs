@@ -39,6 +39,7 @@ mod sender;
 mod sentinel;
 mod showing;
 mod source_name;
+mod stacked;
 pub mod state_dir;
 mod status;
 mod strangers;

@@ -111,6 +111,17 @@ pub(crate) fn is_shown(volume: &Name, device: &Path) -> bool {
     is_of(&path(volume)).is_some_and(|shown| Some(shown) == is_of(device))
 }
 
+/// The volume whose device the kernel calls so, or that it was the device of last.
+pub(crate) fn volume_of(kernel_name: &str) -> Option<String> {
+    volume_noted(Path::new(UDEV), kernel_name)
+}
+
+fn volume_noted(folder: &Path, kernel_name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(folder.join(kernel_name)).ok()?;
+    let mut values = text.lines().filter_map(|line| line.split_once('='));
+    values.find(|(key, _)| [NAME_KEY, UNSHOWN_KEY].contains(key)).map(|(_, volume)| volume.to_owned())
+}
+
 /// † By the name in it: udev takes the link away together with the device, and who reads that comes too late.
 fn forget(folder: &Path, volume: &Name) {
     let notes = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|note| note.path());
@@ -160,7 +171,9 @@ mod tests {
         ] {
             note(&rules, &volume, Path::new("/dev/nbd7"), place).expect("told");
             assert_eq!(std::fs::read_to_string(rules.join("nbd7")).expect("told"), lines);
+            assert_eq!(volume_noted(&rules, "nbd7").as_deref(), Some("data"), "{lines}");
         }
+        assert_eq!(volume_noted(&rules, "sda"), None);
         assert_eq!(std::fs::read_dir(&rules).expect("a folder").count(), 1);
         note(&rules, &"data2".parse().expect("a name"), Path::new("/dev/nbd8"), place).expect("told");
         // A device that was lost may come again as anybody's.

@@ -48,6 +48,7 @@ use crate::queue::{Counters, Orders, RingWake, ShimQueue};
 use crate::sender::{Order, SenderThread, SentCounters};
 use crate::sentinel::{Guard, MarksNote, Sentinels};
 use crate::source_name;
+use crate::stacked;
 use crate::state_dir::{Mark, MetaError, damaged_meta_path, is_read_only, keep_volume_meta, kept_volume_meta, meta_path};
 use crate::tap::{self, Ended, Prepared};
 use crate::threads::Threads;
@@ -189,6 +190,7 @@ impl Served {
         let name = config.name.clone();
         refuse_own_tap(&dir)?;
         refuse_own_needs(&config, &dir, around)?;
+        stacked::refuse(&config, insertion.as_ref().map(|insertion| insertion.twin()).as_deref())?;
         around.backings.refuse_bare(&config)?;
         // Whatever was written before this passed no tap.
         let bypassed = match &insertion {
@@ -803,6 +805,7 @@ fn wait_for_disk(config: &VolumeConfig, dir: &Path) {
 pub(crate) fn could_be_opened_again(config: &VolumeConfig, dir: &Path, around: &Surroundings, bytes: u64) -> anyhow::Result<()> {
     refuse_own_tap(dir)?;
     refuse_own_needs(config, dir, around)?;
+    stacked::refuse(config, None)?;
     IntentFile::has_room(dir, &Geometry::new(bytes)?).context("no room for a larger intent map")
 }
 

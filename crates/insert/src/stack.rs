@@ -25,6 +25,16 @@ pub fn rests_on_own_tap(device: DevNumber) -> bool {
     any_below(device, DEPTH_MAX, &mut is_own_tap)
 }
 
+/// What is known of a device, or else of the first one below it, over however many layers, of which something is known.
+pub fn find_below<T>(device: DevNumber, known: &mut dyn FnMut(DevNumber) -> Option<T>) -> Option<T> {
+    let mut found = None;
+    any_below(device, DEPTH_MAX, &mut |number| {
+        found = known(number);
+        found.is_some()
+    });
+    found
+}
+
 /// Whether what a path lies on rests on a device. What lies on no block device does not.
 pub fn path_rests_on(path: &Path, below: DevNumber) -> bool {
     devices_of(path).into_iter().any(|device| rests_on(device, below))
@@ -122,9 +132,8 @@ fn all_of_btrfs(known: &Path, one: DevNumber) -> Vec<DevNumber> {
 
 /// Whether it is one of Farside's own taps: an NBD device of the kernel that carries our identifier, or a ublk device.
 pub fn is_own_tap(device: DevNumber) -> bool {
-    let name = at(device).canonicalize().ok();
-    let name = name.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
-    name.starts_with("ublkb") || text(device, "backend").is_some_and(|backend| backend.starts_with("farside:"))
+    name(device).is_some_and(|name| name.starts_with("ublkb"))
+        || text(device, "backend").is_some_and(|backend| backend.starts_with("farside:"))
 }
 
 /// Whether nothing can be asked of a device any more: it was taken away under its users, or is an NBD device that was
@@ -178,6 +187,11 @@ pub fn is_built_on(device: DevNumber) -> bool {
     let blocks = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let mut numbers = blocks.filter_map(|block| DevNumber::parse(std::fs::read_to_string(block.path().join("dev")).ok()?.trim()));
     numbers.any(|number| number != device && rests_on(number, device))
+}
+
+/// What the kernel calls it.
+pub fn name(device: DevNumber) -> Option<String> {
+    at(device).canonicalize().ok()?.file_name()?.to_str().map(str::to_owned)
 }
 
 /// One of its numbers.
