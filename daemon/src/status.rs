@@ -19,6 +19,7 @@ use crate::group::{Control, Member};
 use crate::loss::Loss;
 use crate::state_dir::Mark;
 use crate::tally::Rates;
+use crate::watch::Unseen;
 
 /// A disk that takes so long for the intent map is one that does not answer.
 const MAP_SILENCE: Duration = Duration::from_secs(5);
@@ -338,9 +339,19 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
             "see the kernel's log for its disk, and the volume's other reasons; it is shown by itself then",
         );
     }
-    if let Some(why) = &member.sight.unseen {
-        let message = format!("whether something goes past its tap cannot be seen: {why}");
-        say(Warning, Code::TrackingLost, message, "no point is made meanwhile; see the kernel's log, or restart farsided");
+    match &member.sight.unseen {
+        Some(Unseen::Table(why)) => {
+            let message = format!("whether something goes past its tap cannot be seen: {why}");
+            say(Warning, Code::TrackingLost, message, "no point is made meanwhile; see the kernel's log, or restart farsided");
+        }
+        Some(Unseen::Disk(path)) => {
+            let message =
+                format!("its disk {} is gone: what its host reads and writes fails, and no point is made", path.display());
+            let todo =
+                "attach the disk again (mount nothing of it by its own name), stop what uses the volume, then restart farsided";
+            say(Error, Code::NotServed, message, todo);
+        }
+        None => {}
     }
     if let Some(bypass) = &member.bypass {
         let waits = bypass.waits.as_ref().map(|why| format!(" (not yet: {why})")).unwrap_or_default();

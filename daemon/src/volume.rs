@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use farside_blockio::dm::DevNumber;
 use farside_blockio::process::Priority;
-use farside_blockio::{DeviceEngine, DeviceError, FileDevice, Identity, Known, OpenOptions, Ring, Waker, WriteWatch};
+use farside_blockio::{DeviceEngine, DeviceError, FileDevice, Identity, Known, OpenOptions, Presence, Ring, Waker, WriteWatch};
 use farside_insert::{InsertError, Insertion, State, stack};
 use farside_ledger::VolumeMeta;
 use farside_region::intent::{BackingIdentity, HeaderState};
@@ -128,6 +128,8 @@ pub(crate) struct Served {
     pub(crate) insertion: Option<Arc<Insertion>>,
     /// What the kernel counts as written on the backing.
     pub(crate) writes: Option<WriteWatch>,
+    /// Of a backing that is a block device.
+    pub(crate) presence: Option<Presence>,
     guard: Option<Guard>,
     /// The tap's node and number, where it is under a device.
     under: Option<(PathBuf, DevNumber)>,
@@ -264,7 +266,7 @@ impl Served {
             end_device_of_another_disk(&dir, &meta, around)?;
         }
         // The door is ours: what a predecessor wrote has landed, and we have written nothing yet.
-        let writes = WriteWatch::new(&device);
+        let (writes, presence) = (WriteWatch::new(&device), Presence::of(&device));
         let (kept, is_unread) = Sentinels::kept(&dir).map_or((None, true), |kept| (kept, false));
         let written = writes.as_ref().and_then(WriteWatch::written);
         let now = Left::now(written, around.boot);
@@ -508,6 +510,7 @@ impl Served {
             tap,
             insertion,
             writes,
+            presence,
             guard,
             under: None,
             tap_writes: None,
@@ -709,6 +712,11 @@ impl Served {
             && self.volume.flush_failures() == 0
             && self.volume.tracking() == Tracking::Sound;
         if !may {
+            return false;
+        }
+        // † A disk without a cache of its own is flushed with success also where it is gone.
+        if self.presence.as_mut().is_some_and(Presence::is_gone) {
+            error!(volume = %self.config.name, "its disk is gone: the next start compares what was hot");
             return false;
         }
         if let Some(guard) = self.guard.take() {

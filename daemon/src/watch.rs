@@ -4,7 +4,8 @@
 //! |---|---|
 //! | the table of the device that the tap is under | `lvextend`, `lvchange --refresh`, `pvmove`, `dmsetup reload` |
 //! | what the kernel counts as written on the backing, against what we gave to it ([`farside_blockio::WriteWatch`]) | a mount of the backing, `dd` |
-//! | what it has counted there before the first opening of this boot, or since the disk was plugged in again ([`OpenedNote`]) | an emergency shell |
+//! | whether the backing is there still ([`farside_blockio::Presence`]) | a disk that was pulled, or lost its path |
+//! | what the kernel has counted there before the first opening of this boot, or since the disk was plugged in again ([`OpenedNote`]) | an emergency shell |
 //! | what the kernel counts as written on the tap, against what the shim carried out ([`crate::canary`]) | a tap that does not track |
 //!
 //! Invariants: no heartbeat and no point speaks for a moment at which something may have been written past a tap. So the taps
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use farside_blockio::Written;
+use farside_blockio::{Presence, Written};
 use farside_region::{BootId, EpochId, Name, VolumeId};
 use farside_replication::source::DemoteCause;
 use serde::{Deserialize, Serialize};
@@ -140,7 +141,16 @@ pub(crate) struct Sight {
     /// When a foreign write was heeded last.
     heeded: Option<Instant>,
     /// Why one cannot look.
-    pub(crate) unseen: Option<String>,
+    pub(crate) unseen: Option<Unseen>,
+}
+
+/// Why nothing can be seen of what goes past a tap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unseen {
+    /// The table of the device that it is under cannot be asked for.
+    Table(String),
+    /// Its disk is gone, whose path this was. Nobody holds what comes back.
+    Disk(PathBuf),
 }
 
 impl Sight {
@@ -185,7 +195,10 @@ impl Member {
             (Ok(None), Some(_)) => self.sight.table = Some(Table::Back),
             (Ok(Some(why)), None) => self.sight.table = Some(Table::Moved(why)),
             (Ok(_), _) => {}
-            (Err(error), _) => self.sight.unseen = Some(format!("{:#}", anyhow::Error::from(error))),
+            (Err(error), _) => self.sight.unseen = Some(Unseen::Table(format!("{:#}", anyhow::Error::from(error)))),
+        }
+        if self.served.presence.as_mut().is_some_and(Presence::is_gone) {
+            self.sight.unseen = Some(Unseen::Disk(self.served.device.path().to_owned()));
         }
     }
 

@@ -18,7 +18,7 @@ use nix::sys::stat::{major, minor};
 use nix::sys::utsname::uname;
 
 use crate::dm::DevNumber;
-use crate::{DeviceKind, FileDevice, door, topology};
+use crate::{DeviceKind, FileDevice, door, presence, topology};
 
 /// A bio has so many pieces of at least a page; a longer write may have more, and be given in two.
 const PAGE: u64 = 4096;
@@ -100,8 +100,7 @@ impl WriteWatch {
 
     /// What the kernel has counted.
     pub fn written(&self) -> Option<Written> {
-        let disk = ["diskseq", "../diskseq"].iter().find_map(|name| door::sysfs_u64(&self.folder.join(name).to_string_lossy()));
-        Some(Written { sectors: sectors(&self.folder)?, disk })
+        Some(Written { sectors: sectors(&self.folder)?, disk: presence::disk(&self.folder) })
     }
 
     /// Whether the kernel began to count when it found the device. † Loop devices and its NBD clients stay, and their counts with them, when they are
@@ -115,7 +114,8 @@ impl WriteWatch {
         is_switched_on(&self.folder)
     }
 
-    /// Sectors that somebody else has written since the last look, as far as that shows already.
+    /// Sectors that somebody else has written since the last look, as far as that shows already. † Of a device that is gone nothing shows
+    /// any more: [`crate::Presence`] says so.
     pub fn look(&mut self) -> Option<u64> {
         let given = &self.ours;
         let ended = given.ended.load(Ordering::SeqCst);

@@ -1,6 +1,7 @@
 //! A daemon in this process, with what the kernel would have to do told to it.
 
 mod flushes;
+mod gone;
 mod said;
 mod time;
 
