@@ -461,7 +461,7 @@ impl Config {
         }
         for (name, old) in &self.volumes {
             let Some(new) = new.volumes.get(name) else { continue };
-            fixed(&format!("volume {name}: group"), old.group == new.group);
+            fixed(&format!("volume {name}: group (stop what uses its device before that)"), old.group == new.group);
             fixed(&format!("volume {name}: backing"), old.backing == new.backing && old.insert == new.insert);
             fixed(&format!("volume {name}: tap"), old.tap == new.tap);
             fixed(&format!("volume {name}: data_path"), old.data_path == new.data_path);
@@ -1002,7 +1002,7 @@ mod tests {
 
     #[test]
     fn a_reload_says_by_name_what_changes_now_and_what_with_a_restart() {
-        let volume = "[[volume]]\nname='a'\nbacking='/dev/a'\n";
+        let volume = "[[volume]]\nname='a'\ngroup='f'\nbacking='/dev/a'\n";
         let old = load(&format!("[source]\nname='h'\n[[group]]\nname='g'\nkeep=3\n{volume}"), &[]).expect("valid");
         assert_eq!(old.changes(&old), Changes::default());
         let new = load(
@@ -1018,6 +1018,7 @@ mod tests {
             "[source] api_group",
             "[source] carrier",
             "[limits] queue_depth",
+            "volume a: group (stop what uses its device before that)",
             "volume a: backing",
             "group g: encryption or key",
         ];

@@ -688,6 +688,11 @@ fn abolish_ublk(dir: &Path, runtime_dir: &Path) -> anyhow::Result<bool> {
     }
 }
 
+/// Whether a volume with this folder may have a device.
+pub(crate) fn may_have_device(dir: &Path, id: VolumeId) -> bool {
+    has_token(dir) || farside_nbd::kernel::identifiers().is_ok_and(|all| all.contains(&identifier_of(id)))
+}
+
 /// Whether a volume with this folder may have a device of ublk's.
 pub(crate) fn has_token(dir: &Path) -> bool {
     dir.join(TOKEN_FILE).exists()

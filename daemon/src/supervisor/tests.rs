@@ -2,6 +2,7 @@
 
 mod flushes;
 mod gone;
+mod moved;
 mod said;
 mod time;
 

@@ -45,6 +45,7 @@ mod claimed;
 mod held;
 mod inserted;
 mod known;
+mod moved;
 mod reopen;
 
 /// How long a command waits for the last requests of a volume that leaves. Less than a client waits for its answer.
@@ -360,6 +361,7 @@ impl Daemon {
         let (strangers, dir) =
             (self.volumes.strangers.get().expect("set before the first"), self.state.volume_path(&group, &name));
         strangers.admit(&dir)?;
+        self.end_where_it_was(&dir, &group, &name, id).await?;
         let is_own = source == self.around.source;
         if is_own {
             source_name::before_a_volume(self.state.path(), &source)?;
