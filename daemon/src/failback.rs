@@ -43,7 +43,7 @@ use crate::backing;
 use crate::config::VolumeConfig;
 use crate::group::{Ask, TakenBack};
 use crate::locked;
-use crate::state_dir::{volume_meta, volume_path};
+use crate::state_dir::{Mark, volume_meta, volume_path};
 use crate::supervisor::{Claimed, Daemon};
 use branch::{Keeping, Suspects};
 use disks::{Disks, Known};
@@ -64,9 +64,9 @@ mod taken_up;
 mod turns;
 mod waits;
 
-#[cfg(test)]
-pub(crate) use note::hold;
 pub(crate) use note::{Asked, disks_of, held_by, stays_hidden, why_unusable};
+#[cfg(test)]
+pub(crate) use note::{hold, hold_as_it_is};
 
 /// How often it is looked for a newer point, and whether volumes are served again.
 const LOOK: Duration = Duration::from_secs(1);
@@ -297,6 +297,7 @@ impl Daemon {
         let mut changed = note.clone();
         change(&mut changed);
         if changed != *note {
+            changed.leave_paused(&self.state_path())?;
             changed.keep(&self.state_path())?;
             *note = changed;
         }
@@ -541,6 +542,7 @@ impl Daemon {
             beyond: None,
             was_asked: false,
             leaving: false,
+            paused: Mark::Paused.is_set(&self.volume_path(volume)).unwrap_or(false),
         }
     }
 

@@ -600,6 +600,7 @@ mod tests {
             beyond: None,
             was_asked: false,
             leaving: false,
+            paused: false,
         }
     }
 

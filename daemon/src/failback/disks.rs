@@ -205,7 +205,16 @@ mod tests {
 
     fn held(path: &std::path::Path, identity: Option<Identity>) -> Held {
         let name = "data".parse().expect("a name");
-        Held { name, backing: path.to_owned(), identity, seen: None, beyond: None, was_asked: false, leaving: false }
+        Held {
+            name,
+            backing: path.to_owned(),
+            identity,
+            seen: None,
+            beyond: None,
+            was_asked: false,
+            leaving: false,
+            paused: false,
+        }
     }
 
     async fn hidden(_: Name) -> anyhow::Result<()> {

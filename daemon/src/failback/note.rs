@@ -4,6 +4,7 @@
 //! farsided runs or not. A note that cannot be read names every disk of its group.
 
 use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -17,6 +18,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::config::{Config, sync_dir, write_atomically};
+use crate::state_dir::{Mark, volume_meta, volume_path};
 use crate::status::last_point;
 
 const VERSION: u32 = 2;
@@ -45,6 +47,9 @@ pub(super) struct Held {
     pub(super) was_asked: bool,
     /// A person removes it: it is no part of this any more, and served by nobody until that is done.
     pub(super) leaving: bool,
+    /// It was paused by a person when it was taken.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) paused: bool,
 }
 
 /// As it is kept.
@@ -66,6 +71,22 @@ pub(super) struct Note {
 }
 
 impl Note {
+    /// Before anybody serves the volumes of one that is given up: what a person had paused, whose folder went when it was taken, is so again. (Who finishes
+    /// it has the history taken back, which nobody does of a paused volume.)
+    pub(super) fn leave_paused(&self, state_dir: &Path) -> anyhow::Result<()> {
+        let paused = self.volumes.iter().filter(|held| held.paused && !held.leaving && self.course.stage == Stage::Aborting);
+        for held in paused {
+            let dir = volume_path(state_dir, &self.group, &held.name);
+            // One that was served since is as a person left it.
+            if matches!(volume_meta(&dir), Ok(None)) {
+                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+                dir.ancestors().skip(1).take(2).try_for_each(sync_dir)?;
+                Mark::Paused.put(&dir, true)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn new(group: Name, volumes: Vec<Held>) -> Self {
         Self {
             version: VERSION,
@@ -383,12 +404,26 @@ fn is_same_disk(one: &Path, other: &Path) -> bool {
 #[cfg(test)]
 pub(crate) fn hold(state_dir: &Path, (group, volume): (&str, &str), backing: &Path) -> impl FnOnce() + use<> {
     let name = volume.parse().expect("a name");
-    let held =
-        Held { name, backing: backing.to_owned(), identity: None, seen: None, beyond: None, was_asked: false, leaving: false };
+    let held = Held {
+        name,
+        backing: backing.to_owned(),
+        identity: None,
+        seen: None,
+        beyond: None,
+        was_asked: false,
+        leaving: false,
+        paused: false,
+    };
     let note = Note::new(group.parse().expect("a name"), vec![held]);
     note.keep(state_dir).expect("kept");
     let state_dir = state_dir.to_owned();
     move || note.forget(&state_dir).expect("over")
+}
+
+/// Keeps a note of one that was just begun with a volume, as it is now.
+#[cfg(test)]
+pub(crate) fn hold_as_it_is(daemon: &crate::supervisor::Daemon, volume: &crate::config::VolumeConfig) {
+    Note::new(volume.group.clone(), vec![daemon.held(volume)]).keep(&daemon.state_path()).expect("kept");
 }
 
 #[cfg(test)]
@@ -412,6 +447,7 @@ mod tests {
             beyond: None,
             was_asked: false,
             leaving: false,
+            paused: false,
         };
         with(stage, false, Branch::Wanted { base: None }, Note::new(name("db"), vec![held]))
     }

@@ -3,6 +3,7 @@
 mod flushes;
 mod gone;
 mod moved;
+mod paused;
 mod said;
 mod time;
 
