@@ -42,6 +42,7 @@ mod lost;
 mod shown;
 mod stand_in;
 mod taken_back;
+mod unread;
 
 /// How often it is looked whether something is left to do.
 const LOOK: Duration = Duration::from_secs(1);

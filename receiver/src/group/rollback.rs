@@ -67,7 +67,9 @@ impl Group {
         let failovers = &self.receiver.failovers;
         let highest = state.highest_generation();
         let Some((generation, _)) = failovers.promotion(&self.names, highest) else {
-            return Err(format!("no failover of {} is known here: nobody can tell what was published since", self.names));
+            let unread = failovers.why_broken(&self.receiver.state_dir, &self.names);
+            let unread = unread.map_or_else(String::new, |words| format!(" ({words})"));
+            return Err(format!("no failover of {} is known here{unread}: nobody can tell what was published since", self.names));
         };
         if failovers.how_it_stands(&self.names) == Some(Standing::Fencing) {
             return Err(format!("the failover of {} is not through yet: `farside failover --list`", self.names));

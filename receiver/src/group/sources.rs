@@ -108,6 +108,12 @@ impl Group {
                     );
                     return self.turn_away(&link, RefusalCode::Store, &text);
                 }
+                if link.peer() == self.names.source
+                    && let (state, of) = (here.store.state(), &self.receiver)
+                    && let Some(text) = of.failovers.why_nothing_is_taken_back(&of.state_dir, &self.names, state, &request.claim)
+                {
+                    return self.turn_away(&link, RefusalCode::Store, &text);
+                }
                 if self.is_above_what_it_stands_in_for(here, &request.claim, &link.peer()) {
                     let peer = link.peer();
                     let text = format!(
@@ -177,11 +183,13 @@ impl Group {
         Ok(())
     }
 
-    /// Whether a source that was failed over claims a volume that it did not have then. † Nothing of the ledger would fence it, and a point of it would be
+    /// Whether a source that was failed over, or may have been, claims a volume that it did not have then. † Nothing of the ledger would fence it, and a point of it would be
     /// the newest of the group.
     fn is_new_beside_a_failover(&self, here: &Here, claim: &farside_ledger::Claim, peer: &farside_region::Name) -> bool {
         let is_new = here.store.state().volume(claim.volume.id).is_none();
-        let is_it = is_new && *peer == self.names.source && self.receiver.failovers.stands(&self.names);
+        let (failovers, state_dir) = (&self.receiver.failovers, &self.receiver.state_dir);
+        let stands = || failovers.stands(&self.names) || failovers.may_stand_unread(state_dir, &self.names, here.store.state());
+        let is_it = is_new && *peer == self.names.source && stands();
         if is_it {
             let volume = &claim.volume.name;
             tracing::warn!(group = %self.names, %volume, "a new volume of a source that was failed over waits until its history is taken back");

@@ -650,3 +650,50 @@ async fn what_was_left_aside_and_is_brought_up_after_all_is_the_history() {
     wait_until("it to be gone", async || client.failover(&FailoverRequest { force: false, ..request(None) }).await.is_ok()).await;
     gateway.check_store();
 }
+
+/// † Whether the one that stands is for good only its note says.
+#[tokio::test]
+async fn what_was_committed_is_not_taken_back_while_the_note_of_it_cannot_be_read() {
+    let (mut gateway, host, volume, _) = with_three_points().await;
+    let note = gateway.path("state/failovers/host1/default.json");
+    let client = gateway.client();
+    client.failover(&request(None)).await.expect("begun");
+    let is_promoted = || std::fs::read_to_string(&note).is_ok_and(|text| text.contains("promoted"));
+    wait_until("it to be through", async || is_promoted()).await;
+    client.failover(&FailoverRequest { commit: Some(true), ..request(None) }).await.expect("for good");
+    gateway.stop();
+    let good = std::fs::read_to_string(&note).expect("it stands");
+    let verdict = |m| match m {
+        ReceiverMessage::ClaimVerdict(verdict) => Some(verdict.outcome),
+        _ => None,
+    };
+    let later = good.replace("\"version\": 1", "\"version\": 2");
+    assert_ne!(good, later);
+    for unread in ["{", &later] {
+        std::fs::write(&note, unread).expect("written");
+        gateway.start().await;
+        let mut back = host.connect_when_ready("default").await;
+        let head = back.head(&volume).await;
+        back.claim_raw("data", |claim| (claim.looked, claim.volume.generation) = (head, Generation(3))).await;
+        let words = back.refusal().await.text;
+        assert!(words.contains("default.json") && words.contains("put that file back"), "{words}");
+        assert!(!words.contains("for good (farside commit)"), "that host would be told to have it undone: {words}");
+        // Nor is a volume begun that nothing fences.
+        let mut back = host.connect_when_ready("default").await;
+        back.claim_raw("new", |_| ()).await;
+        let outcome = back.expect("a verdict", verdict).await;
+        assert!(matches!(outcome, ClaimOutcome::Void { .. }), "{outcome:?}");
+        // From what it is fenced it is told as ever.
+        back.claim_raw("data", |claim| claim.looked = head).await;
+        let outcome = back.expect("a verdict", verdict).await;
+        assert!(matches!(outcome, ClaimOutcome::Void { reason: VoidReason::Fenced { .. } }), "{outcome:?}");
+        drop(back);
+        gateway.stop();
+    }
+    // Moved aside by a person who knows that it was not for good.
+    std::fs::remove_file(&note).expect("moved");
+    gateway.start().await;
+    let mut back = host.connect_when_ready("default").await;
+    back.claim_back("data", &volume, Generation(3)).await;
+    gateway.check_store();
+}
