@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use farside_control::failback::{BranchStatus, CutoverRequest, FailbackRequest, FailbackStatus};
@@ -21,7 +21,7 @@ use farside_control::{
 use farside_ledger::PointFilter;
 use farside_region::{Name, Slot, VolumeId};
 use farside_service::clients::Clients;
-use farside_service::http::{self, Answer, Routes};
+use farside_service::http::{self, Answer, Failed, Routes, Told};
 use farside_wire::{PointInfo, PointQueryKind};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -101,15 +101,18 @@ fn routes() -> Routes<Arc<Daemon>> {
         .post(routes::VOLUME_RESYNC, resync)
         .post(routes::VOLUME_VERIFY, verify)
         .get(routes::POINTS, points)
+        .with_query()
         .get(routes::POINT_PAGES, point_pages)
+        .with_query()
         .get(routes::POINT, point)
+        .with_query()
         .get(routes::METRICS, metrics)
         .post(routes::RELOAD, reload)
 }
 
 type Here = State<Arc<Daemon>>;
 /// A body that may be nonsense.
-type Body<T> = Result<Json<T>, JsonRejection>;
+type Body<T> = Result<Told<T>, Failed>;
 
 async fn status(State(daemon): Here) -> Json<SourceStatus> {
     Json(daemon.status().await)
@@ -124,7 +127,7 @@ async fn reload(State(daemon): Here) -> Answer<Reloaded> {
 }
 
 async fn pair(State(daemon): Here, request: Body<PairRequest>) -> Answer<Paired> {
-    let Json(request) = request?;
+    let Told(request) = request?;
     Ok(Json(to_its_end(async move { daemon.pair(&request.token).await }).await?))
 }
 
@@ -134,7 +137,7 @@ async fn unpair(State(daemon): Here) -> Answer<Done> {
 }
 
 async fn set_group(State(daemon): Here, Path(name): Path<String>, settings: Body<GroupSettings>) -> Answer<GroupStatus> {
-    let Json(settings) = settings?;
+    let Told(settings) = settings?;
     let now = daemon.set_group(&name, &settings).await?;
     let status = daemon.status().await.groups.into_iter().find(|g| g.name == name);
     // A group without volumes has settings and no status yet.
@@ -150,7 +153,7 @@ async fn set_group(State(daemon): Here, Path(name): Path<String>, settings: Body
 
 /// Waits until it is published: whoever hangs up before waits for it no more, and it is made all the same if it was begun.
 async fn take(State(daemon): Here, Path(name): Path<String>, wanted: Body<PointWanted>) -> Answer<PointTaken> {
-    let Json(wanted) = wanted?;
+    let Told(wanted) = wanted?;
     Ok(Json(daemon.take_point(&name, wanted).await?))
 }
 
@@ -159,7 +162,7 @@ async fn limits(State(daemon): Here) -> Json<Limits> {
 }
 
 async fn set_limits(State(daemon): Here, limits: Body<Limits>) -> Answer<Limits> {
-    let Json(limits) = limits?;
+    let Told(limits) = limits?;
     Ok(Json(daemon.set_limits(limits).await?))
 }
 
@@ -195,7 +198,7 @@ async fn to_its_end<T: Send + 'static>(
 }
 
 async fn add(State(daemon): Here, add: Body<VolumeAdd>) -> Answer<VolumeStatus> {
-    let Json(add) = add?;
+    let Told(add) = add?;
     let (at_work, wanted) = (daemon.clone(), add.clone());
     to_its_end(async move { at_work.add_volume(&wanted).await }).await?;
     one_volume(&daemon, &add.name).await
@@ -218,7 +221,7 @@ async fn resume(State(daemon): Here, Path(name): Path<String>) -> Answer<VolumeS
 }
 
 async fn resync(State(daemon): Here, Path(name): Path<String>, request: Body<ResyncRequest>) -> Answer<VolumeStatus> {
-    let Json(request) = request?;
+    let Told(request) = request?;
     daemon.resync_as_said(&name, request.accept).await?;
     one_volume(&daemon, &name).await
 }
@@ -233,7 +236,7 @@ async fn failbacks(State(daemon): Here) -> Json<Vec<FailbackStatus>> {
 }
 
 async fn failback(State(daemon): Here, request: Body<FailbackRequest>) -> Answer<FailbackStatus> {
-    let Json(request) = request?;
+    let Told(request) = request?;
     Ok(Json(to_its_end(async move { daemon.failback(&request).await }).await?))
 }
 
@@ -246,12 +249,12 @@ async fn remove_branch(State(daemon): Here, Path(id): Path<String>) -> Answer<Br
 }
 
 async fn cutover(State(daemon): Here, request: Body<CutoverRequest>) -> Answer<FailbackStatus> {
-    let Json(request) = request?;
+    let Told(request) = request?;
     Ok(Json(to_its_end(async move { daemon.cutover(&request).await }).await?))
 }
 
 async fn roll_back(State(daemon): Here, request: Body<RollbackRequest>) -> Answer<RollbackStatus> {
-    let Json(request) = request?;
+    let Told(request) = request?;
     Ok(Json(to_its_end(async move { daemon.roll_back(&request).await }).await?))
 }
 
@@ -420,8 +423,10 @@ mod tests {
 
     #[test]
     fn what_is_served_is_described_and_the_other_way_round() {
-        let described: BTreeSet<_> =
-            openapi::operations().iter().filter(|op| op.daemon == Which::Source).map(|op| (op.method, op.path)).collect();
-        assert_eq!(super::routes().served().iter().copied().collect::<BTreeSet<_>>(), described);
+        let of_source = openapi::operations().into_iter().filter(|op| op.daemon == Which::Source);
+        let described: BTreeSet<_> = of_source.map(|op| (op.method, op.path, op.takes_query())).collect();
+        let served = super::routes();
+        let served = served.served().iter().map(|one| (one.method, one.path, one.takes_query));
+        assert_eq!(served.collect::<BTreeSet<_>>(), described);
     }
 }

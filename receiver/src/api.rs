@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use farside_control::cohort::{CohortCut, CohortStatus};
@@ -19,7 +19,7 @@ use farside_control::{
 use farside_ledger::PointFilter;
 use farside_region::{Name, Slot};
 use farside_service::clients::Clients;
-use farside_service::http::{self, Answer, Failed, Routes};
+use farside_service::http::{self, Answer, Failed, Routes, Told};
 use farside_store::PointsFound;
 use farside_transport::BookError;
 use jiff::Timestamp;
@@ -51,19 +51,28 @@ fn routes() -> Routes<Arc<Receiver>> {
     Routes::default()
         .get(routes::STATUS, status)
         .get(routes::POINTS, points)
+        .with_query()
         .get(routes::POINT_PAGES, point_pages)
+        .with_query()
         .get(routes::POINT, point)
+        .with_query()
         .post(routes::POINT_PIN, pin)
+        .with_query()
         .post(routes::POINT_HOLD, hold)
+        .with_query()
         .post(routes::POINT_RELEASE, release)
+        .with_query()
         .delete(routes::POINT_PIN, unpin)
+        .with_query()
         .post(routes::POINT_VERIFY, verify)
+        .with_query()
         .get(routes::VERIFICATION, verification)
         .delete(routes::VERIFICATION, verification_stop)
         .get(routes::FAILOVERS, failovers)
         .post(routes::FAILOVERS, failover)
         .get(routes::COHORTS, cohorts)
         .get(routes::COHORT_CUTS, cohort_cuts)
+        .with_query()
         .post(routes::COHORT_CUTS, cohort_take)
         .delete(routes::COHORT, cohort_forget)
         .get(routes::FOLLOWERS, followers)
@@ -112,14 +121,14 @@ async fn reload(State(receiver): Here) -> Answer<Reloaded> {
 }
 
 async fn points(State(receiver): Here, query: Result<Query<PointsQuery>, QueryRejection>) -> Answer<Vec<Point>> {
-    let Query(query) = query.map_err(bad_request)?;
+    let Query(query) = query?;
     let mut page = PageMaker::newest(query.limit);
     gather(&receiver, query.of.as_deref(), &PointFilter::default(), &mut page).await?;
     Ok(Json(page.points()))
 }
 
 async fn point_pages(State(receiver): Here, query: Result<Query<PagesQuery>, QueryRejection>) -> Answer<PointPage> {
-    let Query(query) = query.map_err(bad_request)?;
+    let Query(query) = query?;
     let mut page = PageMaker::for_query(&query).map_err(bad_request)?;
     gather(&receiver, query.of.as_deref(), &filter_of(&query), &mut page).await?;
     let too_many = |error: TooManyGroups| ApiError::new(ErrorCode::BadRequest, error.to_string(), "say of which volume or group");
@@ -131,44 +140,44 @@ async fn point(
     Path(wanted): Path<String>,
     query: Result<Query<PointsQuery>, QueryRejection>,
 ) -> Answer<Point> {
-    Ok(Json(find_point(&receiver, &wanted, &query.map_err(bad_request)?.0).await?))
+    Ok(Json(find_point(&receiver, &wanted, &query?.0).await?))
 }
 
 async fn pin(
     State(receiver): Here,
     Path(wanted): Path<String>,
     query: Result<Query<PointsQuery>, QueryRejection>,
-    request: Result<Json<PinRequest>, JsonRejection>,
+    request: Result<Told<PinRequest>, Failed>,
 ) -> Answer<Point> {
-    let Json(PinRequest { reason }) = request.map_err(bad_request)?;
+    let Told(PinRequest { reason }) = request?;
     if reason.starts_with(HOLD_REASONS) {
         let text = format!("reasons that begin with {HOLD_REASONS:?} are those of legal holds");
         return Err(ApiError::new(ErrorCode::BadRequest, text, "farside point hold POINT --case TEXT makes one").into());
     }
-    pin_for(&receiver, &wanted, &query.map_err(bad_request)?.0, reason).await
+    pin_for(&receiver, &wanted, &query?.0, reason).await
 }
 
 async fn hold(
     State(receiver): Here,
     Path(wanted): Path<String>,
     query: Result<Query<PointsQuery>, QueryRejection>,
-    request: Result<Json<HoldRequest>, JsonRejection>,
+    request: Result<Told<HoldRequest>, Failed>,
 ) -> Answer<Point> {
-    let Json(HoldRequest { case }) = request.map_err(bad_request)?;
+    let Told(HoldRequest { case }) = request?;
     if case.trim().is_empty() {
         return Err(ApiError::new(ErrorCode::BadRequest, "a legal hold names its case", "say which: --case TEXT").into());
     }
-    pin_for(&receiver, &wanted, &query.map_err(bad_request)?.0, format!("{HOLD_REASONS}{case}")).await
+    pin_for(&receiver, &wanted, &query?.0, format!("{HOLD_REASONS}{case}")).await
 }
 
 async fn release(
     State(receiver): Here,
     Path(wanted): Path<String>,
     query: Result<Query<PointsQuery>, QueryRejection>,
-    request: Result<Json<HoldRequest>, JsonRejection>,
+    request: Result<Told<HoldRequest>, Failed>,
 ) -> Answer<Point> {
-    let Json(HoldRequest { case }) = request.map_err(bad_request)?;
-    change_pin(&receiver, &wanted, &query.map_err(bad_request)?.0, PointChange::Release { case }).await
+    let Told(HoldRequest { case }) = request?;
+    change_pin(&receiver, &wanted, &query?.0, PointChange::Release { case }).await
 }
 
 async fn pin_for(receiver: &Arc<Receiver>, wanted: &str, query: &PointsQuery, reason: String) -> Answer<Point> {
@@ -184,7 +193,7 @@ async fn unpin(
     Path(wanted): Path<String>,
     query: Result<Query<UnpinQuery>, QueryRejection>,
 ) -> Answer<Point> {
-    let Query(UnpinQuery { of, all }) = query.map_err(bad_request)?;
+    let Query(UnpinQuery { of, all }) = query?;
     change_pin(&receiver, &wanted, &PointsQuery { of, limit: None }, PointChange::UnpinFor { all }).await
 }
 
@@ -200,7 +209,7 @@ async fn verify(
     Path(wanted): Path<String>,
     query: Result<Query<PointsQuery>, QueryRejection>,
 ) -> Answer<Verification> {
-    let Query(query) = query.map_err(bad_request)?;
+    let Query(query) = query?;
     let point = find_point(&receiver, &wanted, &query).await?;
     let group = group_of(&receiver, &point)?;
     // A name that is the group's means all of it.
@@ -331,8 +340,8 @@ async fn failovers(State(receiver): Here) -> Answer<Vec<FailoverStatus>> {
     Ok(Json(shown.await.map_err(ApiError::internal)?))
 }
 
-async fn failover(State(receiver): Here, request: Result<Json<FailoverRequest>, JsonRejection>) -> Answer<FailoverStatus> {
-    let Json(request) = request.map_err(bad_request)?;
+async fn failover(State(receiver): Here, request: Result<Told<FailoverRequest>, Failed>) -> Answer<FailoverStatus> {
+    let Told(request) = request?;
     let begun = tokio::task::spawn_blocking(move || receiver.failovers.begin(&receiver, &request));
     Ok(Json(begun.await.map_err(ApiError::internal)??))
 }
@@ -350,7 +359,7 @@ async fn cohort_cuts(
     Path(name): Path<String>,
     query: Result<Query<PointsQuery>, QueryRejection>,
 ) -> Answer<Vec<CohortCut>> {
-    let Query(query) = query.map_err(bad_request)?;
+    let Query(query) = query?;
     let unknown = |why: String| ApiError::new(ErrorCode::Unavailable, why, "see `farside status`; then try again");
     let mut cuts = cohort::points(&receiver, &name).await.map_err(unknown)?;
     if cuts.is_empty() && receiver.config().cohorts.iter().all(|cohort| cohort.name.as_str() != name) {
@@ -388,8 +397,8 @@ async fn follower(State(receiver): Here, Path(name): Path<String>) -> Answer<Fol
     Ok(Json(receiver.followers.show_one(&name)?))
 }
 
-async fn follower_add(State(receiver): Here, request: Result<Json<FollowerAdd>, JsonRejection>) -> Answer<FollowerStatus> {
-    let Json(request) = request.map_err(bad_request)?;
+async fn follower_add(State(receiver): Here, request: Result<Told<FollowerAdd>, Failed>) -> Answer<FollowerStatus> {
+    let Told(request) = request?;
     let added = tokio::task::spawn_blocking(move || Followers::add(&receiver, request)).await.map_err(ApiError::internal)?;
     Ok(Json(added?))
 }
@@ -436,8 +445,8 @@ async fn unpair(State(receiver): Here, Path(source): Path<String>) -> Answer<Don
     }
 }
 
-async fn token(State(receiver): Here, request: Result<Json<TokenRequest>, JsonRejection>) -> Answer<Token> {
-    let Json(request) = request.map_err(bad_request)?;
+async fn token(State(receiver): Here, request: Result<Told<TokenRequest>, Failed>) -> Answer<Token> {
+    let Told(request) = request?;
     let source = request.source.as_deref().map(str::parse).transpose().map_err(bad_request)?;
     let lifetime_s = request.valid_for_ms.map_or(HOUR_S, |ms| ms.div_ceil(1000));
     if !(1..=TOKEN_LIFETIME_S_MAX).contains(&lifetime_s) {
@@ -488,8 +497,10 @@ mod tests {
 
     #[test]
     fn what_is_served_is_described_and_the_other_way_round() {
-        let described: BTreeSet<_> =
-            openapi::operations().iter().filter(|op| op.daemon == Which::Receiver).map(|op| (op.method, op.path)).collect();
-        assert_eq!(super::routes().served().iter().copied().collect::<BTreeSet<_>>(), described);
+        let of_receiver = openapi::operations().into_iter().filter(|op| op.daemon == Which::Receiver);
+        let described: BTreeSet<_> = of_receiver.map(|op| (op.method, op.path, op.takes_query())).collect();
+        let served = super::routes();
+        let served = served.served().iter().map(|one| (one.method, one.path, one.takes_query));
+        assert_eq!(served.collect::<BTreeSet<_>>(), described);
     }
 }

@@ -432,7 +432,7 @@ impl Client {
     }
 
     async fn send<Q: Serialize, A: DeserializeOwned>(&self, method: Method, path: &str, body: &Q) -> Result<A, ClientError> {
-        let body = serde_json::to_vec(body).expect("our own types are always JSON");
+        let body = body_of(body);
         self.call(method, path, Bytes::from(body)).await
     }
 
@@ -509,6 +509,16 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// A request as it is sent, without what it does not say: a daemon of an older version, which knows nothing of a field that was added, does what is asked
+/// unless that field is used. (So a field that is added is an `Option`.)
+fn body_of<Q: Serialize>(request: &Q) -> Vec<u8> {
+    let mut body = serde_json::to_value(request).expect("our own types are always JSON");
+    if let serde_json::Value::Object(fields) = &mut body {
+        fields.retain(|_, value| !value.is_null());
+    }
+    serde_json::to_vec(&body).expect("a value is always JSON")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::source::LastPoint;
 
 /// What to do about a group's failback.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct FailbackRequest {
     /// The group, of this host.
     pub group: String,
@@ -40,7 +40,7 @@ pub enum FailbackStep {
 
 /// What to do about a group's cutover.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct CutoverRequest {
     /// The group, of this host.
     pub group: String,

@@ -9,7 +9,7 @@ use crate::source::LastPoint;
 
 /// A failover to begin, or to look at.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct FailoverRequest {
     /// An [`Address`](crate::Address): the group.
     pub group: String,

@@ -55,6 +55,7 @@ pub struct LockedPoint {
 
 /// A follower to begin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct FollowerAdd {
     /// What to call it; unless said: `SOURCE-VOLUME`.
     #[serde(default)]

@@ -90,6 +90,11 @@ impl Operation {
         Self { request: Some(Described::of::<T>()), ..self }
     }
 
+    /// Whether it has a query string; where it has none, none is taken.
+    pub fn takes_query(&self) -> bool {
+        !matches!(self.query, Takes::Nothing)
+    }
+
     fn with_query(self) -> Self {
         Self { query: Takes::Points, ..self }
     }
@@ -240,7 +245,8 @@ pub fn document(daemon: Daemon) -> OpenApi {
     }
     let title = format!("{} on its Unix socket", daemon.program());
     let words = "HTTP over the daemon's Unix socket, which belongs to root or to the group in its configuration. Fields may be \
-                 added; a client ignores those that it does not know. Units are in the names.";
+                 added; a client ignores those that it does not know. A daemon does not: a request with a field, or with something in its query string, that \
+                 it does not know is refused, and nothing is done. Units are in the names.";
     let info = InfoBuilder::new().title(title).version("1").description(Some(words)).build();
     OpenApiBuilder::new().info(info).paths(paths).components(Some(components)).build()
 }

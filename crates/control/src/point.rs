@@ -145,7 +145,7 @@ pub struct PointPin {
 
 /// Body of [`POINT_PIN`](crate::routes::POINT_PIN).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct PinRequest {
     /// Why, for people; at most [`PIN_REASON_BYTES_MAX`] bytes, and not beginning as those of legal holds do.
     pub reason: String,
@@ -153,6 +153,7 @@ pub struct PinRequest {
 
 /// Body of [`POINT_HOLD`](crate::routes::POINT_HOLD) and [`POINT_RELEASE`](crate::routes::POINT_RELEASE).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct HoldRequest {
     /// For which case: not empty; with what stands before it in a pin's reason, at most [`PIN_REASON_BYTES_MAX`] bytes.
     pub case: String,

@@ -208,7 +208,7 @@ pub struct ReceiverVolume {
 
 /// Body of [`TOKENS`](crate::routes::TOKENS).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct TokenRequest {
     /// How long it may be used; one hour if left out.
     pub valid_for_ms: Option<u64>,

@@ -7,7 +7,7 @@ use crate::source::LastPoint;
 
 /// Which group is to be rolled back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct RollbackRequest {
     /// The group, of this host.
     pub group: String,

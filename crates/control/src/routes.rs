@@ -142,7 +142,7 @@ pub const FAILOVERS: &str = "/v1/failovers";
 
 /// The query string of [`POINTS`] and [`POINT`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::IntoParams)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct PointsQuery {
     /// An [`Address`](crate::Address): a volume or a group.
@@ -153,7 +153,7 @@ pub struct PointsQuery {
 
 /// The query string of [`POINT_PIN`] where pins are withdrawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::IntoParams)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct UnpinQuery {
     /// An [`Address`](crate::Address): a volume or a group.
@@ -165,7 +165,7 @@ pub struct UnpinQuery {
 
 /// The query string of [`POINT_PAGES`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::IntoParams)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct PagesQuery {
     /// An [`Address`](crate::Address): a volume or a group.

@@ -460,6 +460,7 @@ pub struct Progress {
 
 /// Body of [`PAIR`](crate::routes::PAIR).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct PairRequest {
     /// The line that `farside-receiver token` printed. Secret: never logged.
     pub token: String,
@@ -485,7 +486,7 @@ pub struct Paired {
 
 /// Body of [`GROUP`](crate::routes::GROUP): what is left out stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct GroupSettings {
     /// The least time between two cuts.
     pub epoch_interval_ms: Option<u64>,
@@ -503,7 +504,7 @@ pub struct GroupSettings {
 
 /// A point that is to be made now: body of [`GROUP_TAKE`](crate::routes::GROUP_TAKE).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct PointWanted {
     /// What it is to be called; at most [`TITLE_BYTES_MAX`] bytes.
     pub title: String,
@@ -591,6 +592,7 @@ pub const LIMIT_WINDOWS_MAX: usize = 32;
 
 /// Body of `POST` [`VOLUMES`](crate::routes::VOLUMES).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct VolumeAdd {
     /// Its name: 1 to 64 of `a-z A-Z 0-9 . _ -`.
     pub name: String,
@@ -625,7 +627,7 @@ pub enum IfAbsent {
 
 /// Body of [`VOLUME_RESYNC`](crate::routes::VOLUME_RESYNC).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct ResyncRequest {
     /// What the person has understood and accepts; needed in the state of that name.
     pub accept: Option<Accept>,

@@ -132,3 +132,17 @@ fn secrets_are_not_debug_printed() {
     };
     assert!(!format!("{token:?}").contains("sesame"));
 }
+
+/// A request that says little is understood by a daemon that knows nothing of what was added since; what is said is sent, also "no".
+#[test]
+fn a_request_is_sent_without_what_it_does_not_say() {
+    let text = |request: &PointWanted| String::from_utf8(body_of(request)).expect("text");
+    let wanted = PointWanted { title: "upgrade".into(), ..PointWanted::default() };
+    assert_eq!(text(&wanted), r#"{"title":"upgrade"}"#);
+    let without = PointWanted { hooks: Some(false), ..wanted };
+    assert_eq!(text(&without), r#"{"hooks":false,"title":"upgrade"}"#);
+    assert_eq!(serde_json::from_slice::<PointWanted>(&body_of(&without)).expect("understood"), without);
+    // A daemon says of a field that it does not know which that is.
+    let refused = serde_json::from_str::<PointWanted>(r#"{"tittle":"upgrade"}"#).expect_err("it is misspelt").to_string();
+    assert!(refused.contains("`tittle`"), "{refused}");
+}
