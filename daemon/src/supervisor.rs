@@ -191,7 +191,7 @@ impl Daemon {
         let (pin, pin_trouble) = match Pin::load(&pin_path) {
             Ok(pin) => (pin.filter(|_| identity_trouble.is_none()), None),
             Err(error) => {
-                error!(%error, "nothing is replicated until this host is paired again");
+                error!(%error, "nothing is replicated until it is known which receiver this host is paired with");
                 (None, Some(error.to_string()))
             }
         };

@@ -48,6 +48,20 @@ pub enum StateError {
         /// Why.
         source: io::Error,
     },
+    /// A later version wrote it. † It is whole, and says what this one would not know.
+    #[error(
+        "{} was written by a later version of farside-receiver (version {found}, and this one reads {reads}): it is whole. Install that version again; nothing is to \
+         be removed",
+        path.display()
+    )]
+    Later {
+        /// Which.
+        path: PathBuf,
+        /// What it says.
+        found: u32,
+        /// Up to which this build reads.
+        reads: u32,
+    },
     /// A file is not what it should be.
     #[error("{} is damaged: {reason}", path.display())]
     Damaged {
@@ -141,7 +155,7 @@ impl Versioned for ForgottenCohorts {
 
 /// What was written by a build that this one understands.
 fn read_current<T: Versioned>(path: &Path) -> Result<Option<T>, StateError> {
-    match read::<T>(path)? {
+    match read_up_to::<T>(path, T::READS)? {
         Some(read) if read.version() != T::READS => {
             let reason = format!("it is of version {}, and this build reads {}", read.version(), T::READS);
             Err(StateError::Damaged { path: path.to_owned(), reason })
@@ -364,8 +378,12 @@ impl StateDir {
         self.path.join("failovers").join(names.source.as_str()).join(format!("{}.json", names.group))
     }
 
-    /// All `FOLDER/*/*.json`, and what is wrong with them, or with a folder.
-    pub(crate) fn read_two_deep<T: serde::de::DeserializeOwned>(&self, folder: &str) -> Vec<(PathBuf, Result<T, StateError>)> {
+    /// All `FOLDER/*/*.json` up to that version, and what is wrong with them, or with a folder.
+    pub(crate) fn read_two_deep<T: serde::de::DeserializeOwned>(
+        &self,
+        folder: &str,
+        reads: u32,
+    ) -> Vec<(PathBuf, Result<T, StateError>)> {
         let mut found = Vec::new();
         let folders = list(&self.path.join(folder)).unwrap_or_else(|error| {
             found.push((self.path.join(folder), Err(error)));
@@ -375,7 +393,7 @@ impl StateDir {
             match list(&folder) {
                 Ok(files) => {
                     let files = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-                    found.extend(files.filter_map(|path| read(&path).transpose().map(|read| (path, read))));
+                    found.extend(files.filter_map(|path| read_up_to(&path, reads).transpose().map(|read| (path, read))));
                 }
                 Err(error) => found.push((folder, Err(error))),
             }
@@ -443,13 +461,32 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, StateError> {
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
+    bytes_of(path)?.map(|bytes| parse(path, &bytes)).transpose()
+}
+
+/// The same of a file that says its version: later ones are not looked into.
+fn read_up_to<T: serde::de::DeserializeOwned>(path: &Path, reads: u32) -> Result<Option<T>, StateError> {
+    #[derive(Deserialize)]
+    struct Which {
+        version: u32,
+    }
+    let Some(bytes) = bytes_of(path)? else { return Ok(None) };
+    match serde_json::from_slice(&bytes) {
+        Ok(Which { version: found }) if found > reads => Err(StateError::Later { path: path.to_owned(), found, reads }),
+        _ => parse(path, &bytes).map(Some),
+    }
+}
+
+fn bytes_of(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     match std::fs::read(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(StateError::Io { path: path.to_owned(), source }),
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|e| StateError::Damaged { path: path.to_owned(), reason: e.to_string() }),
+        Ok(bytes) => Ok(Some(bytes)),
     }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, StateError> {
+    serde_json::from_slice(bytes).map_err(|e| StateError::Damaged { path: path.to_owned(), reason: e.to_string() })
 }
 
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
@@ -593,7 +630,10 @@ mod tests {
         known.damaged(finding);
         state.remember_found(&source, &group, &known).expect("written");
         assert!(state.found(&source, &group).expect("read").is_some_and(|read| read.is_kept_as(&known)));
-        for text in [r#"{"version": 2}"#, r#"{"version": 1}"#, "{"] {
+        std::fs::write(&found, r#"{"version": 2, "found": [7]}"#).expect("written");
+        let words = state.found(&source, &group).expect_err("not known").to_string();
+        assert!(words.contains("later version") && words.contains("default.json") && !words.contains("damaged"), "{words}");
+        for text in [r#"{"version": 0}"#, r#"{"version": 1}"#, "{"] {
             std::fs::write(&found, text).expect("written");
             assert!(matches!(state.found(&source, &group), Err(StateError::Damaged { .. })), "{text}");
         }

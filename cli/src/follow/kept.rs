@@ -37,6 +37,12 @@ struct Holds {
     verified_wall_ms: Option<i64>,
 }
 
+/// What every version of it has.
+#[derive(Deserialize)]
+struct Which {
+    version: u32,
+}
+
 /// The directory, and what is in it.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -71,17 +77,29 @@ impl Kept {
         let path = dir.join(FILE);
         let damaged = |why: String| {
             let what = format!(
-                "remove {}, and begin anew with --overwrite: what of the target is right is not written again",
+                "put it back from a copy; or move {} aside, and begin anew with --overwrite: what of the target is right is not written again",
                 dir.display()
             );
             Failure::new(Exit::Refused, format!("{} is damaged: {why}", path.display()), what)
         };
         let holds: Holds = match std::fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(new),
-            read => serde_json::from_slice(&read.or_fail(path.display())?).map_err(|error| damaged(error.to_string()))?,
+            read => {
+                let bytes = read.or_fail(path.display())?;
+                if let Ok(Which { version }) = serde_json::from_slice(&bytes)
+                    && version > VERSION
+                {
+                    let message = format!(
+                        "{} was written by a later version of Farside (version {version}, and this one reads {VERSION}): it is whole",
+                        path.display()
+                    );
+                    return Err(Failure::new(Exit::Refused, message, "go on with that version; nothing is to be removed"));
+                }
+                serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?
+            }
         };
         if holds.version != VERSION {
-            return Err(damaged(format!("it is of version {}, and this Farside reads {VERSION}", holds.version)));
+            return Err(damaged(format!("there is no version {}", holds.version)));
         }
         // One that was moved may have another name, unless there is still something under the old one.
         if holds.target != target && holds.target.exists() {
@@ -250,7 +268,14 @@ mod tests {
         assert!(Kept::open(&state, &other).is_err_and(|failure| failure.message.contains("data.img")));
         std::fs::rename(&target, &other).expect("moved");
         assert!(Kept::open(&state, &other).is_ok_and(|kept| kept.is_begun()));
+        std::fs::write(state.join(FILE), r#"{"version": 1}"#).expect("written");
+        assert!(
+            Kept::open(&state, &other)
+                .is_err_and(|failure| failure.what_to_do.contains("aside, and begin anew with --overwrite"))
+        );
+        // A later version's is whole: it is not given up for an older one.
         std::fs::write(state.join(FILE), r#"{"version": 2}"#).expect("written");
-        assert!(Kept::open(&state, &other).is_err_and(|failure| failure.what_to_do.contains("--overwrite")));
+        let later = Kept::open(&state, &other).expect_err("not understood");
+        assert!(later.message.contains("later version") && !later.what_to_do.contains("--overwrite"), "{later:?}");
     }
 }

@@ -290,6 +290,22 @@ pub(crate) fn remove_secret(path: &Path) -> Result<(), IdentityError> {
     remove().map_err(|e| io_error(path, e))
 }
 
+/// The format of a file of ours, if that is a later one than is known. † Such a file is whole, and what was added to it is no damage.
+pub(crate) fn later_format(bytes: &[u8], known: u32) -> Option<u32> {
+    #[derive(serde::Deserialize)]
+    struct Which {
+        format: u32,
+    }
+    serde_json::from_slice(bytes).ok().map(|Which { format }| format).filter(|format| *format > known)
+}
+
+/// What is said of it, behind its name.
+pub(crate) fn later_words(found: u32, known: u32) -> String {
+    format!(
+        "was written by a later version of Farside (format {found}, and this one reads {known}): it is whole. Install that version again; nothing is to be removed"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;

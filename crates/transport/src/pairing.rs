@@ -11,7 +11,7 @@ use data_encoding::HEXLOWER;
 use farside_region::Name;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{IdentityError, from_hex, read_secret_at_most, write_secret};
+use crate::identity::{IdentityError, from_hex, later_format, later_words, read_secret_at_most, write_secret};
 use crate::token::Secret;
 use crate::{CloseCode, Fingerprint, PairingToken};
 
@@ -84,6 +84,14 @@ pub enum BookError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// A later version wrote it.
+    #[error("{} {}", path.display(), later_words(*found, FORMAT))]
+    Later {
+        /// Which file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
     },
     /// There are too many tokens that nobody used.
     #[error("{TOKENS_MAX} tokens are outstanding already: let some expire")]
@@ -182,10 +190,13 @@ impl PairingBook {
         let damaged = |reason: String| BookError::Damaged { path: path.to_owned(), reason };
         let book = match read_secret_at_most(path, BOOK_BYTES_MAX)? {
             None => Book { format: FORMAT, sources: Vec::new(), tokens: Vec::new() },
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?,
+            Some(bytes) => match later_format(&bytes, FORMAT) {
+                Some(found) => return Err(BookError::Later { path: path.to_owned(), found }),
+                None => serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?,
+            },
         };
         if book.format != FORMAT {
-            return Err(damaged(format!("its format {} is not known to this version", book.format)));
+            return Err(damaged(format!("there is no format {}", book.format)));
         }
         let keys_valid = book.tokens.iter().all(|t| from_hex(&t.proof_key).is_some());
         let unique =

@@ -116,7 +116,7 @@ impl Known {
 impl StateDir {
     /// All. What cannot be read is not known: a follower stops for it, and a person decides.
     pub(super) fn known(&self) -> Vec<Known> {
-        let read = self.read_two_deep::<Known>(KNOWN).into_iter().filter_map(|(_, read)| read.ok());
+        let read = self.read_two_deep::<Known>(KNOWN, VERSION).into_iter().filter_map(|(_, read)| read.ok());
         read.filter(|one| one.version == VERSION).collect()
     }
 }

@@ -277,7 +277,7 @@ impl StateDir {
         T: serde::de::DeserializeOwned,
     {
         let (mut found, mut broken) = (Vec::new(), Vec::new());
-        for (path, read) in self.read_two_deep::<T>(folder) {
+        for (path, read) in self.read_two_deep::<T>(folder, VERSION) {
             match read {
                 Ok(one) if version(&one) == VERSION => found.push(one),
                 Ok(one) => {

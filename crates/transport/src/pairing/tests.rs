@@ -162,6 +162,32 @@ fn unusable_addresses_are_refused() {
     assert!(f.book.create_token(none, NOW).is_err());
 }
 
+/// Whoever goes back to an older version is not told to move the pairings away.
+#[test]
+fn what_a_later_version_wrote_is_not_called_damaged() {
+    let f = Fixture::new();
+    f.token(None, false);
+    let path = f.directory.path().join("pairings.json");
+    let good = std::fs::read_to_string(&path).expect("read");
+    for later in ["\"format\": 2", "\"format\": 2, \"more\": {}"] {
+        std::fs::write(&path, good.replace("\"format\": 1", later)).expect("written");
+        let error = PairingBook::open(&path).expect_err("it is of a later version");
+        let words = error.to_string();
+        assert!(matches!(error, BookError::Later { found: 2, .. }), "{error:?}");
+        assert!(words.contains("pairings.json") && words.contains("later version") && !words.contains("move it"), "{words}");
+    }
+    let pin = f.directory.path().join("receiver.json");
+    let kept = crate::Pin::new("gw".parse().expect("a name"), machine(1), vec!["gw:1".to_owned()]);
+    kept.save(&pin).expect("written");
+    let good = std::fs::read_to_string(&pin).expect("read");
+    std::fs::write(&pin, good.replace("\"format\": 1", "\"format\": 7, \"more\": {}")).expect("written");
+    let words = crate::Pin::load(&pin).expect_err("it is of a later version").to_string();
+    assert!(words.contains("later version") && !words.contains("pair again"), "{words}");
+    std::fs::write(&pin, "{").expect("written");
+    let words = crate::Pin::load(&pin).expect_err("it is damaged").to_string();
+    assert!(words.contains("put it back"), "{words}");
+}
+
 #[test]
 fn a_damaged_or_exposed_book_is_refused_by_name() {
     let f = Fixture::new();
@@ -171,7 +197,7 @@ fn a_damaged_or_exposed_book_is_refused_by_name() {
     let good = std::fs::read_to_string(&path).expect("read");
     for bad in [
         &good[..good.len() / 2],
-        &good.replace("\"format\": 1", "\"format\": 2"),
+        &good.replace("\"format\": 1", "\"format\": 0"),
         &good.replace("proof_key\": \"", "proof_key\": \"x"),
     ] {
         std::fs::write(&path, bad).expect("written");

@@ -21,7 +21,7 @@ use super::link::{Core, LANES_MAX, QuicConnection, translate};
 use super::route::{Carriers, Meter, Route};
 use super::socket;
 use super::tunnel::{self, Tunnel};
-use crate::identity::{IdentityError, read_secret, remove_secret, write_secret};
+use crate::identity::{IdentityError, later_format, later_words, read_secret, remove_secret, write_secret};
 use crate::token::{Prover, proof};
 use crate::{Backoff, Carrier, CloseCode, Closed, Connection, Dial, DialError, Fingerprint, Identity, PairingToken, WhyTcp};
 
@@ -56,12 +56,20 @@ pub enum PinError {
     #[error(transparent)]
     File(#[from] IdentityError),
     /// The file is not a pin.
-    #[error("{} does not describe a receiver: {reason}; pair again", path.display())]
+    #[error("{} does not describe a receiver: {reason}; put it back from a copy, or move it aside and pair again", path.display())]
     Damaged {
         /// Which file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// A later version wrote it.
+    #[error("{} {}", path.display(), later_words(*found, PIN_FORMAT))]
+    Later {
+        /// Which file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
     },
 }
 
@@ -78,6 +86,9 @@ impl Pin {
     pub fn load(path: &Path) -> Result<Option<Self>, PinError> {
         let damaged = |reason: String| PinError::Damaged { path: path.to_owned(), reason };
         let Some(bytes) = read_secret(path)? else { return Ok(None) };
+        if let Some(found) = later_format(&bytes, PIN_FORMAT) {
+            return Err(PinError::Later { path: path.to_owned(), found });
+        }
         let pin: Self = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
         if pin.format == PIN_FORMAT { Ok(Some(pin)) } else { Err(damaged(format!("format {} is not known", pin.format))) }
     }

@@ -696,7 +696,7 @@ fn a_pin_is_kept() {
     assert_eq!(Pin::load(&path).expect("loaded"), Some(pin));
     let text = std::fs::read_to_string(&path).expect("read");
     std::fs::write(&path, text.replace("\"format\": 1", "\"format\": 9")).expect("written");
-    assert!(Pin::load(&path).expect_err("refused").to_string().contains("pair again"));
+    assert!(Pin::load(&path).expect_err("refused").to_string().contains("later version"));
 }
 
 /// A receiver that is killed says nothing. The one that comes after it at the same address tells its peers, with the same
