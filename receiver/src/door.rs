@@ -15,7 +15,7 @@ use farside_replication::target::SessionId;
 use farside_store::GroupNames;
 use farside_transport::{CloseCode, Closed, Connection, LANES_MAX};
 use farside_wire::{
-    Features, ReceiverMessage, Refusal, RefusalCode, SourceMessage, TEXT_BYTES_MAX, decode_payload, encode_payload,
+    DecodeError, Features, ReceiverMessage, Refusal, RefusalCode, SourceMessage, TEXT_BYTES_MAX, decode_payload, encode_payload,
 };
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::timeout;
@@ -331,7 +331,10 @@ async fn greet(
     let protocol = |text: String| (RefusalCode::Protocol, text);
     let frame = timeout(GREETING_TIMEOUT, session.connection.recv()).await;
     let frame = frame.map_err(|_| protocol("no greeting came".to_owned()))?.map_err(|e| protocol(e.to_string()))?;
-    let message: SourceMessage = decode_payload(&frame).map_err(|e| protocol(e.to_string()))?;
+    let message: SourceMessage = decode_payload(&frame).map_err(|error| match error {
+        DecodeError::Version { .. } => (RefusalCode::Version, error.to_string()),
+        other => protocol(other.to_string()),
+    })?;
     let SourceMessage::Hello(hello) = &message else { return Err(protocol("the first message is not a greeting".to_owned())) };
     let names = GroupNames::new(hello.source.clone(), hello.group.clone());
     if hello.source != *source && !receiver.failovers.stands_in(&names, source, None) {

@@ -129,7 +129,7 @@ pub enum DecodeError {
     /// A text, list or set beyond its own limit.
     #[error("a message breaks a limit: {0}")]
     Limit(&'static str),
-    /// No version in common.
+    /// No version in common, or a greeting of a newer one that has more than this build knows.
     #[error("the peer speaks versions {}..={}, this build {}..={}: update the older side", theirs.min, theirs.max, ours.min, ours.max)]
     Version {
         /// What this build speaks.
@@ -164,6 +164,11 @@ pub trait Message: Serialize + DeserializeOwned + sealed::Sealed {
     /// # Errors
     /// Names the limit.
     fn check(&self) -> Result<(), DecodeError>;
+
+    /// Of bytes that are no such message: the versions that they offer, if they are the greeting of a peer.
+    fn offered(_payload: &[u8]) -> Option<VersionRange> {
+        None
+    }
 }
 
 impl Message for SourceMessage {
@@ -171,6 +176,12 @@ impl Message for SourceMessage {
 
     fn check(&self) -> Result<(), DecodeError> {
         self.check_limits()
+    }
+
+    /// The first variant begins with them, in every version.
+    fn offered(payload: &[u8]) -> Option<VersionRange> {
+        let (variant, versions): (u32, VersionRange) = postcard::take_from_bytes(payload).ok()?.0;
+        (variant == 0).then_some(versions)
     }
 }
 
@@ -197,11 +208,19 @@ pub fn encode_payload<M: Message>(message: &M) -> Result<Bytes, EncodeError> {
 /// A message from the payload of one frame.
 ///
 /// # Errors
-/// When it is not exactly one message of this direction, within all limits.
+/// When it is not exactly one message of this direction, within all limits. A greeting that is none of this build's, of a peer that speaks a newer version, is
+/// [`DecodeError::Version`]: that peer is told so, and of no garbage.
 pub fn decode_payload<M: Message>(payload: &[u8]) -> Result<M, DecodeError> {
     if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(DecodeError::TooLong(payload.len()));
     }
+    decode_exactly(payload).map_err(|error| match M::offered(payload) {
+        Some(theirs) if theirs.max > VERSION_MAX => DecodeError::Version { ours: VersionRange::OURS, theirs },
+        _ => error,
+    })
+}
+
+fn decode_exactly<M: Message>(payload: &[u8]) -> Result<M, DecodeError> {
     let (message, rest) = postcard::take_from_bytes::<M>(payload).map_err(|_| DecodeError::Unknown(M::WHAT))?;
     if !rest.is_empty() {
         return Err(DecodeError::TrailingBytes(rest.len()));

@@ -524,6 +524,33 @@ fn versions_meet_at_the_newest_common_one_or_are_refused() {
     }
 }
 
+/// The greeting of a later version says which that is, whatever else it has.
+#[test]
+fn a_greeting_of_a_later_version_is_refused_by_its_version() {
+    let hello = |max| {
+        SourceMessage::Hello(SourceHello {
+            versions: VersionRange { min: 1, max },
+            features: Features(0),
+            instance: InstanceId([0x11; 16]),
+            connection: 1,
+            source: name("host"),
+            group: name("default"),
+        })
+    };
+    let decode = |bytes: &[u8]| decode_payload::<SourceMessage>(bytes);
+    let later = encode_payload(&hello(2)).expect("encoded");
+    assert_eq!(later[..3], [0, 1, 2], "the variant and the versions");
+    assert_eq!(decode(&later).expect("it is as ours"), hello(2));
+    let refused = |bytes: &[u8]| matches!(decode(bytes), Err(DecodeError::Version { theirs, .. }) if theirs.max == 2);
+    let more = [&later[..], &[5, 6, 7]].concat();
+    assert!(refused(&more) && refused(&later[..9]), "it has more, or other fields");
+    // What is no greeting, or is one of a version that is known, is what it was.
+    let ours = encode_payload(&hello(1)).expect("encoded");
+    assert_eq!(decode(&[&ours[..], &[5]].concat()), Err(DecodeError::TrailingBytes(1)));
+    assert!(matches!(decode(&ours[..9]), Err(DecodeError::Unknown(_))) && matches!(decode(&[]), Err(DecodeError::Unknown(_))));
+    assert!(matches!(decode(&[1, 1, 2]), Err(DecodeError::Unknown(_))), "another message");
+}
+
 /// A message that is in a log is in a backup of that.
 #[test]
 fn a_key_is_in_no_text() {

@@ -6,7 +6,7 @@ use farside_layer::{Compression, Encoder, PartId, PartWriter, layer_digest};
 use farside_ledger::LayerKind;
 use farside_region::{Geometry, GranuleIndex, GranuleRun, RegionIndex, RegionRange, RegionSet};
 use farside_transport::{CloseCode, Closed};
-use farside_wire::{DigestQuery, EndMember, RequestId, SourceMessage};
+use farside_wire::{DigestQuery, EndMember, RefusalCode, RequestId, SourceMessage};
 
 use crate::site::{Gateway, Session, Source, Volume, granules, noise, wait_until};
 
@@ -236,4 +236,16 @@ async fn empty_groups_give_way_to_others() {
     }
     let names: Vec<String> = gateway.status().await.sources[0].groups.iter().map(|g| g.name.clone()).collect();
     assert_eq!(names, ["kept", "three"]);
+}
+
+/// It is told which versions are spoken here, and not that it sent garbage.
+#[tokio::test]
+async fn a_source_of_a_later_version_is_told_of_the_version() {
+    let mut gateway = Gateway::new("");
+    gateway.start().await;
+    let host = gateway.pair("host1").await;
+    let mut session = host.greet_as_later_version("default").await;
+    let refusal = session.refusal().await;
+    assert_eq!(refusal.code, RefusalCode::Version);
+    assert!(refusal.text.contains("speaks versions 1..=2"), "{}", refusal.text);
 }

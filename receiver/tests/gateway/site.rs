@@ -345,6 +345,22 @@ impl Source {
         session
     }
 
+    /// As a later version that has more in its greeting; whatever the answer.
+    pub(crate) async fn greet_as_later_version(&self, group: &str) -> Session {
+        let session = Session { connection: self.raw().await, source: self.name.clone(), group: name(group), requests: 0 };
+        let hello = SourceMessage::Hello(SourceHello {
+            versions: VersionRange { min: 1, max: 2 },
+            features: Features::OURS,
+            instance: InstanceId([9; 16]),
+            connection: next_connection(),
+            source: self.name.clone(),
+            group: name(group),
+        });
+        let payload = [&encode_payload(&hello).expect("encoded")[..], &[1, 2, 3]].concat();
+        session.connection.send(Bytes::from(payload)).await.expect("sent");
+        session
+    }
+
     async fn hello_with(&self, source: &str, group: &str, instance: InstanceId, features: Features) -> Session {
         let mut session = Session { connection: self.raw().await, source: name(source), group: name(group), requests: 0 };
         let hello = SourceHello {
