@@ -459,7 +459,7 @@ async fn restore_all(
     }
     if let Some(point) = given_up.filter(|_| !damaged) {
         let message = format!("retention gave up point {point} since it was begun in {}", to.display());
-        let what_to_do = "recover all of it, as of one moment, into another directory (--to); or into this one what is missing, of another point: --point POINT";
+        let what_to_do = "recover all of it, as of one moment, into another directory (--to); or into this one what is missing, of another point: --point POINT --only VOLUME";
         return Err(Failure::new(Exit::NotFound, message, what_to_do));
     }
     if !damaged {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use farside_blockio::{Users, ancestors, open_still, openers_but, users_of_file_but};
 use farside_store::StoreError;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -56,6 +57,16 @@ impl Stdout {
         let name = std::fs::read_link(&link).ok().filter(|name| which(name) == which(&link)).unwrap_or(link);
         guard::refuse(&name, store)?;
         let busy = |why: &str| StoreError::TargetBusy { path: name.clone(), why: why.to_owned() };
+        // Neither claim nor lock is refused beside a virtual machine, or a loop device.
+        let ancestors = ancestors();
+        let is_ours = |pid: u32| ancestors.contains(&pid);
+        let users = open_still(|| match is_device {
+            true => openers_but(&name, is_ours),
+            false => users_of_file_but(&out, Users::Writers, is_ours),
+        });
+        if !users.is_empty() {
+            return Err(busy(&format!("it is open in {}", users.join(", "))).into());
+        }
         let claim = if is_device {
             let claimed = File::options().read(true).custom_flags(OFlag::O_EXCL.bits()).open(&name);
             let claimed = claimed.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
@@ -117,6 +128,13 @@ mod tests {
         free.writer().1.write_all(b"bytes").expect("written");
         free.finish().expect("durable");
         assert_eq!(std::fs::read(&path).expect("read"), b"bytes");
+
+        let other = File::options().append(true).open(&path).expect("opened");
+        let mut writer = std::process::Command::new("sleep").arg("600").stdout(other).spawn().expect("started");
+        let refused = Stdout::of(File::options().write(true).open(&path).expect("opened"), &store);
+        writer.kill().and_then(|()| writer.wait()).expect("ended");
+        let refused = refused.expect_err("it is written to");
+        assert!(refused.message.contains(&writer.id().to_string()), "{refused:?}");
 
         let (_reader, pipe) = std::io::pipe().expect("a pipe");
         let mut pipe = Stdout::of(File::from(std::os::fd::OwnedFd::from(pipe)), &store).expect("a pipe");

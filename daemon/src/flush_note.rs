@@ -79,6 +79,11 @@ impl FlushNote {
         self.change(|counts| counts.told = counts.told.max((self.before + failures).min(counts.failed)));
     }
 
+    /// Its volume leaves, and with it all who could be told. † That one failed is kept: one of the same name that comes in this boot may be over the same disk.
+    pub(crate) fn tell_nobody(&self) {
+        self.change(|counts| counts.told = counts.failed);
+    }
+
     /// Its volume leaves. † Only where none failed: one of the same name that comes in this boot may be over the same disk.
     pub(crate) fn remove(&self) {
         let _ = std::fs::remove_file(&self.path); // one that stays is of a volume that is not there

@@ -150,11 +150,14 @@ impl IntentFile {
         }
         // † The other header may be the older one: it may say `clean` of what was served since.
         let is_headless = self::unreadable(&device, 0..2)?.is_some();
-        let mut found_header = if is_headless { None } else { read_header(&device, &path)? };
+        let mut found_header = read_header(&device, &path)?;
+        if let Some((header, _)) = &found_header
+            && header.volume_bytes > geometry.volume_bytes()
+        {
+            return Err(IntentFileError::Shrunk { before: header.volume_bytes, now: geometry.volume_bytes() });
+        }
+        found_header = found_header.filter(|_| !is_headless);
         if let Some((header, _)) = &found_header {
-            if header.volume_bytes > geometry.volume_bytes() {
-                return Err(IntentFileError::Shrunk { before: header.volume_bytes, now: geometry.volume_bytes() });
-            }
             let is_a_copy = header.file.zip(own(&device)).is_some_and(|(file, own)| !file.may_be(&own));
             if is_a_copy {
                 warn!(dir = %dir.display(), "{COPY}: everything will be compared");
@@ -196,7 +199,7 @@ impl IntentFile {
             Err(error) if is_read_only(&error) => {}
             synced => synced.map_err(|source| io("synced", source))?,
         }
-        let found = read_header(&device, &path)?;
+        let found = read_header(&device, &path)?.filter(|_| matches!(unreadable(&device, 0..2), Ok(None)));
         let is_left = |header: &Header| {
             header.state == HeaderState::Attached
                 && header.volume_bytes == geometry.volume_bytes()
@@ -525,10 +528,13 @@ fn renew_in_place(
     Ok(())
 }
 
-/// The newest header of a map.
+/// The newest header of a map, of those that can be read.
 fn read_header(device: &FileDevice, path: &Path) -> Result<Option<(Header, SlotIndex)>, IntentFileError> {
-    recover_header([&read_block(device, 0)?.0, &read_block(device, 1)?.0])
-        .map_err(|source| IntentFileError::Format { path: path.to_owned(), source })
+    let readable = |index| match read_block(device, index) {
+        Err(error) if error.is_of_the_medium() => Ok(IntentBlock::zeroed()),
+        read => read,
+    };
+    recover_header([&readable(0)?.0, &readable(1)?.0]).map_err(|source| IntentFileError::Format { path: path.to_owned(), source })
 }
 
 fn is_full(error: &std::io::Error) -> bool {
@@ -560,15 +566,12 @@ fn rewrite_older_slots(
 
 /// Both slots of a page. † Where one cannot be read, neither counts, and everything in it is dirty: the other one may be the older.
 fn read_pair(device: &FileDevice, page: PageIndex) -> Result<[Box<IntentBlock>; 2], IntentFileError> {
-    let slots = [2 + 2 * page.0, 3 + 2 * page.0];
-    match slots.map(|index| read_block(device, index)) {
+    let pair = [2 + 2 * page.0, 3 + 2 * page.0].map(|index| read_block(device, index));
+    let known = pair.iter().flatten().try_for_each(|slot| check_page_version(&slot.0));
+    known.map_err(|source| IntentFileError::Format { path: device.path().to_owned(), source })?;
+    match pair {
         [Err(error), _] | [_, Err(error)] if error.is_of_the_medium() => Ok([IntentBlock::zeroed(), IntentBlock::zeroed()]),
-        [a, b] => {
-            let pair = [a?, b?];
-            let known = pair.iter().try_for_each(|slot| check_page_version(&slot.0));
-            known.map_err(|source| IntentFileError::Format { path: device.path().to_owned(), source })?;
-            Ok(pair)
-        }
+        [a, b] => Ok([a?, b?]),
     }
 }
 
@@ -944,6 +947,9 @@ mod tests {
             drop(file);
             let (_, found) = IntentFile::open(dir.path(), &g, ID, &mut |_| Ok(())).expect("its new place can be read");
             assert_eq!((found.header.expect("a new one").term, found.hot.len()), (None, 5));
+            let less = Geometry::new(16 << 20).expect("valid");
+            let refused = opened_with_bad(dir.path(), &less, &[slot]).expect_err("it has shrunk");
+            assert!(matches!(refused, IntentFileError::Shrunk { .. }), "slot {slot}: {refused}");
         }
     }
 }

@@ -19,7 +19,6 @@ use crate::group::{Control, Member};
 use crate::loss::Loss;
 use crate::state_dir::Mark;
 use crate::tally::Rates;
-use crate::watch::Unseen;
 
 /// A disk that takes so long for the intent map is one that does not answer.
 const MAP_SILENCE: Duration = Duration::from_secs(5);
@@ -339,21 +338,16 @@ fn volume_reasons(member: &Member, v: &source::VolumeStatus, control: &Control) 
             "see the kernel's log for its disk, and the volume's other reasons; it is shown by itself then",
         );
     }
-    match &member.sight.unseen {
-        Some(Unseen::Table(why)) => {
-            let message = format!("whether something goes past its tap cannot be seen: {why}");
-            say(Warning, Code::TrackingLost, message, "no point is made meanwhile; see the kernel's log, or restart farsided");
-        }
-        Some(Unseen::Disk(path)) => {
-            let message =
-                format!("its disk {} is gone: what its host reads and writes fails, and no point is made", path.display());
-            let todo =
-                "attach the disk again (mount nothing of it by its own name), stop what uses the volume, then restart farsided";
-            say(Error, Code::NotServed, message, todo);
-        }
-        None => {}
+    if let Some(why) = &member.sight.unseen {
+        let message = format!("whether something goes past its tap cannot be seen: {why}");
+        say(Warning, Code::TrackingLost, message, "no point is made meanwhile; see the kernel's log, or restart farsided");
     }
-    if let Some(bypass) = &member.bypass {
+    if let Some(gone) = member.bypass.as_ref().filter(|bypass| bypass.is_gone) {
+        let message = format!("{}: what its host reads and writes fails, and points are made without it", gone.why);
+        let todo = "attach the disk again (mount nothing of it by its own name), stop what uses the volume, then restart farsided; everything is \
+                    compared then";
+        say(Error, Code::NotServed, message, todo);
+    } else if let Some(bypass) = &member.bypass {
         let waits = bypass.waits.as_ref().map(|why| format!(" (not yet: {why})")).unwrap_or_default();
         let todo = match Mark::Paused.is_set(&member.served.dir).unwrap_or(false) {
             _ if member.served.blind.is_some() => {

@@ -764,8 +764,9 @@ impl Served {
         self.finish();
         let Self { dir, device, insertion, flushes, runtime_dir, meta, .. } = self;
         // † It may be added again in this boot, over the same disk, and then nothing else knows what that may have lost (T14).
-        if !flushes.any() {
-            flushes.remove();
+        match flushes.any() {
+            true => flushes.tell_nobody(),
+            false => flushes.remove(),
         }
         OpenedNote::of(&runtime_dir, meta.id).remove();
         MarksNote::remove(&runtime_dir, meta.id);

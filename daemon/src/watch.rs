@@ -54,6 +54,8 @@ pub(crate) struct Bypass {
     pub(crate) why: String,
     /// Why the tap is not put back yet.
     pub(crate) waits: Option<String>,
+    /// Its disk is gone: until it is opened anew nothing puts that right. Nobody holds what comes back.
+    pub(crate) is_gone: bool,
 }
 
 impl Control {
@@ -77,9 +79,14 @@ impl Control {
         let Some(member) = self.members.get_mut(&id) else { return };
         match member.sight.table.take() {
             Some(Table::Moved(why)) => {
-                member.bypass = Some(Bypass { why: why.clone(), waits: None });
+                member.bypass = Some(Bypass { why: why.clone(), waits: None, is_gone: false });
                 self.distrust(id, why);
                 self.insert_again(id);
+            }
+            Some(Table::Gone) => {
+                let why = format!("its disk {} is gone", member.served.device.path().display());
+                member.bypass = Some(Bypass { why: why.clone(), waits: None, is_gone: true });
+                self.distrust(id, why);
             }
             Some(Table::Back) => {
                 info!(volume = %member.served.config.name, "its device rests on its tap again");
@@ -115,7 +122,8 @@ impl Control {
 
     /// Has the tap put under its device again, unless a person wants it as it is.
     pub(crate) fn insert_again(&self, id: VolumeId) {
-        let Some(member) = self.members.get(&id).filter(|member| member.bypass.is_some()) else { return };
+        let can_be = |member: &&Member| member.bypass.as_ref().is_some_and(|bypass| !bypass.is_gone);
+        let Some(member) = self.members.get(&id).filter(can_be) else { return };
         if Mark::Paused.is_set(&member.served.dir).unwrap_or(false) {
             return;
         }
@@ -141,16 +149,7 @@ pub(crate) struct Sight {
     /// When a foreign write was heeded last.
     heeded: Option<Instant>,
     /// Why one cannot look.
-    pub(crate) unseen: Option<Unseen>,
-}
-
-/// Why nothing can be seen of what goes past a tap.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Unseen {
-    /// The table of the device that it is under cannot be asked for.
-    Table(String),
-    /// Its disk is gone, whose path this was. Nobody holds what comes back.
-    Disk(PathBuf),
+    pub(crate) unseen: Option<String>,
 }
 
 impl Sight {
@@ -168,6 +167,8 @@ impl Sight {
 enum Table {
     Moved(String),
     Back,
+    /// And all that was below it.
+    Gone,
 }
 
 impl Member {
@@ -191,14 +192,18 @@ impl Member {
             self.sight.written = Some(why);
         }
         self.sight.unseen = None;
+        // † One that is set aside costs the others no point: it stays gone.
+        if self.served.presence.as_mut().is_some_and(Presence::is_gone) {
+            if self.bypass.is_none() {
+                self.sight.table = Some(Table::Gone);
+            }
+            return;
+        }
         match (self.served.bypass(), &self.bypass) {
             (Ok(None), Some(_)) => self.sight.table = Some(Table::Back),
             (Ok(Some(why)), None) => self.sight.table = Some(Table::Moved(why)),
             (Ok(_), _) => {}
-            (Err(error), _) => self.sight.unseen = Some(Unseen::Table(format!("{:#}", anyhow::Error::from(error)))),
-        }
-        if self.served.presence.as_mut().is_some_and(Presence::is_gone) {
-            self.sight.unseen = Some(Unseen::Disk(self.served.device.path().to_owned()));
+            (Err(error), _) => self.sight.unseen = Some(format!("{:#}", anyhow::Error::from(error))),
         }
     }
 

@@ -1039,7 +1039,7 @@ impl Failovers {
         });
         let broken = lock(&self.broken);
         let of_broken = broken.values().map(|words| {
-            let what = "nothing goes on with that failover: put the file back and restart farside-receiver; until then a failover of that group must be forced, to a point that is named";
+            let what = "nothing goes on with that failover: put the file back (or the version that wrote it) and restart farside-receiver; until then a failover of that group must be forced, to a point that is named";
             Reason::new(Severity::Error, Code::FailedOver, words, what)
         });
         of_all.chain(of_broken).chain(self.reasons_of_taken_back()).collect()

@@ -78,7 +78,7 @@ impl Floor {
                 self.now.lock().unwrap_or_else(PoisonError::into_inner).is_unknown = true;
                 let words = format!(
                     "{error}: what [retention] at_least_… was in force is not known, and no point is given up until it is; mend the file, \
-                     or remove it if the configuration says all that is to be kept"
+                     or, if it is damaged and the configuration says all that is to be kept, remove it"
                 );
                 tracing::error!("{words}");
                 return FloorNews { keys: Vec::new(), words: vec![words] };

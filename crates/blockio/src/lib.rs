@@ -36,7 +36,7 @@ pub use engine::{DeviceDone, DeviceEngine, DeviceOp};
 pub use identity::{Identity, Known};
 pub use mem::MemQueue;
 pub use nix::errno::Errno;
-pub use openers::{Users, living_openers, open_still, openers, users_of_file};
+pub use openers::{Users, ancestors, living_openers, open_still, openers, openers_but, users_of_file, users_of_file_but};
 pub use presence::Presence;
 pub use queue::{BlockQueue, Done, Extent, ExtentKind, Op, Payload, PlainQueue, QueueInfo, Request, RequestId};
 pub use ring::{Abandoned, Completion, Fallocate, Owner, Pages, Ring, RingError, SharedFd, Tag};

@@ -30,7 +30,8 @@ pub fn openers(device: &Path) -> Vec<String> {
     openers_but(device, |_| false)
 }
 
-fn openers_but(device: &Path, is_left_out: impl Fn(u32) -> bool) -> Vec<String> {
+/// The same without some processes.
+pub fn openers_but(device: &Path, is_left_out: impl Fn(u32) -> bool) -> Vec<String> {
     let Ok(number) = DevNumber::at(device) else { return Vec::new() };
     let numbers = with_partitions(number);
     others().filter(|pid| has_open(*pid, &numbers) && !is_left_out(*pid)).map(process_name).collect()
@@ -41,6 +42,16 @@ fn others() -> impl Iterator<Item = u32> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| *pid != std::process::id())
+}
+
+/// This process's parent, and that one's, and so on: a shell that has given it what it has open itself.
+pub fn ancestors() -> Vec<u32> {
+    let parent = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After its name, which may hold anything, and its state.
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok().filter(|parent| *parent > 0)
+    };
+    std::iter::successors(parent(&std::process::id()), parent).collect()
 }
 
 /// Which of the processes that have a file open count.
@@ -64,6 +75,11 @@ impl Users {
 /// † Of descriptors nothing is asked that lies elsewhere, but where an inode's number is the same by chance: a network file system may
 /// never answer. Of what is below a loop device the kernel asks its file system, wherever that is, and is waited for only so long.
 pub fn users_of_file(file: &File, which: Users) -> Vec<String> {
+    users_of_file_but(file, which, |_| false)
+}
+
+/// The same without some processes.
+pub fn users_of_file_but(file: &File, which: Users, is_left_out: impl Fn(u32) -> bool) -> Vec<String> {
     let Ok(this) = file.metadata() else { return Vec::new() };
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
     let own = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap_or_default();
@@ -75,7 +91,7 @@ pub fn users_of_file(file: &File, which: Users) -> Vec<String> {
                 && std::fs::metadata(entry.path()).is_ok_and(|other| (other.dev(), other.ino()) == (this.dev(), this.ino()))
         })
     };
-    let mut users: Vec<String> = others().filter(has_it).map(process_name).collect();
+    let mut users: Vec<String> = others().filter(|pid| !is_left_out(*pid) && has_it(pid)).map(process_name).collect();
     users.extend(loops_on(Path::new("/sys/block"), |device, name| match file_below(Path::new("/dev").join(device)) {
         Some(below) => below == (encode_dev(this.dev()), this.ino()),
         // Where devices are hidden, or there is no answer. Another name of the file is missed then.

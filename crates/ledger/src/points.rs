@@ -71,14 +71,19 @@ fn is_in<'a>(text: &str, all: impl IntoIterator<Item = &'a String>) -> bool {
 const AHEAD_MS: i64 = 5 * 60 * 1000;
 
 impl State {
-    /// The first retained point that was cut after a moment, as its host's clock said and the receiver's did not contradict. † What comes after it
-    /// was, too, whatever a clock says that was set back meanwhile (a battery that died).
+    /// The first retained point that was cut after a moment, as its host's clock said and the receiver's did not contradict, then or later: one of
+    /// them may have run ahead for a while, or both. † What comes after that point was cut after the moment, too, whatever a clock says that was set
+    /// back meanwhile (a battery that died).
     pub fn first_cut_after(&self, wall_ms: i64) -> Option<Slot> {
-        let is_later = |point: &&Point| {
+        let (mut first, mut published) = (None, i64::MAX);
+        for point in self.points().values().rev() {
+            published = published.min(point.published_wall_ms);
             let cut = point.epoch.wall_ms;
-            cut > wall_ms && cut <= point.published_wall_ms.saturating_add(AHEAD_MS)
-        };
-        self.points().values().find(is_later).map(|point| point.slot)
+            if cut > wall_ms && cut <= published.saturating_add(AHEAD_MS) {
+                first = Some(point.slot);
+            }
+        }
+        first
     }
 
     /// The retained points below a slot (`None`: all), newest first. Wall clocks jump; slots do not.

@@ -346,12 +346,6 @@ impl State {
         pruned.flat_map(|pruned| pruned.parts.iter().map(|&part| (pruned.layer, part)))
     }
 
-    /// How many parts the longest record gave up of those that [`State::given_up_lately`] tells of.
-    pub fn given_up_most(&self) -> usize {
-        let lengths = self.given_up.iter().map(|given_up| given_up.parts.iter().map(|pruned| pruned.parts.len()).sum());
-        lengths.max().unwrap_or(0)
-    }
-
     /// A volume that was ever claimed.
     pub fn volume(&self, id: VolumeId) -> Option<&VolumeState> {
         self.volumes.get(&id)

@@ -193,6 +193,8 @@ mod tests {
             (at(10), at(10)),
             // One that once ran a year ahead says nothing of what came after.
             (at(11) + year, at(11)),
+            // Nor does one that the gateway's ran ahead with, on one machine.
+            (at(11) + 2 * year, at(11) + 2 * year),
             (at(12), at(13)),
             (at(20), at(20)),
             (day - 44 * year, at(31)),

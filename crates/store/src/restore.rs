@@ -157,14 +157,15 @@ pub fn restore_to(
     check_restorable(reader, options)?;
     let regions = reader.geometry().region_count();
     let first = reader.geometry().bytes_of(reader.geometry().region_run(RegionIndex(0)));
-    let restore = Restore { reader, target, options, first, begun: Mutex::new(false), progress };
+    let mut restore = Restore { reader, target, options, first, taken_away: vec![first], begun: Mutex::new(false), progress };
     let mut head = None;
     if options.resume {
         // † What a sync before could not write is in the page cache as if it were on the disk, and would be found right.
         if !mutation::on("a resumed restore believes the cache") {
             restore.read_anew()?;
         }
-        head = Some(restore.head()?);
+        let (found, taken_away) = restore.head()?;
+        (head, restore.taken_away) = (Some(found), taken_away);
     } else {
         restore.begin()?;
     }
@@ -179,8 +180,7 @@ pub fn restore_to(
     Ok(report)
 }
 
-/// What the first region of a resumed restore becomes. † It is taken away before anything else is written, and what the target had of it may be all
-/// that is left of that; so all of it is here before.
+/// What the first region of a resumed restore becomes. It is taken away before anything else is written, so what the target has of it is here.
 struct Head {
     bytes: Vec<u8>,
     runs: Vec<(GranuleRun, Content)>,
@@ -196,7 +196,10 @@ struct Restore<'r> {
     target: &'r dyn RestoreTarget,
     options: &'r RestoreOptions,
     first: ByteExtent,
-    /// Whether the first region was taken away. Nothing is written before.
+    /// What of the first region is taken away before anything is written. † Nothing that the target has and the store has lost: a restore may end
+    /// anywhere.
+    taken_away: Vec<ByteExtent>,
+    /// Whether that was done.
     begun: Mutex<bool>,
     progress: &'r (dyn Fn(u64) -> bool + Sync),
 }
@@ -206,7 +209,7 @@ impl Restore<'_> {
     fn begin(&self) -> Result<()> {
         let mut begun = self.begun.lock().expect("nothing panics while it holds this lock");
         if !*begun {
-            self.target.begin(self.first).map_err(|e| self.failed("zeroing", e))?;
+            self.taken_away.iter().try_for_each(|extent| self.target.begin(*extent)).map_err(|e| self.failed("zeroing", e))?;
             *begun = true;
         }
         Ok(())
@@ -228,22 +231,45 @@ impl Restore<'_> {
         Worker { restore: self, report: RestoreReport::default(), content: self.reader.content(), found: Vec::new() }
     }
 
+    /// The first region, and what of it may be taken away.
+    ///
     /// # Errors
     /// As [`restore_to`], before anything is written: that the store does not have what the target lacks, too.
-    fn head(&self) -> Result<Head> {
+    fn head(&self) -> Result<(Head, Vec<ByteExtent>)> {
+        let (reader, geometry) = (self.reader, self.reader.geometry());
         let mut worker = self.worker();
         let Mending { wrong, runs, kept_bytes } = worker.mending(RegionIndex(0), self.first)?;
         let Worker { report, content, found: mut bytes, .. } = worker;
         bytes.resize(self.first.len as usize, 0);
         for (run, kind) in &wrong {
-            let extent = self.reader.geometry().bytes_of(*run);
+            let extent = geometry.bytes_of(*run);
             let at = extent.offset.0 as usize..(extent.offset.0 + extent.len) as usize;
             match kind {
                 Content::Data => bytes[at.clone()].copy_from_slice(&content.bytes[at]),
                 Content::Zero | Content::Unreadable => bytes[at].fill(0),
             }
         }
-        Ok(Head { bytes, runs, is_right: wrong.is_empty(), kept_bytes, report })
+        let mut read = reader.content();
+        let lost = match reader.read_region(RegionIndex(0), &mut read) {
+            Err(StoreError::Corrupt { .. } | StoreError::Incomplete { .. }) => {
+                reader.salvage_region(RegionIndex(0), &mut read)?
+            }
+            other => other.map(|()| Vec::new())?,
+        };
+        let is_kept = |granule: GranuleIndex| {
+            let within = |run: &GranuleRun| (run.start..run.end()).contains(&granule);
+            lost.iter().any(within) && !wrong.iter().any(|(run, _)| within(run))
+        };
+        let mut taken_away: Vec<GranuleRun> = Vec::new();
+        let all = geometry.region_run(RegionIndex(0));
+        for granule in (all.start.0..all.end().0).map(GranuleIndex).filter(|granule| !is_kept(*granule)) {
+            match taken_away.last_mut() {
+                Some(last) if last.end() == granule => last.count += 1,
+                _ => taken_away.push(GranuleRun { start: granule, count: 1 }),
+            }
+        }
+        let taken_away = taken_away.into_iter().map(|run| geometry.bytes_of(run)).collect();
+        Ok((Head { bytes, runs, is_right: wrong.is_empty(), kept_bytes, report }, taken_away))
     }
 
     /// Puts the first region where it belongs, after all others; in full, if anything was written.

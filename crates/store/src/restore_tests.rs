@@ -580,6 +580,30 @@ fn what_the_target_has_and_the_store_has_lost_stays() {
         left[run.offset.0 as usize..][..GRANULE as usize].fill(0);
         assert!(bytes_of(device) == left);
     }
+
+    // A restore that ends half way, here since the store has lost something else as well, has taken nothing of it either.
+    let mut bad = good;
+    for lost in [3, 82] {
+        bad[footer.frame_of(GranuleIndex(lost)).expect("a frame").offset as usize + 2] ^= 8;
+    }
+    fs::write(&segment, &bad).expect("rot");
+    let reader = reader(&store, point);
+    let mut bytes = wanted.clone();
+    [37, 82].iter().for_each(|granule| bytes[granule * GRANULE as usize + 5] ^= 1);
+    let device = Device::new(bytes, None);
+    let refused = restore_to(&reader, &device, &RESUME, ALL).expect_err("nobody has all");
+    assert!(matches!(refused, StoreError::Corrupt { .. }), "{refused}");
+    let three = 3 * GRANULE as usize..4 * GRANULE as usize;
+    {
+        let inner = device.inner.lock().expect("lock");
+        let seven = &inner.bytes[7 * GRANULE as usize..8 * GRANULE as usize];
+        assert!(inner.bytes[three.clone()] == wanted[three] && seven.iter().all(|byte| *byte == 0), "nor does it look whole");
+    }
+    let report = restore_to(&reader, &device, &allowed, ALL).expect("what is left");
+    assert_eq!(report.damaged, [ByteExtent { offset: ByteOffset(82 * GRANULE), len: GRANULE }]);
+    let mut left = wanted.clone();
+    left[82 * GRANULE as usize..][..GRANULE as usize].fill(0);
+    assert!(device.inner.into_inner().expect("lock").bytes == left);
 }
 
 /// Buffers are used again. What another region left in them must not be what a later one seems to hold: not where that is zeroes, nor

@@ -361,7 +361,7 @@ impl Daemon {
         let (strangers, dir) =
             (self.volumes.strangers.get().expect("set before the first"), self.state.volume_path(&group, &name));
         strangers.admit(&dir)?;
-        self.end_where_it_was(&dir, &group, &name, id).await?;
+        self.end_where_it_was(&dir, &group, &volume, id).await?;
         let is_own = source == self.around.source;
         if is_own {
             source_name::before_a_volume(self.state.path(), &source)?;

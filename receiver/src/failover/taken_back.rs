@@ -235,7 +235,7 @@ impl Failovers {
         let unread: Vec<String> = lock(&self.unread).values().cloned().collect();
         let unread = unread.into_iter().map(|words| {
             let message = format!("what an earlier failover left aside is not known: {words}");
-            let what = "put the file back and restart farside-receiver; until then a failover of that group must be forced, to a point that is named";
+            let what = "put the file back (or the version that wrote it) and restart farside-receiver; until then a failover of that group must be forced, to a point that is named";
             Reason::new(Severity::Error, Code::FailedOver, message, what)
         });
         whichs.into_iter().map(which).chain(unread).collect()

@@ -24,8 +24,8 @@ impl Failovers {
         let words = self.why_broken(state_dir, names).filter(|_| takes_back)?;
         Some(format!(
             "the history of {names} is not taken back: its failover may be one that was committed, and the note of that cannot be read: {words}; on the gateway: put \
-             that file back from a copy and restart farside-receiver; if there is no copy, and it was not committed, move the file aside and restart \
-             farside-receiver"
+             that file back from a copy and restart farside-receiver; if it is damaged, there is no copy, and it was not committed, move the file aside and \
+             restart farside-receiver"
         ))
     }
 

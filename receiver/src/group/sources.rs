@@ -192,7 +192,7 @@ impl Group {
         let is_it = is_new && *peer == self.names.source && stands();
         if is_it {
             let volume = &claim.volume.name;
-            tracing::warn!(group = %self.names, %volume, "a new volume of a source that was failed over waits until its history is taken back");
+            tracing::warn!(group = %self.names, %volume, "a new volume of a source that was failed over, or may have been, waits until its history is taken back, or the failover's note can be read");
         }
         is_it
     }

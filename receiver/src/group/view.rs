@@ -28,14 +28,16 @@ impl Group {
             Some(known.unwrap_or_else(|| Lag { age: since_published(point), is_at_least: true }))
         };
         let newest = state.points().values().next_back();
+        let is_anybody_here = state.volumes().any(|(id, _)| here.target.is_held(state, id));
         let counts = |id: VolumeId| {
             let in_newest = newest.is_some_and(|p| p.members.iter().any(|m| m.key.volume == id));
             let layer = state.volume(id).and_then(|v| v.last_layer().filter(|l| l.key.term == v.term()));
             let layer_since = layer.is_some_and(|l| newest.is_none_or(|p| l.slot > p.slot));
             let term = state.volume(id).map(|v| v.term());
-            // Nobody says of one that is removed that its layer will not come; but it is not claimed on the next connection.
-            let begun =
-                here.target.is_held(state, id) && self.beginnings.keys().any(|key| key.volume == id && Some(key.term) == term);
+            // Nobody says of one that is removed that its layer will not come; but it is not claimed on the next connection. † A host that is gone
+            // claims nothing, and each of its volumes counts as it did.
+            let begun = (!is_anybody_here || here.target.is_held(state, id))
+                && self.beginnings.keys().any(|key| key.volume == id && Some(key.term) == term);
             in_newest || layer_since || begun || here.target.quiet(state, id).is_some()
         };
         let ages: Option<Vec<Lag>> = state.volumes().filter(|(id, _)| counts(*id)).map(|(id, _)| age(id)).collect();

@@ -20,9 +20,12 @@ async fn t14_a_volume_that_is_removed_and_added_again_in_one_boot_remembers_that
         assert_eq!(running.daemon.volumes.served(), 0);
         std::fs::write(running.at.join("farsided.toml"), text).expect("written");
         running.daemon.reload().await.expect("read");
-        while running.daemon.volumes.served() == 0 {
-            tokio::task::yield_now().await;
-        }
+        let served = async {
+            while running.daemon.volumes.served() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, served).await.expect("it is served");
         assert_eq!(FlushNote::open(&run, id).expect("a note").any(), has_failed);
         let stopped = if has_failed { Stopped::Unclean } else { Stopped::Clean };
         assert_eq!(running.daemon.stop_groups().await, stopped, "failed: {has_failed}");

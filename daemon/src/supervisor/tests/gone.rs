@@ -37,6 +37,12 @@ async fn a_disk_that_is_gone_is_said_and_its_volume_is_not_clean() {
     });
     let reason = reason.await.expect("it is said");
     assert!(reason.message.contains("late is gone") && reason.severity == Severity::Error, "{reason:?}");
+    // It is set aside, so that the group goes on without it; whatever comes back in its place is compared.
+    let volumes = daemon.status().await.groups.remove(0).volumes;
+    let is_lost =
+        |name: &str| volumes.iter().find(|volume| volume.name == name).expect("served").state == VolumeState::TrackingLost;
+    assert!(is_lost(late.name.as_str()) && !is_lost("data"), "{volumes:?}");
+    assert!(Mark::TrackingLost.is_set(&folder).expect("read"));
     assert_eq!(daemon.stop_groups().await, Stopped::Unclean);
     assert!(!is_clean(&folder) && is_clean(&running.folder("data")));
 }

@@ -27,9 +27,12 @@ async fn a_volume_that_was_moved_to_another_group_is_served_when_its_device_of_b
     assert!(!now.exists(), "nothing was begun there");
     // It is gone; the volume is tried again by itself.
     std::fs::remove_file(&token).expect("there");
-    while daemon.volumes.served() == 0 {
-        tokio::task::yield_now().await;
-    }
+    let served = async {
+        while daemon.volumes.served() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served).await.expect("it is served");
     assert_eq!(daemon.find("data").expect("served").1, group);
     end(daemon).await;
 }

@@ -11,6 +11,7 @@ use farside_region::{Name, VolumeId};
 use tracing::info;
 
 use super::names_of;
+use crate::config::VolumeConfig;
 use crate::strangers::left_in;
 use crate::supervisor::Daemon;
 use crate::tap;
@@ -28,16 +29,21 @@ struct Before {
 struct Moved {
     from: Name,
     to: Name,
+    /// Its device is under the one of its disk, where it stays whoever uses that.
+    is_inserted: bool,
 }
 
 impl fmt::Display for Moved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to } = self;
+        let Self { from, to, is_inserted } = self;
         write!(
             f,
-            "it was in group {from}, and its device of then stays, whose users wait: put `group = \"{from}\"` back into its file and restart farsided; or stop \
-             what uses the device, and it is served in group {to} by itself"
-        )
+            "it was in group {from}, and its device of then stays, whose users wait: put `group = \"{from}\"` back into its file and restart farsided"
+        )?;
+        match is_inserted {
+            true => write!(f, "; to move it, `farside volume remove` it there, and add it to group {to}"),
+            false => write!(f, "; or stop what uses the device, and it is served in group {to} by itself"),
+        }
     }
 }
 
@@ -46,7 +52,14 @@ impl Daemon {
     ///
     /// # Errors
     /// When the device stays, as while somebody uses it.
-    pub(super) async fn end_where_it_was(&self, dir: &Path, group: &Name, name: &Name, id: VolumeId) -> anyhow::Result<()> {
+    pub(super) async fn end_where_it_was(
+        &self,
+        dir: &Path,
+        group: &Name,
+        config: &VolumeConfig,
+        id: VolumeId,
+    ) -> anyhow::Result<()> {
+        let name = &config.name;
         let others = left_in(&self.state.volumes(), &[dir.to_owned()]).into_iter().filter_map(|dir| {
             let (group, _) = names_of(&dir).filter(|(_, of)| of == name)?;
             Some(Before { group, id: self.id_in(&dir)?, dir })
@@ -56,13 +69,14 @@ impl Daemon {
             return Ok(());
         }
         let (now, group, name) = (dir.to_owned(), group.clone(), name.clone());
+        let is_inserted = config.insert;
         let runtime_dir = self.around.runtime_dir.clone();
         let end = move || {
             if tap::may_have_device(&now, id) {
                 return Ok(());
             }
             end_all(
-                &group,
+                (&group, is_inserted),
                 &others,
                 |before| tap::may_have_device(&before.dir, before.id),
                 |before| tap::end(&before.dir, before.id, &name, &runtime_dir),
@@ -74,13 +88,13 @@ impl Daemon {
 }
 
 fn end_all(
-    to: &Name,
+    (to, is_inserted): (&Name, bool),
     others: &[Before],
     has_left: impl Fn(&Before) -> bool,
     end: impl Fn(&Before) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     for before in others.iter().filter(|before| has_left(before)) {
-        end(before).with_context(|| Moved { from: before.group.clone(), to: to.clone() })?;
+        end(before).with_context(|| Moved { from: before.group.clone(), to: to.clone(), is_inserted })?;
         info!(dir = %before.dir.display(), "its volume is in group {to} now, and has no device of before any more");
     }
     Ok(())
@@ -107,9 +121,10 @@ mod tests {
             anyhow::ensure!(before.id != VolumeId([3; 16]), "something is mounted from /dev/farside/data");
             Ok(())
         };
-        end_all(&name("d"), &others, |before| before.id == VolumeId([2; 16]), end).expect("nobody uses it");
+        end_all((&name("d"), false), &others, |before| before.id == VolumeId([2; 16]), end).expect("nobody uses it");
         assert_eq!(ended.take(), ["b"], "there is nothing of the others");
-        let refused = end_all(&name("d"), &others, |before| before.id != VolumeId([2; 16]), end).expect_err("it is used");
+        let refused =
+            end_all((&name("d"), false), &others, |before| before.id != VolumeId([2; 16]), end).expect_err("it is used");
         assert_eq!(ended.take(), ["a", "c"]);
         let refused = format!("{refused:#}");
         for words in
