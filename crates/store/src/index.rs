@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use farside_region::{GranuleIndex, GranuleRun};
 
 /// A part, as one replay numbers it: in the order of publication. Means nothing outside of that replay.
-/// Below [`PartNo::END`]: a group that publishes a thousand million of them a second takes a hundred years for that.
+/// Less than 2^62: a group that publishes a thousand million of them a second takes a hundred years for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartNo(pub u64);
 
