@@ -4,13 +4,10 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use farside_blockio::{Users, ancestors, open_still, openers_but, users_of_file_but};
-use farside_store::StoreError;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use farside_store::{OutputHold, StoreError};
 
 use crate::failure::{Failure, OrFail as _};
 use crate::guard;
@@ -20,19 +17,8 @@ use crate::guard;
 pub(crate) struct Stdout {
     out: File,
     name: PathBuf,
-    claim: Claim,
-}
-
-#[derive(Debug)]
-enum Claim {
-    /// Nobody else writes there, or it keeps nothing.
-    None,
-    File {
-        _lock: Flock<File>,
-    },
-    Device {
-        _claimed: File,
-    },
+    /// `None`: a pipe or the like, which keeps nothing.
+    held: Option<OutputHold>,
 }
 
 impl Stdout {
@@ -47,42 +33,16 @@ impl Stdout {
 
     fn of(out: File, store: &Path) -> Result<Self, Failure> {
         let meta = out.metadata().or_fail("what standard output is cannot be told")?;
-        let is_device = meta.file_type().is_block_device();
-        if !is_device && !meta.is_file() {
-            return Ok(Self { out, name: "standard output".into(), claim: Claim::None });
+        if !meta.file_type().is_block_device() && !meta.is_file() {
+            return Ok(Self { out, name: "standard output".into(), held: None });
         }
         let link = PathBuf::from(format!("/proc/self/fd/{}", out.as_raw_fd()));
         let which = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.rdev(), meta.dev(), meta.ino()));
         // Nothing else that has the name by now.
         let name = std::fs::read_link(&link).ok().filter(|name| which(name) == which(&link)).unwrap_or(link);
         guard::refuse(&name, store)?;
-        let busy = |why: &str| StoreError::TargetBusy { path: name.clone(), why: why.to_owned() };
-        // Neither claim nor lock is refused beside a virtual machine, or a loop device.
-        let ancestors = ancestors();
-        let is_ours = |pid: u32| ancestors.contains(&pid);
-        let users = open_still(|| match is_device {
-            true => openers_but(&name, is_ours),
-            false => users_of_file_but(&out, Users::Writers, is_ours),
-        });
-        if !users.is_empty() {
-            return Err(busy(&format!("it is open in {}", users.join(", "))).into());
-        }
-        let claim = if is_device {
-            let claimed = File::options().read(true).custom_flags(OFlag::O_EXCL.bits()).open(&name);
-            let claimed = claimed.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::EBUSY) => busy("it is mounted, or part of another device (see `lsblk` and /sys/block/*/holders)"),
-                _ => StoreError::of_target("opening", &name, error),
-            });
-            Claim::Device { _claimed: claimed? }
-        } else {
-            let handle = out.try_clone().or_fail("standard output cannot be written to")?;
-            match Flock::lock(handle, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => Claim::File { _lock: lock },
-                Err((_, Errno::EWOULDBLOCK)) => return Err(busy("another process has it locked (a daemon, or a restore)").into()),
-                Err(_) => Claim::None, // a file system that knows no locks
-            }
-        };
-        Ok(Self { out, name, claim })
+        let held = OutputHold::of(&out, &name)?;
+        Ok(Self { out, name, held: Some(held) })
     }
 
     /// What it is called in messages, and where to write to.
@@ -95,15 +55,17 @@ impl Stdout {
     /// # Errors
     /// That it did.
     pub(crate) fn finish(self) -> Result<(), Failure> {
-        match self.claim {
-            Claim::None if !self.out.metadata().is_ok_and(|meta| meta.is_file()) => Ok(()),
-            _ => self.out.sync_all().map_err(|error| StoreError::of_target("syncing", &self.name, error).into()),
+        if self.held.is_none() {
+            return Ok(());
         }
+        self.out.sync_all().map_err(|error| StoreError::of_target("syncing", &self.name, error).into())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::fcntl::{Flock, FlockArg};
+
     use super::*;
     use crate::failure::Exit;
 

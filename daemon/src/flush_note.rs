@@ -79,13 +79,12 @@ impl FlushNote {
         self.change(|counts| counts.told = counts.told.max((self.before + failures).min(counts.failed)));
     }
 
-    /// Its volume leaves, and with it all who could be told. † That one failed is kept: one of the same name that comes in this boot may be over the same disk.
-    pub(crate) fn tell_nobody(&self) {
-        self.change(|counts| counts.told = counts.failed);
-    }
-
-    /// Its volume leaves. † Only where none failed: one of the same name that comes in this boot may be over the same disk.
-    pub(crate) fn remove(&self) {
+    /// Its volume leaves, and with it all who could be told. † That one failed is kept: a volume of the same name that comes in this boot may be over the
+    /// same disk (T14).
+    pub(crate) fn leave(&self) {
+        if self.any() {
+            return self.change(|counts| counts.told = counts.failed);
+        }
         let _ = std::fs::remove_file(&self.path); // one that stays is of a volume that is not there
     }
 
@@ -128,7 +127,7 @@ mod tests {
         assert!(!note().is_untold());
         third.failed();
         assert!(note().is_untold(), "nobody is told of what comes after");
-        note().remove();
+        note().leave();
         assert!(!note().is_untold());
     }
 }

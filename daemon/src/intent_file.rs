@@ -10,14 +10,13 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use farside_blockio::{DeviceError, FileDevice, OpenOptions};
+use farside_blockio::{DeviceError, FileDevice, OpenOptions, is_of_medium};
 use farside_region::intent::{
     BackingIdentity, Header, HeaderState, INTENT_BLOCK_BYTES, IntentBlock, IntentError, IntentLayout, Owed, OwnFile, Page,
     PageIndex, SlotIndex, UncheckedOwed, check_page_version, recover_header, recover_page,
 };
 use farside_region::{Geometry, GranuleSet, LedgerPosition, MapId, RegionIndex, RegionRange, Term};
 use farside_shim::Commit;
-use nix::errno::Errno;
 use thiserror::Error;
 use tracing::warn;
 
@@ -73,9 +72,7 @@ pub(crate) enum IntentFileError {
 impl IntentFileError {
     /// Whether a disk does not give back what it was given.
     fn is_of_the_medium(&self) -> bool {
-        let Self::Io { source, .. } = self else { return false };
-        let errno = source.raw_os_error().map(Errno::from_raw);
-        matches!(errno, Some(Errno::EIO | Errno::ENODATA | Errno::EILSEQ | Errno::EBADMSG | Errno::EUCLEAN))
+        matches!(self, Self::Io { source, .. } if is_of_medium(source))
     }
 
     /// Whether its file system takes no write at all, as after an error.
@@ -145,11 +142,11 @@ impl IntentFile {
         device.sync_data().map_err(io("synced"))?;
         let unreadable = unreadable(&device, 0..device.size() / INTENT_BLOCK_BYTES as u64)?;
         let is_damaged = unreadable.is_some();
+        // † The other header may be the older one: it may say `clean` of what was served since.
+        let is_headless = unreadable.as_ref().is_some_and(|(first, _)| *first < 2);
         if let Some((index, source)) = unreadable {
             warn!(path = %path.display(), "the intent map cannot be read at byte {}: {source}; it is made anew", index * INTENT_BLOCK_BYTES as u64);
         }
-        // † The other header may be the older one: it may say `clean` of what was served since.
-        let is_headless = self::unreadable(&device, 0..2)?.is_some();
         let mut found_header = read_header(&device, &path)?;
         if let Some((header, _)) = &found_header
             && header.volume_bytes > geometry.volume_bytes()
@@ -407,7 +404,7 @@ fn read_block(device: &FileDevice, index: u64) -> Result<Box<IntentBlock>, Inten
     }
     let read = device.read_exact_at(offset, &mut block.0);
     #[cfg(test)]
-    let read = read.and_then(|()| if tests::is_bad(device, index) { Err(Errno::EIO.into()) } else { Ok(()) });
+    let read = read.and_then(|()| if tests::is_bad(device, index) { Err(farside_blockio::Errno::EIO.into()) } else { Ok(()) });
     read.map_err(|source| IntentFileError::Io { path: device.path().to_owned(), verb: "read", source })?;
     Ok(block)
 }

@@ -763,11 +763,7 @@ impl Served {
     pub(crate) fn close_and_remove(mut self) -> anyhow::Result<()> {
         self.finish();
         let Self { dir, device, insertion, flushes, runtime_dir, meta, .. } = self;
-        // † It may be added again in this boot, over the same disk, and then nothing else knows what that may have lost (T14).
-        match flushes.any() {
-            true => flushes.tell_nobody(),
-            false => flushes.remove(),
-        }
+        flushes.leave();
         OpenedNote::of(&runtime_dir, meta.id).remove();
         MarksNote::remove(&runtime_dir, meta.id);
         std::fs::remove_dir_all(&dir).with_context(|| format!("{} cannot be removed", dir.display()))?;

@@ -257,6 +257,15 @@ struct Prune {
     under_way: Option<u64>,
 }
 
+/// What a target is held to.
+fn target_limits(receiver: &Receiver) -> target::Limits {
+    target::Limits {
+        credit_window: u64::from(receiver.config().limits.credit_mib) << 20,
+        publish_every: receiver.publish_every(),
+        ..target::Limits::default()
+    }
+}
+
 impl Group {
     fn run(&mut self, mut mailbox: mpsc::Receiver<Mail>) {
         let runtime = self.receiver.runtime.clone();
@@ -560,7 +569,6 @@ impl Group {
                 self.place = Place::Away { words, retry_at: Instant::now() + delay };
             }
             Ok((store, generation, id)) => {
-                let limits = &self.receiver.config().limits;
                 let config = Config {
                     group: group_id(&self.names.source, &self.names.group),
                     source: self.names.source.clone(),
@@ -568,11 +576,7 @@ impl Group {
                     store: id,
                     layer_digest: farside_layer::layer_digest,
                     began: u64::try_from(BEFORE.as_nanos()).expect("ten years fit"),
-                    limits: target::Limits {
-                        credit_window: u64::from(limits.credit_mib) << 20,
-                        publish_every: self.receiver.publish_every(),
-                        ..target::Limits::default()
-                    },
+                    limits: target_limits(&self.receiver),
                 };
                 let landed = store.landing().landed();
                 let newest = landed.iter().filter_map(|l| Some(l.end.as_ref()?.1)).max().unwrap_or(0);
@@ -653,10 +657,7 @@ impl Group {
         let is_bucket = self.is_bucket();
         let Place::Here(here) = &mut self.place else { return };
         let Ok(space) = here.store.space() else { return };
-        let limits = target::Limits {
-            credit_window: u64::from(self.receiver.config().limits.credit_mib) << 20,
-            ..target::Limits::default()
-        };
+        let limits = target_limits(&self.receiver);
         let least = 2 * limits.credit_step;
         let free_bytes = self.receiver.space.room(&self.names, space.grantable(), least);
         // Before the source has to wait, not when it does. † The disk of a bucket is staging, where pruning makes no room: while an upload takes its

@@ -523,5 +523,11 @@ pub(crate) fn identity(metadata: &std::fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
+/// A bad sector, or what the file system says when its checksum or structure does not fit.
+pub fn is_of_medium(error: &std::io::Error) -> bool {
+    use nix::libc::{EBADMSG, EILSEQ, EIO, ENODATA, EREMOTEIO, EUCLEAN};
+    matches!(error.raw_os_error(), Some(EIO | ENODATA | EILSEQ | EBADMSG | EUCLEAN | EREMOTEIO))
+}
+
 #[cfg(test)]
 mod tests;

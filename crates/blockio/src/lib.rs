@@ -30,7 +30,7 @@ mod written;
 
 pub use buffer::{BUFFER_ALIGN, Buffer, BufferPool, Gather};
 pub use clone::clone_file;
-pub use device::{DeviceError, DeviceKind, FileDevice, OpenOptions, seek_extent};
+pub use device::{DeviceError, DeviceKind, FileDevice, OpenOptions, is_of_medium, seek_extent};
 pub use door::{hold, remote_filesystem};
 pub use engine::{DeviceDone, DeviceEngine, DeviceOp};
 pub use identity::{Identity, Known};

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use farside_blockio::is_of_medium;
 use farside_region::{GroupId, KeyId, LayerKey, RegionIndex, Slot, VolumeId};
 
 /// The result of most of this crate's functions.
@@ -578,12 +579,6 @@ impl StoreError {
             _ => Self::Io { doing, path, source },
         }
     }
-}
-
-/// A bad sector, or what the file system says when its checksum or structure does not fit.
-pub(crate) fn is_of_medium(error: &io::Error) -> bool {
-    let errno = error.raw_os_error();
-    matches!(errno, Some(libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EBADMSG | libc::EUCLEAN | libc::EREMOTEIO))
 }
 
 /// This process or machine has too little of something at the moment; nothing is wrong with the store.

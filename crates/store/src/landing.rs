@@ -22,12 +22,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use farside_blockio::is_of_medium;
 use farside_layer::{Footer, PartId, PartSummary, PartVerifier, ReadFooterError, check_stored, read_footer};
 use farside_ledger::{KeptEnd, PartEntry, VolumeMeta, volume_id};
 use farside_region::{LayerKey, Name, Slot, Term, VolumeId};
 
 use crate::backend::{Created, DirBackend, block_on};
-use crate::error::{Result, StoreError, is_of_medium};
+use crate::error::{Result, StoreError};
 use crate::image::GroupImage;
 use crate::liveness::{Part, PartName};
 use crate::names::{GroupNames, end_path, parse_end_path, parse_part_path, part_path};

@@ -106,6 +106,6 @@ pub use space::{RESERVE_BYTES_MIN, Space};
 pub use spoiled::{KnownDamage, SpoiledParts};
 pub use store::{Listing, STORE_VERSION, Store};
 pub use stream::restore_stream;
-pub use target::{Existing, FileTarget};
+pub use target::{Existing, FileTarget, OutputHold};
 pub use verify::{DamagedRegion, Looked, Verified, unreadable_runs, verify_point};
 pub use wanted::{Tried, Wanted, is_verify_due};

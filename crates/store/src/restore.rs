@@ -444,7 +444,7 @@ impl Worker<'_> {
             Err(StoreError::Corrupt { .. } | StoreError::Incomplete { .. }) if allow_damaged => {
                 self.report.damaged.extend(read_or_salvage(reader, region, &mut self.content, true)?);
                 let runs = self.content.runs.clone();
-                runs.iter().for_each(|(run, content)| self.report.count(*content, geometry.bytes_of(*run).len));
+                self.count(&runs);
                 return Ok(Mending { wrong: runs.clone(), runs, kept_bytes: 0 });
             }
             other => other?,
@@ -463,8 +463,13 @@ impl Worker<'_> {
             self.report.damaged.extend(lost.into_iter().map(|run| geometry.bytes_of(run)));
         }
         let runs: Vec<_> = reader.extents(geometry.region_run(region)).map(|extent| (extent.run, extent.content)).collect();
-        runs.iter().for_each(|(run, content)| self.report.count(*content, geometry.bytes_of(*run).len));
+        self.count(&runs);
         Ok(Mending { wrong, runs, kept_bytes })
+    }
+
+    fn count(&mut self, runs: &[(GranuleRun, Content)]) {
+        let geometry = self.restore.reader.geometry();
+        runs.iter().for_each(|(run, content)| self.report.count(*content, geometry.bytes_of(*run).len));
     }
 
     /// The runs of a region in which the target is not what the point is, and the bytes in which it is.

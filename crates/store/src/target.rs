@@ -10,7 +10,9 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use farside_blockio::{Identity, Users, counts_writes, open_still, openers, users_of_file};
+use farside_blockio::{
+    Identity, Users, ancestors, counts_writes, open_still, openers, openers_but, users_of_file, users_of_file_but,
+};
 use farside_region::{ByteExtent, ByteOffset, mutation};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
@@ -314,19 +316,57 @@ fn open_locked(path: &Path, users: Users) -> Result<(Flock<File>, fs::Metadata, 
         let why = "it is neither a file nor a block device".to_owned();
         return Err(StoreError::TargetUnsuitable { path: path.to_owned(), why });
     }
-    let file = options.open(path).map_err(|e| match e.raw_os_error() {
-        Some(libc::EBUSY) => {
-            let why = "it is mounted, or part of another device (see `lsblk` and /sys/block/*/holders)".to_owned();
-            StoreError::TargetBusy { path: path.to_owned(), why }
-        }
-        _ => io("opening", e),
-    })?;
-    let mut file = lock(path, file)?;
+    let mut file = lock(path, open_alone(path, &options)?)?;
     // The claim is granted beside a virtual machine or a database that has the device open and claims nothing, and the lock of a file beside
     // a virtual machine, which has locked it otherwise, and a loop device.
     refuse_used(path, || if kind.is_block_device() { openers(path) } else { users_of_file(&file, users) })?;
     let has = file.seek(SeekFrom::End(0)).map_err(|e| io("measuring", e))?;
     Ok((file, meta, has))
+}
+
+/// With `O_EXCL`, of a device: nobody else may claim it.
+fn open_alone(path: &Path, options: &OpenOptions) -> Result<File> {
+    options.open(path).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => {
+            let why = "it is mounted, or part of another device (see `lsblk` and /sys/block/*/holders)".to_owned();
+            StoreError::TargetBusy { path: path.to_owned(), why }
+        }
+        _ => StoreError::of_target("opening", path, e),
+    })
+}
+
+/// What somebody else has opened for this process, kept for it alone as long as this is there.
+#[derive(Debug)]
+pub struct OutputHold {
+    /// `None`: its file system knows no locks.
+    _lock: Option<Flock<File>>,
+    _claim: Option<File>,
+}
+
+impl OutputHold {
+    /// Of a file or a device of that name. Whoever opened it, and waits for this process, has it open as well, and is no user.
+    ///
+    /// # Errors
+    /// [`StoreError::TargetBusy`]; what the file system says.
+    pub fn of(out: &File, name: &Path) -> Result<Self> {
+        let io = |doing, e| StoreError::of_target(doing, name, e);
+        let is_device = out.metadata().map_err(|e| io("measuring", e))?.file_type().is_block_device();
+        let ancestors = ancestors();
+        let is_ours = |pid: u32| ancestors.contains(&pid);
+        refuse_used(name, || match is_device {
+            true => openers_but(name, is_ours),
+            false => users_of_file_but(out, Users::Writers, is_ours),
+        })?;
+        if is_device {
+            let claim = open_alone(name, OpenOptions::new().read(true).custom_flags(libc::O_EXCL))?;
+            return Ok(Self { _lock: None, _claim: Some(claim) });
+        }
+        match lock(name, out.try_clone().map_err(|e| io("locking", e))?) {
+            Ok(lock) => Ok(Self { _lock: Some(lock), _claim: None }),
+            Err(busy @ StoreError::TargetBusy { .. }) => Err(busy),
+            Err(_) => Ok(Self { _lock: None, _claim: None }), // a file system that knows no locks
+        }
+    }
 }
 
 /// Refuses a target that somebody has open still, as `look` tells.

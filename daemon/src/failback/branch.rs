@@ -592,16 +592,7 @@ mod tests {
     }
 
     fn held(path: &Path) -> Held {
-        Held {
-            name: name("data"),
-            backing: path.to_owned(),
-            identity: None,
-            seen: None,
-            beyond: None,
-            was_asked: false,
-            leaving: false,
-            paused: false,
-        }
+        Held::of("data", path, None)
     }
 
     fn point() -> PullPoint {

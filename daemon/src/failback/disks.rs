@@ -204,17 +204,7 @@ mod tests {
     use super::*;
 
     fn held(path: &std::path::Path, identity: Option<Identity>) -> Held {
-        let name = "data".parse().expect("a name");
-        Held {
-            name,
-            backing: path.to_owned(),
-            identity,
-            seen: None,
-            beyond: None,
-            was_asked: false,
-            leaving: false,
-            paused: false,
-        }
+        Held::of("data", path, identity)
     }
 
     async fn hidden(_: Name) -> anyhow::Result<()> {

@@ -52,6 +52,23 @@ pub(super) struct Held {
     pub(super) paused: bool,
 }
 
+#[cfg(test)]
+impl Held {
+    /// As it was just taken, and nothing was done.
+    pub(super) fn of(volume: &str, backing: &Path, identity: Option<Identity>) -> Self {
+        Self {
+            name: volume.parse().expect("a name"),
+            backing: backing.to_owned(),
+            identity,
+            seen: None,
+            beyond: None,
+            was_asked: false,
+            leaving: false,
+            paused: false,
+        }
+    }
+}
+
 /// As it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
@@ -403,18 +420,7 @@ fn is_same_disk(one: &Path, other: &Path) -> bool {
 /// Keeps a note of a failback that has a part of a point on a disk; what comes back ends it.
 #[cfg(test)]
 pub(crate) fn hold(state_dir: &Path, (group, volume): (&str, &str), backing: &Path) -> impl FnOnce() + use<> {
-    let name = volume.parse().expect("a name");
-    let held = Held {
-        name,
-        backing: backing.to_owned(),
-        identity: None,
-        seen: None,
-        beyond: None,
-        was_asked: false,
-        leaving: false,
-        paused: false,
-    };
-    let note = Note::new(group.parse().expect("a name"), vec![held]);
+    let note = Note::new(group.parse().expect("a name"), vec![Held::of(volume, backing, None)]);
     note.keep(state_dir).expect("kept");
     let state_dir = state_dir.to_owned();
     move || note.forget(&state_dir).expect("over")
@@ -438,17 +444,7 @@ mod tests {
     }
 
     fn note(stage: Stage, backing: &Path) -> Note {
-        let (identity, seen) = (None, None);
-        let held = Held {
-            name: name("data"),
-            backing: backing.to_owned(),
-            identity,
-            seen,
-            beyond: None,
-            was_asked: false,
-            leaving: false,
-            paused: false,
-        };
+        let held = Held::of("data", backing, None);
         with(stage, false, Branch::Wanted { base: None }, Note::new(name("db"), vec![held]))
     }
 
